@@ -1,0 +1,96 @@
+/* cluster.h - k-means over documents, and the partition it yields. Source: MoE-DisCo (arXiv 2601.06857), step 1. */
+#ifndef MOEDISCO_CLUSTER_H
+#define MOEDISCO_CLUSTER_H
+
+#include "corpus.h"
+#include "model.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef struct moed_kmeans moed_kmeans;
+typedef struct moed_partition moed_partition;
+
+typedef struct moed_embed_options {
+    uint32_t struct_size;
+    uint32_t flags;
+    int32_t normalise;  /* 1: each vector to length 1 */
+    int32_t centre;     /* 1: subtract the mean over documents (before normalising) */
+} moed_embed_options;
+
+/* out (documents, hidden) f32, host: the mean over a document's tokens of the model's embedding table;
+ * zeros for an empty document. Since: 0.1. Source: MoE-DisCo, step 1. */
+MOED_API moed_status moed_corpus_embed(const moed_corpus *d, const moed_model *m, moed_tensor *out,
+                                       const moed_embed_options *o, const moed_cancel *cancel);
+/* Tokens of every document, out (documents): the usual weights of a balanced fit. Since: 0.1. */
+MOED_API moed_status moed_corpus_weights(const moed_corpus *d, float *out);
+
+enum { MOED_KMEANS_PLAIN = 0, MOED_KMEANS_BALANCED = 1 };
+
+typedef struct moed_kmeans_options {
+    uint32_t struct_size;
+    uint32_t flags;
+    int32_t clusters;    /* K */
+    int32_t method;      /* MOED_KMEANS_PLAIN, MOED_KMEANS_BALANCED (equal weight per cluster) */
+    int32_t iterations;  /* of Lloyd, at most */
+    int32_t restarts;    /* k-means++ starts, the best inertia wins */
+    uint64_t seed;
+    double tolerance;    /* stop when the centroids' squared movement is below this times the mean variance */
+    double imbalance;    /* balanced: a cluster's weight may exceed the mean by this share (or by one document) */
+} moed_kmeans_options;
+
+typedef struct moed_kmeans_info {
+    uint32_t struct_size;
+    uint32_t flags;
+    int64_t clusters;
+    int64_t width;
+    int64_t iterations;      /* done by the winning start */
+    double inertia;          /* sum of weight * squared distance to the own centroid (plain: weight 1) */
+    const float *centroids;  /* (clusters, width), borrowed until the next fit */
+    const double *weights;   /* (clusters) total weight of each, borrowed */
+    const int64_t *counts;   /* (clusters) vectors of each, borrowed */
+} moed_kmeans_info;
+
+/* Since: 0.1. Ownership: the caller's. Threads: one at a time; assign and get_info may run in parallel. */
+MOED_API moed_status moed_kmeans_create(moed_kmeans **out, moed_context *c, const moed_kmeans_options *o);
+MOED_API void moed_kmeans_destroy(moed_kmeans *k);
+/* x (count, width) f32, host. weights (count) nullable: balance and, when given, weighted centroids
+ * (NULL: all 1). starts (clusters, width) nullable: use these centroids instead of k-means++.
+ * Returns MOED_E_ARGUMENT (fewer vectors than clusters), MOED_E_NUMERIC naming the row with NaN. Since: 0.1. */
+MOED_API moed_status moed_kmeans_fit(moed_kmeans *k, const moed_tensor *x, const float *weights, const moed_tensor *starts,
+                                     const moed_cancel *cancel);
+/* Labels of the fit itself (balanced ones included), (count). MOED_E_STATE before a fit. Since: 0.1. */
+MOED_API moed_status moed_kmeans_labels(const moed_kmeans *k, int32_t *labels, int64_t count);
+/* Nearest centroid of new vectors; distances (count) squared, nullable. Since: 0.1. */
+MOED_API moed_status moed_kmeans_assign(const moed_kmeans *k, const moed_tensor *x, int32_t *labels, float *distances, const moed_cancel *cancel);
+MOED_API moed_status moed_kmeans_get_info(const moed_kmeans *k, moed_kmeans_info *out);
+
+typedef struct moed_partition_info {
+    uint32_t struct_size;
+    uint32_t flags;
+    int64_t documents;
+    int64_t clusters;
+    int64_t width;            /* of the centroids, 0 = none kept */
+    const int32_t *labels;    /* (documents), borrowed */
+    const float *centroids;   /* (clusters, width), borrowed, NULL = none */
+    char fingerprint[40];     /* of the corpus, "" = not bound to one */
+} moed_partition_info;
+
+/* labels (count) in [0, clusters); centroids (clusters, width) f32 nullable; corpus nullable: binds the
+ * partition to it. Since: 0.1. */
+MOED_API moed_status moed_partition_create(moed_partition **out, moed_context *c, const int32_t *labels, int64_t count, int64_t clusters,
+                                           const moed_tensor *centroids, const moed_corpus *corpus);
+/* A safetensors file: assignments I32 (documents), centroids F32 (clusters, width). Since: 0.1. */
+MOED_API moed_status moed_partition_open(moed_partition **out, moed_context *c, const char *path);
+MOED_API moed_status moed_partition_save(const moed_partition *p, const char *path);
+MOED_API moed_status moed_partition_get_info(const moed_partition *p, moed_partition_info *out);
+MOED_API void moed_partition_destroy(moed_partition *p);
+/* The documents of one cluster as a view. Labels are by document of the whole corpus; d may be that corpus or
+ * a view of it (then its documents of that cluster). MOED_E_MISMATCH when d is another corpus. Since: 0.1. */
+MOED_API moed_status moed_partition_view(moed_corpus **out, const moed_partition *p, const moed_corpus *d, int32_t cluster);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

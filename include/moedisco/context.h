@@ -1,0 +1,94 @@
+/* context.h - a device, its threads, memory and limits, and the host's callbacks. */
+#ifndef MOEDISCO_CONTEXT_H
+#define MOEDISCO_CONTEXT_H
+
+#include "base.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef struct moed_context moed_context;
+
+/* Returns memory of `size` bytes aligned to `alignment` (a power of two), or NULL. Any thread. */
+typedef void *(*moed_alloc_fn)(size_t size, size_t alignment, void *user);
+typedef void (*moed_free_fn)(void *memory, size_t size, void *user);
+
+/* The caller's thread pool: run task(argument, i) for every i in [0, count), in any order and on any
+ * threads, and return when all are done. Never called from inside a task. */
+typedef void (*moed_task_fn)(void *argument, int64_t index);
+typedef void (*moed_executor_fn)(int64_t count, moed_task_fn task, void *argument, void *user);
+
+enum { MOED_LOG_ERROR = 1, MOED_LOG_WARNING = 2, MOED_LOG_INFO = 3, MOED_LOG_DEBUG = 4 };
+/* One line without a newline. May come from any thread of the library. */
+typedef void (*moed_log_fn)(int32_t level, const char *line, void *user);
+
+enum {
+    MOED_CONTEXT_NO_ENV = 1 /* flags: read no environment variable */
+};
+
+/* Environment read at create unless MOED_CONTEXT_NO_ENV (secure_getenv): MOED_THREADS, MOED_KERNELS,
+ * MOED_BACKEND_PATH; each only where the field is at its default. */
+typedef struct moed_context_options {
+    uint32_t struct_size;
+    uint32_t flags;
+    const char *device;     /* "auto", "cpu", "NAME:INDEX" of a plug-in's device; NULL = "auto" */
+    const char *kernels;    /* CPU kernel set: "auto", "v2", "v3", "v4", "neon", "reference", "double" */
+    const char *plugin_dir; /* where backends are looked for first, or NULL */
+    int32_t threads;        /* 0 = as many as affinity and cgroup allow */
+    int32_t log_level;      /* highest level passed to log */
+    int64_t host_limit;     /* bytes the library may hold in host memory; 0 = no limit */
+    int64_t device_limit;   /* bytes on the device; 0 = no limit */
+    moed_alloc_fn alloc;    /* both or neither; NULL = the C library's */
+    moed_free_fn free;
+    void *alloc_user;
+    moed_executor_fn executor; /* NULL = threads of the library's own */
+    void *executor_user;
+    moed_log_fn log;        /* NULL = silent */
+    void *log_user;
+} moed_context_options;
+
+typedef struct moed_context_info {
+    uint32_t struct_size;
+    uint32_t flags;
+    char device[64];       /* "cpu" */
+    char kernels[32];      /* the kernel set in use */
+    char reason[192];      /* why this device and kernel set */
+    int32_t threads;       /* that work on one call, the caller's included */
+    int32_t dtype;         /* of arithmetic: MOED_DTYPE_F32, or F64 for the "double" kernels */
+    int64_t host_limit;
+    int64_t host_in_use;   /* bytes held now through this context */
+    int64_t host_peak;
+} moed_context_info;
+
+typedef struct moed_device_info {
+    uint32_t struct_size;
+    uint32_t flags;
+    char name[64];         /* what moed_context_options.device takes */
+    char backend[64];
+    char description[128]; /* the maker's name of it */
+    char reason[192];      /* "" when usable, else why not */
+    int64_t memory;        /* bytes, 0 = not known */
+    double flops;          /* effective FLOP/s in training, 0 = not known (moed_train_estimate needs it for time) */
+} moed_device_info;
+
+/* Lists devices of the built-in CPU backend and of every plug-in found. A plug-in that does not load
+ * is listed with the reason.
+ * out [out, nullable when capacity is 0] (capacity); count [out] how many there are.
+ * Returns MOED_E_ARGUMENT, MOED_E_MEMORY. Threads: any. Since: 0.1. */
+MOED_API moed_status moed_device_list(moed_device_info *out, size_t capacity, size_t *count, const char *plugin_dir);
+
+/* Opens a device. o nullable. Starts its threads only when work first needs them.
+ * Returns MOED_E_BACKEND (no such device or kernel set), MOED_E_MEMORY, MOED_E_RANGE.
+ * Ownership: the caller's; handles made from it keep it alive.
+ * Threads: immutable after create, may be shared; calls that share it run side by side. Since: 0.1. */
+MOED_API moed_status moed_context_create(moed_context **out, const moed_context_options *o);
+MOED_API void moed_context_destroy(moed_context *context);
+
+/* Fills out (struct_size set by the caller). Threads: any. Since: 0.1. */
+MOED_API moed_status moed_context_get_info(const moed_context *context, moed_context_info *out);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,68 @@
+/* integrate.h - K trained submodels (and the base) into one MoE model.
+ * Source: MoE-DisCo (arXiv 2601.06857), step 4. Every shared number becomes base + sum_k gamma_k (theta_k - base),
+ * so untrained submodels give the base back bit for bit. */
+#ifndef MOEDISCO_INTEGRATE_H
+#define MOEDISCO_INTEGRATE_H
+
+#include "split.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef struct moed_integration moed_integration;
+
+enum { MOED_MERGE_UNIFORM = 0, MOED_MERGE_WEIGHTED = 1, MOED_MERGE_EXPLICIT = 2 };
+enum { MOED_GATE_BASE = 0, MOED_GATE_RANDOM = 1, MOED_GATE_CENTROIDS = 2 };
+
+typedef struct moed_integration_options {
+    uint32_t struct_size;
+    uint32_t flags;
+    int32_t merge;         /* UNIFORM: gamma = 1/parts added; WEIGHTED: weights given at add (tokens), divided by their sum;
+                              EXPLICIT: gamma = the weight given */
+    int32_t gate;          /* BASE: the base's rows; RANDOM: drawn; CENTROIDS: rows given by moed_integration_set_gate */
+    int32_t allow_missing; /* 1: finish without a lost submodel; its experts come from the base */
+    int32_t reserved;
+    uint64_t seed;         /* RANDOM */
+    double gate_std;       /* RANDOM: standard deviation; CENTROIDS: root mean square of each row; negative = the base rows' own */
+} moed_integration_options;
+
+typedef struct moed_integration_info {
+    uint32_t struct_size;
+    uint32_t flags;
+    int32_t parts;
+    int32_t present;
+    int32_t first_missing; /* -1 = none */
+    int32_t reserved;
+    double drift;          /* after finish: root mean square of (theta_k - base) over shared parameters and parts,
+                              relative to that of base */
+} moed_integration_info;
+
+/* base: in memory or streamed; kept alive, like the split. o nullable. Since: 0.1. */
+MOED_API moed_status moed_integration_create(moed_integration **out, moed_split *s, const moed_model *base, const moed_integration_options *o);
+MOED_API void moed_integration_destroy(moed_integration *i);
+/* Registers the submodel of `part` (any order). weight: see merge. The model is kept alive; one model may serve several
+ * parts (cloning one dense model into every expert is upcycling). Returns MOED_E_MISMATCH naming the tensor or field when it does not belong, MOED_E_EXISTS
+ * when the part is there already. Since: 0.1. */
+MOED_API moed_status moed_integration_add(moed_integration *i, int32_t part, const moed_model *submodel, double weight);
+/* gamma [out] (parts), 0 for missing ones. Since: 0.1. */
+MOED_API moed_status moed_integration_weights(const moed_integration *i, double *gamma);
+/* How parameter `param` of the base's layout is made. Source 0 is the base, 1 + k submodel k. With MOED_GATE_CENTROIDS
+ * router rows are source 1 + parts. Since: 0.1. */
+MOED_API moed_status moed_integration_pieces(moed_integration *i, size_t param, moed_piece *pieces, size_t capacity, size_t *count);
+/* MOED_GATE_CENTROIDS: rows (parts, width) f32 for `layer` (-1 = all): the mean over parts is subtracted and each row scaled to
+ * gate_std. An expert takes the row of its part. Since: 0.1. Source: FlexOlmo, Nexus (router rows from domain embeddings). */
+MOED_API moed_status moed_integration_set_gate(moed_integration *i, int32_t layer, const moed_tensor *rows);
+/* For gates that do not renormalise their top-k weights: multiplies the output tensors (MOED_PARAM_EXPERT_OUTPUT) of expert e in
+ * layer l by 1 / (top_k * weight[l][e]), so that top_k experts trained alone at scale 1 again weigh 1 together.
+ * weight (layers, experts), as moed_model_usage gives; 0 leaves an expert alone. Since: 0.1. */
+MOED_API moed_status moed_integration_set_scale(moed_integration *i, const double *weight, int32_t top_k);
+MOED_API moed_status moed_integration_get_info(const moed_integration *i, moed_integration_info *out);
+/* Makes the model: in memory (dir NULL) or streamed tensor by tensor to a directory, all or nothing, then opened with
+ * MOED_MODEL_STREAM. out nullable when dir is given. Returns MOED_E_STATE naming the missing part. Since: 0.1. */
+MOED_API moed_status moed_integration_finish(moed_model **out, moed_integration *i, const char *dir, const moed_cancel *cancel);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

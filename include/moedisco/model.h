@@ -1,0 +1,109 @@
+/* model.h - a layout says what parameters are; a model is a layout with memory behind it. */
+#ifndef MOEDISCO_MODEL_H
+#define MOEDISCO_MODEL_H
+
+#include "context.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef struct moed_layout moed_layout;
+typedef struct moed_model moed_model;
+
+typedef struct moed_layout_info {
+    uint32_t struct_size;
+    uint32_t flags;
+    char family[32];            /* "qwen2_moe", "mixtral"; "" for a layout made by hand */
+    int64_t params;             /* tensors */
+    int64_t layers;
+    int64_t experts;            /* most experts of any layer */
+    int64_t top_k;              /* 0 for a layout made by hand, like all below but the totals */
+    int64_t hidden;
+    int64_t vocabulary;
+    int64_t context_length;     /* max_position_embeddings */
+    int64_t total;              /* numbers in all parameters; tied ones once */
+    int64_t active;             /* of those, used per token (0 by hand) */
+    int64_t shared;             /* numbers in shared parameters */
+    int64_t bytes;              /* in the parameters' own dtypes */
+    double forward_flops;       /* per token of a row of context_length: 2 per matmul weight + causal attention */
+} moed_layout_info;
+
+enum {
+    MOED_MODEL_STREAM = 1 /* open: leave the numbers on disk; for surgery and info, not for training */
+};
+
+typedef struct moed_model_options {
+    uint32_t struct_size;
+    uint32_t flags;
+    int32_t dtype;     /* save: of floating parameters, 0 = as they are */
+    int32_t reserved;
+    uint64_t seed;     /* init */
+    double init_std;   /* init: standard deviation; negative = the config's initializer_range */
+} moed_model_options;
+
+/* A layout of any architecture, by hand. params (count) are copied, names too.
+ * Returns MOED_E_ARGUMENT naming the parameter: duplicate or empty name, bad role, axis or shape.
+ * Ownership: the caller's. Threads: read-only after create. Since: 0.1. */
+MOED_API moed_status moed_layout_create(moed_layout **out, moed_context *c, const moed_param *params, size_t count);
+
+/* The layout of a supported family from its Hugging Face config.json text (bytes long).
+ * Returns MOED_E_FORMAT, MOED_E_RANGE, MOED_E_UNSUPPORTED: each names the field. Since: 0.1. */
+MOED_API moed_status moed_layout_from_config(moed_layout **out, moed_context *c, const char *json, size_t bytes);
+
+MOED_API moed_status moed_layout_get_info(const moed_layout *l, moed_layout_info *out);
+/* Parameter `index`; its name is borrowed from the layout. MOED_E_RANGE past the last. Since: 0.1. */
+MOED_API moed_status moed_layout_param(const moed_layout *l, size_t index, moed_param *out);
+/* The layout's config.json text, "" for one made by hand. Borrowed. Since: 0.1. */
+MOED_API const char *moed_layout_config(const moed_layout *l);
+MOED_API void moed_layout_destroy(moed_layout *l);
+
+/* Executes pieces on tensors in host memory (what a foreign trainer does on its own shards, masters
+ * and moments). pieces (count); sources: one array of tensors per source number, indexed by
+ * piece.source_param (sources[piece.source][piece.source_param]); dst the whole tensor, or its shard when `shard` is
+ * given. Dtypes f64, f32, f16, bf16 (any, for pure copies of equal dtype).
+ * Returns MOED_E_ARGUMENT. Threads: one call per dst. Since: 0.1. */
+MOED_API moed_status moed_piece_apply(moed_context *c, const moed_piece *pieces, size_t count,
+                                      const moed_tensor *const *sources, moed_tensor *dst, const moed_shard *shard);
+
+/* Opens a Hugging Face directory (config.json + model.safetensors, or an index and its shards).
+ * Numbers are read into memory as the context's dtype of arithmetic unless MOED_MODEL_STREAM.
+ * Returns MOED_E_NOT_FOUND, MOED_E_FORMAT, MOED_E_MISMATCH (missing, extra or misshapen tensor), MOED_E_LIMIT. Since: 0.1. */
+MOED_API moed_status moed_model_open(moed_model **out, moed_context *c, const char *dir, const moed_model_options *o);
+
+/* A fresh model: weights normal(0, init_std), norms 1, biases 0, by a counter-based generator
+ * without libm: the same numbers on every machine. Since: 0.1. */
+MOED_API moed_status moed_model_init(moed_model **out, moed_context *c, const moed_layout *l, const moed_model_options *o);
+
+/* Called once when the library drops its last reference to borrowed tensors. Not from inside a call of
+ * the borrower's own on another handle; must not call the library. */
+typedef void (*moed_release_fn)(void *user);
+
+/* A model on the caller's arrays. tensors: one per parameter, in the layout's order, host memory.
+ * release nullable; not called when this call fails. Ownership: arrays stay the caller's and must
+ * live until release. Since: 0.1. */
+MOED_API moed_status moed_model_borrow(moed_model **out, moed_context *c, const moed_layout *l, const moed_tensor *tensors,
+                                       size_t count, moed_release_fn release, void *user);
+
+/* Borrowed from the model. Since: 0.1. */
+MOED_API const moed_layout *moed_model_layout(const moed_model *m);
+/* A view of parameter `param`; writing through it changes the model (not while a trainer uses it).
+ * MOED_E_STATE for a streamed model. Since: 0.1. */
+MOED_API moed_status moed_model_tensor(const moed_model *m, size_t param, moed_tensor *out);
+
+/* out [in] (rows, length, vocabulary), contiguous, of the context's dtype. Since: 0.1. */
+MOED_API moed_status moed_model_logits(const moed_model *m, const moed_batch *b, moed_tensor *out, const moed_cancel *cancel);
+
+/* The router's choices: experts (layers, rows * length, top_k) and weights (same shape, nullable). Since: 0.1. */
+MOED_API moed_status moed_model_routing(const moed_model *m, const moed_batch *b, int32_t *experts, float *weights,
+                                        const moed_cancel *cancel);
+
+/* Writes a Hugging Face directory, all or nothing: a fresh directory is filled, synced and renamed.
+ * An existing directory that holds a model is replaced in the same way. o nullable (dtype). Since: 0.1. */
+MOED_API moed_status moed_model_save(const moed_model *m, const char *dir, const moed_model_options *o);
+MOED_API void moed_model_destroy(moed_model *m);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

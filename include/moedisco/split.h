@@ -1,0 +1,52 @@
+/* split.h - one MoE model into K submodels: the shared backbone plus one expert (or a subset) each.
+ * Source: MoE-DisCo (arXiv 2601.06857), step 2. Works on layouts alone: any architecture. */
+#ifndef MOEDISCO_SPLIT_H
+#define MOEDISCO_SPLIT_H
+
+#include "corpus.h"
+#include "model.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef struct moed_split moed_split;
+
+typedef struct moed_split_options {
+    uint32_t struct_size;
+    uint32_t flags;
+    int32_t parts;     /* K; 0 = as many as the layers with most experts have experts */
+    int32_t reserved;
+} moed_split_options;
+
+/* How a trained or fresh router uses the experts of a corpus. usage (layers, experts): share of token-choices that
+ * went to the expert, rows sum to 1. weight (layers, experts), nullable: mean routed weight of the tokens it got (0 if
+ * none). tokens: how many to look at, 0 = all. Since: 0.1. */
+MOED_API moed_status moed_model_usage(const moed_model *m, const moed_corpus *d, int64_t tokens, double *usage, double *weight,
+                                      const moed_cancel *cancel);
+
+/* Part k starts with expert k of every layer (experts k, k + parts, ... when there are more experts than
+ * parts). The layout is kept alive. Returns MOED_E_ARGUMENT when a layer has fewer experts than parts. Since: 0.1. */
+MOED_API moed_status moed_split_create(moed_split **out, const moed_layout *l, const moed_split_options *o);
+MOED_API void moed_split_destroy(moed_split *s);
+/* Gives part `part` the listed experts (count) of `layer` (-1 = all layers). Every part holds the same number in
+ * a layer, no expert twice; checked when the split is first used. Since: 0.1. */
+MOED_API moed_status moed_split_assign(moed_split *s, int32_t part, int32_t layer, const int32_t *experts, int32_t count);
+/* experts [out, nullable] (capacity) of a part in a layer, count [out]. Since: 0.1. */
+MOED_API moed_status moed_split_experts(const moed_split *s, int32_t part, int32_t layer, int32_t *experts, int32_t capacity, int32_t *count);
+/* The layout of part `part`: a valid model of the base's family when the base has one. Owned by the split. NULL with
+ * the last error set when the assignment is not complete. Since: 0.1. */
+MOED_API const moed_layout *moed_split_layout(moed_split *s, int32_t part);
+/* How parameter `param` of the part's layout is made of the base (source 0). pieces [out, nullable] (capacity),
+ * count [out]. Since: 0.1. */
+MOED_API moed_status moed_split_pieces(moed_split *s, int32_t part, size_t param, moed_piece *pieces, size_t capacity, size_t *count);
+/* Makes the submodel: in memory (dir NULL; whole parameters are views on base where base is in memory and
+ * `base` stays alive), or streamed to a Hugging Face directory, all or nothing, and opened with
+ * MOED_MODEL_STREAM. out nullable when dir is given. Returns MOED_E_MISMATCH when base has another layout. Since: 0.1. */
+MOED_API moed_status moed_split_build(moed_model **out, moed_split *s, int32_t part, const moed_model *base, const char *dir,
+                                      const moed_cancel *cancel);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,351 @@
+/* sys/backend.h - extension API: what a backend plug-in implements. A weaker promise than moedisco.h: the abi number may grow
+ * between minor releases. docs/backends.md tells the story.
+ *
+ * A plug-in is a shared object that exports moed_backend_entry_v1 and links nothing of the library: the host passes its own
+ * functions. One `static const moed_backend` table holds everything; slots are only ever appended.
+ *
+ * Conventions of the operations
+ *  - `void *self` is one opened engine: used by one thread at a time, owns its scratch memory and stream;
+ *  - pointers in argument structs are device memory of that engine, unless a comment says host;
+ *  - `real` is the engine's dtype of arithmetic (moed_backend_info.dtype); token and expert ids are int32;
+ *  - arrays are row-major; strides are in elements; N = rows * length tokens, T = length, D = hidden width;
+ *  - "+=" accumulates, "=" overwrites; no operation returns data to the host: see download;
+ *  - work may be queued; synchronize waits;
+ *  - results depend on shapes and inputs, never on the number of threads. */
+#ifndef MOEDISCO_SYS_BACKEND_H
+#define MOEDISCO_SYS_BACKEND_H
+
+#include "../context.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define MOED_BACKEND_ABI 1u
+
+/* What the host offers a backend. self is passed back to every function. */
+typedef struct moed_host_api {
+    uint32_t struct_size;
+    uint32_t abi;
+    void *self;
+    void *(*alloc)(void *self, size_t size, size_t alignment); /* counted against the host limit */
+    void (*free)(void *self, void *memory);
+    /* Runs task(argument, i) for i in [0, count) on the context's threads; returns when all are done. */
+    void (*parallel)(void *self, int64_t count, moed_task_fn task, void *argument);
+    void (*log)(void *self, int32_t level, const char *line);
+    /* Sets the calling thread's error text; returns status. */
+    moed_status (*fail)(void *self, moed_status status, const char *sentence);
+} moed_host_api;
+
+typedef struct moed_backend_config {
+    uint32_t struct_size;
+    uint32_t flags;
+    int32_t device;           /* index within the backend */
+    int32_t reserved;
+    int64_t memory_limit;     /* bytes, 0 = none */
+    const char *kernels;      /* kernel set asked for, "auto" */
+} moed_backend_config;
+
+typedef struct moed_backend_info {
+    uint32_t struct_size;
+    uint32_t flags;
+    int32_t dtype;            /* of weights, activations and gradients */
+    int32_t host_memory;      /* 1: device memory is host memory; host arrays of dtype may be passed as they are */
+    char kernels[32];
+    char reason[192];
+} moed_backend_info;
+
+/* Scalars that change by step, in device memory, so that a step can be recorded once and replayed. */
+typedef struct moed_step_scalars {
+    double learning_rate;
+    double beta1_correction;  /* 1 - beta1^step */
+    double beta2_correction;
+    double gradient_scale;    /* applied to gradients before norm and update: 1 / calls accumulated */
+    double gradient_norm;     /* out: after gradient_scale, before clipping */
+    double clip_factor;       /* out: min(1, clip / norm) */
+    uint64_t step;
+    uint64_t random;          /* counter of stochastic operations */
+} moed_step_scalars;
+
+/* ---- arguments of the operations ---- */
+
+/* out (count, width) = table (vocabulary, width)[tokens]; backward: d_table[tokens] += d_out. */
+typedef struct moed_op_embedding {
+    void *out;
+    const void *table;
+    void *d_table;
+    const void *d_out;
+    const int32_t *tokens;
+    int64_t count, width, vocabulary;
+} moed_op_embedding;
+
+/* out (rows, width) = x * rstd * weight, rstd (rows) = 1/sqrt(mean(x^2) + epsilon), kept for backward.
+ * backward: d_x += ..., d_weight += ... (d_weight may be NULL). */
+typedef struct moed_op_rmsnorm {
+    void *out;
+    void *rstd;
+    const void *x, *weight;
+    void *d_x, *d_weight;
+    const void *d_out;
+    int64_t rows, width;
+    double epsilon;
+} moed_op_rmsnorm;
+
+/* c (m, n) = [c +] op(a) (m, k) * op(b) (k, n) [+ bias (n)]. transpose_a: a is stored (k, m); transpose_b: b is stored (n, k).
+ * Row strides lda, ldb, ldc. A linear layer y = x w^T: transpose_b; its d_x = d_y w: neither; its d_w += d_y^T x: transpose_a. */
+typedef struct moed_op_gemm {
+    void *c;
+    const void *a, *b, *bias;
+    int64_t m, n, k;
+    int64_t lda, ldb, ldc;
+    int32_t transpose_a, transpose_b, accumulate, reserved;
+} moed_op_gemm;
+
+/* A gemm per group g; offsets (groups + 1) int64 on the device, ascending from 0.
+ *   ragged rows (reduce = 0): rows offsets[g] .. offsets[g+1] of a and c; b + g * stride_b; m is the sum over groups
+ *   ragged reduction (reduce = 1): c + g * stride_c (m, n) from rows offsets[g].. of a (k_g, m) and b (k_g, n), transpose_a = 1;
+ *   k is the sum over groups. Empty groups leave c alone (accumulate) or zero it. */
+typedef struct moed_op_grouped_gemm {
+    void *c;
+    const void *a, *b;
+    const int64_t *offsets;
+    int64_t groups;
+    int64_t m, n, k;
+    int64_t lda, ldb, ldc;
+    int64_t stride_b, stride_c;
+    int32_t reduce, transpose_b, accumulate, reserved;
+} moed_op_grouped_gemm;
+
+/* d_bias (n) += sum over m rows of d_out (m, n; row stride ld). */
+typedef struct moed_op_bias_backward {
+    void *d_bias;
+    const void *d_out;
+    int64_t m, n, ld;
+} moed_op_bias_backward;
+
+/* In place on x: `heads` heads of head_dim at x + token * stride. Halves are rotated together: (x1, x2) -> (x1 c - x2 s, x2 c + x1 s).
+ * cosine, sine (positions known, head_dim / 2); inverse = 1 rotates back (backward). */
+typedef struct moed_op_rope {
+    void *x;
+    const void *cosine, *sine;
+    const int32_t *positions; /* (count) */
+    int64_t count, heads, head_dim, stride;
+    int32_t inverse, reserved;
+} moed_op_rope;
+
+/* Causal attention with grouped queries. Token i attends to tokens [start[i], i] (start: absolute token index; never before its
+ * own row's first). q, k, v at base + token * stride, heads consecutive. out (N, heads, head_dim) contiguous, lse (heads, N).
+ * backward: d_q, d_k, d_v "=" with the same strides. */
+typedef struct moed_op_attention {
+    void *out, *lse;
+    const void *q, *k, *v;
+    void *d_q, *d_k, *d_v;
+    const void *d_out;
+    const int32_t *start;
+    int64_t rows, length;
+    int64_t heads, kv_heads, head_dim;
+    int64_t stride;           /* of q, k, v and their gradients */
+    double scale;
+} moed_op_attention;
+
+/* out (rows, width) = silu(gate) * up, gate_up (rows, 2 * width): gate first. backward: d_gate_up = ... */
+typedef struct moed_op_swiglu {
+    void *out;
+    const void *gate_up;
+    void *d_gate_up;
+    const void *d_out;
+    int64_t rows, width;
+} moed_op_swiglu;
+
+/* Softmax over experts, top_k choice (ties: the lower index), weights = chosen probabilities, divided by their sum when normalise.
+ * logits, probabilities (rows, experts); ids, weights (rows, top_k); lse (rows) of the logits. replay = 1: ids is an input.
+ * losses (2) += { experts * sum_e f_e P_e, mean lse^2 } * loss_scale: f_e share of choices, P_e mean probability (nullable).
+ * backward: d_logits = of d_weights, plus load_balance * loss_scale and z_loss * loss_scale times the gradients of those two. */
+typedef struct moed_op_router {
+    void *probabilities, *weights, *lse;
+    int32_t *ids;
+    const void *logits;
+    void *losses;
+    void *d_logits;
+    const void *d_weights;
+    int64_t rows, experts, top_k;
+    int32_t normalise, replay;
+    double load_balance, z_loss, loss_scale;
+} moed_op_router;
+
+/* Stable counting sort of the choices by expert: offsets (experts + 1) int64; slot (rows, top_k): place of a choice in the
+ * sorted order; source (rows * top_k): row of each place. */
+typedef struct moed_op_dispatch {
+    const int32_t *ids;
+    int64_t *offsets;
+    int32_t *slot, *source;
+    int64_t rows, experts, top_k;
+} moed_op_dispatch;
+
+/* out (rows * top_k, width) = x (rows, width)[source]; backward: d_x[row] += sum over its slots of d_out. */
+typedef struct moed_op_gather {
+    void *out;
+    const void *x;
+    void *d_x;
+    const void *d_out;
+    const int32_t *source, *slot;
+    int64_t rows, top_k, width;
+} moed_op_gather;
+
+/* out (rows, width) += sum_j weights[row][j] * y[slot[row][j]]; backward: d_y[slot] = weight * d_out[row],
+ * d_weights[row][j] = d_out[row] . y[slot]. */
+typedef struct moed_op_combine {
+    void *out;
+    const void *y, *weights;
+    void *d_y, *d_weights;
+    const void *d_out;
+    const int32_t *slot;
+    int64_t rows, top_k, width;
+} moed_op_combine;
+
+/* out (rows, width) += sigmoid(gate (rows)) * x; backward: d_x = , d_gate (rows) = . */
+typedef struct moed_op_sigmoid_gate {
+    void *out;
+    const void *x, *gate;
+    void *d_x, *d_gate;
+    const void *d_out;
+    int64_t rows, width;
+} moed_op_sigmoid_gate;
+
+/* Loss of the output head without holding all logits: losses (rows) = weights * cross-entropy of h (rows, width) * head^T
+ * (vocabulary, width) against labels (-1: 0). When d_h is given: d_h = and d_head += (nullable) of scale * sum of losses. */
+typedef struct moed_op_cross_entropy {
+    void *losses;
+    const void *h, *head;
+    const int32_t *labels;
+    const float *weights;     /* (rows), nullable */
+    void *d_h, *d_head;
+    int64_t rows, width, vocabulary;
+    double scale;
+} moed_op_cross_entropy;
+
+/* One tensor of an optimizer step. m, v, gradient as long as the parameter. */
+typedef struct moed_op_slice {
+    void *parameter, *gradient, *m, *v;
+    int64_t count;
+    double weight_decay;
+} moed_op_slice;
+
+/* gradient_norm: scalars->gradient_norm and clip_factor from all gradients (times gradient_scale); clip 0 = factor 1.
+ * adamw: g = gradient * gradient_scale * clip_factor; decoupled decay. slices: host array. */
+typedef struct moed_op_update {
+    const moed_op_slice *slices;
+    int64_t count;
+    moed_step_scalars *scalars;
+    double beta1, beta2, epsilon, clip;
+} moed_op_update;
+
+/* out (1) = [+=] scale * sum of x (count), in double inside. */
+typedef struct moed_op_sum {
+    void *out;
+    const void *x;
+    int64_t count;
+    double scale;
+    int32_t accumulate, reserved;
+} moed_op_sum;
+
+/* out (count) = a + b (any may alias). */
+typedef struct moed_op_add {
+    void *out;
+    const void *a, *b;
+    int64_t count;
+} moed_op_add;
+
+/* out (documents, width) f32 = mean of table rows over tokens[offsets[i] .. offsets[i+1]); zeros when empty. */
+typedef struct moed_op_embed_mean {
+    float *out;
+    const void *table;
+    const int32_t *tokens;
+    const int64_t *offsets;
+    int64_t documents, width;
+} moed_op_embed_mean;
+
+/* labels (count) = argmin_k ||x - centroid_k||^2 + penalty_k (penalty (clusters) double, nullable; ties: lower k); distances (count, nullable)
+ * squared, without the penalty. x (count, width), centroids (clusters, width) f32. */
+typedef struct moed_op_kmeans_assign {
+    int32_t *labels;
+    float *distances;
+    const float *x, *centroids;
+    const double *penalty;
+    int64_t count, width, clusters;
+} moed_op_kmeans_assign;
+
+/* sums (clusters, width) double, totals (clusters) double, counts (clusters) int64: all "=", from labels and weights (nullable: 1). */
+typedef struct moed_op_kmeans_accumulate {
+    double *sums, *totals;
+    int64_t *counts;
+    const float *x, *weights;
+    const int32_t *labels;
+    int64_t count, width, clusters;
+} moed_op_kmeans_accumulate;
+
+/* The table. Memory and every operation without "optional" must be there. */
+typedef struct moed_backend {
+    uint32_t struct_size;
+    uint32_t abi;             /* MOED_BACKEND_ABI */
+    const char *name;         /* "cpu"; devices are NAME:INDEX */
+
+    /* devices: fills out for device `index`; MOED_E_RANGE past the last */
+    moed_status (*device)(const moed_host_api *host, int32_t index, moed_device_info *out);
+    moed_status (*open)(const moed_host_api *host, const moed_backend_config *config, void **self);
+    void (*close)(void *self);
+    moed_status (*info)(void *self, moed_backend_info *out);
+
+    /* memory: uninitialised, aligned to 64 bytes at least */
+    moed_status (*alloc)(void *self, size_t size, void **out);
+    void (*free)(void *self, void *memory);
+    moed_status (*upload)(void *self, void *device, const void *host, size_t size);
+    moed_status (*download)(void *self, void *host, const void *device, size_t size);
+    moed_status (*copy)(void *self, void *to, const void *from, size_t size);
+    moed_status (*zero)(void *self, void *device, size_t size);
+    moed_status (*synchronize)(void *self);
+
+    /* operations */
+    moed_status (*embedding)(void *self, const moed_op_embedding *a);
+    moed_status (*embedding_backward)(void *self, const moed_op_embedding *a);
+    moed_status (*rmsnorm)(void *self, const moed_op_rmsnorm *a);
+    moed_status (*rmsnorm_backward)(void *self, const moed_op_rmsnorm *a);
+    moed_status (*gemm)(void *self, const moed_op_gemm *a);
+    moed_status (*grouped_gemm)(void *self, const moed_op_grouped_gemm *a);
+    moed_status (*bias_backward)(void *self, const moed_op_bias_backward *a);
+    moed_status (*rope)(void *self, const moed_op_rope *a);
+    moed_status (*attention)(void *self, const moed_op_attention *a);
+    moed_status (*attention_backward)(void *self, const moed_op_attention *a);
+    moed_status (*swiglu)(void *self, const moed_op_swiglu *a);
+    moed_status (*swiglu_backward)(void *self, const moed_op_swiglu *a);
+    moed_status (*router)(void *self, const moed_op_router *a);
+    moed_status (*router_backward)(void *self, const moed_op_router *a);
+    moed_status (*dispatch)(void *self, const moed_op_dispatch *a);
+    moed_status (*gather)(void *self, const moed_op_gather *a);
+    moed_status (*gather_backward)(void *self, const moed_op_gather *a);
+    moed_status (*combine)(void *self, const moed_op_combine *a);
+    moed_status (*combine_backward)(void *self, const moed_op_combine *a);
+    moed_status (*sigmoid_gate)(void *self, const moed_op_sigmoid_gate *a);
+    moed_status (*sigmoid_gate_backward)(void *self, const moed_op_sigmoid_gate *a);
+    moed_status (*cross_entropy)(void *self, const moed_op_cross_entropy *a);
+    moed_status (*gradient_norm)(void *self, const moed_op_update *a);
+    moed_status (*adamw)(void *self, const moed_op_update *a);
+    moed_status (*sum)(void *self, const moed_op_sum *a);
+    moed_status (*add)(void *self, const moed_op_add *a);
+    moed_status (*embed_mean)(void *self, const moed_op_embed_mean *a);
+    moed_status (*kmeans_assign)(void *self, const moed_op_kmeans_assign *a);
+    moed_status (*kmeans_accumulate)(void *self, const moed_op_kmeans_accumulate *a);
+} moed_backend;
+
+/* A slot that a newer table has and an older plug-in may lack. */
+#define MOED_BACKEND_HAS(table, slot)                                                                       \
+    ((table)->struct_size >= offsetof(moed_backend, slot) + sizeof((table)->slot) && (table)->slot != NULL)
+
+/* The plug-in's only export, by this name. NULL when it cannot work with this host. */
+typedef const moed_backend *(*moed_backend_entry_fn)(const moed_host_api *host);
+#define MOED_BACKEND_ENTRY "moed_backend_entry_v1"
+
+#ifdef __cplusplus
+}
+#endif
+#endif

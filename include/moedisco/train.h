@@ -1,0 +1,157 @@
+/* train.h - training: estimate, step, evaluate, checkpoint, resume, cost. */
+#ifndef MOEDISCO_TRAIN_H
+#define MOEDISCO_TRAIN_H
+
+#include "corpus.h"
+#include "model.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef struct moed_trainer moed_trainer;
+typedef struct moed_comm moed_comm; /* a group of ranks; NULL = this process alone */
+
+enum { MOED_SCHEDULE_CONSTANT = 0, MOED_SCHEDULE_COSINE = 1, MOED_SCHEDULE_WSD = 2 };
+
+/* What one step did. Losses are means per label, in nats. */
+typedef struct moed_report {
+    uint32_t struct_size;
+    uint32_t flags;
+    int64_t step;            /* optimizer steps done */
+    int64_t tokens;          /* trained on so far */
+    int64_t labels;          /* that the loss is a mean of */
+    double loss;             /* cross-entropy */
+    double load_balance;     /* mean over layers of E * sum_e f_e P_e: 1 when balanced (unweighted by its coefficient) */
+    double z_loss;           /* mean over layers of the mean squared log-sum-exp of router logits */
+    double gradient_norm;    /* before clipping */
+    double learning_rate;
+    double max_load;         /* largest share of an expert in any layer, times experts: 1 when balanced */
+    double seconds;          /* of this step; of the whole evaluation */
+    double tokens_per_second;
+} moed_report;
+
+/* Called on the thread that called the trainer, between steps. Non-zero stops with MOED_E_CALLBACK; the trainer stays valid. */
+typedef int32_t (*moed_progress_fn)(const moed_report *report, void *user);
+
+typedef struct moed_train_options {
+    uint32_t struct_size;
+    uint32_t flags;
+    int64_t steps;             /* optimizer steps of the whole run: the schedule's length */
+    int64_t rows;              /* rows per step */
+    int64_t length;            /* tokens per row */
+    int64_t micro_batches;     /* virtual shards of a step's rows: each one forward and backward; their gradients are summed
+                                  in a fixed pairwise tree. Divides rows. */
+    int32_t schedule;          /* MOED_SCHEDULE_* */
+    int32_t document_mask;     /* 1: attention stays inside a document */
+    double learning_rate;      /* peak */
+    double final_rate;         /* end of cosine and of wsd's decay, as a share of the peak */
+    double warmup;             /* share of steps, linear */
+    double decay;              /* wsd: share of steps, linear */
+    double beta1, beta2, epsilon;
+    double weight_decay;       /* decoupled; on matrices only, not on norms and biases */
+    double clip;               /* global gradient norm, 0 = off */
+    double load_balance;       /* coefficient of the load-balance loss */
+    double z_loss;             /* coefficient of the router z-loss */
+    uint64_t seed;
+    const char *train;         /* comma-separated roles (shared, expert, router, bias) or name patterns with * ; NULL = all */
+    const char *freeze;        /* the same, taken away from the former; NULL = none */
+    const char *directory;     /* of checkpoints/ and metrics.jsonl; NULL = none are written */
+    int64_t checkpoint_every;  /* steps; 0 = only by moed_trainer_save */
+    int64_t keep;              /* newest checkpoints kept, at least 1 */
+    int64_t evaluate_every;    /* steps; 0 = never by itself */
+    int64_t evaluate_tokens;   /* of held_out at most; 0 = all */
+    const moed_corpus *held_out; /* nullable */
+    moed_progress_fn progress; /* nullable */
+    void *progress_user;
+} moed_train_options;
+
+/* What a run will take, before it starts. */
+typedef struct moed_estimate {
+    uint32_t struct_size;
+    uint32_t flags;
+    int64_t weights;         /* bytes, like all below */
+    int64_t gradients;
+    int64_t moments;
+    int64_t activations;     /* with workspace */
+    int64_t host_bytes;      /* everything in host memory (on the CPU: the sum) */
+    int64_t device_bytes;
+    int64_t disk_bytes;      /* checkpoints kept */
+    double flops_per_token;  /* forward and backward, of active parameters, causal attention counted once */
+    double flops;            /* of the whole run */
+    double seconds;          /* of the whole run at the device's speed; 0 when that is not known */
+} moed_estimate;
+
+/* Allocates nothing and needs no device. d nullable: no time. Since: 0.1. */
+MOED_API moed_status moed_train_estimate(const moed_layout *l, const moed_device_info *d, const moed_train_options *o, moed_estimate *out);
+
+/* A stretch of work on a kind of device, to be priced. */
+typedef struct moed_phase {
+    uint32_t struct_size;
+    uint32_t flags;
+    const char *name;
+    double flops;            /* of each device's share, the largest */
+    double device_flops;     /* effective FLOP/s of the priced device */
+    double price;            /* per device-hour */
+    int32_t devices;         /* side by side, all paid until the last is done (the paper's way) */
+    int32_t reserved;
+    double seconds;          /* wall-clock measured here, 0 = not measured */
+} moed_phase;
+
+typedef struct moed_cost {
+    uint32_t struct_size;
+    uint32_t flags;
+    double money;            /* price * device_hours */
+    double flops;            /* arithmetic of all devices */
+    double hours;            /* wall-clock on the priced devices, phases one after another */
+    double device_hours;
+    double seconds;          /* measured here */
+} moed_cost;
+
+/* Sums phases (count). Since: 0.1. Source: MoE-DisCo, cost = devices * longest submodel * price. */
+MOED_API moed_status moed_train_cost(const moed_phase *phases, size_t count, moed_cost *out);
+
+typedef struct moed_trainer_info {
+    uint32_t struct_size;
+    uint32_t flags;
+    int64_t step;
+    int64_t steps;
+    int64_t tokens;
+    int64_t trained;         /* numbers that have optimizer state */
+    int64_t frozen;
+    double best_held_out;    /* 0 = none measured */
+    char resumed_from[256];  /* checkpoint directory, "" = fresh */
+} moed_trainer_info;
+
+/* Trains m in place; m and d are kept alive and must not be used elsewhere meanwhile. comm NULL. Allocates all
+ * it will need. Returns MOED_E_LIMIT with the figures, MOED_E_STATE for a streamed model, MOED_E_RANGE, MOED_E_MISMATCH (the corpus has tokens
+ * outside the model's vocabulary). Since: 0.1. */
+MOED_API moed_status moed_trainer_create(moed_trainer **out, moed_context *c, moed_model *m, const moed_corpus *d, moed_comm *comm,
+                                         const moed_train_options *o);
+MOED_API void moed_trainer_destroy(moed_trainer *t);
+MOED_API moed_status moed_trainer_get_info(const moed_trainer *t, moed_trainer_info *out);
+/* steps more steps (0 = to the end of options.steps). last nullable. A loss or gradient that is NaN or infinite: MOED_E_NUMERIC naming the
+ * step; nothing of that step is applied. Cancel: within a micro-batch. Since: 0.1. */
+MOED_API moed_status moed_trainer_run(moed_trainer *t, int64_t steps, moed_report *last, const moed_cancel *cancel);
+/* For foreign loops: adds the gradient of the batch's mean loss (b NULL: the corpus' next rows); several calls before one update average. Since: 0.1. */
+MOED_API moed_status moed_trainer_forward_backward(moed_trainer *t, const moed_batch *b, moed_report *out);
+/* The accumulated gradient of parameter `param`, host memory, borrowed until the next call; data NULL when frozen. Since: 0.1. */
+MOED_API moed_status moed_trainer_gradient(moed_trainer *t, size_t param, moed_tensor *out);
+/* Clip, AdamW, schedule's rate times factor, then gradients are zero again. Since: 0.1. */
+MOED_API moed_status moed_trainer_update(moed_trainer *t, double factor, moed_report *out);
+/* Held-out loss, tokens at most (0 = all): every token of d scored once, in order, packed in rows. Since: 0.1. */
+MOED_API moed_status moed_trainer_evaluate(moed_trainer *t, const moed_corpus *d, int64_t tokens, moed_report *out, const moed_cancel *cancel);
+/* The same without a trainer; rows of `length` tokens, `rows` at a time. Since: 0.1. */
+MOED_API moed_status moed_model_evaluate(const moed_model *m, const moed_corpus *d, int64_t tokens, int64_t rows, int64_t length,
+                                         int32_t document_mask, moed_report *out, const moed_cancel *cancel);
+/* Writes DIRECTORY/checkpoints/step-N (options.directory): model, optimizer state, position, manifest with checksums; a fresh directory, synced,
+ * then renamed. Since: 0.1. */
+MOED_API moed_status moed_trainer_save(moed_trainer *t);
+/* Goes on from the newest checkpoint in options.directory whose manifest is valid; metrics are cut back to it.
+ * MOED_E_NOT_FOUND when there is none (the trainer is unchanged), MOED_E_MISMATCH naming what differs: layout, corpus or option. Since: 0.1. */
+MOED_API moed_status moed_trainer_resume(moed_trainer *t);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,14 @@
+/* core/options.h - reading option structs: defaults, sizes, ranges. */
+#ifndef MOEDI_OPTIONS_H
+#define MOEDI_OPTIONS_H
+
+#include "status.h"
+
+/* Copies the caller's options struct `given` (NULL = defaults) of struct id `id` into out (this library's full struct): checks
+ * struct_size, the unknown tail, and every field's range; the error names field and value. */
+moed_status moedi_options_read(int32_t id, const void *given, void *out);
+
+/* Checks an out struct's size and copies `full` (this library's) into it, as much as the caller has room for. */
+moed_status moedi_info_write(int32_t id, const void *full, void *out);
+
+#endif

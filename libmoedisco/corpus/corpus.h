@@ -1,0 +1,39 @@
+/* corpus/corpus.h - token documents behind one small interface, private side. */
+#ifndef MOEDI_CORPUS_H
+#define MOEDI_CORPUS_H
+
+#include "core/context.h"
+#include "moedisco/corpus.h"
+
+struct moed_corpus {
+    atomic_int references;
+    moed_context *context;
+    moed_corpus *parent;             /* of a view: the whole corpus, retained */
+    const struct moedi_corpus_source *source; /* of a whole corpus: how tokens are read */
+    void *state;                     /* the source's */
+    int64_t documents;
+    int64_t *lengths;                /* (documents) tokens */
+    int64_t *numbers;                /* of a view: (documents) document of the parent; NULL for a whole corpus */
+    moed_corpus_info info;
+};
+
+/* How a kind of file or callback yields tokens. */
+typedef struct moedi_corpus_source {
+    moed_status (*read)(const moed_corpus *d, int64_t document, int64_t offset, int32_t *tokens, int64_t count);
+    void (*close)(moed_corpus *d);
+} moedi_corpus_source;
+
+moed_corpus *moedi_corpus_retain(const moed_corpus *d);
+
+/* corpus/sampler.h in one call each: a sampler caches the order of the epochs it is in. */
+typedef struct moedi_sampler moedi_sampler;
+moed_status moedi_sampler_create(moedi_sampler **out, const moed_corpus *d, uint64_t seed);
+void moedi_sampler_destroy(moedi_sampler *s);
+/* As moed_corpus_sample. */
+moed_status moedi_sampler_rows(moedi_sampler *s, int64_t first_row, int64_t rows, int64_t length, int32_t *tokens, int32_t *labels, int32_t *documents);
+/* Rows for evaluation: documents in order, every token (with end tokens) once as a label; the last row is filled up with labels of -1.
+ * Row r of ceil(stream / length). */
+int64_t moedi_sampler_evaluation_rows(const moedi_sampler *s, int64_t length);
+moed_status moedi_sampler_evaluation(moedi_sampler *s, int64_t first_row, int64_t rows, int64_t length, int32_t *tokens, int32_t *labels, int32_t *documents);
+
+#endif

@@ -1,0 +1,56 @@
+/* model/family.h - a family is a row of configuration: config.json field names, switches and tensor names. No code of its own. */
+#ifndef MOEDI_FAMILY_H
+#define MOEDI_FAMILY_H
+
+#include "util/json.h"
+
+/* One transformer's configuration, whatever the family calls its fields. */
+typedef struct moedi_config {
+    int64_t vocabulary, hidden, layers, heads, kv_heads, head_dim;
+    int64_t experts, top_k, expert_width;
+    int64_t shared_width;           /* of the shared expert, 0 = none; with its sigmoid gate */
+    int64_t context_length;         /* max_position_embeddings */
+    double epsilon;                 /* of RMSNorm */
+    double rope_theta;
+    double init_std;                /* initializer_range */
+    int32_t normalise_top_k;
+    int32_t qkv_bias;
+    int32_t tied;                   /* output head = embedding */
+    int32_t dtype;                  /* torch_dtype / dtype of the checkpoint */
+} moedi_config;
+
+/* The weights of the one transformer, in the order they lie in memory. A slot with experts lies expert by expert; gate and up are
+ * adjacent, so are q, k and v: each group is one matrix to the operations. */
+typedef enum moedi_slot {
+    MOEDI_SLOT_EMBEDDING,
+    MOEDI_SLOT_ATTENTION_NORM,      /* per layer from here */
+    MOEDI_SLOT_Q, MOEDI_SLOT_K, MOEDI_SLOT_V,
+    MOEDI_SLOT_Q_BIAS, MOEDI_SLOT_K_BIAS, MOEDI_SLOT_V_BIAS,
+    MOEDI_SLOT_O,
+    MOEDI_SLOT_FFN_NORM,
+    MOEDI_SLOT_ROUTER,
+    MOEDI_SLOT_EXPERT_GATE, MOEDI_SLOT_EXPERT_UP,   /* per expert */
+    MOEDI_SLOT_EXPERT_DOWN,                          /* per expert */
+    MOEDI_SLOT_SHARED_GATE, MOEDI_SLOT_SHARED_UP, MOEDI_SLOT_SHARED_DOWN,
+    MOEDI_SLOT_SHARED_SWITCH,       /* (1, hidden): the shared expert's sigmoid gate */
+    MOEDI_SLOT_FINAL_NORM,          /* after the layers */
+    MOEDI_SLOT_HEAD,
+    MOEDI_SLOT_COUNT
+} moedi_slot;
+
+typedef struct moedi_family {
+    const char *name;               /* config.json's model_type */
+    const char *architecture;
+    const char *slots[MOEDI_SLOT_COUNT]; /* tensor name patterns: %l layer, %e expert; NULL = the family has none */
+    /* config.json's field names where families differ, and its defaults */
+    const char *experts_field, *expert_width_field, *shared_width_field;
+    int32_t qkv_bias;               /* default where the config is silent */
+    int32_t normalise_top_k;        /* 0, 1, or -1 = norm_topk_prob, default 0 */
+} moedi_family;
+
+/* NULL when there is none of that name. */
+const moedi_family *moedi_family_find(const char *model_type);
+/* Reads and checks config.json's object; unknown families, unsupported fields that matter and bad values are errors naming the field. */
+moed_status moedi_config_read(moedi_config *out, const moedi_family **family, const json_t *o, const char *path);
+
+#endif

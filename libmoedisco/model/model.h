@@ -1,0 +1,37 @@
+/* model/model.h - a layout with memory or files behind it, private side. */
+#ifndef MOEDI_MODEL_H
+#define MOEDI_MODEL_H
+
+#include "layout.h"
+#include "util/dtype.h"
+#include "util/safetensors.h"
+
+struct moed_model {
+    atomic_int references;
+    moed_context *context;
+    moed_layout *layout;
+    moed_tensor *tensors;           /* (count); data NULL while on disk (streamed) */
+    void *arena;                    /* owned memory of all tensors, in slot order; NULL when borrowed or streamed */
+    moedi_safetensors *files;       /* streamed: the open files (file_count) */
+    size_t file_count;
+    struct moedi_place { int32_t file; const moedi_safetensors_entry *entry; } *places; /* streamed: (count) */
+    moed_release_fn release;        /* borrowed */
+    void *release_user;
+    moed_model *parent;             /* a view on another model's tensors keeps it alive */
+};
+
+moed_model *moedi_model_retain(const moed_model *m);
+/* A model on tensors (count = layout's; copied) whose memory `parent` (nullable, retained) and `arena` (nullable, taken over) own. */
+moed_status moedi_model_adopt(moed_model **out, const moed_layout *l, const moed_tensor *tensors, void *arena, const moed_model *parent);
+/* Elements [first, first + count) of a parameter in the layout's dtype, from memory or disk. */
+moed_status moedi_model_read(const moed_model *m, size_t param, int64_t first, int64_t count, void *out);
+/* A model whose numbers are in host memory: MOED_E_STATE for a streamed one. */
+moed_status moedi_model_check_resident(const moed_model *m);
+
+/* Writes a model directory into `dir` (made already, e.g. a fresh directory's temporary): config.json from the layout, and the tensors, produced
+ * in order by `produce`, at most `most` bytes at a time. Tied heads are not written. */
+typedef moed_status (*moedi_produce_fn)(void *user, size_t param, int64_t first, int64_t count, void *out);
+moed_status moedi_model_write(const moed_context *c, const moed_layout *l, const char *dir, moed_dtype dtype, moedi_produce_fn produce, void *user,
+                              const moed_cancel *cancel);
+
+#endif

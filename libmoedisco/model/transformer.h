@@ -1,0 +1,63 @@
+/* model/transformer.h - the one transformer: weights on an engine, forward and backward over the operation table. */
+#ifndef MOEDI_TRANSFORMER_H
+#define MOEDI_TRANSFORMER_H
+
+#include "model.h"
+
+typedef struct moedi_transformer moedi_transformer;
+
+enum {
+    MOEDI_TRANSFORMER_TRAIN = 1  /* keep activations, have gradients */
+};
+
+/* Coefficients of one micro-batch. */
+typedef struct moedi_objective {
+    double load_balance, z_loss; /* coefficients */
+    double scale;                /* of the whole gradient: 1, or 1 / micro-batches */
+    double label_weight;         /* sum of the label weights the loss is a mean over; 0 = this batch's own */
+} moedi_objective;
+
+/* What one forward pass found; host numbers, valid after moedi_transformer_losses. */
+typedef struct moedi_losses {
+    double loss;                 /* sum of label losses / label_weight */
+    double label_weight;         /* of this batch */
+    double load_balance, z_loss; /* means over layers, without coefficients */
+} moedi_losses;
+
+/* Weights of m on an engine of its context (host memory is used in place where the engine can, so that updates change m), room for
+ * `rows` x `length` tokens, and with TRAIN gradients of the parameters with trained[param] != 0 (NULL = all). */
+moed_status moedi_transformer_create(moedi_transformer **out, const moed_model *m, int64_t rows, int64_t length, uint32_t flags, const uint8_t *trained);
+void moedi_transformer_destroy(moedi_transformer *t);
+/* Bytes that create will take on the device. */
+moed_status moedi_transformer_bytes(const moed_layout *l, size_t item, int64_t rows, int64_t length, uint32_t flags, const uint8_t *trained,
+                                    int64_t *weights, int64_t *gradients, int64_t *activations);
+moedi_engine *moedi_transformer_engine(moedi_transformer *t);
+
+/* Forward; with labels also the loss, and the head's gradients in TRAIN mode. Rows up to those of create, length likewise. */
+moed_status moedi_transformer_forward(moedi_transformer *t, const moed_batch *b, const moedi_objective *o, const moed_cancel *cancel);
+/* After a forward with labels in TRAIN mode: adds to the gradients. */
+moed_status moedi_transformer_backward(moedi_transformer *t, const moed_cancel *cancel);
+/* Waits, and brings back the losses of the last forward. */
+moed_status moedi_transformer_losses(moedi_transformer *t, moedi_losses *out);
+/* Logits of the last forward (rows * length, vocabulary) to host memory of the engine's dtype. */
+moed_status moedi_transformer_logits(moedi_transformer *t, void *out);
+/* Routing of the last forward in a layer, to host memory: ids (tokens, top_k), weights (same, engine's dtype, nullable). */
+moed_status moedi_transformer_routing(moedi_transformer *t, int32_t layer, int32_t *ids, void *weights);
+/* 1: the next forwards keep the expert choices of the last one (gradient checks, recomputation). */
+void moedi_transformer_replay(moedi_transformer *t, int replay);
+
+/* Device memory of a parameter and of its gradient (NULL = frozen). */
+void *moedi_transformer_weight(moedi_transformer *t, size_t param);
+void *moedi_transformer_gradient(moedi_transformer *t, size_t param);
+/* All gradients as one block of `count` reals: zeroed, added and exchanged as one. */
+void *moedi_transformer_gradients(moedi_transformer *t, int64_t *count);
+/* Use another block of the same size for gradients (pairwise sums over micro-batches). */
+void moedi_transformer_set_gradients(moedi_transformer *t, void *block);
+/* Copies weights back to the model's host memory (nothing to do where they are in place). */
+moed_status moedi_transformer_store(moedi_transformer *t);
+moed_status moedi_transformer_load(moedi_transformer *t);  /* the other way, after the model changed */
+
+/* Floating-point operations per token of a forward pass over rows of `length`: 2 per active matmul weight + causal attention. */
+double moedi_transformer_flops(const moed_layout *l, int64_t length);
+
+#endif

@@ -1,0 +1,57 @@
+/* util/file.h - files and directories that are whole or not there. All errors name the path. */
+#ifndef MOEDI_FILE_H
+#define MOEDI_FILE_H
+
+#include "core/context.h"
+
+typedef struct moedi_file {
+    int fd;
+    int64_t size;      /* at open */
+    const char *path;  /* owned */
+    const moed_context *context;
+} moedi_file;
+
+moed_status moedi_file_open(moedi_file *out, const moed_context *c, const char *path);   /* read only, a regular file */
+moed_status moedi_file_read(const moedi_file *f, int64_t offset, void *out, size_t size); /* all or MOED_E_FORMAT (too short) / MOED_E_IO */
+void moedi_file_close(moedi_file *f);
+
+/* A whole small file, zero-terminated; MOED_E_LIMIT above `most` bytes. Free with moedi_free. */
+moed_status moedi_file_text(const moed_context *c, const char *path, int64_t most, char **out, size_t *size);
+
+/* A file being written beside its final name ("path.tmp-PID-N"): commit syncs and renames it, abort removes it. Buffered. */
+typedef struct moedi_writer {
+    int fd;
+    char *path, *temporary, *buffer;
+    size_t used;
+    int64_t written;
+    const moed_context *context;
+} moedi_writer;
+moed_status moedi_writer_open(moedi_writer *out, const moed_context *c, const char *path);
+moed_status moedi_writer_write(moedi_writer *w, const void *data, size_t size);
+moed_status moedi_writer_seek(moedi_writer *w, int64_t offset);   /* flushes; for formats whose parts are made out of order */
+moed_status moedi_writer_commit(moedi_writer *w);                 /* closes in every case */
+void moedi_writer_abort(moedi_writer *w);                         /* safe after commit and on a zeroed writer */
+/* text as a whole file */
+moed_status moedi_file_write(const moed_context *c, const char *path, const void *data, size_t size);
+
+/* "a/b" from "a" and "b"; free with moedi_free. */
+moed_status moedi_path_join(const moed_context *c, const char *a, const char *b, char **out);
+int moedi_path_exists(const char *path);
+int moedi_path_is_directory(const char *path);
+moed_status moedi_directory_make(const char *path);                    /* and its parents; there already is fine */
+moed_status moedi_directory_remove(const moed_context *c, const char *path);                  /* with all it holds; absent is fine */
+moed_status moedi_directory_sync(const char *path);                    /* entries */
+/* Names in a directory in strcmp order, without . and ..; free each and the array with moedi_free. */
+moed_status moedi_directory_list(const moed_context *c, const char *path, char ***names, size_t *count);
+
+/* A directory that appears whole: fill `temporary`, then commit renames it to `path` (an old one is moved away first and removed
+ * after) and syncs files' directory and parent. Abort removes it. */
+typedef struct moedi_fresh_directory {
+    char *path, *temporary;
+    const moed_context *context;
+} moedi_fresh_directory;
+moed_status moedi_fresh_directory_begin(moedi_fresh_directory *out, const moed_context *c, const char *path);
+moed_status moedi_fresh_directory_commit(moedi_fresh_directory *d);
+void moedi_fresh_directory_abort(moedi_fresh_directory *d);
+
+#endif

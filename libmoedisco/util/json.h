@@ -1,0 +1,23 @@
+/* util/json.h - typed, checked reading of JSON objects (jansson does the parsing). Errors name file and field. */
+#ifndef MOEDI_JSON_H
+#define MOEDI_JSON_H
+
+#include <jansson.h>
+
+#include "core/context.h"
+
+/* Parses an object; duplicates, trailing text, bad UTF-8 and deep nesting are errors with the byte. path names the source in errors. */
+moed_status moedi_json_parse(json_t **out, const char *text, size_t size, const char *path);
+moed_status moedi_json_open(json_t **out, const moed_context *c, const char *path); /* a file of at most 100 MB */
+
+/* Fields of object o. With `required` 0 an absent or null field leaves *out alone. Range is checked: MOED_E_RANGE naming field and value. */
+moed_status moedi_json_integer(const json_t *o, const char *path, const char *field, int required, int64_t minimum, int64_t maximum, int64_t *out);
+moed_status moedi_json_number(const json_t *o, const char *path, const char *field, int required, double minimum, double maximum, double *out);
+moed_status moedi_json_boolean(const json_t *o, const char *path, const char *field, int required, int32_t *out);
+moed_status moedi_json_text(const json_t *o, const char *path, const char *field, int required, const char **out); /* borrowed from o */
+
+/* Text with two-space indent and a final newline; free with moedi_free. NULL text on failure. */
+moed_status moedi_json_print(const moed_context *c, const json_t *o, char **out, size_t *size);
+moed_status moedi_json_write(const moed_context *c, const json_t *o, const char *path); /* whole or not at all */
+
+#endif

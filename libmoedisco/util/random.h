@@ -1,0 +1,23 @@
+/* util/random.h - counter-based random numbers: a pure function of (seed, purpose, step, index), no state, no libm, the same on
+ * every machine. */
+#ifndef MOEDI_RANDOM_H
+#define MOEDI_RANDOM_H
+
+#include <stdint.h>
+
+enum { /* purpose: one per use, so that streams never meet */
+    MOEDI_RANDOM_INIT = 1,     /* step: parameter's hash */
+    MOEDI_RANDOM_EPOCH = 2,    /* step: epoch; index: position */
+    MOEDI_RANDOM_DIVIDE = 3,
+    MOEDI_RANDOM_KMEANS = 4,   /* step: restart */
+    MOEDI_RANDOM_PIECE = 5,
+    MOEDI_RANDOM_SAMPLE = 6    /* text */
+};
+
+uint64_t moedi_random(uint64_t seed, uint32_t purpose, uint64_t step, uint64_t index);
+double moedi_random_uniform(uint64_t seed, uint32_t purpose, uint64_t step, uint64_t index); /* [0, 1), 53 bits */
+double moedi_random_normal(uint64_t seed, uint32_t purpose, uint64_t step, uint64_t index);
+/* An order of 0..count-1, in place of `order`. */
+void moedi_random_permutation(uint64_t seed, uint32_t purpose, uint64_t step, int64_t *order, int64_t count);
+
+#endif
