@@ -4,7 +4,7 @@
 
 #include "moedisco/base.h"
 
-#define MOEDI_PRINTF(format, first) __attribute__((format(printf, format, first)))
+#define MOEDI_PRINTF(text, first) __attribute__((format(printf, text, first)))
 
 /* Sets this thread's error sentence (one line: what, and which value) and returns status. */
 moed_status moedi_fail(moed_status status, const char *format, ...) MOEDI_PRINTF(2, 3);
