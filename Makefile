@@ -37,25 +37,19 @@ BUILD ?= build
 OUT := $(BUILD)/$(FLAG_HASH)
 
 # ---- sources ----
-SOURCES := $(filter-out libmoedisco/backend/cpu/reference.c libmoedisco/backend/cpu/kernels.c,\
-    $(sort $(wildcard libmoedisco/*/*.c libmoedisco/backend/cpu/*.c)))
-# files compiled more than once: file, suffix, flags
-VARIANTS := $(if $(wildcard libmoedisco/backend/cpu/reference.c),reference.f32 reference.f64)
-ifneq ($(wildcard libmoedisco/backend/cpu/kernels.c),)
-ifeq ($(ARCH),x86_64)
-VARIANTS += kernels.v2 kernels.v3 kernels.v4
-else
-VARIANTS += kernels.neon
-endif
-endif
-FLAGS_reference.f32 := -DMOEDI_REAL=float -DMOEDI_VARIANT=f32
-FLAGS_reference.f64 := -DMOEDI_REAL=double -DMOEDI_VARIANT=f64
-KERNEL_FLAGS := -O3 -ffp-contract=fast -fno-trapping-math
-FLAGS_kernels.v2   := $(KERNEL_FLAGS) -march=x86-64-v2 -DMOEDI_VARIANT=v2
-FLAGS_kernels.v3   := $(KERNEL_FLAGS) -march=x86-64-v3 -DMOEDI_VARIANT=v3
-FLAGS_kernels.v4   := $(KERNEL_FLAGS) -march=x86-64-v4 -mprefer-vector-width=512 -DMOEDI_VARIANT=v4
-FLAGS_kernels.neon := $(KERNEL_FLAGS) -DMOEDI_VARIANT=neon
-OBJECTS := $(SOURCES:%.c=$(OUT)/%.o) $(VARIANTS:%=$(OUT)/libmoedisco/backend/cpu/%.o)
+SOURCES := $(sort $(wildcard libmoedisco/*/*.c libmoedisco/backend/cpu/*.c))
+OBJECTS := $(SOURCES:%.c=$(OUT)/%.o)
+# CPU operations are compiled once per variant: the reference for two dtypes, the fast ones per instruction set.
+CPU := libmoedisco/backend/cpu
+REFERENCE_VARIANTS := f32 f64
+FAST_VARIANTS := $(if $(filter x86_64,$(ARCH)),v2 v3 v4,$(if $(filter aarch64,$(ARCH)),neon))
+FAST_FLAGS := -O3 -ffp-contract=fast -fno-trapping-math
+VARIANT_FLAGS_f32  := -DMOEDI_VARIANT=f32 -DMOEDI_REAL=float
+VARIANT_FLAGS_f64  := -DMOEDI_VARIANT=f64 -DMOEDI_REAL=double
+VARIANT_FLAGS_v2   := -DMOEDI_VARIANT=v2 -march=x86-64-v2 $(FAST_FLAGS)
+VARIANT_FLAGS_v3   := -DMOEDI_VARIANT=v3 -march=x86-64-v3 $(FAST_FLAGS)
+VARIANT_FLAGS_v4   := -DMOEDI_VARIANT=v4 -march=x86-64-v4 -mprefer-vector-width=512 $(FAST_FLAGS)
+VARIANT_FLAGS_neon := -DMOEDI_VARIANT=neon $(FAST_FLAGS)
 
 SONAME   := libmoedisco.so.$(SOVERSION)
 SHARED   := $(OUT)/libmoedisco.so
@@ -77,12 +71,15 @@ help:
 $(OUT)/%.o: %.c
 	@mkdir -p $(@D)
 	$(call say,CC,$<)$(CC) $(FLAGS) -MMD -MP -c -o $@ $<
+# $(1) folder, $(2) variant
 define variant
-$(OUT)/libmoedisco/backend/cpu/$(1).o: libmoedisco/backend/cpu/$(basename $(1)).c
+OBJECTS += $(patsubst $(CPU)/$(1)/%.c,$(OUT)/$(CPU)/$(1)/%.$(2).o,$(wildcard $(CPU)/$(1)/*.c))
+$(OUT)/$(CPU)/$(1)/%.$(2).o: $(CPU)/$(1)/%.c
 	@mkdir -p $$(@D)
-	$$(call say,CC,'$$< ($(patsubst .%,%,$(suffix $(1))))')$$(CC) $$(FLAGS) $$(FLAGS_$(1)) -MMD -MP -c -o $$@ $$<
+	$$(call say,CC,'$$< ($(2))')$$(CC) $$(FLAGS) $$(VARIANT_FLAGS_$(2)) -MMD -MP -c -o $$@ $$<
 endef
-$(foreach v,$(VARIANTS),$(eval $(call variant,$(v))))
+$(foreach v,$(REFERENCE_VARIANTS),$(eval $(call variant,reference,$(v))))
+$(foreach v,$(FAST_VARIANTS),$(eval $(call variant,fast,$(v))))
 
 $(SHARED): $(OBJECTS) libmoedisco/moedisco.map
 	$(call say,LD,$@)$(CC) $(FLAGS) -shared -Wl,-soname,$(SONAME) -Wl,--version-script=libmoedisco/moedisco.map \

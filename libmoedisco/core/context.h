@@ -14,8 +14,7 @@ struct moed_context {
     int64_t process;                  /* getpid() at create: handles do not survive fork() */
     moed_context_options options;     /* effective; strings owned */
     moedi_executor *executor;
-    const moed_backend *backend;      /* the device's operation table */
-    void *plugin;                     /* what the loader keeps for it, NULL for the built-in backend */
+    const moed_backend *backend;      /* the device's */
     int32_t device_index;
     moed_host_api host;               /* what backends see of this context */
     moed_backend_info backend_info;   /* of an engine opened here */
@@ -48,7 +47,7 @@ moed_status moedi_parallel_try(const moed_context *c, int64_t count, moedi_task_
 
 void moedi_log(const moed_context *c, int32_t level, const char *format, ...) MOEDI_PRINTF(3, 4);
 
-/* An engine: one opened backend, for one handle. */
+/* An engine: one opened backend, for one handle; calls go table->operation(self, &arguments). */
 typedef struct moedi_engine {
     moed_context *context;
     const moed_backend *table;

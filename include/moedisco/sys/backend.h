@@ -292,7 +292,8 @@ typedef struct moed_backend {
 
     /* devices: fills out for device `index`; MOED_E_RANGE past the last */
     moed_status (*device)(const moed_host_api *host, int32_t index, moed_device_info *out);
-    moed_status (*open)(const moed_host_api *host, const moed_backend_config *config, void **self);
+    /* opens an engine; table: the operations to use with it, often this very table (a kernel set or chip may have its own) */
+    moed_status (*open)(const moed_host_api *host, const moed_backend_config *config, void **self, const struct moed_backend **table);
     void (*close)(void *self);
     moed_status (*info)(void *self, moed_backend_info *out);
 

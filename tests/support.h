@@ -1,0 +1,93 @@
+/* tests/support.h - what several test programs need. Include first. */
+#ifndef MOEDI_TEST_SUPPORT_H
+#define MOEDI_TEST_SUPPORT_H
+
+#include <math.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <cmocka.h>
+
+#include "moedisco.h"
+
+#define assert_ok(call)                                                                          \
+    do {                                                                                         \
+        moed_status s_ = (call);                                                                 \
+        if (s_ != MOED_OK) fail_msg("%s: %s: %s", #call, moed_status_name(s_), moed_last_error()); \
+    } while (0)
+
+/* The call is refused with this status, and the sentence contains `words`. */
+#define assert_refused(call, status, words)                                                                      \
+    do {                                                                                                         \
+        moed_status s_ = (call);                                                                                 \
+        if (s_ != (status)) fail_msg("%s: %s, not %s (%s)", #call, moed_status_name(s_), #status, moed_last_error()); \
+        if (!strstr(moed_last_error(), (words))) fail_msg("%s: \"%s\" lacks \"%s\"", #call, moed_last_error(), (words)); \
+    } while (0)
+
+/* A fresh directory below TMPDIR; free() the path. support_remove takes it away with its content. */
+static inline char *support_directory(void)
+{
+    const char *base = getenv("TMPDIR");
+    char *path = malloc(4096);
+    snprintf(path, 4096, "%s/moedisco-test-XXXXXX", base ? base : "/tmp");
+    if (!mkdtemp(path)) fail_msg("mkdtemp %s", path);
+    return path;
+}
+static inline void support_remove(char *path)
+{
+    char command[4200];
+    snprintf(command, sizeof command, "rm -rf '%s'", path);
+    if (system(command) != 0) fail_msg("%s", command);
+    free(path);
+}
+/* "dir/name", in one of four rotating buffers */
+static inline const char *support_path(const char *dir, const char *name)
+{
+    static char buffers[4][4200];
+    static unsigned next;
+    char *b = buffers[next++ % 4];
+    snprintf(b, sizeof buffers[0], "%s/%s", dir, name);
+    return b;
+}
+static inline void support_write(const char *path, const void *data, size_t size)
+{
+    FILE *f = fopen(path, "wb");
+    if (!f || fwrite(data, 1, size, f) != size || fclose(f) != 0) fail_msg("cannot write %s", path);
+}
+static inline moed_context *support_context(const char *kernels, int32_t threads)
+{
+    moed_context *c = NULL;
+    moed_context_options o;
+    assert_ok(moed_options_init(MOED_STRUCT_CONTEXT_OPTIONS, &o, sizeof o));
+    o.flags = MOED_CONTEXT_NO_ENV;
+    o.kernels = kernels;
+    o.threads = threads;
+    assert_ok(moed_context_create(&c, &o));
+    return c;
+}
+/* uniform in [-1, 1), by a small generator of its own */
+static inline void support_random(float *x, int64_t count, uint64_t seed)
+{
+    uint64_t s = seed * 2654435769u + 88172645463325252u;
+    for (int64_t i = 0; i < count; i++) {
+        s ^= s << 13, s ^= s >> 7, s ^= s << 17;
+        x[i] = (float)((double)(s >> 40) / 8388608.0 - 1.0);
+    }
+}
+static inline moed_tensor support_tensor(void *data, moed_dtype dtype, int64_t a, int64_t b)
+{
+    moed_tensor t = {0};
+    t.data = data, t.dtype = dtype, t.rank = b ? 2 : 1;
+    t.shape[0] = a, t.shape[1] = b ? b : 0;
+    t.strides[0] = b ? b : 1, t.strides[1] = b ? 1 : 0;
+    return t;
+}
+
+#endif
