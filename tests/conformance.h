@@ -277,8 +277,7 @@ static inline void compare_values(const char *operation, const buffer *b, const 
     const int32_t dtype = kind_dtype(&sides[1], b->kind);
     const size_t item = dtype_size(dtype);
     const double tolerance = tolerance_for(b->kind == F64 && b->alone ? sides[1].dtype : dtype, stated);
-    const double vanishing = tolerance > 0 ? 1.2e-38 : 0; /* below float's normal numbers anything may become 0 */
-    double largest = 0;
+    double largest = 0.02; /* inputs are about 1: what cancels to 0 among them may leave their rounding */
     for (int64_t i = 0; i < b->count; i++)
         if (!isnan(b->reference[i])) largest = fmax(largest, fabs(b->reference[i]));
     for (int64_t i = 0; i < b->count; i++) {
@@ -287,7 +286,7 @@ static inline void compare_values(const char *operation, const buffer *b, const 
         if (isnan(want)) {
             if (memcmp(before + at, after + at, item) != 0)
                 fail_msg("%s wrote %g to %s[%lld], which is not its to write", operation, got, b->name, (long long)i);
-        } else if (!(fabs(got - want) <= tolerance * (b->alone ? fabs(want) : largest) + vanishing)) {
+        } else if (!(fabs(got - want) <= tolerance * (b->alone ? fabs(want) : largest))) {
             fail_msg("%s: %s[%lld] is %.9g and should be %.9g (tolerance %g of %g)", operation, b->name, (long long)i, got, want,
                      tolerance, largest);
         }

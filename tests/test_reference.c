@@ -230,6 +230,52 @@ static void test_embedding_and_gather_backward_are_transposes(void **state)
 
 /* ---- known values ---- */
 
+#define assert_doubles(got, ...)                                                                     \
+    do {                                                                                             \
+        const double want_[] = {__VA_ARGS__};                                                        \
+        for (size_t i_ = 0; i_ < sizeof want_ / sizeof *want_; i_++)                                 \
+            if (!(fabs((double)(got)[i_] - want_[i_]) < 1e-14))                                              \
+                fail_msg("%s[%zu] is %.17g and should be %.17g", #got, i_, (double)(got)[i_], want_[i_]);    \
+    } while (0)
+
+static void test_gemm_knows_its_transposes(void **state)
+{
+    const double a[6] = {1, 2, 3, 4, 5, 6}, b[6] = {1, 0, 2, -1, 3, 1}, bias[2] = {10, 20}; /* a: (2, 3) or (3, 2) stored */
+    double c[4] = {100, 100, 100, 100};
+    moed_op_gemm o = {.c = c, .a = a, .b = b, .bias = bias, .m = 2, .n = 2, .k = 3, .lda = 3, .ldb = 2, .ldc = 2};
+    (void)state;
+    CALL(gemm, &o); /* (1 2 3; 4 5 6) (1 0; 2 -1; 3 1) */
+    assert_doubles(c, 24, 21, 42, 21);
+    o.accumulate = 1, o.bias = NULL;
+    CALL(gemm, &o);
+    assert_doubles(c, 38, 22, 74, 22);
+    o.accumulate = 0, o.transpose_a = 1, o.lda = 2;
+    CALL(gemm, &o); /* (1 3 5; 2 4 6) (1 0; 2 -1; 3 1) */
+    assert_doubles(c, 22, 2, 28, 2);
+    o.transpose_b = 1, o.ldb = 3;
+    CALL(gemm, &o); /* (1 3 5; 2 4 6) (1 -1; 0 3; 2 1) */
+    assert_doubles(c, 11, 13, 14, 16);
+}
+
+static void test_grouped_gemm_is_a_gemm_per_group(void **state)
+{
+    const double x[6] = {1, 2, 3, 4, 5, 6}, w[12] = {1, 0, 0, 1, 9, 9, 9, 9, 0, 2, 1, 0};
+    const int64_t offsets[4] = {0, 1, 1, 3};
+    double y[6], d_w[12] = {7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7};
+    moed_op_grouped_gemm o = {.c = y, .a = x, .b = w, .offsets = offsets, .groups = 3, .m = 3, .n = 2, .k = 2, .lda = 2, .ldb = 2,
+                              .ldc = 2, .stride_b = 4};
+    (void)state;
+    CALL(grouped_gemm, &o);
+    assert_doubles(y, 1, 2, 4, 6, 6, 10);
+    o.transpose_b = 1;
+    CALL(grouped_gemm, &o);
+    assert_doubles(y, 1, 2, 8, 3, 12, 5);
+    o = (moed_op_grouped_gemm){.c = d_w, .a = x, .b = x, .offsets = offsets, .groups = 3, .m = 2, .n = 2, .k = 3, .lda = 2, .ldb = 2,
+                               .ldc = 2, .stride_c = 4, .reduce = 1};
+    CALL(grouped_gemm, &o);
+    assert_doubles(d_w, 1, 2, 2, 4, 0, 0, 0, 0, 34, 42, 42, 52);
+}
+
 /* Worked by hand: m = .1, v = .005, both corrected to 1 times the gradient's sign, decay .1 * .5. */
 static void test_adamw_first_step_moves_by_the_learning_rate(void **state)
 {
@@ -244,6 +290,56 @@ static void test_adamw_first_step_moves_by_the_learning_rate(void **state)
     CALL(adamw, &a);
     assert_true(fabs(p[0] - (0.5 - 0.01 * (1 + 0.05))) < 1e-15);
     assert_true(fabs(p[1] - (-1 + 0.01 * (1 + 0.1))) < 1e-15);
+}
+
+/* Equal logits: every probability is 1/3, the lower experts are taken; both losses can be said in advance. */
+static void test_router_takes_the_lower_of_equals(void **state)
+{
+    double logits[6] = {0}, p[6], weights[4], lse[2], losses[2] = {1, 2};
+    int32_t ids[4];
+    (void)state;
+    CALL(router, (&(moed_op_router){.probabilities = p, .weights = weights, .lse = lse, .ids = ids, .logits = logits, .losses = losses,
+                                    .rows = 2, .experts = 3, .top_k = 2, .loss_scale = 0.5}));
+    for (int i = 0; i < 4; i++) assert_int_equal(ids[i], i % 2);
+    assert_doubles(weights, 1.0 / 3, 1.0 / 3, 1.0 / 3, 1.0 / 3);
+    assert_doubles(losses, 1.5, 2 + log(3) * log(3) / 2);
+}
+
+static void test_dispatch_is_a_stable_sort_by_expert(void **state)
+{
+    static const int32_t ids[6] = {2, 0, 0, 3, 2, 0}, sorted_place[6] = {3, 0, 1, 5, 4, 2}, row[6] = {0, 1, 2, 0, 2, 1};
+    static const int64_t begins[5] = {0, 3, 3, 5, 6};
+    int32_t slot[6], source[6];
+    int64_t offsets[5];
+    (void)state;
+    CALL(dispatch, (&(moed_op_dispatch){.ids = ids, .offsets = offsets, .slot = slot, .source = source, .rows = 3, .experts = 4, .top_k = 2}));
+    assert_memory_equal(slot, sorted_place, sizeof slot);
+    assert_memory_equal(source, row, sizeof source);
+    assert_memory_equal(offsets, begins, sizeof offsets);
+}
+
+static void test_kmeans_penalty_moves_a_point_and_not_its_distance(void **state)
+{
+    const float x[4] = {0, 0, 3, 0}, centroids[6] = {1, 0, 3, 1, 1, 0}, weights[2] = {2, 0.5f};
+    const double penalty[3] = {20, 0, 30};
+    int32_t labels[2];
+    float distances[2];
+    double sums[6], totals[3];
+    int64_t counts[3];
+    moed_op_kmeans_assign o = {.labels = labels, .distances = distances, .x = x, .centroids = centroids, .count = 2, .width = 2, .clusters = 3};
+    (void)state;
+    CALL(kmeans_assign, &o);
+    assert_int_equal(labels[0], 0); /* not 2, which is as near */
+    assert_int_equal(labels[1], 1);
+    o.penalty = penalty;
+    CALL(kmeans_assign, &o);
+    assert_int_equal(labels[0], 1);
+    assert_doubles(distances, 10, 1);
+    CALL(kmeans_accumulate, (&(moed_op_kmeans_accumulate){.sums = sums, .totals = totals, .counts = counts, .x = x, .weights = weights,
+                                                          .labels = labels, .count = 2, .width = 2, .clusters = 3}));
+    assert_doubles(sums, 0, 0, 1.5, 0, 0, 0);
+    assert_doubles(totals, 0, 2.5, 0);
+    assert_doubles(counts, 0, 2, 0);
 }
 
 static void test_router_chooses_valid_experts_from_logits_that_are_not_numbers(void **state)
@@ -335,6 +431,11 @@ int main(void)
         cmocka_unit_test(test_combine_gradient),
         cmocka_unit_test(test_cross_entropy_gradient),
         cmocka_unit_test(test_embedding_and_gather_backward_are_transposes),
+        cmocka_unit_test(test_gemm_knows_its_transposes),
+        cmocka_unit_test(test_grouped_gemm_is_a_gemm_per_group),
+        cmocka_unit_test(test_router_takes_the_lower_of_equals),
+        cmocka_unit_test(test_dispatch_is_a_stable_sort_by_expert),
+        cmocka_unit_test(test_kmeans_penalty_moves_a_point_and_not_its_distance),
         cmocka_unit_test(test_adamw_first_step_moves_by_the_learning_rate),
         cmocka_unit_test(test_router_chooses_valid_experts_from_logits_that_are_not_numbers),
         cmocka_unit_test(test_unknown_kernels_are_refused_by_name),
