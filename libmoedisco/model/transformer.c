@@ -471,6 +471,11 @@ moedi_engine *moedi_transformer_engine(moedi_transformer *t)
     return &t->engine;
 }
 
+const moedi_config *moedi_transformer_config(const moedi_transformer *t)
+{
+    return t->config;
+}
+
 void moedi_transformer_replay(moedi_transformer *t, int replay)
 {
     t->replay = replay;

@@ -34,6 +34,7 @@ void moedi_transformer_destroy(moedi_transformer *t);
 moed_status moedi_transformer_bytes(const moed_layout *l, size_t item, int64_t rows, int64_t length, uint32_t flags, const uint8_t *trained,
                                     int64_t *weights, int64_t *gradients, int64_t *activations);
 moedi_engine *moedi_transformer_engine(moedi_transformer *t);
+const moedi_config *moedi_transformer_config(const moedi_transformer *t);
 
 /* Forward; with labels also the loss. With an objective too, in TRAIN mode, the head's gradients are added and backward may follow;
  * without one (NULL) gradients are left alone: evaluation. Rows up to those of create, length likewise. */
