@@ -5,6 +5,7 @@
 #include <time.h>
 
 #include "core/options.h"
+#include "moedisco/split.h"
 
 /* ---- rows of a corpus, every token once as a label ---- */
 
