@@ -4,10 +4,17 @@
 #include <string.h>
 
 #include "accumulate.h"
+#include "checkpoint.h"
 #include "core/options.h"
 #include "optimizer.h"
 #include "selection.h"
 #include "settings.h"
+
+/* Three orders of the documents and where each begins, and a row. */
+static int64_t sampler_bytes(int64_t documents, int64_t length)
+{
+    return 6 * (documents + 1) * (int64_t)sizeof(int64_t) + 2 * (length + 1) * (int64_t)sizeof(int32_t);
+}
 
 moed_status moedi_budget_compute(const moed_layout *l, size_t item, const moed_train_options *o, const uint8_t *trained,
                                  int64_t documents, moedi_budget *out)
@@ -22,11 +29,13 @@ moed_status moedi_budget_compute(const moed_layout *l, size_t item, const moed_t
     int64_t slices = 0;
     for (size_t i = 0; i < l->count; i++) slices += trained[i] != 0;
     const int64_t batch = 3 * o->rows * o->length * (int64_t)sizeof(int32_t);
-    const int64_t routing = shard * o->length * l->config.top_k * (int64_t)sizeof(int32_t);
     const int64_t loads = l->config.layers * l->config.experts * (int64_t)sizeof(int64_t);
     const int64_t lists = (int64_t)l->count + slices * (int64_t)(sizeof(moed_op_slice) + sizeof(size_t));
-    const int64_t order = 2 * documents * (int64_t)sizeof(int64_t); /* documents of an epoch, and where each begins */
-    b.rest = batch + routing + loads + lists + order;
+    b.rest = batch + loads + lists + sampler_bytes(documents, o->length);
+    /* An evaluation has a sampler and rows of its own, a checkpoint two pieces of a tensor: not at the same time. */
+    int64_t passing = o->held_out ? sampler_bytes(o->held_out->documents, o->length) + 3 * shard * o->length * (int64_t)sizeof(int32_t) : 0;
+    if (o->directory && passing < MOEDI_CHECKPOINT_SAVING) passing = MOEDI_CHECKPOINT_SAVING;
+    b.rest += passing;
     *out = b;
     return MOED_OK;
 }

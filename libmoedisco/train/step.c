@@ -102,15 +102,13 @@ static moed_batch cut_rows(const moed_batch *b, int64_t first, int64_t rows)
 
 /* ---- forward and backward ---- */
 
-static moed_status count_loads(moed_trainer *t, int64_t tokens)
+static void count_loads(moed_trainer *t)
 {
     const moedi_config *c = &t->model->layout->config;
     for (int32_t layer = 0; layer < c->layers; layer++) {
-        MOEDI_TRY(moedi_transformer_routing(t->transformer, layer, t->ids, NULL));
-        int64_t *loads = t->loads + layer * c->experts;
-        for (int64_t i = 0; i < tokens * c->top_k; i++) loads[t->ids[i]]++;
+        const int64_t *offsets = moedi_transformer_offsets(t->transformer, layer);
+        for (int64_t e = 0; e < c->experts; e++) t->loads[layer * c->experts + e] += offsets[e + 1] - offsets[e];
     }
-    return MOED_OK;
 }
 
 /* 1 when every expert of every layer gets the same. */
@@ -150,7 +148,8 @@ static moed_status run_shard(moed_trainer *t, const moed_batch *b, double part, 
     if (!isfinite(losses.loss) || !isfinite(losses.load_balance) || !isfinite(losses.z_loss))
         return moedi_fail(MOED_E_NUMERIC, "step %lld: the loss is %g (load balance %g, z-loss %g); nothing of this step was applied",
                           (long long)t->step + 1, losses.loss, losses.load_balance, losses.z_loss);
-    return count_loads(t, b->rows * b->length);
+    count_loads(t);
+    return MOED_OK;
 }
 
 static moed_status run_shards(moed_trainer *t, const moed_batch *b, double label_weight, moedi_losses *found, const moed_cancel *cancel)

@@ -89,7 +89,6 @@ static moed_status allocate(moed_trainer *t)
     MOEDI_TRY(MOEDI_NEW(t->context, batch, &t->tokens));
     MOEDI_TRY(MOEDI_NEW(t->context, batch, &t->labels));
     MOEDI_TRY(MOEDI_NEW(t->context, batch, &t->documents));
-    MOEDI_TRY(MOEDI_NEW(t->context, shard * o->length * l->config.top_k, &t->ids));
     MOEDI_TRY(MOEDI_NEW(t->context, l->config.layers * l->config.experts, &t->loads));
     if (t->context->backend_info.host_memory) return MOED_OK;
     int64_t most = 0;
@@ -147,7 +146,7 @@ void moed_trainer_destroy(moed_trainer *t)
     moedi_accumulator_destroy(&t->gradients);
     moedi_transformer_destroy(t->transformer);
     moedi_sampler_destroy(t->sampler);
-    void *owned[] = {t->tokens, t->labels, t->documents, t->ids, t->loads, t->staging, t->trained};
+    void *owned[] = {t->tokens, t->labels, t->documents, t->loads, t->staging, t->trained};
     for (size_t i = 0; i < sizeof owned / sizeof owned[0]; i++) moedi_free(c, owned[i]);
     moedi_free(c, (char *)(uintptr_t)t->options.train);
     moedi_free(c, (char *)(uintptr_t)t->options.freeze);

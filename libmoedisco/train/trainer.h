@@ -27,7 +27,6 @@ struct moed_trainer {
     moedi_accumulator gradients;
     moedi_optimizer optimizer;
     int32_t *tokens, *labels, *documents; /* (rows, length) of one step */
-    int32_t *ids;                  /* (rows / micro_batches * length, top_k): routing of one layer */
     int64_t *loads;                /* (layers, experts): choices since the last update */
     void *staging;                 /* one parameter, where device memory is not host memory */
     moedi_metrics metrics;
