@@ -23,7 +23,7 @@ typedef struct moedi_writer {
     int fd;
     char *path, *temporary, *buffer;
     size_t used;
-    int64_t written;
+    int64_t written;   /* position of the next byte */
     const moed_context *context;
 } moedi_writer;
 moed_status moedi_writer_open(moedi_writer *out, const moed_context *c, const char *path);

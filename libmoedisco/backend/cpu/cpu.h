@@ -16,6 +16,9 @@ typedef struct moedi_cpu {
     const moed_host_api *host;
     void *scratch;           /* grows to the largest need, kept until close */
     size_t scratch_size;
+    int64_t limit, in_use;   /* bytes of device memory; limit 0 = none */
+    const char *kernels;     /* name of the kernel set; static */
+    const char *reason;      /* why it was taken; static */
 } moedi_cpu;
 
 /* At least `size` bytes aligned to 64, valid until the next call on this engine. */

@@ -1,0 +1,63 @@
+/* backend/cpu/reference/ffn.c - SwiGLU and the shared expert's gate. */
+#include "reference.h"
+
+static double sigmoid(double x)
+{
+    return 1.0 / (1.0 + exp(-x));
+}
+
+MOEDI_REFERENCE(swiglu, swiglu)
+{
+    (void)self;
+    for (int64_t i = 0; i < a->rows; i++) {
+        const real *gate = (const real *)a->gate_up + i * 2 * a->width, *up = gate + a->width;
+        real *out = (real *)a->out + i * a->width;
+        for (int64_t d = 0; d < a->width; d++) out[d] = (real)((double)gate[d] * sigmoid((double)gate[d]) * (double)up[d]);
+    }
+    return MOED_OK;
+}
+
+MOEDI_REFERENCE(swiglu_backward, swiglu)
+{
+    (void)self;
+    for (int64_t i = 0; i < a->rows; i++) {
+        const real *gate = (const real *)a->gate_up + i * 2 * a->width, *up = gate + a->width;
+        const real *d_out = (const real *)a->d_out + i * a->width;
+        real *d_gate = (real *)a->d_gate_up + i * 2 * a->width, *d_up = d_gate + a->width;
+        for (int64_t d = 0; d < a->width; d++) {
+            const double g = (double)gate[d], u = (double)up[d], s = sigmoid(g);
+            d_gate[d] = (real)((double)d_out[d] * u * s * (1.0 + g * (1.0 - s)));
+            d_up[d] = (real)((double)d_out[d] * g * s);
+        }
+    }
+    return MOED_OK;
+}
+
+MOEDI_REFERENCE(sigmoid_gate, sigmoid_gate)
+{
+    (void)self;
+    for (int64_t i = 0; i < a->rows; i++) {
+        const real *x = (const real *)a->x + i * a->width;
+        real *out = (real *)a->out + i * a->width;
+        const double s = sigmoid((double)((const real *)a->gate)[i]);
+        for (int64_t d = 0; d < a->width; d++) out[d] = (real)((double)out[d] + s * (double)x[d]);
+    }
+    return MOED_OK;
+}
+
+MOEDI_REFERENCE(sigmoid_gate_backward, sigmoid_gate)
+{
+    (void)self;
+    for (int64_t i = 0; i < a->rows; i++) {
+        const real *x = (const real *)a->x + i * a->width, *d_out = (const real *)a->d_out + i * a->width;
+        real *d_x = (real *)a->d_x + i * a->width;
+        const double s = sigmoid((double)((const real *)a->gate)[i]);
+        double sum = 0;
+        for (int64_t d = 0; d < a->width; d++) {
+            sum += (double)d_out[d] * (double)x[d];
+            d_x[d] = (real)(s * (double)d_out[d]);
+        }
+        ((real *)a->d_gate)[i] = (real)(s * (1.0 - s) * sum);
+    }
+    return MOED_OK;
+}

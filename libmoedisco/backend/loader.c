@@ -1,0 +1,144 @@
+/* backend/loader.c - plug-ins are found, opened with local symbols, asked for their table, and never closed. */
+#include "loader.h"
+
+#include <dirent.h>
+#include <dlfcn.h>
+#include <fnmatch.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "cpu/cpu.h"
+
+typedef struct search {
+    moedi_backend_visitor visit;
+    void *user;
+    int stopped;
+} search;
+
+/* What a backend sees before any context exists: enough to describe its devices. */
+static void *bare_alloc(void *self, size_t size, size_t alignment)
+{
+    (void)self;
+    return aligned_alloc(alignment < 64 ? 64 : alignment, (size + 63) / 64 * 64);
+}
+
+static void bare_free(void *self, void *memory)
+{
+    (void)self;
+    free(memory);
+}
+
+static void bare_parallel(void *self, int64_t count, moed_task_fn task, void *argument)
+{
+    (void)self;
+    for (int64_t i = 0; i < count; i++) task(argument, i);
+}
+
+static void bare_log(void *self, int32_t level, const char *line)
+{
+    (void)self, (void)level, (void)line;
+}
+
+static moed_status bare_fail(void *self, moed_status status, const char *sentence)
+{
+    (void)self;
+    return moedi_fail(status, "%s", sentence);
+}
+
+static const moed_host_api bare_host = {
+    .struct_size = sizeof(moed_host_api),
+    .abi = MOED_BACKEND_ABI,
+    .alloc = bare_alloc,
+    .free = bare_free,
+    .parallel = bare_parallel,
+    .log = bare_log,
+    .fail = bare_fail,
+};
+
+/* NULL when the table can be used, else what it lacks. */
+static const char *fault_of(const moed_backend *t)
+{
+    if (!t) return "its entry point returned no table: it does not work with this version of the library";
+    if (t->abi != MOED_BACKEND_ABI) return "it was built for another version of the backend interface";
+    if (t->struct_size < sizeof(moed_backend)) return "its table is shorter than this library needs";
+    if (!t->name || !*t->name || strchr(t->name, ':')) return "its table has no usable name";
+    const char *slots = (const char *)t + offsetof(moed_backend, device);
+    for (size_t at = 0; at < sizeof *t - offsetof(moed_backend, device); at += sizeof(void (*)(void))) {
+        void (*slot)(void);
+        memcpy(&slot, slots + at, sizeof slot);
+        if (!slot) return "its table has an empty slot";
+    }
+    return NULL;
+}
+
+static void visit_plugin(search *s, const char *path)
+{
+    void *library = dlopen(path, RTLD_NOW | RTLD_LOCAL);
+    if (!library) {
+        const char *reason = dlerror();
+        s->stopped = s->visit(NULL, path, reason ? reason : "it does not load", s->user);
+        return;
+    }
+    void *symbol = dlsym(library, MOED_BACKEND_ENTRY);
+    const char *fault = "it has no " MOED_BACKEND_ENTRY;
+    const moed_backend *table = NULL;
+    if (symbol) {
+        moed_backend_entry_fn entry;
+        memcpy(&entry, &symbol, sizeof entry);
+        table = entry(&bare_host);
+        fault = fault_of(table);
+    }
+    s->stopped = s->visit(fault ? NULL : table, path, fault ? fault : "", s->user);
+}
+
+static int is_plugin(const struct dirent *e)
+{
+    return fnmatch("libmoedisco-*.so", e->d_name, 0) == 0;
+}
+
+static void visit_directory(search *s, const char *directory)
+{
+    struct dirent **names;
+    if (s->stopped || directory[0] != '/') return; /* a relative folder would depend on the current directory */
+    const int count = scandir(directory, &names, is_plugin, alphasort);
+    for (int i = 0; i < count; i++) {
+        char path[4096];
+        if (!s->stopped && snprintf(path, sizeof path, "%s/%s", directory, names[i]->d_name) < (int)sizeof path) visit_plugin(s, path);
+        free(names[i]);
+    }
+    if (count >= 0) free(names);
+}
+
+void moedi_backends(const char *explicit_dir, int use_environment, moedi_backend_visitor visit, void *user)
+{
+    search s = {.visit = visit, .user = user};
+    s.stopped = visit(&moedi_cpu_backend, "", "", user);
+    if (explicit_dir && *explicit_dir && !s.stopped) {
+        char *absolute = realpath(explicit_dir, NULL); /* the caller named it: relative is meant */
+        if (absolute) visit_directory(&s, absolute);
+        free(absolute);
+    }
+    const char *list = use_environment ? secure_getenv("MOED_BACKEND_PATH") : NULL;
+    while (list && *list) {
+        char directory[4096];
+        const size_t n = strcspn(list, ":");
+        if (n < sizeof directory) {
+            memcpy(directory, list, n);
+            directory[n] = 0;
+            visit_directory(&s, directory);
+        }
+        list += n + (list[n] == ':');
+    }
+    Dl_info self;
+    void (*here)(const char *, int, moedi_backend_visitor, void *) = moedi_backends;
+    void *address;
+    memcpy(&address, &here, sizeof address);
+    if (dladdr(address, &self) && self.dli_fname) {
+        char directory[4096];
+        const char *slash = strrchr(self.dli_fname, '/');
+        if (slash && snprintf(directory, sizeof directory, "%.*s/moedisco", (int)(slash - self.dli_fname), self.dli_fname) < (int)sizeof directory)
+            visit_directory(&s, directory);
+    }
+    visit_directory(&s, MOEDI_LIBDIR "/moedisco");
+}

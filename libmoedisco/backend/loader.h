@@ -1,0 +1,15 @@
+/* backend/loader.h - finding backends: the built-in one and plug-ins in a fixed list of folders. */
+#ifndef MOEDI_LOADER_H
+#define MOEDI_LOADER_H
+
+#include "core/context.h"
+
+/* Called for the built-in backend, then for each plug-in file found, folder by folder, in name order. table NULL: `reason` says why the file
+ * at `path` is no backend for this library. Return non-zero to stop. */
+typedef int (*moedi_backend_visitor)(const moed_backend *table, const char *path, const char *reason, void *user);
+
+/* explicit_dir (nullable) is searched first, then the folders of MOED_BACKEND_PATH unless use_environment is 0, then "moedisco" beside the
+ * loaded library, then LIBDIR/moedisco: files libmoedisco-*.so. Never the current directory. Plug-ins stay loaded. */
+void moedi_backends(const char *explicit_dir, int use_environment, moedi_backend_visitor visit, void *user);
+
+#endif

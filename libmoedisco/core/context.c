@@ -1,0 +1,229 @@
+/* core/context.c - references, memory, parallel work and the log of a context. How one is made: backend/device.c. */
+#include "context.h"
+
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "options.h"
+
+moed_context *moedi_context_retain(const moed_context *c)
+{
+    moed_context *context = (moed_context *)(uintptr_t)c;
+    atomic_fetch_add(&context->references, 1);
+    return context;
+}
+
+void moedi_context_release(moed_context *c)
+{
+    if (!c || atomic_fetch_sub(&c->references, 1) != 1) return;
+    if (c->process == getpid())
+        moedi_executor_destroy(c->executor);
+    else
+        moedi_executor_abandon(c->executor); /* its threads stayed in the parent */
+    free((void *)(uintptr_t)c->options.device);
+    free((void *)(uintptr_t)c->options.kernels);
+    free((void *)(uintptr_t)c->options.plugin_dir);
+    free(c);
+}
+
+void moed_context_destroy(moed_context *context)
+{
+    moedi_context_release(context);
+}
+
+moed_status moedi_context_check(const moed_context *c)
+{
+    if (c->process != getpid())
+        return moedi_fail(MOED_E_FORKED, "this handle was made by process %lld before fork(): make a new context in the child",
+                          (long long)c->process);
+    return MOED_OK;
+}
+
+moed_status moed_context_get_info(const moed_context *context, moed_context_info *out)
+{
+    moedi_clear_error();
+    MOEDI_REQUIRE(context, "the context is NULL");
+    moed_context_info info = {
+        .threads = context->options.threads,
+        .dtype = context->backend_info.dtype,
+        .host_limit = context->options.host_limit,
+        .host_in_use = atomic_load(&context->in_use),
+        .host_peak = atomic_load(&context->peak),
+    };
+    snprintf(info.device, sizeof info.device, "%s", context->device);
+    snprintf(info.kernels, sizeof info.kernels, "%s", context->backend_info.kernels);
+    snprintf(info.reason, sizeof info.reason, "%s", context->reason);
+    return moedi_info_write(MOED_STRUCT_CONTEXT_INFO, &info, out);
+}
+
+/* ---- memory ---- */
+
+enum { ALIGNMENT = 64 };
+typedef struct block {
+    size_t total; /* as allocated */
+    size_t size;  /* as asked for */
+} block; /* lies ALIGNMENT bytes before the memory handed out */
+
+static block *block_of(void *memory)
+{
+    return (block *)((char *)memory - ALIGNMENT);
+}
+
+static moed_status count_bytes(moed_context *c, int64_t size)
+{
+    const int64_t limit = c->options.host_limit;
+    int64_t now = atomic_load(&c->in_use);
+    do {
+        if (limit && size > limit - now)
+            return moedi_fail(MOED_E_LIMIT, "%lld bytes do not fit: %lld of the host limit of %lld bytes are in use", (long long)size,
+                              (long long)now, (long long)limit);
+    } while (!atomic_compare_exchange_weak(&c->in_use, &now, now + size));
+    int64_t peak = atomic_load(&c->peak);
+    while (now + size > peak && !atomic_compare_exchange_weak(&c->peak, &peak, now + size)) {}
+    return MOED_OK;
+}
+
+moed_status moedi_alloc(const moed_context *context, size_t size, void **out)
+{
+    moed_context *c = (moed_context *)(uintptr_t)context;
+    if (size > (size_t)INT64_MAX - 2 * ALIGNMENT) return moedi_fail(MOED_E_MEMORY, "%zu bytes are more than a machine holds", size);
+    const size_t total = (size + 2 * ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
+    MOEDI_TRY(count_bytes(c, (int64_t)total));
+    char *memory = c->options.alloc ? c->options.alloc(total, ALIGNMENT, c->options.alloc_user) : aligned_alloc(ALIGNMENT, total);
+    if (!memory) {
+        atomic_fetch_sub(&c->in_use, (int64_t)total);
+        return moedi_fail(MOED_E_MEMORY, "no memory for %zu bytes", size);
+    }
+    *(block *)memory = (block){.total = total, .size = size};
+    *out = memory + ALIGNMENT;
+    return MOED_OK;
+}
+
+void moedi_free(const moed_context *context, void *memory)
+{
+    if (!memory) return;
+    moed_context *c = (moed_context *)(uintptr_t)context;
+    block *b = block_of(memory);
+    const size_t total = b->total;
+    atomic_fetch_sub(&c->in_use, (int64_t)total);
+    if (c->options.free)
+        c->options.free(b, total, c->options.alloc_user);
+    else
+        free(b);
+}
+
+moed_status moedi_alloc_array(const moed_context *c, int64_t count, size_t item, void **out)
+{
+    size_t size;
+    if (count < 0 || __builtin_mul_overflow((size_t)count, item, &size))
+        return moedi_fail(MOED_E_MEMORY, "%lld items of %zu bytes are more than a machine holds", (long long)count, item);
+    void *memory;
+    MOEDI_TRY(moedi_alloc(c, size, &memory));
+    memset(memory, 0, size);
+    *out = memory;
+    return MOED_OK;
+}
+
+moed_status moedi_realloc_array(const moed_context *c, int64_t count, size_t item, void **memory)
+{
+    void *grown;
+    MOEDI_TRY(moedi_alloc_array(c, count, item, &grown));
+    if (*memory) {
+        const size_t old = block_of(*memory)->size, size = (size_t)count * item;
+        memcpy(grown, *memory, old < size ? old : size);
+        moedi_free(c, *memory);
+    }
+    *memory = grown;
+    return MOED_OK;
+}
+
+moed_status moedi_strdup(const moed_context *c, const char *text, char **out)
+{
+    const size_t size = strlen(text) + 1;
+    void *copy;
+    MOEDI_TRY(moedi_alloc(c, size, &copy));
+    memcpy(copy, text, size);
+    *out = copy;
+    return MOED_OK;
+}
+
+/* ---- parallel work ---- */
+
+void moedi_parallel(const moed_context *c, int64_t count, moed_task_fn task, void *argument)
+{
+    moedi_executor_run(c->executor, count, task, argument);
+}
+
+typedef struct fallible {
+    moedi_task_fn task;
+    void *argument;
+    atomic_flag lock;
+    int64_t failed; /* lowest failing index, INT64_MAX = none */
+    moedi_error error;
+} fallible;
+
+static void run_fallible(void *argument, int64_t index)
+{
+    fallible *f = argument;
+    if (f->task(f->argument, index) == MOED_OK) return;
+    moedi_error error;
+    moedi_error_save(&error);
+    while (atomic_flag_test_and_set(&f->lock)) {}
+    if (index < f->failed) {
+        f->failed = index;
+        f->error = error;
+    }
+    atomic_flag_clear(&f->lock);
+}
+
+moed_status moedi_parallel_try(const moed_context *c, int64_t count, moedi_task_fn task, void *argument)
+{
+    fallible f = {.task = task, .argument = argument, .lock = ATOMIC_FLAG_INIT, .failed = INT64_MAX};
+    moedi_executor_run(c->executor, count, run_fallible, &f);
+    return f.failed == INT64_MAX ? MOED_OK : moedi_error_restore(&f.error);
+}
+
+/* ---- log and engines ---- */
+
+void moedi_log(const moed_context *c, int32_t level, const char *format, ...)
+{
+    if (!c->options.log || level > c->options.log_level) return;
+    char line[512];
+    va_list list;
+    va_start(list, format);
+    vsnprintf(line, sizeof line, format, list);
+    va_end(list);
+    c->options.log(level, line, c->options.log_user);
+}
+
+moed_status moedi_engine_open(moedi_engine *out, moed_context *c)
+{
+    const moed_backend_config config = {
+        .struct_size = sizeof config,
+        .device = c->device_index,
+        .memory_limit = c->options.device_limit,
+        .kernels = c->options.kernels,
+    };
+    moedi_engine e = {.context = c, .table = c->backend};
+    moedi_clear_error();
+    moed_status status = c->backend->open(&c->host, &config, &e.self, &e.table);
+    if (status != MOED_OK) return *moed_last_error() ? status : moedi_fail(status, "the backend %s did not open its device %d", c->backend->name, c->device_index);
+    e.info.struct_size = sizeof e.info;
+    status = e.table->info(e.self, &e.info);
+    if (status != MOED_OK) {
+        e.table->close(e.self);
+        return status;
+    }
+    e.item = e.info.dtype == MOED_DTYPE_F64 ? 8 : e.info.dtype == MOED_DTYPE_F32 ? 4 : 2;
+    *out = e;
+    return MOED_OK;
+}
+
+void moedi_engine_close(moedi_engine *e)
+{
+    if (e->self) e->table->close(e->self);
+    memset(e, 0, sizeof *e);
+}

@@ -1,0 +1,406 @@
+/* util/file.c - files and directories that are whole or not there. */
+#include "file.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+enum { BUFFER = 1 << 18 };
+
+/* ---- reading ---- */
+
+moed_status moedi_file_open(moedi_file *out, const moed_context *c, const char *path)
+{
+    struct stat s;
+    char *copy = NULL;
+    /* not blocking, so that a named pipe cannot hang the caller before it is seen to be one */
+    const int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+    if (fd < 0) return moedi_fail_errno(path, "open");
+    moed_status status = MOED_OK;
+    if (fstat(fd, &s) != 0)
+        status = moedi_fail_errno(path, "look at");
+    else if (!S_ISREG(s.st_mode))
+        status = moedi_fail_file(MOED_E_FORMAT, path, -1, "is not a regular file");
+    if (status == MOED_OK) status = moedi_strdup(c, path, &copy);
+    if (status != MOED_OK) {
+        close(fd);
+        return status;
+    }
+    *out = (moedi_file){.fd = fd, .size = s.st_size, .path = copy, .context = c};
+    return MOED_OK;
+}
+
+moed_status moedi_file_read(const moedi_file *f, int64_t offset, void *out, size_t size)
+{
+    char *to = out;
+    while (size > 0) {
+        const ssize_t n = pread(f->fd, to, size, (off_t)offset);
+        if (n < 0 && errno == EINTR) continue;
+        if (n < 0) return moedi_fail_errno(f->path, "read");
+        if (n == 0) return moedi_fail_file(MOED_E_FORMAT, f->path, offset, "ends before %zu more bytes that belong there", size);
+        to += n, offset += n, size -= (size_t)n;
+    }
+    return MOED_OK;
+}
+
+void moedi_file_close(moedi_file *f)
+{
+    if (!f->path) return;
+    close(f->fd);
+    moedi_free(f->context, (void *)(uintptr_t)f->path);
+    memset(f, 0, sizeof *f);
+}
+
+moed_status moedi_file_text(const moed_context *c, const char *path, int64_t most, char **out, size_t *size)
+{
+    moedi_file f = {0};
+    void *text = NULL;
+    moed_status status;
+    MOEDI_GO(moedi_file_open(&f, c, path));
+    if (f.size > most) {
+        status = moedi_fail_file(MOED_E_LIMIT, path, -1, "has %lld bytes; at most %lld are read", (long long)f.size, (long long)most);
+        goto out;
+    }
+    MOEDI_GO(moedi_alloc(c, (size_t)f.size + 1, &text));
+    MOEDI_GO(moedi_file_read(&f, 0, text, (size_t)f.size));
+    ((char *)text)[f.size] = 0;
+    *out = text;
+    if (size) *size = (size_t)f.size;
+    text = NULL;
+out:
+    moedi_free(c, text);
+    moedi_file_close(&f);
+    return status;
+}
+
+/* ---- writing ---- */
+
+/* "PATH.tmp-PID-N": beside the final name, so that the rename stays in one file system; unlike any other writer's. */
+static moed_status temporary_name(const moed_context *c, const char *path, char **out)
+{
+    static atomic_int counter;
+    const size_t size = strlen(path) + 48;
+    void *name;
+    MOEDI_TRY(moedi_alloc(c, size, &name));
+    snprintf(name, size, "%s.tmp-%ld-%d", path, (long)getpid(), atomic_fetch_add(&counter, 1));
+    *out = name;
+    return MOED_OK;
+}
+
+static void writer_release(moedi_writer *w)
+{
+    const moed_context *c = w->context;
+    moedi_free(c, w->path);
+    moedi_free(c, w->temporary);
+    moedi_free(c, w->buffer);
+    memset(w, 0, sizeof *w);
+    w->fd = -1;
+}
+
+moed_status moedi_writer_open(moedi_writer *out, const moed_context *c, const char *path)
+{
+    moedi_writer w = {.fd = -1, .context = c};
+    void *buffer = NULL;
+    moed_status status;
+    MOEDI_GO(moedi_strdup(c, path, &w.path));
+    MOEDI_GO(temporary_name(c, path, &w.temporary));
+    MOEDI_GO(moedi_alloc(c, BUFFER, &buffer));
+    w.buffer = buffer;
+    w.fd = open(w.temporary, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
+    if (w.fd < 0) status = moedi_fail_errno(path, "create");
+out:
+    if (status != MOED_OK)
+        writer_release(&w);
+    else
+        *out = w;
+    return status;
+}
+
+static moed_status write_all(const moedi_writer *w, const char *data, size_t size)
+{
+    while (size > 0) {
+        const ssize_t n = write(w->fd, data, size);
+        if (n < 0 && errno == EINTR) continue;
+        if (n < 0) return moedi_fail_errno(w->path, "write");
+        data += n, size -= (size_t)n;
+    }
+    return MOED_OK;
+}
+
+static moed_status flush(moedi_writer *w)
+{
+    const size_t used = w->used;
+    w->used = 0;
+    return write_all(w, w->buffer, used);
+}
+
+moed_status moedi_writer_write(moedi_writer *w, const void *data, size_t size)
+{
+    w->written += (int64_t)size;
+    if (size > BUFFER - w->used) MOEDI_TRY(flush(w));
+    if (size >= BUFFER) return write_all(w, data, size);
+    memcpy(w->buffer + w->used, data, size);
+    w->used += size;
+    return MOED_OK;
+}
+
+moed_status moedi_writer_seek(moedi_writer *w, int64_t offset)
+{
+    MOEDI_TRY(flush(w));
+    if (lseek(w->fd, (off_t)offset, SEEK_SET) < 0) return moedi_fail_errno(w->path, "seek in");
+    return MOED_OK;
+}
+
+/* Directory part of a path, for syncing its entries. */
+static moed_status sync_parent(const moed_context *c, const char *path)
+{
+    char *parent = NULL;
+    MOEDI_TRY(moedi_strdup(c, path, &parent));
+    size_t n = strlen(parent);
+    while (n > 1 && parent[n - 1] == '/') parent[--n] = 0;
+    char *slash = strrchr(parent, '/');
+    if (slash) slash[slash == parent] = 0;
+    const moed_status status = moedi_directory_sync(slash ? parent : ".");
+    moedi_free(c, parent);
+    return status;
+}
+
+moed_status moedi_writer_commit(moedi_writer *w)
+{
+    moed_status status;
+    MOEDI_GO(flush(w));
+    if (fsync(w->fd) != 0) {
+        status = moedi_fail_errno(w->path, "sync");
+        goto out;
+    }
+    const int closed = close(w->fd);
+    w->fd = -1;
+    if (closed != 0)
+        status = moedi_fail_errno(w->path, "close");
+    else if (rename(w->temporary, w->path) != 0)
+        status = moedi_fail_errno(w->path, "rename to");
+    else
+        status = sync_parent(w->context, w->path);
+    if (status == MOED_OK) {
+        writer_release(w);
+        return MOED_OK;
+    }
+out:
+    moedi_writer_abort(w);
+    return status;
+}
+
+void moedi_writer_abort(moedi_writer *w)
+{
+    if (!w->path) return;
+    if (w->fd >= 0) close(w->fd);
+    unlink(w->temporary);
+    writer_release(w);
+}
+
+moed_status moedi_file_write(const moed_context *c, const char *path, const void *data, size_t size)
+{
+    moedi_writer w = {0};
+    MOEDI_TRY(moedi_writer_open(&w, c, path));
+    const moed_status status = moedi_writer_write(&w, data, size);
+    if (status == MOED_OK) return moedi_writer_commit(&w);
+    moedi_writer_abort(&w);
+    return status;
+}
+
+/* ---- paths and directories ---- */
+
+moed_status moedi_path_join(const moed_context *c, const char *a, const char *b, char **out)
+{
+    const size_t size = strlen(a) + strlen(b) + 2;
+    void *path;
+    MOEDI_TRY(moedi_alloc(c, size, &path));
+    const int slash = *a && a[strlen(a) - 1] != '/';
+    snprintf(path, size, "%s%s%s", a, slash ? "/" : "", b);
+    *out = path;
+    return MOED_OK;
+}
+
+int moedi_path_exists(const char *path)
+{
+    struct stat s;
+    return lstat(path, &s) == 0;
+}
+
+int moedi_path_is_directory(const char *path)
+{
+    struct stat s;
+    return stat(path, &s) == 0 && S_ISDIR(s.st_mode);
+}
+
+moed_status moedi_directory_make(const char *path)
+{
+    char part[4096];
+    const size_t size = strlen(path);
+    if (size == 0 || size >= sizeof part) return moedi_fail(MOED_E_ARGUMENT, "a directory name of %zu bytes cannot be made", size);
+    memcpy(part, path, size + 1);
+    for (size_t i = 1; i <= size; i++) {
+        if (part[i] != '/' && part[i] != 0) continue;
+        const char kept = part[i];
+        part[i] = 0;
+        if (mkdir(part, 0777) != 0 && errno != EEXIST) return moedi_fail_errno(part, "make directory");
+        part[i] = kept;
+    }
+    if (!moedi_path_is_directory(path)) return moedi_fail_file(MOED_E_EXISTS, path, -1, "is there and is not a directory");
+    return MOED_OK;
+}
+
+static int compare_names(const void *a, const void *b)
+{
+    return strcmp(*(char *const *)a, *(char *const *)b);
+}
+
+static void free_names(const moed_context *c, char **names, size_t count)
+{
+    for (size_t i = 0; i < count; i++) moedi_free(c, names[i]);
+    moedi_free(c, names);
+}
+
+moed_status moedi_directory_list(const moed_context *c, const char *path, char ***out, size_t *out_count)
+{
+    char **names = NULL;
+    size_t count = 0, room = 0;
+    moed_status status = MOED_OK;
+    DIR *d = opendir(path);
+    if (!d) return moedi_fail_errno(path, "open directory");
+    for (;;) {
+        errno = 0;
+        const struct dirent *e = readdir(d);
+        if (!e && errno) status = moedi_fail_errno(path, "read directory");
+        if (!e) break;
+        if (!strcmp(e->d_name, ".") || !strcmp(e->d_name, "..")) continue;
+        if (count == room) {
+            room = room ? 2 * room : 32;
+            MOEDI_GO(moedi_realloc_array(c, (int64_t)room, sizeof *names, (void **)&names));
+        }
+        MOEDI_GO(moedi_strdup(c, e->d_name, &names[count]));
+        count++;
+    }
+    if (status == MOED_OK && !names) status = moedi_alloc_array(c, 0, sizeof *names, (void **)&names);
+out:
+    closedir(d);
+    if (status != MOED_OK) {
+        free_names(c, names, count);
+        return status;
+    }
+    qsort(names, count, sizeof *names, compare_names);
+    *out = names;
+    *out_count = count;
+    return MOED_OK;
+}
+
+moed_status moedi_directory_remove(const moed_context *c, const char *path)
+{
+    struct stat s;
+    if (lstat(path, &s) != 0) return errno == ENOENT ? MOED_OK : moedi_fail_errno(path, "look at");
+    if (!S_ISDIR(s.st_mode)) return unlink(path) == 0 ? MOED_OK : moedi_fail_errno(path, "remove");
+    char **names;
+    size_t count;
+    MOEDI_TRY(moedi_directory_list(c, path, &names, &count));
+    moed_status status = MOED_OK;
+    for (size_t i = 0; i < count && status == MOED_OK; i++) {
+        char *child = NULL;
+        status = moedi_path_join(c, path, names[i], &child);
+        if (status == MOED_OK) status = moedi_directory_remove(c, child);
+        moedi_free(c, child);
+    }
+    free_names(c, names, count);
+    if (status == MOED_OK && rmdir(path) != 0) status = moedi_fail_errno(path, "remove directory");
+    return status;
+}
+
+moed_status moedi_directory_sync(const char *path)
+{
+    const int fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (fd < 0) return moedi_fail_errno(path, "open directory");
+    moed_status status = MOED_OK;
+    /* some file systems have no notion of syncing a directory */
+    if (fsync(fd) != 0 && errno != EINVAL && errno != EROFS) status = moedi_fail_errno(path, "sync directory");
+    close(fd);
+    return status;
+}
+
+/* ---- a directory that appears whole ---- */
+
+static void fresh_release(moedi_fresh_directory *d)
+{
+    moedi_free(d->context, d->path);
+    moedi_free(d->context, d->temporary);
+    memset(d, 0, sizeof *d);
+}
+
+moed_status moedi_fresh_directory_begin(moedi_fresh_directory *out, const moed_context *c, const char *path)
+{
+    moedi_fresh_directory d = {.context = c};
+    moed_status status;
+    MOEDI_GO(moedi_strdup(c, path, &d.path));
+    for (size_t n = strlen(d.path); n > 1 && d.path[n - 1] == '/'; n--) d.path[n - 1] = 0;
+    MOEDI_GO(temporary_name(c, d.path, &d.temporary));
+    MOEDI_GO(moedi_directory_make(d.temporary));
+out:
+    if (status != MOED_OK)
+        fresh_release(&d);
+    else
+        *out = d;
+    return status;
+}
+
+/* Puts d->temporary in d->path's place and leaves the old directory as d->temporary: in one step where the file system can. */
+static moed_status exchange(const moedi_fresh_directory *d)
+{
+    if (renameat2(AT_FDCWD, d->temporary, AT_FDCWD, d->path, RENAME_EXCHANGE) == 0) return MOED_OK;
+    char *old = NULL;
+    moed_status status = MOED_OK;
+    MOEDI_TRY(temporary_name(d->context, d->path, &old));
+    if (rename(d->path, old) != 0) {
+        status = moedi_fail_errno(d->path, "move away");
+    } else if (rename(d->temporary, d->path) != 0) {
+        status = moedi_fail_errno(d->path, "rename to");
+        if (rename(old, d->path) != 0) status = moedi_fail_file(status, d->path, -1, "cannot be moved back; it lies in %s", old);
+    } else if (rename(old, d->temporary) != 0) {
+        status = moedi_fail_errno(old, "rename");
+    }
+    moedi_free(d->context, old);
+    return status;
+}
+
+moed_status moedi_fresh_directory_commit(moedi_fresh_directory *d)
+{
+    moed_status status;
+    int replaced = 0;
+    MOEDI_GO(moedi_directory_sync(d->temporary));
+    if (moedi_path_exists(d->path)) {
+        MOEDI_GO(exchange(d));
+        replaced = 1;
+    } else if (rename(d->temporary, d->path) != 0) {
+        status = moedi_fail_errno(d->path, "rename to");
+        goto out;
+    }
+    MOEDI_GO(sync_parent(d->context, d->path));
+    if (replaced) MOEDI_GO(moedi_directory_remove(d->context, d->temporary));
+    fresh_release(d);
+    return MOED_OK;
+out:
+    moedi_fresh_directory_abort(d);
+    return status;
+}
+
+void moedi_fresh_directory_abort(moedi_fresh_directory *d)
+{
+    if (!d->path) return;
+    moedi_error error;
+    moedi_error_save(&error); /* the caller's reason, not the clean-up's */
+    (void)moedi_directory_remove(d->context, d->temporary);
+    moedi_error_restore(&error);
+    fresh_release(d);
+}

@@ -1,0 +1,139 @@
+/* util/json.c - typed, checked reading of JSON objects over jansson. */
+#include "json.h"
+
+#include <math.h>
+#include <string.h>
+
+#include "file.h"
+
+enum { LARGEST_FILE = 100 << 20 };
+
+moed_status moedi_json_parse(json_t **out, const char *text, size_t size, const char *path)
+{
+    json_error_t error;
+    json_t *o = json_loadb(text, size, JSON_REJECT_DUPLICATES, &error);
+    if (!o && json_error_code(&error) == json_error_out_of_memory) return moedi_fail(MOED_E_MEMORY, "no memory to parse %zu bytes of JSON", size);
+    if (!o) return moedi_fail_file(MOED_E_FORMAT, path, error.position, "is not JSON: %s", error.text);
+    if (!json_is_object(o)) {
+        json_decref(o);
+        return moedi_fail_file(MOED_E_FORMAT, path, -1, "is JSON, but not an object");
+    }
+    *out = o;
+    return MOED_OK;
+}
+
+moed_status moedi_json_open(json_t **out, const moed_context *c, const char *path)
+{
+    char *text;
+    size_t size;
+    MOEDI_TRY(moedi_file_text(c, path, LARGEST_FILE, &text, &size));
+    const moed_status status = moedi_json_parse(out, text, size, path);
+    moedi_free(c, text);
+    return status;
+}
+
+static moed_status wrong(moed_status status, const char *path, const char *field, const char *is)
+{
+    moedi_fail_parameter(status, field, "%s: the field \"%s\" %s", path, field, is);
+    return status;
+}
+
+/* NULL for an absent or null field; then *status says whether that is an error. */
+static const json_t *get(const json_t *o, const char *path, const char *field, int required, moed_status *status)
+{
+    const json_t *v = json_object_get(o, field);
+    *status = MOED_OK;
+    if (v && !json_is_null(v)) return v;
+    if (required) *status = wrong(MOED_E_FORMAT, path, field, "is missing");
+    return NULL;
+}
+
+moed_status moedi_json_integer(const json_t *o, const char *path, const char *field, int required, int64_t minimum, int64_t maximum, int64_t *out)
+{
+    moed_status status;
+    const json_t *v = get(o, path, field, required, &status);
+    if (!v) return status;
+    if (!json_is_integer(v)) return wrong(MOED_E_FORMAT, path, field, "is not an integer");
+    const int64_t n = json_integer_value(v);
+    if (n < minimum || n > maximum)
+        return moedi_fail_parameter(MOED_E_RANGE, field, "%s: the field \"%s\" is %lld; it must be from %lld to %lld", path, field, (long long)n,
+                                    (long long)minimum, (long long)maximum);
+    *out = n;
+    return MOED_OK;
+}
+
+moed_status moedi_json_number(const json_t *o, const char *path, const char *field, int required, double minimum, double maximum, double *out)
+{
+    moed_status status;
+    const json_t *v = get(o, path, field, required, &status);
+    if (!v) return status;
+    if (!json_is_number(v)) return wrong(MOED_E_FORMAT, path, field, "is not a number");
+    const double n = json_number_value(v);
+    if (!(n >= minimum && n <= maximum))
+        return moedi_fail_parameter(MOED_E_RANGE, field, "%s: the field \"%s\" is %g; it must be from %g to %g", path, field, n, minimum, maximum);
+    *out = n;
+    return MOED_OK;
+}
+
+moed_status moedi_json_boolean(const json_t *o, const char *path, const char *field, int required, int32_t *out)
+{
+    moed_status status;
+    const json_t *v = get(o, path, field, required, &status);
+    if (!v) return status;
+    if (!json_is_boolean(v)) return wrong(MOED_E_FORMAT, path, field, "is neither true nor false");
+    *out = json_is_true(v);
+    return MOED_OK;
+}
+
+moed_status moedi_json_text(const json_t *o, const char *path, const char *field, int required, const char **out)
+{
+    moed_status status;
+    const json_t *v = get(o, path, field, required, &status);
+    if (!v) return status;
+    if (!json_is_string(v)) return wrong(MOED_E_FORMAT, path, field, "is not text");
+    if (strlen(json_string_value(v)) != json_string_length(v)) return wrong(MOED_E_FORMAT, path, field, "holds a zero character");
+    *out = json_string_value(v);
+    return MOED_OK;
+}
+
+typedef struct text {
+    const moed_context *context;
+    char *data;
+    size_t size, room;
+} text;
+
+static int append(const char *part, size_t size, void *user)
+{
+    text *t = user;
+    if (t->room - t->size < size + 2) {
+        const size_t room = 2 * t->room + size + 256;
+        if (moedi_realloc_array(t->context, (int64_t)room, 1, (void **)&t->data) != MOED_OK) return -1;
+        t->room = room;
+    }
+    memcpy(t->data + t->size, part, size);
+    t->size += size;
+    return 0;
+}
+
+moed_status moedi_json_print(const moed_context *c, const json_t *o, char **out, size_t *size)
+{
+    text t = {.context = c};
+    if (json_dump_callback(o, append, &t, JSON_INDENT(2) | JSON_REAL_PRECISION(17)) != 0 || append("\n", 1, &t) != 0) {
+        moedi_free(c, t.data);
+        return moedi_fail(MOED_E_MEMORY, "no memory to print JSON");
+    }
+    t.data[t.size] = 0;
+    *out = t.data;
+    if (size) *size = t.size;
+    return MOED_OK;
+}
+
+moed_status moedi_json_write(const moed_context *c, const json_t *o, const char *path)
+{
+    char *data;
+    size_t size;
+    MOEDI_TRY(moedi_json_print(c, o, &data, &size));
+    const moed_status status = moedi_file_write(c, path, data, size);
+    moedi_free(c, data);
+    return status;
+}
