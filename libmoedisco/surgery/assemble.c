@@ -20,7 +20,7 @@ static moed_status plan_parameter(moedi_plan *out, const moedi_surgery *s, size_
     list.count = 0;
     MOEDI_GO(s->pieces(s->user, param, &list));
     moedi_plan_request request = {.context = c, .pieces = list.pieces, .count = list.count, .name = p->name, .dtype = dtype, .rank = p->rank,
-                                  .shape = p->shape, .resolve = s->resolve, .user = s->user, .measure = s->measure};
+                                  .shape = p->shape, .resolve = s->resolve, .user = s->user, .measure = s->measure && p->role == MOED_ROLE_SHARED};
     status = moedi_plan_create(out, &request);
 out:
     moedi_free(c, list.pieces);
@@ -37,7 +37,7 @@ static moed_status assemble_memory(moed_model **out, moedi_surgery *s, const moe
 {
     moed_status status = MOED_OK;
     moed_model *m = NULL;
-    MOEDI_TRY(moedi_model_blank(&m, s->layout));
+    MOEDI_TRY(moedi_model_create(&m, s->layout->context, s->layout));
     for (size_t i = 0; i < s->layout->count; i++) {
         const moed_tensor *t = &m->tensors[i];
         moedi_plan plan = {0};

@@ -11,8 +11,8 @@ typedef struct moedi_surgery {
     moed_status (*pieces)(void *user, size_t param, moedi_piece_list *list);
     moedi_piece_resolve_fn resolve;
     void *user;
-    int measure;
-    double moved, original;        /* out, with measure: sums over all parameters, see moedi_plan */
+    int measure;                   /* 1: take the sums below, over shared parameters; see moedi_plan */
+    double moved, original;        /* out */
 } moedi_surgery;
 
 /* In memory when dir is NULL; otherwise written there tensor by tensor, all or nothing, with a few MB of memory whatever the model's
