@@ -261,6 +261,7 @@ moed_status moed_layout_param(const moed_layout *l, size_t index, moed_param *ou
     moedi_clear_error();
     MOEDI_REQUIRE(l, "the layout is NULL");
     MOEDI_REQUIRE(out, "out is NULL");
+    MOEDI_TRY(moedi_context_check(l->context));
     if (index >= l->count) return moedi_fail(MOED_E_RANGE, "parameter %zu of a layout of %zu", index, l->count);
     *out = l->params[index];
     return MOED_OK;
@@ -277,6 +278,7 @@ moed_status moed_layout_get_info(const moed_layout *l, moed_layout_info *out)
     moedi_clear_error();
     MOEDI_REQUIRE(l, "the layout is NULL");
     MOEDI_REQUIRE(out, "out is NULL");
+    MOEDI_TRY(moedi_context_check(l->context));
     info.struct_size = sizeof info;
     info.params = (int64_t)l->count;
     info.layers = l->layers;

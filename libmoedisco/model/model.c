@@ -254,6 +254,7 @@ moed_status moed_model_tensor(const moed_model *m, size_t param, moed_tensor *ou
     MOEDI_REQUIRE(m, "the model is NULL");
     MOEDI_REQUIRE(out, "out is NULL");
     if (param >= m->layout->count) return moedi_fail(MOED_E_RANGE, "parameter %zu of a model of %zu", param, m->layout->count);
+    MOEDI_TRY(moedi_context_check(m->context));
     MOEDI_TRY(moedi_model_check_resident(m));
     *out = m->tensors[param];
     return MOED_OK;

@@ -40,5 +40,10 @@ moed_status moedi_model_check_resident(const moed_model *m);
 typedef moed_status (*moedi_produce_fn)(void *user, size_t param, int64_t first, int64_t count, void *out);
 moed_status moedi_model_write(const moed_context *c, const moed_layout *l, const char *dir, moed_dtype dtype, moedi_produce_fn produce, void *user,
                               const moed_cancel *cancel);
+/* The same as a whole directory: fresh, synced, renamed; replaces a model's directory and nothing else. */
+moed_status moedi_model_save_at(const moed_context *c, const moed_layout *l, const char *dir, moed_dtype dtype, moedi_produce_fn produce, void *user,
+                                const moed_cancel *cancel);
+/* The tensors of a directory as a model of layout l (its config.json is not read): resident as in moed_model_open, or streamed. */
+moed_status moedi_model_open_as(moed_model **out, moed_context *c, const moed_layout *l, const char *dir, int stream);
 
 #endif
