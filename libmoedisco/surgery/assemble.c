@@ -1,10 +1,7 @@
 /* surgery/assemble.c - executes a surgery over a whole model. */
 #include "surgery/assemble.h"
 
-#include <string.h>
-
 #include "core/cancel.h"
-#include "util/file.h"
 
 enum { SLICE = 1 << 22 }; /* elements between two looks at the cancel token */
 
@@ -85,17 +82,10 @@ static moed_status stream_produce(void *user, size_t param, int64_t first, int64
 
 static moed_status assemble_directory(moedi_surgery *s, const char *dir, const moed_cancel *cancel)
 {
-    moedi_fresh_directory fresh = {0};
     stream state = {.surgery = s};
-    const moed_context *c = s->layout->context;
-    MOEDI_TRY(moedi_fresh_directory_begin(&fresh, c, dir));
-    moed_status status = moedi_model_write(c, s->layout, fresh.temporary, MOED_DTYPE_NONE, stream_produce, &state, cancel);
+    moed_status status = moedi_model_save_at(s->layout->context, s->layout, dir, MOED_DTYPE_NONE, stream_produce, &state, cancel);
     stream_close(&state);
-    if (status == MOED_OK) return moedi_fresh_directory_commit(&fresh);
-    moedi_error error;
-    moedi_error_save(&error);
-    moedi_fresh_directory_abort(&fresh);
-    return moedi_error_restore(&error);
+    return status;
 }
 
 moed_status moedi_assemble(moed_model **out, moedi_surgery *s, const char *dir, const moed_cancel *cancel)
@@ -104,5 +94,5 @@ moed_status moedi_assemble(moed_model **out, moedi_surgery *s, const char *dir, 
     MOEDI_TRY(moedi_cancel_check(cancel));
     if (!dir) return assemble_memory(out, s, cancel);
     MOEDI_TRY(assemble_directory(s, dir, cancel));
-    return out ? moedi_model_open_layout(out, s->layout, dir) : MOED_OK;
+    return out ? moedi_model_open_as(out, s->layout->context, s->layout, dir, 1) : MOED_OK;
 }
