@@ -49,10 +49,6 @@ static int has_v4(void)
 }
 #endif
 
-#pragma weak moedi_fast_v2
-#pragma weak moedi_fast_v3
-#pragma weak moedi_fast_v4
-#pragma weak moedi_fast_neon
 /* Best first; "auto" takes the first that runs here, "double" is only ever asked for by name. */
 static const kernel_set kernel_sets[] = {
 #if defined(__x86_64__)
