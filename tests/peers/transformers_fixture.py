@@ -166,7 +166,10 @@ def make(folder, kind, config, seed):
     out["final_logits"] = cross_entropy(model, tokens[0], labels[0])[0].detach()
     for name, weight in named(model, family, dict(model.named_parameters())).items():
         out["norms." + name] = weight.norm().reshape(1)
-    save_file({n: t.contiguous() for n, t in out.items()}, os.path.join(folder, "expected.safetensors"))
+    expected = os.path.join(folder, "expected.safetensors")
+    save_file({n: t.contiguous() for n, t in out.items()}, expected)
+    for file in os.listdir(folder):
+        os.chmod(os.path.join(folder, file), 0o644)
     print(f"{os.path.basename(folder)}: seed {seed}, margin {smallest:.1e}, losses {out['losses'][0]:.4f} .. {out['losses'][-1]:.4f}")
     return smallest >= SAFE_MARGIN
 
