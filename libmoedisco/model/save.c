@@ -153,18 +153,14 @@ moed_status moedi_model_save_at(const moed_context *c, const moed_layout *l, con
                                 const moed_cancel *cancel)
 {
     moedi_fresh_directory fresh = {0};
-    char *path = NULL;
     moed_status status;
 
-    MOEDI_TRY(moedi_strdup(c, dir, &path));
-    for (size_t n = strlen(path); n > 1 && path[n - 1] == '/'; n--) path[n - 1] = '\0';
-    MOEDI_GO(check_replaceable(c, path));
-    MOEDI_GO(moedi_fresh_directory_begin(&fresh, c, path));
+    MOEDI_TRY(check_replaceable(c, dir));
+    MOEDI_TRY(moedi_fresh_directory_begin(&fresh, c, dir));
     MOEDI_GO(moedi_model_write(c, l, fresh.temporary, dtype, produce, user, cancel));
     MOEDI_GO(moedi_fresh_directory_commit(&fresh));
 out:
     moedi_fresh_directory_abort(&fresh);
-    moedi_free(c, path);
     return status;
 }
 
