@@ -172,8 +172,5 @@ moed_status moed_model_save(const moed_model *m, const char *dir, const moed_mod
     MOEDI_REQUIRE(dir && dir[0], "no directory is named");
     MOEDI_TRY(moedi_context_check(m->context));
     MOEDI_TRY(moedi_model_options_read(given, 0, &o));
-    if (o.dtype != MOED_DTYPE_NONE && !moedi_dtype_is_float(o.dtype))
-        return moedi_fail_parameter(MOED_E_ARGUMENT, "dtype", "models are saved as F32, F16, BF16, F64 or 0 (as they are), not as dtype %d (%s)", (int)o.dtype,
-                                    moed_dtype_name(o.dtype));
     return moedi_model_save_at(m->context, m->layout, dir, o.dtype, produce_from_model, (void *)m, NULL);
 }
