@@ -203,8 +203,8 @@ moed_status moedi_layout_build(moed_layout **out, moed_context *c, const moed_pa
     l->context = moedi_context_retain(c);
     for (size_t i = 0; i < count; i++) {
         MOEDI_GO(check_name(&params[i], i));
-        MOEDI_GO(check_role(&params[i]));
         MOEDI_GO(check_shape(&params[i]));
+        MOEDI_GO(check_role(&params[i]));
         l->elements += moedi_param_elements(&params[i]);
         if (l->elements > ELEMENTS_MAX) {
             status = WRONG(&params[i], "parameter %s: the model has more than 2^48 numbers with it", params[i].name);

@@ -153,18 +153,14 @@ moed_status moedi_model_save_at(const moed_context *c, const moed_layout *l, con
                                 const moed_cancel *cancel)
 {
     moedi_fresh_directory fresh = {0};
-    char *path = NULL;
     moed_status status;
 
-    MOEDI_TRY(moedi_strdup(c, dir, &path));
-    for (size_t n = strlen(path); n > 1 && path[n - 1] == '/'; n--) path[n - 1] = '\0';
-    MOEDI_GO(check_replaceable(c, path));
-    MOEDI_GO(moedi_fresh_directory_begin(&fresh, c, path));
+    MOEDI_TRY(check_replaceable(c, dir));
+    MOEDI_TRY(moedi_fresh_directory_begin(&fresh, c, dir));
     MOEDI_GO(moedi_model_write(c, l, fresh.temporary, dtype, produce, user, cancel));
     MOEDI_GO(moedi_fresh_directory_commit(&fresh));
 out:
     moedi_fresh_directory_abort(&fresh);
-    moedi_free(c, path);
     return status;
 }
 
@@ -176,8 +172,5 @@ moed_status moed_model_save(const moed_model *m, const char *dir, const moed_mod
     MOEDI_REQUIRE(dir && dir[0], "no directory is named");
     MOEDI_TRY(moedi_context_check(m->context));
     MOEDI_TRY(moedi_model_options_read(given, 0, &o));
-    if (o.dtype != MOED_DTYPE_NONE && !moedi_dtype_is_float(o.dtype))
-        return moedi_fail_parameter(MOED_E_ARGUMENT, "dtype", "models are saved as F32, F16, BF16, F64 or 0 (as they are), not as dtype %d (%s)", (int)o.dtype,
-                                    moed_dtype_name(o.dtype));
     return moedi_model_save_at(m->context, m->layout, dir, o.dtype, produce_from_model, (void *)m, NULL);
 }
