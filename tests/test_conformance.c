@@ -486,16 +486,38 @@ static void test_table_is_complete(void **state)
 
 /* ---- the tables of this machine, or a plug-in's ---- */
 
+/* A test that fails leaves its buffers to the next one's start. */
+static int start(void **state)
+{
+    (void)state;
+    reset();
+    return 0;
+}
+#define ONE(test) cmocka_unit_test_setup(test, start)
+
 static int run_table(const moed_backend *backend, const char *kernels, int32_t device)
 {
     static const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_table_is_complete), cmocka_unit_test(test_memory_is_aligned_copied_and_zeroed),
-        cmocka_unit_test(test_gemm), cmocka_unit_test(test_grouped_gemm), cmocka_unit_test(test_bias_backward),
-        cmocka_unit_test(test_sum), cmocka_unit_test(test_add), cmocka_unit_test(test_embedding), cmocka_unit_test(test_embed_mean),
-        cmocka_unit_test(test_rmsnorm), cmocka_unit_test(test_rope), cmocka_unit_test(test_attention), cmocka_unit_test(test_swiglu),
-        cmocka_unit_test(test_sigmoid_gate), cmocka_unit_test(test_router), cmocka_unit_test(test_dispatch_gather_combine),
-        cmocka_unit_test(test_cross_entropy), cmocka_unit_test(test_gradient_norm), cmocka_unit_test(test_adamw),
-        cmocka_unit_test(test_kmeans),
+        ONE(test_table_is_complete),
+        ONE(test_memory_is_aligned_copied_and_zeroed),
+        ONE(test_gemm),
+        ONE(test_grouped_gemm),
+        ONE(test_bias_backward),
+        ONE(test_sum),
+        ONE(test_add),
+        ONE(test_embedding),
+        ONE(test_embed_mean),
+        ONE(test_rmsnorm),
+        ONE(test_rope),
+        ONE(test_attention),
+        ONE(test_swiglu),
+        ONE(test_sigmoid_gate),
+        ONE(test_router),
+        ONE(test_dispatch_gather_combine),
+        ONE(test_cross_entropy),
+        ONE(test_gradient_norm),
+        ONE(test_adamw),
+        ONE(test_kmeans),
     };
     int failed;
     for (int s = 1; s < SIDES; s++)
@@ -509,6 +531,7 @@ static int run_table(const moed_backend *backend, const char *kernels, int32_t d
         fprintf(stderr, "%s computes in a dtype that this program has no numbers for\n", backend->name);
         return 1;
     }
+    random_state = 88172645463325252u;
     printf("# %s, kernels %s\n", backend->name, kernels);
     fflush(stdout);
     failed = cmocka_run_group_tests_name(kernels, tests, NULL, NULL);

@@ -72,7 +72,7 @@ static int is_automatic(const char *asked)
 static const kernel_set *choose_kernels(const char *asked)
 {
     for (size_t i = 0; i < KERNEL_SETS; i++)
-        if ((is_automatic(asked) || strcmp(asked, kernel_sets[i].name) == 0) && kernel_sets[i].table && kernel_sets[i].runs_here()) return &kernel_sets[i];
+        if ((is_automatic(asked) || strcmp(asked, kernel_sets[i].name) == 0) && kernel_sets[i].runs_here()) return &kernel_sets[i];
     return NULL;
 }
 

@@ -92,8 +92,9 @@ static void router_backward_task(void *argument, int64_t index)
         const int32_t *ids = a->ids + i * a->top_k;
         float *d_logits = (float *)a->d_logits + i * E;
         double chosen = 0, shared = 0, mean = 0;
-        for (int64_t j = 0; j < a->top_k; j++) chosen += (double)p[ids[j]], shared += (double)d_weights[j] * (double)p[ids[j]];
-        const double part = a->normalise ? 1.0 / chosen : 1.0, common = a->normalise ? shared * part : 0.0;
+        for (int64_t j = 0; j < a->top_k; j++) chosen += (double)p[ids[j]];
+        for (int64_t j = 0; j < a->top_k; j++) shared += (double)d_weights[j] * ((double)p[ids[j]] / chosen);
+        const double part = a->normalise ? 1.0 / chosen : 1.0, common = a->normalise ? shared : 0.0;
         for (int64_t e = 0; e < E; e++) mean += (double)p[e] * job->balance[e];
         for (int64_t j = 0; j < a->top_k; j++) mean += (double)p[ids[j]] * ((double)d_weights[j] - common) * part;
         const double z = a->z_loss * a->loss_scale * 2.0 * (double)((const float *)a->lse)[i] / (double)a->rows;
