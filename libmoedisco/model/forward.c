@@ -199,7 +199,7 @@ static moed_status forward_all(moedi_transformer *t, const moed_batch *b, const 
 
 moed_status moedi_transformer_forward(moedi_transformer *t, const moed_batch *b, const moedi_objective *o, const moed_cancel *cancel)
 {
-    double label_weight;
+    double label_weight = 0;
     MOEDI_TRY(check_batch(t, b, &label_weight));
     if (t->replay && b->rows * b->length != t->tokens_now) {
         return moedi_fail(MOED_E_STATE, "replayed routing needs a batch as large as the last one: %lld tokens, not %lld",

@@ -8,18 +8,6 @@
 
 /* ---- groups of parameters ---- */
 
-/* The tensor name of a slot: %l layer, %e expert. */
-static void slot_name(char *out, size_t size, const char *pattern, int32_t layer, int64_t expert)
-{
-    size_t n = 0;
-    for (const char *p = pattern; *p && n + 24 < size; p++) {
-        if (p[0] == '%' && p[1] == 'l') n += (size_t)snprintf(out + n, size - n, "%d", (int)layer), p++;
-        else if (p[0] == '%' && p[1] == 'e') n += (size_t)snprintf(out + n, size - n, "%lld", (long long)expert), p++;
-        else out[n++] = *p;
-    }
-    out[n] = 0;
-}
-
 /* Walks a layout's parameters in slot order, group by group. */
 typedef struct walk {
     const moed_layout *layout;
@@ -44,9 +32,8 @@ static moed_status walk_group(walk *w, moedi_group *g, int from, int to, int32_t
     *g = (moedi_group){.first = w->used, .gradient = -1};
     for (int64_t e = 0; e < (experts ? experts : 1); e++) {
         for (int s = from; s <= to; s++) {
-            char name[512];
-            if (!l->family->slots[s]) return moedi_fail(MOED_E_INTERNAL, "family %s has no name for weight %d", l->family->name, s);
-            slot_name(name, sizeof name, l->family->slots[s], layer, e);
+            char name[512] = "";
+            moedi_family_tensor(l->family, (moedi_slot)s, layer, (int32_t)e, name, sizeof name);
             const int64_t p = moedi_layout_find(l, name);
             if (p < 0) return moedi_fail_parameter(MOED_E_MISMATCH, name, "the layout lacks parameter %s", name);
             if (w->order) w->order[w->used] = (size_t)p;
@@ -500,16 +487,4 @@ void *moedi_transformer_gradients(moedi_transformer *t, int64_t *count)
 void moedi_transformer_set_gradients(moedi_transformer *t, void *block)
 {
     t->gradients = block;
-}
-
-double moedi_transformer_flops(const moed_layout *l, int64_t length)
-{
-    const moedi_config *c = &l->config;
-    const double hidden = (double)c->hidden, attended = (double)(c->heads * c->head_dim);
-    double layer = hidden * (double)moedi_qkv_width(c) + attended * hidden;
-    layer += (double)c->experts * hidden + 3.0 * hidden * (double)(c->top_k * c->expert_width);
-    if (c->shared_width) layer += 3.0 * hidden * (double)c->shared_width + hidden;
-    /* scores and their use, over (length + 1) / 2 tokens on average */
-    const double attention = 2.0 * attended * (double)(length + 1);
-    return (double)c->layers * (2.0 * layer + attention) + 2.0 * hidden * (double)c->vocabulary;
 }
