@@ -58,11 +58,13 @@ MOED_API moed_status moed_layout_param(const moed_layout *l, size_t index, moed_
 MOED_API const char *moed_layout_config(const moed_layout *l);
 MOED_API void moed_layout_destroy(moed_layout *l);
 
-/* Executes pieces on tensors in host memory (what a foreign trainer does on its own shards, masters
- * and moments). pieces (count); sources: one array of tensors per source number, indexed by
- * piece.source_param (sources[piece.source][piece.source_param]); dst the whole tensor, or its shard when `shard` is
- * given. Dtypes f64, f32, f16, bf16 (any, for pure copies of equal dtype).
- * Returns MOED_E_ARGUMENT. Threads: one call per dst. Since: 0.1. */
+/* Executes pieces on contiguous tensors in host memory (what a foreign trainer does on its own shards, masters
+ * and moments). pieces (count), all of one destination tensor; sources: one array of whole tensors per source number,
+ * indexed by piece.source_param: sources[piece.source][piece.source_param] must exist or be behind a NULL array; dst the
+ * whole tensor, or its shard when `shard` is given, and apart from the sources in memory. The bits are the same however a
+ * tensor is cut into shards. Dtypes f64, f32, f16, bf16 in any mixture (any of whole bytes, for pure copies of equal dtype).
+ * Everything is checked before dst is written.
+ * Returns MOED_E_ARGUMENT, MOED_E_RANGE or MOED_E_UNSUPPORTED, naming the piece. Threads: one call per dst. Since: 0.1. */
 MOED_API moed_status moed_piece_apply(moed_context *c, const moed_piece *pieces, size_t count,
                                       const moed_tensor *const *sources, moed_tensor *dst, const moed_shard *shard);
 

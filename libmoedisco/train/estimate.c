@@ -1,0 +1,87 @@
+/* train/estimate.c - memory, arithmetic and time of a run, from the layout alone. */
+#include "estimate.h"
+
+#include <string.h>
+
+#include "accumulate.h"
+#include "checkpoint.h"
+#include "core/options.h"
+#include "optimizer.h"
+#include "selection.h"
+#include "settings.h"
+
+/* Three orders of the documents and where each begins, and a row. */
+static int64_t sampler_bytes(int64_t documents, int64_t length)
+{
+    return 6 * (documents + 1) * (int64_t)sizeof(int64_t) + 2 * (length + 1) * (int64_t)sizeof(int32_t);
+}
+
+moed_status moedi_budget_compute(const moed_layout *l, size_t item, const moed_train_options *o, const uint8_t *trained,
+                                 int64_t documents, moedi_budget *out)
+{
+    moedi_budget b;
+    memset(&b, 0, sizeof b);
+    const int64_t shard = o->rows / o->micro_batches;
+    MOEDI_TRY(moedi_transformer_bytes(l, item, shard, o->length, MOEDI_TRANSFORMER_TRAIN, trained, &b.weights, &b.gradients,
+                                      &b.activations));
+    b.gradients *= 1 + moedi_accumulator_extra(o->micro_batches);
+    b.moments = moedi_optimizer_bytes(l, item, trained);
+    int64_t slices = 0;
+    for (size_t i = 0; i < l->count; i++) slices += trained[i] != 0;
+    const int64_t batch = 3 * o->rows * o->length * (int64_t)sizeof(int32_t);
+    const int64_t loads = l->config.layers * l->config.experts * (int64_t)sizeof(int64_t);
+    const int64_t lists = (int64_t)l->count + slices * (int64_t)(sizeof(moed_op_slice) + sizeof(size_t));
+    b.rest = batch + loads + lists + sampler_bytes(documents, o->length);
+    /* An evaluation has a sampler and rows of its own, a checkpoint two pieces of a tensor: not at the same time. */
+    int64_t passing = o->held_out ? sampler_bytes(o->held_out->documents, o->length) + 3 * shard * o->length * (int64_t)sizeof(int32_t) : 0;
+    if (o->directory && passing < MOEDI_CHECKPOINT_SAVING) passing = MOEDI_CHECKPOINT_SAVING;
+    b.rest += passing;
+    *out = b;
+    return MOED_OK;
+}
+
+/* Everything a directory may hold at once: the checkpoints kept, and the next one before the oldest goes. */
+static int64_t disk_bytes(const moed_train_options *o, const moedi_budget *b)
+{
+    if (!o->directory) return 0;
+    int64_t count = o->keep < INT32_MAX ? o->keep + 1 : INT32_MAX;
+    if (o->checkpoint_every > 0) {
+        const int64_t written = (o->steps + o->checkpoint_every - 1) / o->checkpoint_every;
+        if (written < count) count = written;
+    }
+    return count * (b->weights + b->moments);
+}
+
+moed_status moed_train_estimate(const moed_layout *l, const moed_device_info *d, const moed_train_options *o, moed_estimate *out)
+{
+    moedi_clear_error();
+    MOEDI_REQUIRE(l, "l is NULL");
+    MOEDI_REQUIRE(out, "out is NULL");
+    MOEDI_TRY(moedi_context_check(l->context));
+    moed_train_options options;
+    MOEDI_TRY(moedi_settings_read(l, o, &options));
+    moed_status status = MOED_OK;
+    uint8_t *trained = NULL;
+    moedi_budget b;
+    MOEDI_GO(MOEDI_NEW(l->context, l->count, &trained));
+    MOEDI_GO(moedi_selection(l, options.train, options.freeze, trained));
+    const size_t item = l->context->backend_info.dtype == MOED_DTYPE_F64 ? 8 : 4;
+    MOEDI_GO(moedi_budget_compute(l, item, &options, trained, 0, &b));
+
+    const int on_host = !d || strcmp(d->backend, "cpu") == 0;
+    const int64_t work = b.weights + b.gradients + b.moments + b.activations;
+    moed_estimate e;
+    memset(&e, 0, sizeof e);
+    e.struct_size = sizeof e;
+    e.weights = b.weights, e.gradients = b.gradients, e.moments = b.moments, e.activations = b.activations;
+    e.host_bytes = b.rest + (on_host ? work : b.weights);
+    e.device_bytes = on_host ? 0 : work;
+    e.disk_bytes = disk_bytes(&options, &b);
+    e.flops_per_token = 3.0 * moedi_transformer_flops(l, options.length);
+    e.flops = e.flops_per_token * (double)options.rows * (double)options.length * (double)options.steps;
+    e.seconds = d && d->flops > 0 ? e.flops / d->flops : 0.0;
+    status = moedi_info_write(MOED_STRUCT_ESTIMATE, &e, out);
+out:
+    moedi_free(l->context, trained);
+    return status;
+}
