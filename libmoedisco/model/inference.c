@@ -33,6 +33,9 @@ static moed_status check_model_and_batch(const moed_model *m, const moed_batch *
     MOEDI_TRY(moedi_context_check(m->context));
     if (!m->layout->family) return moedi_fail(MOED_E_UNSUPPORTED, "a layout made by hand has no forward pass: only a family's layout has");
     if (!b->tokens) return moedi_fail(MOED_E_ARGUMENT, "the batch has no tokens");
+    if (b->rows < 1 || b->length < 1 || b->rows > INT32_MAX || b->length > INT32_MAX) {
+        return moedi_fail(MOED_E_RANGE, "a batch of %lld rows of %lld tokens: both must be from 1 to 2^31 - 1", (long long)b->rows, (long long)b->length);
+    }
     return MOED_OK;
 }
 
@@ -56,7 +59,7 @@ moed_status moed_model_logits(const moed_model *m, const moed_batch *b, moed_ten
     const int64_t shape[3] = {b->rows, b->length, m->layout->config.vocabulary};
     const int64_t strides[3] = {shape[1] * shape[2], shape[2], 1};
     if (out->rank != 3) return moedi_fail(MOED_E_ARGUMENT, "logits go to an array of rank 3 (rows, length, vocabulary), not %d", (int)out->rank);
-    for (int i = 0; i < 3; i++) {
+    for (int i = 2; i >= 0; i--) {
         if (out->shape[i] == shape[i] && (out->strides[i] == strides[i] || shape[i] == 1)) continue;
         return moedi_fail(MOED_E_MISMATCH, "axis %d of the array for logits has size %lld and stride %lld, not %lld and %lld", i,
                           (long long)out->shape[i], (long long)out->strides[i], (long long)shape[i], (long long)strides[i]);

@@ -57,9 +57,9 @@ CONFIGURATIONS = {
     # tied, heads wider than hidden / heads, eight experts
     "mixtral-b": mixtral(hidden_size=24, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=2, head_dim=16,
                          num_local_experts=8, num_experts_per_tok=2, intermediate_size=8, tie_word_embeddings=True, rope_theta=1e4),
-    # one key head, one choice out of three
-    "mixtral-c": mixtral(hidden_size=16, num_hidden_layers=3, num_attention_heads=2, num_key_value_heads=1, num_local_experts=3,
-                         num_experts_per_tok=1, intermediate_size=12, tie_word_embeddings=False),
+    # one key head, three choices out of four (with one choice the router's gradient is rounding alone, which AdamW blows up)
+    "mixtral-c": mixtral(hidden_size=16, num_hidden_layers=3, num_attention_heads=2, num_key_value_heads=1, num_local_experts=4,
+                         num_experts_per_tok=3, intermediate_size=8, tie_word_embeddings=False),
 }
 
 

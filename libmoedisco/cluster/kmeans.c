@@ -1,0 +1,387 @@
+/* cluster/kmeans.c - k-means: the handle, the checks, and Lloyd's iteration. */
+#include "kmeans.h"
+
+#include <float.h>
+#include <math.h>
+#include <string.h>
+
+#include "core/cancel.h"
+#include "core/options.h"
+
+struct moed_kmeans {
+    moed_context *context;
+    moed_kmeans_options options;
+    int fitted;
+    int64_t count;
+    int32_t *labels;             /* (count) of the fit */
+    float *centroids;
+    double *weights;
+    int64_t *counts;
+    moed_kmeans_info info;
+};
+
+moed_status moed_kmeans_create(moed_kmeans **out, moed_context *c, const moed_kmeans_options *o)
+{
+    moed_kmeans_options options;
+    moed_kmeans *k = NULL;
+    moedi_clear_error();
+    MOEDI_REQUIRE(out, "out is NULL");
+    MOEDI_REQUIRE(c, "the context is NULL");
+    MOEDI_TRY(moedi_context_check(c));
+    MOEDI_TRY(moedi_options_read(MOED_STRUCT_KMEANS_OPTIONS, o, &options));
+    MOEDI_TRY(MOEDI_NEW(c, 1, &k));
+    k->context = moedi_context_retain(c);
+    k->options = options;
+    *out = k;
+    return MOED_OK;
+}
+
+static void forget(moed_kmeans *k)
+{
+    moedi_free(k->context, k->labels);
+    moedi_free(k->context, k->centroids);
+    moedi_free(k->context, k->weights);
+    moedi_free(k->context, k->counts);
+}
+
+void moed_kmeans_destroy(moed_kmeans *k)
+{
+    if (!k) return;
+    moed_context *c = k->context;
+    forget(k);
+    moedi_free(c, k);
+    moedi_context_release(c);
+}
+
+/* ---- checks ---- */
+
+static moed_status check_matrix(const moed_tensor *x, const char *name, int64_t rows, int64_t width)
+{
+    if (!x->data) return moedi_fail_parameter(MOED_E_ARGUMENT, name, "%s: data is NULL", name);
+    if (x->dtype != MOED_DTYPE_F32) return moedi_fail_parameter(MOED_E_ARGUMENT, name, "%s: dtype is %s, not F32", name, moed_dtype_name(x->dtype));
+    if (x->device != 0) return moedi_fail_parameter(MOED_E_ARGUMENT, name, "%s: not in host memory (device %ld)", name, (long)x->device);
+    if (x->rank != 2) return moedi_fail_parameter(MOED_E_ARGUMENT, name, "%s: rank is %ld, not 2", name, (long)x->rank);
+    if (x->shape[0] < 1 || x->shape[1] < 1 || x->shape[0] > INT64_MAX / 8 / x->shape[1])
+        return moedi_fail_parameter(MOED_E_ARGUMENT, name, "%s: shape (%lld, %lld)", name, (long long)x->shape[0], (long long)x->shape[1]);
+    if ((rows && x->shape[0] != rows) || (width && x->shape[1] != width))
+        return moedi_fail_parameter(MOED_E_ARGUMENT, name, "%s: shape (%lld, %lld) where (%lld, %lld) belongs", name, (long long)x->shape[0],
+                                    (long long)x->shape[1], (long long)(rows ? rows : x->shape[0]), (long long)(width ? width : x->shape[1]));
+    if (x->strides[0] != x->shape[1] || x->strides[1] != 1)
+        return moedi_fail_parameter(MOED_E_ARGUMENT, name, "%s: not contiguous, strides (%lld, %lld)", name, (long long)x->strides[0], (long long)x->strides[1]);
+    return MOED_OK;
+}
+
+typedef struct rows_check {
+    const float *x;
+    int64_t count, width;
+    const char *name;
+} rows_check;
+
+static moed_status check_block(void *argument, int64_t block)
+{
+    const rows_check *r = argument;
+    const int64_t from = block * MOEDI_KMEANS_BLOCK, most = from + MOEDI_KMEANS_BLOCK, to = most < r->count ? most : r->count;
+    for (int64_t i = from; i < to; i++) {
+        double square = 0;
+        for (int64_t j = 0; j < r->width; j++) square += (double)r->x[i * r->width + j] * (double)r->x[i * r->width + j];
+        if (!isfinite(square)) return moedi_fail_parameter(MOED_E_NUMERIC, r->name, "%s: row %lld holds NaN or infinity", r->name, (long long)i);
+        if (square > FLT_MAX / 16)
+            return moedi_fail_parameter(MOED_E_NUMERIC, r->name, "%s: row %lld is too long for squared distances in float: %g", r->name, (long long)i, sqrt(square));
+    }
+    return MOED_OK;
+}
+
+static moed_status check_rows(const moed_context *c, const moed_tensor *x, const char *name)
+{
+    rows_check r = {x->data, x->shape[0], x->shape[1], name};
+    return moedi_parallel_try(c, moedi_kmeans_blocks(r.count), check_block, &r);
+}
+
+/* Rows with weight, at least one per cluster. */
+static moed_status check_weights(const float *weights, int64_t count, int64_t clusters)
+{
+    int64_t positive = 0;
+    for (int64_t i = 0; weights && i < count; i++) {
+        if (!isfinite(weights[i])) return moedi_fail_parameter(MOED_E_NUMERIC, "weights", "weights: number %lld is NaN or infinite", (long long)i);
+        if (weights[i] < 0) return moedi_fail_parameter(MOED_E_RANGE, "weights", "weights: number %lld is %g, below 0", (long long)i, (double)weights[i]);
+        positive += weights[i] > 0;
+    }
+    if (!weights) positive = count;
+    if (positive < clusters)
+        return moedi_fail_parameter(MOED_E_ARGUMENT, "clusters", "%lld clusters of %lld vectors%s", (long long)clusters, (long long)positive,
+                                    weights ? " with a weight above 0: fewer vectors than clusters" : ": fewer vectors than clusters");
+    return MOED_OK;
+}
+
+/* ---- sums over blocks ---- */
+
+typedef struct block_sums {
+    const moedi_fit *fit;
+    double *part;      /* (blocks) */
+} block_sums;
+
+static void inertia_block(void *argument, int64_t block)
+{
+    const block_sums *s = argument;
+    const moedi_fit *f = s->fit;
+    const int64_t from = block * MOEDI_KMEANS_BLOCK, most = from + MOEDI_KMEANS_BLOCK, to = most < f->count ? most : f->count;
+    double sum = 0;
+    for (int64_t i = from; i < to; i++) {
+        const float *x = f->x + i * f->width, *c = f->centroids + f->labels[i] * f->width;
+        double square = 0;
+        for (int64_t j = 0; j < f->width; j++) square += ((double)x[j] - (double)c[j]) * ((double)x[j] - (double)c[j]);
+        sum += moedi_fit_weight(f, i) * square;
+    }
+    s->part[block] = sum;
+}
+
+static moed_status measure_inertia(moedi_fit *f)
+{
+    block_sums s = {f, NULL};
+    const int64_t blocks = moedi_kmeans_blocks(f->count);
+    MOEDI_TRY(MOEDI_NEW(f->context, blocks, &s.part));
+    moedi_parallel(f->context, blocks, inertia_block, &s);
+    f->inertia = 0;
+    for (int64_t b = 0; b < blocks; b++) f->inertia += s.part[b];
+    moedi_free(f->context, s.part);
+    return MOED_OK;
+}
+
+/* Mean over columns of the variance: the scale that the tolerance is measured by. */
+static moed_status mean_variance(moedi_fit *f, double *out)
+{
+    double *mean = NULL, sum = 0;
+    MOEDI_TRY(MOEDI_NEW(f->context, 2 * f->width, &mean));
+    double *square = mean + f->width;
+    for (int64_t i = 0; i < f->count; i++)
+        for (int64_t j = 0; j < f->width; j++) mean[j] += (double)f->x[i * f->width + j];
+    for (int64_t j = 0; j < f->width; j++) mean[j] /= (double)f->count;
+    for (int64_t i = 0; i < f->count; i++)
+        for (int64_t j = 0; j < f->width; j++) {
+            const double away = (double)f->x[i * f->width + j] - mean[j];
+            square[j] += away * away;
+        }
+    for (int64_t j = 0; j < f->width; j++) sum += square[j];
+    *out = sum / (double)f->count / (double)f->width;
+    moedi_free(f->context, mean);
+    return MOED_OK;
+}
+
+/* ---- Lloyd ---- */
+
+/* A cluster without weight takes the farthest row of those whose cluster keeps another (ties: the lowest number). At most one row per
+ * empty cluster; sums, totals and counts follow. */
+static void fill_empty(moedi_fit *f, int64_t *moved)
+{
+    *moved = 0;
+    for (int64_t k = 0; k < f->clusters; k++) {
+        if (f->totals[k] > 0) continue;
+        int64_t row = -1;
+        for (int64_t i = 0; i < f->count; i++) {
+            const double w = moedi_fit_weight(f, i);
+            const int64_t from = f->labels[i];
+            if (w > 0 && f->totals[from] > w && f->counts[from] > 1 && (row < 0 || f->distances[i] > f->distances[row])) row = i;
+        }
+        if (row < 0) return;
+        const int64_t from = f->labels[row];
+        const double w = moedi_fit_weight(f, row);
+        for (int64_t j = 0; j < f->width; j++) {
+            const double part = w * (double)f->x[row * f->width + j];
+            f->sums[from * f->width + j] -= part;
+            f->sums[k * f->width + j] = part;
+        }
+        f->labels[row] = (int32_t)k;
+        f->totals[from] -= w, f->counts[from] -= 1;
+        f->totals[k] = w, f->counts[k] += 1;
+        f->distances[row] = 0;
+        *moved += 1;
+    }
+}
+
+/* Centroids from sums; returns the squared movement over all of them. */
+static double move_centroids(moedi_fit *f)
+{
+    double shift = 0;
+    for (int64_t k = 0; k < f->clusters; k++) {
+        if (!(f->totals[k] > 0)) continue; /* weights so far apart that sums lose the small ones */
+        for (int64_t j = 0; j < f->width; j++) {
+            float *c = &f->centroids[k * f->width + j];
+            const float next = (float)(f->sums[k * f->width + j] / f->totals[k]);
+            shift += ((double)next - (double)*c) * ((double)next - (double)*c);
+            *c = next;
+        }
+    }
+    return shift;
+}
+
+moed_status moedi_kmeans_centre(moedi_fit *f)
+{
+    MOEDI_TRY(moedi_lloyd_accumulate(&f->lloyd, f->labels, f->sums, f->totals, f->counts));
+    move_centroids(f);
+    return measure_inertia(f);
+}
+
+static moed_status iterate(moedi_fit *f, double limit)
+{
+    int64_t moved = 0;
+    for (f->iterations = 0; f->iterations < f->options.iterations;) {
+        MOEDI_TRY(moedi_cancel_check(f->cancel));
+        MOEDI_TRY(moedi_lloyd_assign(&f->lloyd, f->centroids, f->clusters, NULL, f->labels, f->distances));
+        MOEDI_TRY(moedi_lloyd_accumulate(&f->lloyd, f->labels, f->sums, f->totals, f->counts));
+        fill_empty(f, &moved);
+        f->iterations++;
+        if (move_centroids(f) <= limit) break;
+    }
+    /* labels belong to the centroids that are handed out; what fills an empty cluster now becomes its centroid */
+    MOEDI_TRY(moedi_lloyd_assign(&f->lloyd, f->centroids, f->clusters, NULL, f->labels, f->distances));
+    MOEDI_TRY(moedi_lloyd_accumulate(&f->lloyd, f->labels, f->sums, f->totals, f->counts));
+    fill_empty(f, &moved);
+    if (moved) move_centroids(f);
+    return measure_inertia(f);
+}
+
+static moed_status fit_open(moedi_fit *f)
+{
+    moed_context *c = f->context;
+    MOEDI_TRY(MOEDI_NEW(c, f->clusters * f->width, &f->centroids));
+    MOEDI_TRY(MOEDI_NEW(c, f->count, &f->labels));
+    MOEDI_TRY(MOEDI_NEW(c, f->count, &f->distances));
+    MOEDI_TRY(MOEDI_NEW(c, f->clusters * f->width, &f->sums));
+    MOEDI_TRY(MOEDI_NEW(c, f->clusters, &f->totals));
+    MOEDI_TRY(MOEDI_NEW(c, f->clusters, &f->counts));
+    return moedi_lloyd_open(&f->lloyd, c, f->x, f->weights, f->count, f->width, f->clusters);
+}
+
+static void fit_close(moedi_fit *f)
+{
+    moedi_lloyd_close(&f->lloyd);
+    moedi_free(f->context, f->centroids);
+    moedi_free(f->context, f->labels);
+    moedi_free(f->context, f->distances);
+    moedi_free(f->context, f->sums);
+    moedi_free(f->context, f->totals);
+    moedi_free(f->context, f->counts);
+}
+
+/* The result of a start becomes the handle's: its arrays are exchanged with those of the fit at hand. */
+static moed_status keep(moed_kmeans *k, moedi_fit *f)
+{
+    if (!k->labels) {
+        MOEDI_TRY(MOEDI_NEW(f->context, f->count, &k->labels));
+        MOEDI_TRY(MOEDI_NEW(f->context, f->clusters * f->width, &k->centroids));
+        MOEDI_TRY(MOEDI_NEW(f->context, f->clusters, &k->weights));
+        MOEDI_TRY(MOEDI_NEW(f->context, f->clusters, &k->counts));
+    }
+    memcpy(k->labels, f->labels, (size_t)f->count * sizeof *k->labels);
+    memcpy(k->centroids, f->centroids, (size_t)(f->clusters * f->width) * sizeof *k->centroids);
+    memcpy(k->weights, f->totals, (size_t)f->clusters * sizeof *k->weights);
+    memcpy(k->counts, f->counts, (size_t)f->clusters * sizeof *k->counts);
+    k->info = (moed_kmeans_info){
+        .struct_size = sizeof k->info,
+        .clusters = f->clusters,
+        .width = f->width,
+        .iterations = f->iterations,
+        .inertia = f->inertia,
+        .centroids = k->centroids,
+        .weights = k->weights,
+        .counts = k->counts,
+    };
+    k->count = f->count;
+    k->fitted = 1;
+    return MOED_OK;
+}
+
+static moed_status fit_all(moedi_fit *f, moed_kmeans *best, const moed_tensor *starts)
+{
+    double variance = 0;
+    const int32_t restarts = starts ? 1 : f->options.restarts;
+    MOEDI_TRY(fit_open(f));
+    MOEDI_TRY(mean_variance(f, &variance));
+    for (int32_t r = 0; r < restarts; r++) {
+        if (starts) memcpy(f->centroids, starts->data, (size_t)(f->clusters * f->width) * sizeof(float));
+        else MOEDI_TRY(moedi_kmeans_starts(f, (uint64_t)r));
+        MOEDI_TRY(iterate(f, f->options.tolerance * variance));
+        if (f->options.method == MOED_KMEANS_BALANCED) MOEDI_TRY(moedi_kmeans_balance(f));
+        if (!best->fitted || f->inertia < best->info.inertia) MOEDI_TRY(keep(best, f));
+    }
+    return MOED_OK;
+}
+
+moed_status moed_kmeans_fit(moed_kmeans *k, const moed_tensor *x, const float *weights, const moed_tensor *starts, const moed_cancel *cancel)
+{
+    moedi_clear_error();
+    MOEDI_REQUIRE(k, "the kmeans is NULL");
+    MOEDI_REQUIRE(x, "x is NULL");
+    MOEDI_TRY(moedi_context_check(k->context));
+    MOEDI_TRY(check_matrix(x, "x", 0, 0));
+    MOEDI_TRY(check_weights(weights, x->shape[0], k->options.clusters));
+    MOEDI_TRY(check_rows(k->context, x, "x"));
+    if (starts) {
+        MOEDI_TRY(check_matrix(starts, "starts", k->options.clusters, x->shape[1]));
+        MOEDI_TRY(check_rows(k->context, starts, "starts"));
+    }
+    moedi_fit f = {
+        .context = k->context,
+        .cancel = cancel,
+        .options = k->options,
+        .x = x->data,
+        .weights = weights,
+        .count = x->shape[0],
+        .width = x->shape[1],
+        .clusters = k->options.clusters,
+    };
+    moed_kmeans best = {.context = k->context, .options = k->options};
+    const moed_status status = fit_all(&f, &best, starts);
+    fit_close(&f);
+    if (status == MOED_OK) {
+        forget(k);
+        *k = best;
+    } else {
+        forget(&best);
+    }
+    return status;
+}
+
+static moed_status check_fitted(const moed_kmeans *k)
+{
+    return k->fitted ? MOED_OK : moedi_fail(MOED_E_STATE, "nothing has been fitted yet: call moed_kmeans_fit first");
+}
+
+moed_status moed_kmeans_labels(const moed_kmeans *k, int32_t *labels, int64_t count)
+{
+    moedi_clear_error();
+    MOEDI_REQUIRE(k, "the kmeans is NULL");
+    MOEDI_REQUIRE(labels, "labels is NULL");
+    MOEDI_TRY(check_fitted(k));
+    if (count != k->count)
+        return moedi_fail_parameter(MOED_E_ARGUMENT, "count", "count: %lld labels asked for, %lld vectors were fitted", (long long)count, (long long)k->count);
+    memcpy(labels, k->labels, (size_t)count * sizeof *labels);
+    return MOED_OK;
+}
+
+moed_status moed_kmeans_assign(const moed_kmeans *k, const moed_tensor *x, int32_t *labels, float *distances, const moed_cancel *cancel)
+{
+    moedi_lloyd l;
+    moedi_clear_error();
+    MOEDI_REQUIRE(k, "the kmeans is NULL");
+    MOEDI_REQUIRE(x, "x is NULL");
+    MOEDI_REQUIRE(labels, "labels is NULL");
+    MOEDI_TRY(moedi_context_check(k->context));
+    MOEDI_TRY(check_fitted(k));
+    MOEDI_TRY(check_matrix(x, "x", 0, k->info.width));
+    MOEDI_TRY(check_rows(k->context, x, "x"));
+    MOEDI_TRY(moedi_cancel_check(cancel));
+    MOEDI_TRY(moedi_lloyd_open(&l, k->context, x->data, NULL, x->shape[0], x->shape[1], k->info.clusters));
+    const moed_status status = moedi_lloyd_assign(&l, k->centroids, k->info.clusters, NULL, labels, distances);
+    moedi_lloyd_close(&l);
+    return status;
+}
+
+moed_status moed_kmeans_get_info(const moed_kmeans *k, moed_kmeans_info *out)
+{
+    moedi_clear_error();
+    MOEDI_REQUIRE(k, "the kmeans is NULL");
+    MOEDI_REQUIRE(out, "out is NULL");
+    MOEDI_TRY(check_fitted(k));
+    return moedi_info_write(MOED_STRUCT_KMEANS_INFO, &k->info, out);
+}
