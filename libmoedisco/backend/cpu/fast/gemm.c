@@ -10,6 +10,8 @@ enum {
     DEPTH = 384,                  /* of the reduction in one pass: a right panel stays in the first-level cache */
     TILE_ROWS = 168,              /* of a task: a multiple of 14, 12 and 6; with DEPTH it stays in the second-level cache */
     TILE_COLUMNS = 256,
+    GROUP_COLUMNS = 4 * TILE_COLUMNS,
+    MANY_TILES = 8,
     BLOCK_ROWS = 25 * TILE_ROWS,  /* packed at a time */
     BLOCK_COLUMNS = 16 * TILE_COLUMNS,
     SMALL = 1 << 18               /* multiply-adds below which no thread is woken */
@@ -87,7 +89,11 @@ INLINE void micro(float *c, int64_t ldc, const float *left, const float *right, 
 {
     vfloat sum[ROWS][2];
 #pragma GCC unroll 16
-    for (int r = 0; r < ROWS; r++) sum[r][0] = sum[r][1] = (vfloat){0};
+    for (int r = 0; r < ROWS; r++) {
+        sum[r][0] = sum[r][1] = (vfloat){0};
+        __builtin_prefetch(c + r * ldc, 1);
+        __builtin_prefetch(c + r * ldc + COLUMNS - 1, 1);
+    }
     for (int64_t p = 0; p < k; p++) {
         const vfloat b0 = load(right), b1 = load(right + VECTOR);
 #pragma GCC unroll 16
@@ -146,30 +152,49 @@ typedef struct pass {
     float *left, *right;
     int64_t a_row, a_depth, b_column, b_depth, ldc;
     int64_t rows, columns, depth;
-    int64_t row_tiles, column_tiles;
+    int64_t row_tiles, column_tiles, groups;
+    moedi_slices slices; /* of left: a tile each */
     bool accumulate;
 } pass;
+
+static void pack_left_tile(const pass *p, float *out, int64_t at)
+{
+    moedi_pack_left(out, p->a + at * p->a_row, p->a_row, p->a_depth, least_of(TILE_ROWS, p->rows - at), p->depth);
+}
+static void pack_right_task(void *argument, int64_t index)
+{
+    const pass *p = argument;
+    const int64_t at = index * TILE_COLUMNS;
+    moedi_pack_right(p->right + at * p->depth, p->b + at * p->b_column, p->b_column, p->b_depth,
+                     least_of(TILE_COLUMNS, p->columns - at), p->depth);
+}
 
 static void pack_task(void *argument, int64_t index)
 {
     const pass *p = argument;
-    if (index < p->row_tiles) {
-        const int64_t at = index * TILE_ROWS;
-        moedi_pack_left(p->left + at * p->depth, p->a + at * p->a_row, p->a_row, p->a_depth, least_of(TILE_ROWS, p->rows - at),
-                        p->depth);
-    } else {
-        const int64_t at = (index - p->row_tiles) * TILE_COLUMNS;
-        moedi_pack_right(p->right + at * p->depth, p->b + at * p->b_column, p->b_column, p->b_depth,
-                         least_of(TILE_COLUMNS, p->columns - at), p->depth);
-    }
+    if (index < p->row_tiles) pack_left_tile(p, p->left + index * TILE_ROWS * p->depth, index * TILE_ROWS);
+    else pack_right_task(argument, index - p->row_tiles);
+}
+static void multiply(const pass *p, const float *left, int64_t i, int64_t j, int64_t columns)
+{
+    moedi_multiply_packed(p->c + i * p->ldc + j, p->ldc, left, p->right + j * p->depth, p->bias ? p->bias + j : NULL,
+                          least_of(TILE_ROWS, p->rows - i), least_of(columns, p->columns - j), p->depth, p->accumulate);
 }
 static void tile_task(void *argument, int64_t index)
 {
     const pass *p = argument;
     const int64_t i = index / p->column_tiles * TILE_ROWS, j = index % p->column_tiles * TILE_COLUMNS;
-    moedi_multiply_packed(p->c + i * p->ldc + j, p->ldc, p->left + i * p->depth, p->right + j * p->depth,
-                          p->bias ? p->bias + j : NULL, least_of(TILE_ROWS, p->rows - i), least_of(TILE_COLUMNS, p->columns - j),
-                          p->depth, p->accumulate);
+    multiply(p, p->left + i * p->depth, i, j, TILE_COLUMNS);
+}
+/* Rows enough for a task to pack its own and use them while they are in its cache. */
+static void rows_task(void *argument, int64_t index)
+{
+    pass *p = argument;
+    const int64_t i = index / p->groups * TILE_ROWS, j = index % p->groups * GROUP_COLUMNS;
+    float *left = moedi_slices_claim(&p->slices);
+    pack_left_tile(p, left, i);
+    multiply(p, left, i, j, GROUP_COLUMNS);
+    moedi_slices_release(&p->slices, left);
 }
 static void run_pass(moedi_cpu *e, pass *p)
 {
@@ -179,6 +204,12 @@ static void run_pass(moedi_cpu *e, pass *p)
     if (p->rows * p->columns * p->depth <= SMALL) {
         for (int64_t i = 0; i < packs; i++) pack_task(p, i);
         for (int64_t i = 0; i < tiles; i++) tile_task(p, i);
+    } else if (p->row_tiles >= MANY_TILES) {
+        p->groups = (p->columns + GROUP_COLUMNS - 1) / GROUP_COLUMNS;
+        p->slices = (moedi_slices){.base = (char *)p->left, .slices = p->row_tiles - 1};
+        p->slices.size = round_up(TILE_ROWS * p->depth * (int64_t)sizeof(float), 64);
+        run(e, p->column_tiles, pack_right_task, p);
+        run(e, p->row_tiles * p->groups, rows_task, p);
     } else {
         run(e, packs, pack_task, p);
         run(e, tiles, tile_task, p);
