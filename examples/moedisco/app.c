@@ -63,6 +63,7 @@ void common_flags(flags *f, common *c)
     memset(c, 0, sizeof *c);
     const size_t from = f->count;
     OPTIONS_INIT(CONTEXT_OPTIONS, &c->context);
+    c->context.log_level = MOED_LOG_WARNING;
     flags_struct(f, "device", MOED_STRUCT_CONTEXT_OPTIONS, &c->context, NULL);
     flags_table(f, "output", OUTPUT_FIELDS, sizeof OUTPUT_FIELDS / sizeof *OUTPUT_FIELDS, c);
     flags_passing(f, from);

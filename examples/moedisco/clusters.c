@@ -15,10 +15,11 @@ static const moed_field CHOICE_FIELDS[] = {
     {sizeof(moed_field), 0, "held_out_seed", "", "draws the held-out documents", MOED_FIELD_U64, offsetof(choice, held_out_seed), 0, 0, 0},
 };
 
-void choice_flags(flags *f, choice *c)
+void choice_flags(flags *f, choice *c, int32_t part)
 {
     memset(c, 0, sizeof *c);
     c->cluster = -1;
+    c->part = part;
     c->held_out = 0.05;
     flags_table(f, "documents", CHOICE_FIELDS, sizeof CHOICE_FIELDS / sizeof *CHOICE_FIELDS, c);
 }

@@ -14,7 +14,7 @@ typedef struct choice {
 } choice;
 enum { PART_ALL, PART_TRAIN, PART_HELD_OUT };
 
-void choice_flags(flags *f, choice *c);
+void choice_flags(flags *f, choice *c, int32_t part);
 /* The chosen view. held_out nullable: the view of the held-out documents, NULL when none are. */
 int choice_view(const choice *pick, moed_context *c, const moed_corpus *d, moed_corpus **view, moed_corpus **held_out);
 

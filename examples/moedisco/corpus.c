@@ -62,7 +62,7 @@ int verb_corpus_export(const verb *v, int argc, char **argv)
     choice pick;
     moed_context *context = NULL;
     moed_corpus *d = NULL, *view = NULL;
-    choice_flags(&f, &pick);
+    choice_flags(&f, &pick, PART_ALL);
     common_flags(&f, &c);
     int code = flags_parse(&f, v, argc, argv, 2, 2);
     if (code >= 0) return code;

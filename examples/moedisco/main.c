@@ -32,12 +32,12 @@ static const verb VERBS[] = {
     {"sample", "MODEL [PROMPT]", "Text from a model of byte tokens.", "moedisco sample run/disco/model 'The ' --temperature 0.8", verb_sample},
     {"plan", "disco|full|upcycle [DIR]", "What `run` would do, before anything is spent: phases, memory, FLOPs, hours and money.",
      "moedisco plan disco --hidden 2048 --layers 24 --steps 4100 --branch-steps 4200", verb_plan},
-    {"run disco", "DIR", "MoE-DisCo into DIR/disco: [common start,] cluster, split, K workers, integrate, F-phase. Finished steps are kept; "
-     "the same command goes on.", "moedisco run disco run --corpus ~/notes --minutes 5", verb_run},
-    {"run full", "DIR", "The rival: the whole model on all data, into DIR/full.", "moedisco run full run --equal-money-to disco", verb_run},
-    {"run upcycle", "DIR", "The other rival: one dense model on all data, cloned into all experts, then the F-phase, into DIR/upcycle.",
+    {"run disco", "DIR", "MoE-DisCo into DIR/disco by [common start,] clusters, split, K workers, integration and F-phase. Finished steps are "
+     "kept; the same command goes on.", "moedisco run disco run --corpus ~/notes --minutes 5", verb_run},
+    {"run full", "DIR", "The whole model on all data, into DIR/full: what MoE-DisCo is compared with.", "moedisco run full run --equal-money-to disco", verb_run},
+    {"run upcycle", "DIR", "One dense model on all data, cloned into all experts, then the F-phase, into DIR/upcycle: the other thing to compare with.",
      "moedisco run upcycle run --equal-money-to disco", verb_run},
-    {"work", "RUN INDEX", "One worker of the S-phase: trains submodel INDEX of the pipeline directory RUN. For job arrays.",
+    {"work", "RUN INDEX", "Trains submodel INDEX of the pipeline directory RUN: one worker of the S-phase, for job arrays.",
      "moedisco work run/disco 3", verb_work},
 };
 enum { VERB_COUNT = sizeof VERBS / sizeof *VERBS };
@@ -51,12 +51,19 @@ static void stop(int number)
 
 int app_stopped(void) { return stopped != 0; }
 
+/* Characters before the first full stop, colon or semicolon that a blank or the end follows. */
+static int first_clause(const char *text)
+{
+    int length = 0;
+    while (text[length] && !(strchr(".:;", text[length]) && (text[length + 1] == ' ' || !text[length + 1]))) length++;
+    return length;
+}
+
 static int general_help(void)
 {
     printf("moedisco - train Mixture-of-Experts language models cheaply (MoE-DisCo)\n\nusage: moedisco VERB ... [--flags]\n\n");
     for (size_t i = 0; i < VERB_COUNT; i++) {
-        const int length = (int)strcspn(VERBS[i].summary, ".:;");
-        printf("  %-14s %-26s %.*s\n", VERBS[i].name, VERBS[i].arguments, length > 96 ? 96 : length, VERBS[i].summary);
+        printf("  %-14s %-26s %.*s\n", VERBS[i].name, VERBS[i].arguments, first_clause(VERBS[i].summary), VERBS[i].summary);
     }
     printf("\n`moedisco VERB --help` lists a verb's flags with defaults and an example. Start with: moedisco try FOLDER --minutes 10\n"
            "exit codes: 0 done, 2 bad usage or input, 3 does not fit, 75 stopped and resumable, 1 anything else\n");

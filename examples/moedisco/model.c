@@ -127,7 +127,7 @@ int verb_eval(const verb *v, int argc, char **argv)
     moed_corpus *d = NULL, *view = NULL;
     moed_model *m = NULL;
     flags_table(&f, "evaluation", EVAL_FIELDS, sizeof EVAL_FIELDS / sizeof *EVAL_FIELDS, &s);
-    choice_flags(&f, &pick);
+    choice_flags(&f, &pick, PART_ALL);
     common_flags(&f, &c);
     int code = flags_parse(&f, v, argc, argv, 2, 2);
     if (code >= 0) return code;

@@ -72,7 +72,8 @@ void progress_text(progress *p, int last, const char *text)
     }
 }
 
-int32_t progress_step(const moed_report *r, void *user) {
+int32_t progress_step(const moed_report *r, void *user)
+{
     progress *p = user;
     const double now = now_seconds();
     if (p->first < 0) {

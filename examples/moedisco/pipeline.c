@@ -53,7 +53,8 @@ static const char *const KINDS[] = {"disco", "full", "upcycle"};
 
 const char *kind_name(int32_t kind) { return KINDS[kind]; }
 
-int32_t kind_of(const char *name) {
+int32_t kind_of(const char *name)
+{
     for (int32_t i = 0; i < 3; i++)
         if (!strcmp(KINDS[i], name)) return i;
     return -1;
@@ -111,7 +112,8 @@ void pipeline_flags(flags *f, pipeline *p, int32_t kind)
     common_flags(f, &p->common);
 }
 
-int64_t pipeline_parts(const pipeline *p) {
+int64_t pipeline_parts(const pipeline *p)
+{
     moed_layout_info info = {.struct_size = sizeof info};
     moed_layout_get_info(p->layout, &info);
     return info.experts;

@@ -16,8 +16,7 @@ int verb_train(const verb *v, int argc, char **argv)
     moed_corpus *d = NULL, *view = NULL, *held_out = NULL;
     OPTIONS_INIT(TRAIN_OPTIONS, &t.options);
     flags_struct(&f, "training", MOED_STRUCT_TRAIN_OPTIONS, &t.options, "directory,held_out,progress,progress_user");
-    choice_flags(&f, &pick);
-    pick.part = PART_TRAIN;
+    choice_flags(&f, &pick, PART_TRAIN);
     common_flags(&f, &c);
     int code = flags_parse(&f, v, argc, argv, 3, 3);
     if (code >= 0) return code;

@@ -10,7 +10,9 @@ int training_estimate(const moed_layout *l, const moed_train_options *o, moed_es
 {
     memset(out, 0, sizeof *out);
     out->struct_size = sizeof *out;
-    const moed_status status = moed_train_estimate(l, NULL, o, out);
+    moed_train_options somewhere = *o;
+    if (!somewhere.directory) somewhere.directory = "."; /* nothing is written; checkpoints need a place to be counted for */
+    const moed_status status = moed_train_estimate(l, NULL, &somewhere, out);
     return status ? fail_status(status) : EXIT_DONE;
 }
 
