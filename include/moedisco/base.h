@@ -259,8 +259,10 @@ typedef struct moed_param {
  *   COPY   dst[at .. at+count) = scale * source[from .. from+count)
  *   DELTA  dst[at .. at+count) += scale * (source[from ..] - reference[from ..])
  *   DRAW   dst[at .. at+count) = scale * normal(seed, index of the element in the whole tensor)
- * Sums are taken in double over all pieces of an element and rounded once; a sum of zero leaves
- * the COPY's bits alone. Sources are numbered: 0 the base, 1 + k submodel k. */
+ * Sums are taken in double over all pieces of an element, in the order of the pieces, and rounded
+ * once; a sum of zero leaves the COPY's bits alone. Numbers that are equal differ by zero, infinite
+ * ones too. A scale of 0 makes zeros (COPY, DRAW) or adds nothing (DELTA), whatever the source
+ * holds. Sources are numbered: 0 the base, 1 + k submodel k. */
 enum { MOED_PIECE_COPY = 1, MOED_PIECE_DELTA = 2, MOED_PIECE_DRAW = 3 };
 
 typedef struct moed_piece {
@@ -284,6 +286,7 @@ typedef struct moed_shard {
     int32_t reserved;
     int64_t start;
     int64_t count;
+    int64_t whole;    /* indices of the whole tensor along axis */
 } moed_shard;
 
 /* Token rows. tokens, labels, weights, documents: (rows, length), row-major, host memory. */

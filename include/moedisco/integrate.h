@@ -15,16 +15,23 @@ typedef struct moed_integration moed_integration;
 enum { MOED_MERGE_UNIFORM = 0, MOED_MERGE_WEIGHTED = 1, MOED_MERGE_EXPLICIT = 2 };
 enum { MOED_GATE_BASE = 0, MOED_GATE_RANDOM = 1, MOED_GATE_CENTROIDS = 2 };
 
+enum {
+    MOED_INTEGRATION_CLONES = 1 /* flags: submodels are clones: from which part of a split one comes is not compared, so that one model
+                                   may serve several parts (one dense model cloned into every expert is upcycling) */
+};
+
 typedef struct moed_integration_options {
     uint32_t struct_size;
     uint32_t flags;
     int32_t merge;         /* UNIFORM: gamma = 1/parts added; WEIGHTED: weights given at add (tokens), divided by their sum;
                               EXPLICIT: gamma = the weight given */
-    int32_t gate;          /* BASE: the base's rows; RANDOM: drawn; CENTROIDS: rows given by moed_integration_set_gate */
+    int32_t gate;          /* BASE: the base's rows and biases (rows that submodels carry are ignored, trained or not); RANDOM: drawn;
+                              CENTROIDS: rows given by moed_integration_set_gate; both with router biases of 0 */
     int32_t allow_missing; /* 1: finish without a lost submodel; its experts come from the base */
     int32_t reserved;
     uint64_t seed;         /* RANDOM */
-    double gate_std;       /* RANDOM: standard deviation; CENTROIDS: root mean square of each row; negative = the base rows' own */
+    double gate_std;       /* RANDOM: standard deviation; CENTROIDS: root mean square of each row; negative = the root mean
+                              square that the base's row of that expert has */
 } moed_integration_options;
 
 typedef struct moed_integration_info {
@@ -35,23 +42,26 @@ typedef struct moed_integration_info {
     int32_t first_missing; /* -1 = none */
     int32_t reserved;
     double drift;          /* after finish: root mean square of (theta_k - base) over shared parameters and parts,
-                              relative to that of base */
+                              relative to that of base; 0 before */
 } moed_integration_info;
 
 /* base: in memory or streamed; kept alive, like the split. o nullable. Since: 0.1. */
 MOED_API moed_status moed_integration_create(moed_integration **out, moed_split *s, const moed_model *base, const moed_integration_options *o);
 MOED_API void moed_integration_destroy(moed_integration *i);
-/* Registers the submodel of `part` (any order). weight: see merge. The model is kept alive; one model may serve several
- * parts (cloning one dense model into every expert is upcycling). Returns MOED_E_MISMATCH naming the tensor or field when it does not belong, MOED_E_EXISTS
- * when the part is there already. Since: 0.1. */
+/* Registers the submodel of `part` (any order), in memory or streamed. weight: see merge; finite, at least 0. The model is kept alive.
+ * A submodel says in its config.json which base, part and experts it was split from (a layout from moed_split_layout: part and
+ * experts); one that says nothing is judged by its layout alone. dtypes may differ from the base's.
+ * Returns MOED_E_MISMATCH naming the tensor or field when it does not belong, MOED_E_EXISTS when the part is there already. Since: 0.1. */
 MOED_API moed_status moed_integration_add(moed_integration *i, int32_t part, const moed_model *submodel, double weight);
-/* gamma [out] (parts), 0 for missing ones. Since: 0.1. */
+/* gamma [out] (parts), 0 for missing ones; UNIFORM and WEIGHTED divide by those that were added. MOED_E_STATE when all weights are 0. Since: 0.1. */
 MOED_API moed_status moed_integration_weights(const moed_integration *i, double *gamma);
-/* How parameter `param` of the base's layout is made. Source 0 is the base, 1 + k submodel k. With MOED_GATE_CENTROIDS
- * router rows are source 1 + parts. Since: 0.1. */
+/* How parameter `param` of the base's layout is made: exactly what finish executes. Source 0 is the base, 1 + k submodel k; with
+ * MOED_GATE_CENTROIDS source 1 + parts holds the rows given to set_gate, its parameters numbered by layer. pieces [out, nullable]
+ * (capacity), count [out] of all. MOED_E_STATE naming the missing part. Since: 0.1. */
 MOED_API moed_status moed_integration_pieces(moed_integration *i, size_t param, moed_piece *pieces, size_t capacity, size_t *count);
-/* MOED_GATE_CENTROIDS: rows (parts, width) f32 for `layer` (-1 = all): the mean over parts is subtracted and each row scaled to
- * gate_std. An expert takes the row of its part. Since: 0.1. Source: FlexOlmo, Nexus (router rows from domain embeddings). */
+/* MOED_GATE_CENTROIDS: rows (parts, width) f32 for `layer` (-1 = all), copied: the mean over parts is subtracted and each row scaled to
+ * gate_std. An expert takes the row of its part, one without a part keeps the base's. MOED_E_ARGUMENT when a row is the mean itself (as with
+ * one part). Since: 0.1. Source: FlexOlmo, Nexus (router rows from domain embeddings). */
 MOED_API moed_status moed_integration_set_gate(moed_integration *i, int32_t layer, const moed_tensor *rows);
 /* For gates that do not renormalise their top-k weights: multiplies the output tensors (MOED_PARAM_EXPERT_OUTPUT) of expert e in
  * layer l by 1 / (top_k * weight[l][e]), so that top_k experts trained alone at scale 1 again weigh 1 together.

@@ -3,6 +3,7 @@
 #define MOEDI_FAMILY_H
 
 #include "util/json.h"
+#include "util/dtype.h"
 
 /* One transformer's configuration, whatever the family calls its fields. */
 typedef struct moedi_config {
@@ -44,13 +45,27 @@ typedef struct moedi_family {
     const char *slots[MOEDI_SLOT_COUNT]; /* tensor name patterns: %l layer, %e expert; NULL = the family has none */
     /* config.json's field names where families differ, and its defaults */
     const char *experts_field, *expert_width_field, *shared_width_field;
-    int32_t qkv_bias;               /* default where the config is silent */
+    int32_t qkv_bias;               /* default where the config is silent; 0 = the family has none */
     int32_t normalise_top_k;        /* 0, 1, or -1 = norm_topk_prob, default 0 */
+    int32_t sliding_window;         /* 1 = the field sliding_window alone switches windowed attention on */
+    int32_t kv_heads;               /* default of num_key_value_heads */
+    double epsilon, rope_theta;     /* defaults */
+    int64_t context_length;         /* default of max_position_embeddings */
 } moedi_family;
 
 /* NULL when there is none of that name. */
 const moedi_family *moedi_family_find(const char *model_type);
-/* Reads and checks config.json's object; unknown families, unsupported fields that matter and bad values are errors naming the field. */
+/* "qwen2_moe, mixtral" */
+void moedi_family_list(char *out, size_t size);
+/* The tensor name of a slot; layer and expert fill %l and %e. 0 when the family has none of it, else the length (cut to size - 1). */
+size_t moedi_family_tensor(const moedi_family *f, moedi_slot slot, int32_t layer, int32_t expert, char *out, size_t size);
+/* The tensor of a slot under a configuration: all of moed_param but the name; 0 when the model has none (layer and expert -1). */
+int moedi_family_param(const moedi_family *f, const moedi_config *config, moedi_slot slot, moed_param *out);
+
+/* Reads and checks config.json's object; unknown families, unsupported fields that matter and bad values are errors naming the field.
+ * Writes nothing into o; path names it in errors. */
 moed_status moedi_config_read(moedi_config *out, const moedi_family **family, const json_t *o, const char *path);
+/* "bfloat16": a floating dtype as config.json spells it. */
+const char *moedi_config_dtype_name(moed_dtype dtype);
 
 #endif

@@ -8,7 +8,8 @@
 struct moed_layout {
     atomic_int references;
     moed_context *context;
-    moed_param *params;             /* (count), names owned */
+    moed_param *params;             /* (count), names point into `names` */
+    char *names;                    /* all names, zero-terminated, one after another */
     size_t count;
     int32_t layers;                 /* 1 + largest layer */
     int32_t *experts;               /* (layers): routed experts of each, 0 = none */
@@ -16,7 +17,10 @@ struct moed_layout {
     moedi_config config;            /* of the family */
     char *config_text;              /* config.json, "" by hand */
     size_t *by_name;                /* parameter numbers in strcmp order of names */
+    int64_t elements;               /* numbers in all parameters */
 };
+
+enum { MOEDI_NAME_MAX = 1024 };     /* bytes of a parameter's name */
 
 moed_layout *moedi_layout_retain(const moed_layout *l);
 /* index of a parameter, or -1 */
@@ -28,5 +32,19 @@ void moedi_layout_fingerprint(const moed_layout *l, char out[33]);
 /* The family layout of the same model with `experts` routed experts in every layer (top_k cut to it), and `provenance` (object,
  * nullable) kept as "moedisco" in its config.json. Family layouts only. */
 moed_status moedi_layout_with_experts(moed_layout **out, const moed_layout *l, int32_t experts, json_t *provenance);
+
+/* A checked layout by hand (names copied). */
+moed_status moedi_layout_build(moed_layout **out, moed_context *c, const moed_param *params, size_t count);
+/* The layout of a family from config.json's object (kept, unknown fields too); path names it in errors. */
+moed_status moedi_layout_from_json(moed_layout **out, moed_context *c, const json_t *o, const char *path);
+/* The same parameters with every floating one in `dtype`; config.json says so too. */
+moed_status moedi_layout_with_dtype(moed_layout **out, const moed_layout *l, moed_dtype dtype);
+/* The same parameters with dtypes (count) of their own. */
+moed_status moedi_layout_with_dtypes(moed_layout **out, const moed_layout *l, const moed_dtype *dtypes);
+/* The parameter of a slot (layer, expert: -1 where the slot has none), or -1: not there or a layout by hand. */
+int64_t moedi_layout_slot(const moed_layout *l, moedi_slot slot, int32_t layer, int32_t expert);
+/* Elements and bytes of a parameter. */
+int64_t moedi_param_elements(const moed_param *p);
+size_t moedi_param_bytes(const moed_param *p);
 
 #endif

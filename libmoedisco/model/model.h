@@ -15,12 +15,19 @@ struct moed_model {
     moedi_safetensors *files;       /* streamed: the open files (file_count) */
     size_t file_count;
     struct moedi_place { int32_t file; const moedi_safetensors_entry *entry; } *places; /* streamed: (count) */
-    moed_release_fn release;        /* borrowed */
+    int32_t borrowed;
+    moed_release_fn release;        /* borrowed; nullable */
     void *release_user;
     moed_model *parent;             /* a view on another model's tensors keeps it alive */
 };
 
 moed_model *moedi_model_retain(const moed_model *m);
+/* A model without memory: tensors have dtype and shape, and no data. */
+moed_status moedi_model_shell(moed_model **out, moed_context *c, const moed_layout *l);
+/* Options with defaults (given nullable); refuses flags other than those. */
+moed_status moedi_model_options_read(const moed_model_options *given, uint32_t flags, moed_model_options *out);
+/* A model with owned memory for every parameter of l (retained, its dtypes), zeroed. */
+moed_status moedi_model_create(moed_model **out, moed_context *c, const moed_layout *l);
 /* A model on tensors (count = layout's; copied) whose memory `parent` (nullable, retained) and `arena` (nullable, taken over) own. */
 moed_status moedi_model_adopt(moed_model **out, const moed_layout *l, const moed_tensor *tensors, void *arena, const moed_model *parent);
 /* Elements [first, first + count) of a parameter in the layout's dtype, from memory or disk. */
@@ -33,5 +40,10 @@ moed_status moedi_model_check_resident(const moed_model *m);
 typedef moed_status (*moedi_produce_fn)(void *user, size_t param, int64_t first, int64_t count, void *out);
 moed_status moedi_model_write(const moed_context *c, const moed_layout *l, const char *dir, moed_dtype dtype, moedi_produce_fn produce, void *user,
                               const moed_cancel *cancel);
+/* The same as a whole directory: fresh, synced, renamed; replaces a model's directory and nothing else. */
+moed_status moedi_model_save_at(const moed_context *c, const moed_layout *l, const char *dir, moed_dtype dtype, moedi_produce_fn produce, void *user,
+                                const moed_cancel *cancel);
+/* The tensors of a directory as a model of layout l (its config.json is not read): resident as in moed_model_open, or streamed. */
+moed_status moedi_model_open_as(moed_model **out, moed_context *c, const moed_layout *l, const char *dir, int stream);
 
 #endif

@@ -124,7 +124,7 @@ typedef struct moed_op_bias_backward {
 } moed_op_bias_backward;
 
 /* In place on x: `heads` heads of head_dim at x + token * stride. Halves are rotated together: (x1, x2) -> (x1 c - x2 s, x2 c + x1 s).
- * cosine, sine (positions known, head_dim / 2); inverse = 1 rotates back (backward). */
+ * cosine, sine real (positions known, head_dim / 2); inverse = 1 rotates back (backward). */
 typedef struct moed_op_rope {
     void *x;
     const void *cosine, *sine;
@@ -133,8 +133,8 @@ typedef struct moed_op_rope {
     int32_t inverse, reserved;
 } moed_op_rope;
 
-/* Causal attention with grouped queries. Token i attends to tokens [start[i], i] (start: absolute token index; never before its
- * own row's first). q, k, v at base + token * stride, heads consecutive. out (N, heads, head_dim) contiguous, lse (heads, N).
+/* Causal attention with grouped queries. Token i attends to tokens [start[i], i] (start (N): absolute token index; never before
+ * its own row's first). q, k, v at base + token * stride, heads consecutive. out (N, heads, head_dim) contiguous, lse (heads, N).
  * backward: d_q, d_k, d_v "=" with the same strides. */
 typedef struct moed_op_attention {
     void *out, *lse;
@@ -159,8 +159,10 @@ typedef struct moed_op_swiglu {
 
 /* Softmax over experts, top_k choice (ties: the lower index), weights = chosen probabilities, divided by their sum when normalise.
  * logits, probabilities (rows, experts); ids, weights (rows, top_k); lse (rows) of the logits. replay = 1: ids is an input.
- * losses (2) += { experts * sum_e f_e P_e, mean lse^2 } * loss_scale: f_e share of choices, P_e mean probability (nullable).
- * backward: d_logits = of d_weights, plus load_balance * loss_scale and z_loss * loss_scale times the gradients of those two. */
+ * losses (2, real) += { experts * sum_e f_e P_e, mean lse^2 } * loss_scale: f_e share of choices, P_e mean probability (nullable).
+ * ids are valid and distinct even where logits are not numbers.
+ * backward: d_logits = of d_weights, plus load_balance * loss_scale and z_loss * loss_scale times the gradients of those two; ids and
+ * f_e are constants. */
 typedef struct moed_op_router {
     void *probabilities, *weights, *lse;
     int32_t *ids;
@@ -224,7 +226,7 @@ typedef struct moed_op_cross_entropy {
     double scale;
 } moed_op_cross_entropy;
 
-/* One tensor of an optimizer step. m, v, gradient as long as the parameter. */
+/* One tensor of an optimizer step. m, v, gradient as long as the parameter; the gradient is only read. */
 typedef struct moed_op_slice {
     void *parameter, *gradient, *m, *v;
     int64_t count;
@@ -232,7 +234,8 @@ typedef struct moed_op_slice {
 } moed_op_slice;
 
 /* gradient_norm: scalars->gradient_norm and clip_factor from all gradients (times gradient_scale); clip 0 = factor 1.
- * adamw: g = gradient * gradient_scale * clip_factor; decoupled decay. slices: host array. */
+ * adamw: g = gradient * gradient_scale * clip_factor, m and v its running means, each divided by its correction in the update:
+ * parameter -= learning_rate * (m' / (sqrt(v') + epsilon) + weight_decay * parameter). slices: host array; scalars: device. */
 typedef struct moed_op_update {
     const moed_op_slice *slices;
     int64_t count;

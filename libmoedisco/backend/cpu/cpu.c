@@ -49,10 +49,6 @@ static int has_v4(void)
 }
 #endif
 
-#pragma weak moedi_fast_v2
-#pragma weak moedi_fast_v3
-#pragma weak moedi_fast_v4
-#pragma weak moedi_fast_neon
 /* Best first; "auto" takes the first that runs here, "double" is only ever asked for by name. */
 static const kernel_set kernel_sets[] = {
 #if defined(__x86_64__)
@@ -76,7 +72,7 @@ static int is_automatic(const char *asked)
 static const kernel_set *choose_kernels(const char *asked)
 {
     for (size_t i = 0; i < KERNEL_SETS; i++)
-        if ((is_automatic(asked) || strcmp(asked, kernel_sets[i].name) == 0) && kernel_sets[i].table && kernel_sets[i].runs_here()) return &kernel_sets[i];
+        if ((is_automatic(asked) || strcmp(asked, kernel_sets[i].name) == 0) && kernel_sets[i].runs_here()) return &kernel_sets[i];
     return NULL;
 }
 
@@ -211,11 +207,11 @@ void moedi_cpu_free(void *self, void *memory)
 moed_status moedi_cpu_scratch(moedi_cpu *e, size_t size, void **out)
 {
     if (size > e->scratch_size || !e->scratch) {
-        void *larger;
-        const moed_status status = moedi_cpu_alloc(e, size, &larger);
+        moedi_cpu_free(e, e->scratch); /* first: its content is nobody's, and both at once would double the peak */
+        e->scratch = NULL;
+        e->scratch_size = 0;
+        const moed_status status = moedi_cpu_alloc(e, size, &e->scratch);
         if (status != MOED_OK) return status;
-        moedi_cpu_free(e, e->scratch);
-        e->scratch = larger;
         e->scratch_size = size;
     }
     *out = e->scratch;

@@ -1,0 +1,10 @@
+/* budget.h - from minutes, money or another pipeline's money to steps. */
+#ifndef BUDGET_H
+#define BUDGET_H
+
+#include "pipeline.h"
+
+/* try: the largest model that the time and the text can feed, and a word when there is little text. */
+int budget_pick_sizes(pipeline *p, const flags *f);
+
+#endif

@@ -1,0 +1,158 @@
+/* info.c - the verb info: what a file, directory or this machine is. */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "clusters.h"
+#include "info.h"
+#include "output.h"
+#include "report.h"
+
+void layout_tell(const char *name, const moed_layout *l)
+{
+    moed_layout_info i = {.struct_size = sizeof i};
+    char total[32], active[32], shared[32], bytes[32], work[32];
+    if (moed_layout_get_info(l, &i)) return;
+    say("model %s: %s, %lld layers, hidden %lld, %lld experts (top-%lld), vocabulary %lld, context %lld", name, i.family[0] ? i.family : "by hand",
+        (long long)i.layers, (long long)i.hidden, (long long)i.experts, (long long)i.top_k, (long long)i.vocabulary,
+        (long long)i.context_length);
+    say("  %s parameters, %s used per token, %s shared; %s; %s FLOP per token forward", human_count((double)i.total, total),
+        human_count((double)i.active, active), human_count((double)i.shared, shared), human_bytes(i.bytes, bytes), human_count(i.forward_flops, work));
+    emit(json_pack("{s:s, s:s, s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:f}", "event", "model", "path", name, "family", i.family,
+                   "layers", (json_int_t)i.layers, "hidden", (json_int_t)i.hidden, "experts", (json_int_t)i.experts, "top_k",
+                   (json_int_t)i.top_k, "vocabulary", (json_int_t)i.vocabulary, "context_length", (json_int_t)i.context_length, "parameters",
+                   (json_int_t)i.total, "active", (json_int_t)i.active, "shared", (json_int_t)i.shared, "bytes", (json_int_t)i.bytes,
+                   "forward_flops", i.forward_flops));
+}
+
+static int tell_machine(moed_context *context)
+{
+    moed_context_info i = {.struct_size = sizeof i};
+    size_t count = 0;
+    moed_status status = moed_context_get_info(context, &i);
+    if (status) return fail_status(status);
+    say("%s", moed_build_info());
+    say("here: device %s, kernels %s, %d threads; %s", i.device, i.kernels, i.threads, i.reason);
+    status = moed_device_list(NULL, 0, &count, NULL);
+    if (status) return fail_status(status);
+    moed_device_info *devices = must(calloc(count + 1, sizeof *devices));
+    for (size_t k = 0; k < count; k++) devices[k].struct_size = sizeof *devices;
+    status = moed_device_list(devices, count, &count, NULL);
+    for (size_t k = 0; k < count && !status; k++) {
+        const moed_device_info *d = &devices[k];
+        char memory[32];
+        say("device %s (%s): %s, %s%s%s", d->name, d->backend, d->description, d->memory ? human_bytes(d->memory, memory) : "memory not known",
+            d->reason[0] ? "; not usable: " : "", d->reason);
+        emit(json_pack("{s:s, s:s, s:s, s:s, s:I, s:s}", "event", "device", "name", d->name, "backend", d->backend, "description",
+                       d->description, "memory", (json_int_t)d->memory, "reason", d->reason));
+    }
+    free(devices);
+    return status ? fail_status(status) : EXIT_DONE;
+}
+
+static int tell_partition(moed_context *c, const char *path)
+{
+    moed_partition *p = NULL;
+    moed_partition_info i = {.struct_size = sizeof i};
+    moed_status status = moed_partition_open(&p, c, path);
+    if (!status) status = moed_partition_get_info(p, &i);
+    if (status) return fail_status(status);
+    say("partition %s: %lld documents in %lld clusters, centroids of %lld numbers, of corpus %s", path, (long long)i.documents,
+        (long long)i.clusters, (long long)i.width, i.fingerprint[0] ? i.fingerprint : "(none in particular)");
+    int64_t *sizes = must(calloc((size_t)i.clusters + 1, sizeof *sizes));
+    for (int64_t d = 0; d < i.documents; d++) sizes[i.labels[d]]++;
+    json_t *counts = json_array();
+    for (int64_t k = 0; k < i.clusters; k++) {
+        say("  cluster %lld: %lld documents", (long long)k, (long long)sizes[k]);
+        json_array_append_new(counts, json_integer(sizes[k]));
+    }
+    emit(json_pack("{s:s, s:s, s:I, s:I, s:s, s:o}", "event", "partition", "path", path, "documents", (json_int_t)i.documents, "clusters",
+                   (json_int_t)i.clusters, "corpus", i.fingerprint, "counts", counts));
+    free(sizes);
+    moed_partition_destroy(p);
+    return EXIT_DONE;
+}
+
+static int tell_model(moed_context *c, const char *dir)
+{
+    moed_model_options o;
+    moed_model *m = NULL;
+    OPTIONS_INIT(MODEL_OPTIONS, &o);
+    o.flags = MOED_MODEL_STREAM;
+    const moed_status status = moed_model_open(&m, c, dir, &o);
+    if (status) return fail_status(status);
+    layout_tell(dir, moed_model_layout(m));
+    moed_model_destroy(m);
+    return EXIT_DONE;
+}
+
+static int holds(const char *dir, const char *name)
+{
+    char *path = path_join(dir, name);
+    const int there = path_exists(path);
+    free(path);
+    return there;
+}
+
+static int is_corpus(const char *path)
+{
+    char *index = text_format("%s.idx", path);
+    const int there = path_exists(index);
+    free(index);
+    return there;
+}
+
+static int tell_corpus(moed_context *c, const char *path)
+{
+    moed_corpus *d = NULL;
+    const moed_status status = open_corpus(&d, c, path);
+    if (status) return fail_status(status);
+    corpus_tell(path, d);
+    moed_corpus_destroy(d);
+    return EXIT_DONE;
+}
+
+static int ends_with(const char *text, const char *end)
+{
+    const size_t n = strlen(text), m = strlen(end);
+    return n >= m && !strcmp(text + n - m, end);
+}
+
+static int tell(moed_context *c, const char *path)
+{
+    if (path_is_folder(path)) {
+        if (holds(path, "run.json")) return report_pipeline(path);
+        if (holds(path, "config.json")) return tell_model(c, path);
+        if (holds(path, "model/config.json") && !report_holds_pipelines(path)) {
+            char *model = path_join(path, "model");
+            const int code = tell_model(c, model);
+            free(model);
+            return code;
+        }
+        if (report_holds_pipelines(path)) return report_table(path);
+        return fail(EXIT_INPUT, "%s: a folder, but neither a model (config.json) nor a run directory (run.json)", path);
+    }
+    if (is_corpus(path)) return tell_corpus(c, path);
+    if (!path_exists(path)) return fail(EXIT_INPUT, "%s: there is no such file, folder or corpus", path);
+    if (ends_with(path, ".idx") || (ends_with(path, ".bin") && !is_corpus(path))) {
+        char *prefix = must(strndup(path, strlen(path) - 4));
+        const int code = tell_corpus(c, is_corpus(prefix) ? prefix : path);
+        free(prefix);
+        return code;
+    }
+    return tell_partition(c, path);
+}
+
+int verb_info(const verb *v, int argc, char **argv)
+{
+    flags f = {0};
+    common c;
+    moed_context *context = NULL;
+    common_flags(&f, &c);
+    int code = flags_parse(&f, v, argc, argv, 0, 1);
+    if (code >= 0) return code;
+    if ((code = common_open(&c, &context))) return code;
+    code = f.positional_count ? tell(context, f.positionals[0]) : tell_machine(context);
+    moed_context_destroy(context);
+    return code;
+}

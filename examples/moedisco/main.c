@@ -1,0 +1,131 @@
+/* main.c - the verb table, general help, and stopping on SIGINT and SIGTERM. */
+#include <signal.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "app.h"
+
+moed_cancel *app_cancel;
+static volatile sig_atomic_t stopped;
+
+static const verb VERBS[] = {
+    {"try", "FOLDER", "From somebody's own text to a trained, inspected MoE model in --minutes minutes: measures the machine, picks sizes, "
+     "builds a corpus, clusters it, trains, and shows what came out.", "moedisco try ~/notes --minutes 10", verb_try},
+    {"corpus build", "PREFIX TEXT...", "Text files, folders and .jsonl files into a corpus PREFIX.bin, .idx and .json: bytes are the tokens, exact "
+     "copies of a document are dropped.", "moedisco corpus build data/notes ~/notes", verb_corpus_build},
+    {"corpus export", "CORPUS OUT", "Writes a corpus, or one cluster of it, as OUT.bin, .idx and .json for another trainer.",
+     "moedisco corpus export data/notes cluster2 --partition p.safetensors --cluster 2", verb_corpus_export},
+    {"corpus info", "CORPUS", "What a corpus holds.", "moedisco corpus info data/notes", verb_corpus_info},
+    {"init", "DIR", "A fresh model as a Hugging Face directory, from sizes or from a config.json.",
+     "moedisco init model --hidden 256 --layers 6 --experts 8", verb_init},
+    {"info", "[PATH]", "What a file, model, corpus, partition or run directory is; without PATH: the devices and kernel sets here.",
+     "moedisco info run/disco", verb_info},
+    {"cluster", "CORPUS PARTITION", "Clusters the documents of a corpus by their mean token embedding into the file PARTITION; shows size, tokens "
+     "and most typical documents of each cluster.", "moedisco cluster data/notes p.safetensors --clusters 4 --model model", verb_cluster},
+    {"split", "MODEL OUT", "One MoE model into submodels OUT/0, OUT/1, ...: the shared part and one expert (or an equal share) each.",
+     "moedisco split model submodels", verb_split},
+    {"train", "MODEL CORPUS OUT", "Trains one model on a corpus or on one cluster of it into OUT/model; takes up where it was stopped.",
+     "moedisco train submodels/0 data/notes out0 --partition p.safetensors --cluster 0 --steps 500", verb_train},
+    {"integrate", "BASE OUT SUBMODEL...", "Trained submodels, in the order of split, and the base they came from, into one MoE model OUT. The word lost stands for a missing one (--allow-missing).",
+     "moedisco integrate model merged out0/model out1/model out2/model out3/model", verb_integrate},
+    {"eval", "MODEL CORPUS", "Loss, perplexity, bits per byte and the load of each expert.", "moedisco eval run/disco/model data/notes", verb_eval},
+    {"sample", "MODEL [PROMPT]", "Text from a model of byte tokens.", "moedisco sample run/disco/model 'The ' --temperature 0.8", verb_sample},
+    {"plan", "disco|full|upcycle [DIR]", "What `run` would do, before anything is spent: phases, memory, FLOPs, hours and money.",
+     "moedisco plan disco --hidden 2048 --layers 24 --steps 4100 --branch-steps 4200", verb_plan},
+    {"run disco", "DIR", "MoE-DisCo into DIR/disco by [common start,] clusters, split, K workers, integration and F-phase. Finished steps are "
+     "kept; the same command goes on.", "moedisco run disco run --corpus ~/notes --minutes 5", verb_run},
+    {"run full", "DIR", "The whole model on all data, into DIR/full: what MoE-DisCo is compared with.", "moedisco run full run --equal-money-to disco", verb_run},
+    {"run upcycle", "DIR", "One dense model on all data, cloned into all experts, then the F-phase, into DIR/upcycle: the other thing to compare with.",
+     "moedisco run upcycle run --equal-money-to disco", verb_run},
+    {"work", "RUN INDEX", "Trains submodel INDEX of the pipeline directory RUN: one worker of the S-phase, for job arrays.",
+     "moedisco work run/disco 3", verb_work},
+};
+enum { VERB_COUNT = sizeof VERBS / sizeof *VERBS };
+
+static void stop(int number)
+{
+    (void)number;
+    stopped = 1;
+    moed_cancel_request(app_cancel);
+}
+
+int app_stopped(void) { return stopped != 0; }
+
+/* Characters before the first full stop, colon or semicolon that a blank or the end follows. */
+static int first_clause(const char *text)
+{
+    int length = 0;
+    while (text[length] && !(strchr(".:;", text[length]) && (text[length + 1] == ' ' || !text[length + 1]))) length++;
+    return length;
+}
+
+static int general_help(void)
+{
+    printf("moedisco - train Mixture-of-Experts language models cheaply (MoE-DisCo)\n\nusage: moedisco VERB ... [--flags]\n\n");
+    for (size_t i = 0; i < VERB_COUNT; i++) {
+        printf("  %-14s %-26s %.*s\n", VERBS[i].name, VERBS[i].arguments, first_clause(VERBS[i].summary), VERBS[i].summary);
+    }
+    printf("\n`moedisco VERB --help` lists a verb's flags with defaults and an example. Start with: moedisco try FOLDER --minutes 10\n"
+           "exit codes: 0 done, 2 bad usage or input, 3 does not fit, 75 stopped and resumable, 1 anything else\n");
+    return EXIT_DONE;
+}
+
+static int no_such_verb(int argc, char **argv)
+{
+    const char *names[VERB_COUNT];
+    char wanted[128];
+    for (size_t i = 0; i < VERB_COUNT; i++) names[i] = VERBS[i].name;
+    for (size_t i = 0; i < VERB_COUNT; i++) {
+        const size_t length = strlen(argv[1]);
+        if (!strncmp(names[i], argv[1], length) && names[i][length] == ' ')
+            return fail(EXIT_INPUT, "%s needs one of its kinds; see moedisco --help, e.g. moedisco %s %s", argv[1], names[i], VERBS[i].arguments);
+    }
+    snprintf(wanted, sizeof wanted, "%s", argv[1]);
+    const char *near = nearest(wanted, names, VERB_COUNT);
+    if (!near && argc > 2) {
+        snprintf(wanted, sizeof wanted, "%s %s", argv[1], argv[2]);
+        near = nearest(wanted, names, VERB_COUNT);
+    }
+    if (near) return fail(EXIT_INPUT, "unknown verb %s; did you mean %s?", argv[1], near);
+    return fail(EXIT_INPUT, "unknown verb %s; moedisco --help lists them", argv[1]);
+}
+
+/* The verb that begins argv, and how many words its name has. */
+static const verb *find_verb(int argc, char **argv, int *words)
+{
+    char two[128];
+    for (size_t i = 0; i < VERB_COUNT; i++) {
+        if (!strcmp(VERBS[i].name, argv[1])) {
+            *words = 1;
+            return &VERBS[i];
+        }
+        if (argc < 3) continue;
+        snprintf(two, sizeof two, "%s %s", argv[1], argv[2]);
+        if (!strcmp(VERBS[i].name, two)) {
+            *words = 2;
+            return &VERBS[i];
+        }
+    }
+    return NULL;
+}
+
+int main(int argc, char **argv)
+{
+    if (argc < 2) return general_help(), EXIT_INPUT;
+    if (!strcmp(argv[1], "--help") || !strcmp(argv[1], "-h") || !strcmp(argv[1], "help")) return general_help();
+    if (!strcmp(argv[1], "--version")) return printf("%s\n", moed_build_info()), EXIT_DONE;
+    int words = 0;
+    const verb *v = find_verb(argc, argv, &words);
+    if (!v) return no_such_verb(argc, argv);
+    if (moed_cancel_create(&app_cancel)) return fail(EXIT_FIT, "%s", moed_last_error());
+    struct sigaction action = {.sa_handler = stop};
+    sigaction(SIGINT, &action, NULL);
+    sigaction(SIGTERM, &action, NULL);
+    signal(SIGPIPE, SIG_IGN);
+    int code = v->run(v, argc - 1 - words, argv + 1 + words);
+    if (fflush(stdout) || ferror(stdout)) {
+        if (code == EXIT_DONE) code = fail(EXIT_OTHER, "standard output could not be written");
+    }
+    moed_cancel_destroy(app_cancel);
+    return code;
+}

@@ -1,0 +1,339 @@
+/* phases.c - the phases of a pipeline. */
+#include <errno.h>
+#include <fcntl.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/file.h>
+#include <unistd.h>
+
+#include "cost.h"
+#include "output.h"
+#include "phases.h"
+#include "report.h"
+#include "settings.h"
+#include "surgery.h"
+#include "training.h"
+#include "workers.h"
+
+char *submodel_path(const pipeline *p, int64_t index, const char *what)
+{
+    return text_format("%s/submodels/%lld/%s", p->dir, (long long)index, what);
+}
+
+/* ---- seconds of each phase, over all starts of the command: one line for each stretch of work ---- */
+
+static void note_seconds(const pipeline *p, const char *name, double seconds)
+{
+    char *path = path_join(p->dir, "seconds.jsonl");
+    FILE *file = fopen(path, "ae");
+    if (file) {
+        fprintf(file, "{\"phase\": \"%s\", \"seconds\": %.3f}\n", name, seconds);
+        fclose(file);
+    }
+    free(path);
+}
+
+static double seconds_of(const pipeline *p, const char *name)
+{
+    char *path = path_join(p->dir, "seconds.jsonl"), line[256];
+    FILE *file = fopen(path, "re");
+    double sum = 0;
+    while (file && fgets(line, sizeof line, file)) {
+        json_t *o = json_loads(line, 0, NULL);
+        const char *phase = json_string_value(json_object_get(o, "phase"));
+        if (phase && !strcmp(phase, name)) sum += json_number_value(json_object_get(o, "seconds"));
+        json_decref(o);
+    }
+    if (file) fclose(file);
+    free(path);
+    return sum;
+}
+
+/* ---- pieces of phases ---- */
+
+static void tell_phase(const char *name, const char *what)
+{
+    say("-- %s: %s", name, what);
+    emit(json_pack("{s:s, s:s, s:s}", "event", "phase", "phase", name, "what", what));
+}
+
+/* Trains the model of from_dir on a corpus; the result in work_dir/model, checkpoints and metrics beside it. */
+static int train_into(pipeline *p, const char *label, const char *from_dir, const moed_corpus *d, const char *work_dir, moed_train_options o)
+{
+    training t = {.label = label, .context = p->context, .corpus = d, .options = o};
+    char *out = path_join(work_dir, "model");
+    int code = EXIT_DONE;
+    if (!path_exists(out)) {
+        moed_status status = moed_model_open(&t.model, p->context, from_dir, NULL);
+        t.options.directory = work_dir;
+        t.options.held_out = o.evaluate_every ? p->held_view : NULL;
+        if (status) code = fail_status(status);
+        else code = training_run(&t);
+        if (!code && (status = moed_model_save(t.model, out, NULL))) code = fail_status(status);
+        moed_model_destroy(t.model);
+    }
+    free(out);
+    return code;
+}
+
+static int phase_base(pipeline *p, const char *base)
+{
+    moed_model *m = NULL;
+    if (path_exists(base)) return EXIT_DONE;
+    moed_status status = moed_model_init(&m, p->context, p->layout, &p->size.init);
+    if (!status) status = moed_model_save(m, base, NULL);
+    moed_model_destroy(m);
+    return status ? fail_status(status) : EXIT_DONE;
+}
+
+/* One dense model - part 0 of the base - on all data, then cloned into every expert. */
+static int phase_start(pipeline *p, const char *base, const char *started)
+{
+    if (path_exists(started)) return EXIT_DONE;
+    char *work = path_join(p->dir, "start"), *initial = path_join(work, "initial"), *trained = path_join(work, "model");
+    const char *const submodels[] = {trained};
+    merger m = {.parts = pipeline_parts(p), .submodels = submodels, .clones = 1};
+    const double began = now_seconds();
+    OPTIONS_INIT(INTEGRATION_OPTIONS, &m.options);
+    m.options.flags = MOED_INTEGRATION_CLONES;
+    tell_phase("start", "one dense model on all data, cloned into every expert");
+    int code = make_folder(work);
+    if (!code && !path_exists(initial)) code = surgery_split(p->context, base, m.parts, 0, initial);
+    if (!code) code = train_into(p, "start", initial, p->train_view, work, start_options(p));
+    note_seconds(p, "start", now_seconds() - began);
+    if (!code) code = surgery_integrate(p->context, base, &m, started, NULL);
+    free(work);
+    free(initial);
+    free(trained);
+    return code;
+}
+
+static int phase_cluster(pipeline *p, const char *base, const char *path)
+{
+    moed_model *m = NULL;
+    moed_partition *partition = NULL;
+    if (path_exists(path)) return EXIT_DONE;
+    tell_phase("cluster", "training documents by their mean token embedding");
+    moed_status status = moed_model_open(&m, p->context, base, NULL);
+    int code = status ? fail_status(status) : clusters_make(p->context, p->whole, p->train_view, p->held_view, m, &p->clusters, &partition);
+    if (!code && (status = moed_partition_save(partition, path))) code = fail_status(status);
+    moed_partition_destroy(partition);
+    moed_model_destroy(m);
+    return code;
+}
+
+static int phase_split(pipeline *p, const char *base)
+{
+    const int64_t parts = pipeline_parts(p);
+    int code = EXIT_DONE, told = 0;
+    for (int64_t k = 0; k < parts && !code; k++) {
+        char *folder = submodel_path(p, k, ""), *initial = submodel_path(p, k, "initial");
+        if (!path_exists(initial)) {
+            if (!told++) tell_phase("split", "the shared part and one expert each");
+            if (!(code = make_folder(folder))) code = surgery_split(p->context, base, parts, k, initial);
+        }
+        free(folder);
+        free(initial);
+    }
+    return code;
+}
+
+static int phase_branches(pipeline *p, const flags *f)
+{
+    const int64_t parts = pipeline_parts(p);
+    int64_t missing = 0;
+    for (int64_t k = 0; k < parts; k++) {
+        char *model = submodel_path(p, k, "model");
+        missing += !path_exists(model);
+        free(model);
+    }
+    if (!missing) return EXIT_DONE;
+    tell_phase("S-phase", "submodels on their clusters, nothing exchanged");
+    const double began = now_seconds();
+    const int code = workers_run(p, f, parts);
+    note_seconds(p, "S-phase", now_seconds() - began);
+    return code;
+}
+
+static int phase_integrate(pipeline *p, const char *base, const char *partition_path, const char *out)
+{
+    const int64_t parts = pipeline_parts(p);
+    moed_partition *partition = NULL;
+    int64_t clusters = 0;
+    double *weights = NULL, drift = 0;
+    if (path_exists(out)) return EXIT_DONE;
+    tell_phase("integrate", "submodels into one model");
+    char **submodels = must(calloc((size_t)parts, sizeof *submodels));
+    for (int64_t k = 0; k < parts; k++) submodels[k] = submodel_path(p, k, "model");
+    const moed_status status = moed_partition_open(&partition, p->context, partition_path);
+    int code = status ? fail_status(status) : EXIT_DONE;
+    if (!code && !(weights = cluster_tokens(partition, p->train_view, &clusters))) code = EXIT_INPUT;
+    if (!code && clusters != parts)
+        code = fail(EXIT_INPUT, "%s: has %lld clusters for %lld submodels", partition_path, (long long)clusters, (long long)parts);
+    merger m = {.options = p->integration, .parts = parts, .weights = weights, .submodels = (const char *const *)submodels,
+                .partition = partition, .scale = p->scale_experts ? p->train_view : NULL, .scale_tokens = 100000};
+    if (!code && p->integration.merge == MOED_MERGE_EXPLICIT)
+        code = fail(EXIT_INPUT, "--merge explicit: a pipeline has no weights to take; use uniform, weighted, or the verb integrate");
+    if (!code) code = surgery_integrate(p->context, base, &m, out, &drift);
+    if (!code) {
+        say("their shared parts had moved by %.2g of the base's size", drift);
+        emit(json_pack("{s:s, s:f}", "event", "integrated", "drift", drift));
+    }
+    for (int64_t k = 0; k < parts; k++) free(submodels[k]);
+    free(submodels);
+    free(weights);
+    moed_partition_destroy(partition);
+    return code;
+}
+
+static int phase_result(pipeline *p)
+{
+    char *path = path_join(p->dir, "result.json"), *dir = path_join(p->dir, "model");
+    moed_model *m = NULL;
+    moed_report r;
+    moed_phase phases[PHASE_COUNT];
+    moed_cost cost;
+    moed_context_info here = {.struct_size = sizeof here};
+    size_t count = 0;
+    int code = EXIT_DONE;
+    if (!path_exists(path)) {
+        const double seconds[PHASE_COUNT] = {seconds_of(p, "start"), seconds_of(p, "S-phase"), seconds_of(p, "F-phase")};
+        const moed_status status = moed_model_open(&m, p->context, dir, NULL);
+        const moed_train_options o = final_options(p);
+        code = status ? fail_status(status) : training_evaluate(m, p->held_view, &o, &r);
+        if (!code && !(code = cost_phases(p, seconds, phases, &count))) code = cost_of(phases, count, &cost);
+        if (!code) {
+            moed_context_get_info(p->context, &here);
+            json_t *result = must(json_pack("{s:s, s:s, s:f, s:f, s:I, s:o, s:o, s:s, s:s, s:s}", "name", p->name ? p->name : kind_name(p->kind), "kind",
+                                            kind_name(p->kind), "held_out_loss", r.loss, "perplexity", exp(r.loss), "held_out_tokens",
+                                            (json_int_t)r.labels, "cost", cost_json(&cost), "phases", phases_json(phases, count), "measured_on",
+                                            here.device, "kernels", here.kernels, "prices", p->price_date));
+            code = write_json(path, result);
+        }
+        moed_model_destroy(m);
+    }
+    free(path);
+    free(dir);
+    return code;
+}
+
+static int final_phase(pipeline *p, const char *from)
+{
+    char *model = path_join(p->dir, "model");
+    int code = EXIT_DONE;
+    if (!path_exists(model)) {
+        const double began = now_seconds();
+        tell_phase("F-phase", "the whole model on all data");
+        code = train_into(p, "F-phase", from, p->train_view, p->dir, final_options(p));
+        note_seconds(p, "F-phase", now_seconds() - began);
+    }
+    free(model);
+    return code;
+}
+
+static void tell_start(const pipeline *p)
+{
+    moed_phase phases[PHASE_COUNT];
+    moed_cost c;
+    size_t count = 0;
+    char flops[32], money[32];
+    if (cost_phases(p, NULL, phases, &count) || cost_of(phases, count, &c)) return;
+    say("== %s in %s: start %lld steps, S-phase %lld x %lld, F-phase %lld; %s FLOP, %s on the priced devices", kind_name(p->kind), p->dir,
+        (long long)p->start_steps, (long long)(p->branch_steps ? pipeline_parts(p) : 0), (long long)p->branch_steps, (long long)p->steps,
+        human_count(c.flops, flops), human_money(c.money, money));
+    json_t *o = cost_json(&c);
+    json_object_set_new(o, "event", json_string("pipeline"));
+    json_object_set_new(o, "kind", json_string(kind_name(p->kind)));
+    json_object_set_new(o, "path", json_string(p->dir));
+    emit(o);
+}
+
+int phases_run(pipeline *p, const flags *f)
+{
+    char *base = path_join(p->dir, "base"), *started = path_join(p->dir, "started"), *integrated = path_join(p->dir, "integrated");
+    char *partition = path_join(p->dir, "partition.safetensors");
+    const char *from = base;
+    tell_start(p);
+    int code = phase_base(p, base);
+    if (!code && p->start_steps > 0) {
+        code = phase_start(p, base, started);
+        from = started;
+    }
+    if (!code && p->branch_steps > 0) {
+        code = phase_cluster(p, from, partition);
+        if (!code) code = phase_split(p, from);
+        if (!code) code = phase_branches(p, f);
+        if (!code) code = phase_integrate(p, from, partition, integrated);
+        from = integrated;
+    }
+    if (!code) code = final_phase(p, from);
+    if (!code) code = phase_result(p);
+    free(base);
+    free(started);
+    free(integrated);
+    free(partition);
+    return code;
+}
+
+/* ---- one worker ---- */
+
+int phase_work(pipeline *p, int64_t index)
+{
+    char *work = submodel_path(p, index, ""), *initial = submodel_path(p, index, "initial"), *model = submodel_path(p, index, "model");
+    char *lock_path = submodel_path(p, index, ".lock"), *partition_path = path_join(p->dir, "partition.safetensors");
+    char *label = text_format("submodel %lld", (long long)index);
+    moed_partition *partition = NULL;
+    moed_corpus *view = NULL;
+    int lock = -1, code = EXIT_DONE;
+    if (index < 0 || index >= pipeline_parts(p))
+        code = fail(EXIT_INPUT, "%s: has submodels 0 to %lld, not %lld", p->dir, (long long)pipeline_parts(p) - 1, (long long)index);
+    else if (p->branch_steps <= 0) code = fail(EXIT_INPUT, "%s: a pipeline without an S-phase has no work for workers", p->dir);
+    else if (!path_exists(initial) || !path_exists(partition_path))
+        code = fail(EXIT_INPUT, "%s: is not there yet; `moedisco run disco` makes it before its workers start", path_exists(initial) ? partition_path : initial);
+    else if ((lock = open(lock_path, O_RDWR | O_CREAT | O_CLOEXEC, 0666)) < 0) code = fail(EXIT_OTHER, "%s: %s", lock_path, strerror(errno));
+    /* A worker whose parent was killed may still be saving: wait for it. */
+    while (!code && flock(lock, LOCK_EX) && errno == EINTR && !app_stopped()) {}
+    if (!code && app_stopped()) code = fail(EXIT_STOPPED, "stopped; the same command starts again");
+    if (!code && !path_exists(model)) {
+        moed_status status = moed_partition_open(&partition, p->context, partition_path);
+        if (!status) status = moed_partition_view(&view, partition, p->train_view, (int32_t)index);
+        code = status ? fail_status(status) : train_into(p, label, initial, view, work, branch_options(p));
+    }
+    if (lock >= 0) close(lock);
+    moed_corpus_destroy(view);
+    moed_partition_destroy(partition);
+    free(work);
+    free(initial);
+    free(model);
+    free(lock_path);
+    free(partition_path);
+    free(label);
+    return code;
+}
+
+int verb_work(const verb *v, int argc, char **argv)
+{
+    flags own = {0}, settings = {0};
+    pipeline p;
+    pipeline_flags(&settings, &p, KIND_DISCO);
+    p.kind = -1; /* whatever run.json says */
+    common_flags(&own, &p.common);
+    int code = flags_parse(&own, v, argc, argv, 2, 2);
+    if (code >= 0) return code;
+    char *end;
+    const long long index = strtoll(own.positionals[1], &end, 10);
+    if (*end) return fail(EXIT_INPUT, "INDEX %s: must be a whole number", own.positionals[1]);
+    code = pipeline_open(&p, &settings, own.positionals[0]);
+    if (!code) code = phase_work(&p, index);
+    if (!code) {
+        char *model = submodel_path(&p, index, "model");
+        say("submodel %lld: %s", index, model);
+        emit(json_pack("{s:s, s:I, s:s}", "event", "submodel", "part", (json_int_t)index, "path", model));
+        free(model);
+    }
+    pipeline_close(&p);
+    flags_free(&settings);
+    return code;
+}

@@ -1,0 +1,329 @@
+/* pipeline.c - a pipeline's settings, its directory, and what it opens. */
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/file.h>
+#include <unistd.h>
+
+#include "budget.h"
+#include "output.h"
+#include "phases.h"
+#include "report.h"
+#include "settings.h"
+
+static const moed_field WORK_FIELDS[] = {
+    FIELD_TEXT_(pipeline, text, "folder, text file or .jsonl file that the run directory's corpus is built from"),
+    FIELD_TEXT_(pipeline, corpus, "a corpus that is there already, instead of --text"),
+    FIELD_TEXT_(pipeline, name, "the pipeline's folder in DIR, none = its kind"),
+    FIELD_NUMBER(pipeline, held_out, 0, 0.0001, 0.9, "share of the documents that no phase sees; all pipelines are compared on it"),
+    {sizeof(moed_field), 0, "held_out_seed", "", "draws the held-out documents", MOED_FIELD_U64, offsetof(pipeline, held_out_seed), 0, 0, 0},
+};
+static const moed_field STEP_FIELDS[] = {
+    FIELD_INTEGER(pipeline, start_steps, 0, -1, 1e15, "steps of the common start: one dense model on all data, cloned into every expert; -1 = by the budget"),
+    FIELD_INTEGER(pipeline, branch_steps, 0, -1, 1e15, "S-phase: steps of each submodel on its cluster; -1 = by the budget"),
+    FIELD_INTEGER(pipeline, steps, 0, -1, 1e15, "F-phase: steps of the whole model on all data; -1 = by the budget"),
+    FIELD_NUMBER(pipeline, start_learning_rate, 0, 0, 100, "learning rate of the start, constant after its warm-up"),
+    FIELD_NUMBER(pipeline, branch_learning_rate, 0, 0, 100, "learning rate of the S-phase, constant"),
+    FIELD_SWITCH_(pipeline, scale_experts, "for gates that do not renormalise: scale each expert by its mean routed weight when integrating"),
+};
+static const moed_field BUDGET_FIELDS[] = {
+    FIELD_NUMBER(pipeline, minutes, 0, 0, 1e7, "steps that take about this long here, 0 = not given"),
+    FIELD_NUMBER(pipeline, money, 0, 0, 1e9, "steps that cost this much on the priced devices, 0 = not given"),
+    FIELD_TEXT_(pipeline, equal_money_to, "steps that cost as much as those of this pipeline of DIR"),
+    FIELD_NUMBER(pipeline, start_share, 0, 0, 1, "share of the budget's money for the start"),
+    FIELD_NUMBER(pipeline, branch_share, 0, 0, 1, "share of the budget's money for the S-phase; the F-phase gets the rest"),
+};
+static const moed_field PRICE_FIELDS[] = {
+    FIELD_TEXT_(pipeline, cheap_device, "device that the start and the S-phase are priced on"),
+    FIELD_NUMBER(pipeline, cheap_price, 0, 0, 1e6, "its price per hour in dollars"),
+    FIELD_NUMBER(pipeline, cheap_flops, 0, 1, 1e20, "its FLOP/s in training; inferred from the paper's hours"),
+    FIELD_TEXT_(pipeline, dear_device, "device that the F-phase is priced on"),
+    FIELD_NUMBER(pipeline, dear_price, 0, 0, 1e6, "its price per hour in dollars"),
+    FIELD_NUMBER(pipeline, dear_flops, 0, 1, 1e20, "its FLOP/s in training; inferred from the paper's hours"),
+    FIELD_TEXT_(pipeline, price_date, "date and source of the prices"),
+};
+static const moed_field RUN_FIELDS[] = {
+    FIELD_INTEGER(pipeline, workers, 0, 0, 4096, "S-phase workers at once, 0 = as many as cores"),
+};
+#define ROWS(table) table, sizeof table / sizeof *table
+
+static const char *const KINDS[] = {"disco", "full", "upcycle"};
+
+const char *kind_name(int32_t kind) { return KINDS[kind]; }
+
+int32_t kind_of(const char *name)
+{
+    for (int32_t i = 0; i < 3; i++)
+        if (!strcmp(KINDS[i], name)) return i;
+    return -1;
+}
+
+static void defaults(pipeline *p, int32_t kind)
+{
+    memset(p, 0, sizeof *p);
+    p->kind = kind;
+    p->began = now_seconds();
+    p->lock = -1;
+    p->held_out = 0.05;
+    p->start_steps = p->branch_steps = p->steps = -1;
+    p->start_learning_rate = 1.5e-3;
+    p->branch_learning_rate = 1e-3;
+    p->start_share = kind == KIND_UPCYCLE ? 0.5 : 0;
+    p->branch_share = kind == KIND_DISCO ? 0.45 : 0;
+    p->cheap_device = "RTX 4090";
+    p->cheap_price = 0.35;
+    p->cheap_flops = 99e12;
+    p->dear_device = "A100-80GB";
+    p->dear_price = 2.28;
+    p->dear_flops = 117e12;
+    p->price_date = "2026-01, MoE-DisCo paper";
+    OPTIONS_INIT(CORPUS_OPTIONS, &p->build);
+    OPTIONS_INIT(INTEGRATION_OPTIONS, &p->integration);
+    OPTIONS_INIT(TRAIN_OPTIONS, &p->train);
+    p->train.rows = 8;
+    p->train.length = 128;
+    p->train.learning_rate = 1.5e-3;
+    p->train.warmup = 0.03;
+    p->train.weight_decay = 0.01;
+    p->train.checkpoint_every = 100;
+    p->train.keep = 1;
+}
+
+void pipeline_flags(flags *f, pipeline *p, int32_t kind)
+{
+    defaults(p, kind);
+    flags_table(f, "data", ROWS(WORK_FIELDS), p);
+    flags_find(f, "text")->passing = 1; /* the corpus is what counts, and it is kept */
+    flags_struct(f, "data", MOED_STRUCT_CORPUS_OPTIONS, &p->build, "vocabulary,end_token,tokenizer");
+    flags_table(f, "budget: give steps, or minutes, or money, or equal-money-to", ROWS(BUDGET_FIELDS), p);
+    flags_table(f, "steps", ROWS(STEP_FIELDS), p);
+    sizes_flags(f, &p->size);
+    flags_struct(f, "training", MOED_STRUCT_TRAIN_OPTIONS, &p->train, "steps,directory,held_out,progress,progress_user");
+    clustering_flags(f, &p->clusters, "clusters");
+    p->clusters.kmeans.method = MOED_KMEANS_BALANCED;
+    snprintf(flags_find(f, "method")->initial, sizeof f->items[0].initial, "balanced");
+    flags_struct(f, "integration", MOED_STRUCT_INTEGRATION_OPTIONS, &p->integration, NULL);
+    flags_table(f, "prices, of 2026-01 as in the MoE-DisCo paper", ROWS(PRICE_FIELDS), p);
+    const size_t from = f->count;
+    flags_table(f, "how it is run", ROWS(RUN_FIELDS), p);
+    flags_passing(f, from);
+    common_flags(f, &p->common);
+}
+
+int64_t pipeline_parts(const pipeline *p)
+{
+    moed_layout_info info = {.struct_size = sizeof info};
+    moed_layout_get_info(p->layout, &info);
+    return info.experts;
+}
+
+/* ---- options of the phases ---- */
+
+static moed_train_options dense_options(const pipeline *p, int64_t steps, double rate)
+{
+    moed_train_options o = p->train;
+    o.steps = steps > 0 ? steps : 1;
+    o.schedule = MOED_SCHEDULE_CONSTANT;
+    o.learning_rate = rate;
+    o.load_balance = o.z_loss = 0; /* one expert has nothing to balance */
+    o.train = o.freeze = NULL;
+    return o;
+}
+
+moed_train_options start_options(const pipeline *p) { return dense_options(p, p->start_steps, p->start_learning_rate); }
+
+moed_train_options branch_options(const pipeline *p)
+{
+    moed_train_options o = dense_options(p, p->branch_steps, p->branch_learning_rate);
+    if (p->start_steps > 0) o.warmup = 0;
+    return o;
+}
+
+moed_train_options final_options(const pipeline *p)
+{
+    moed_train_options o = p->train;
+    o.steps = p->steps > 0 ? p->steps : 1;
+    return o;
+}
+
+/* ---- opening ---- */
+
+int pipeline_layouts(pipeline *p, int64_t vocabulary)
+{
+    moed_split_options o;
+    moed_layout_info info = {.struct_size = sizeof info};
+    int code = sizes_layout(&p->size, p->context, vocabulary, &p->layout);
+    if (code) return code;
+    moed_layout_get_info(p->layout, &info);
+    OPTIONS_INIT(SPLIT_OPTIONS, &o);
+    const moed_status status = moed_split_create(&p->split, p->layout, &o);
+    if (status) return fail_status(status);
+    p->dense = moed_split_layout(p->split, 0);
+    if (!p->dense) return fail(EXIT_INPUT, "%s", moed_last_error());
+    p->clusters.kmeans.clusters = (int32_t)info.experts;
+    if (p->train.length > info.context_length)
+        return fail(EXIT_INPUT, "--length %lld: longer than the model's context of %lld", (long long)p->train.length, (long long)info.context_length);
+    return EXIT_DONE;
+}
+
+/* Two commands in one pipeline would overwrite each other. */
+static int take_lock(pipeline *p)
+{
+    char *path = path_join(p->dir, ".lock");
+    p->lock = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0666);
+    int code = EXIT_DONE;
+    if (p->lock < 0) code = fail(EXIT_OTHER, "%s: %s", path, strerror(errno));
+    else if (flock(p->lock, LOCK_EX | LOCK_NB) && errno == EWOULDBLOCK)
+        code = fail(EXIT_INPUT, "%s: another moedisco is at work there; wait for it or stop it first", p->dir);
+    free(path);
+    return code;
+}
+
+/* The run directory's own corpus, built now unless it is there; source.json says what of. */
+static int shared_corpus(pipeline *p)
+{
+    char *folder = path_join(p->root, "corpus"), *index = path_join(folder, "text.idx"), *source = path_join(folder, "source.json");
+    p->corpus_prefix = path_join(folder, "text");
+    int code = EXIT_DONE;
+    if (path_exists(index)) {
+        code = p->text ? settings_same_source(source, p->text) : EXIT_DONE;
+    } else if (!p->text) {
+        code = fail(EXIT_INPUT, "%s: has no corpus yet; give --text FOLDER or --corpus PREFIX", p->root);
+    } else if (!(code = make_folder(folder)) && !(code = settings_write_source(source, p->text))) {
+        code = corpus_build(p->context, &p->text, 1, p->corpus_prefix, &p->build);
+        if (code) unlink(source);
+    }
+    free(folder);
+    free(index);
+    free(source);
+    return code;
+}
+
+static int open_data(pipeline *p)
+{
+    if (!p->corpus_prefix) p->corpus_prefix = path_from(p->dir, p->corpus);
+    moed_status status = open_corpus(&p->whole, p->context, p->corpus_prefix);
+    if (!status) status = moed_corpus_divide(&p->train_view, &p->held_view, p->whole, p->held_out, p->held_out_seed);
+    return status ? fail_status(status) : EXIT_DONE;
+}
+
+static int open_layouts(pipeline *p)
+{
+    moed_corpus_info info = {.struct_size = sizeof info};
+    const moed_status status = moed_corpus_get_info(p->whole, &info);
+    return status ? fail_status(status) : pipeline_layouts(p, info.vocabulary);
+}
+
+static int start_fresh(pipeline *p, flags *f)
+{
+    sizes_settle(&p->size, f);
+    if (!flags_given(f, "length") && p->train.length > p->size.context_length) p->train.length = p->size.context_length;
+    int code = EXIT_DONE;
+    if (p->corpus) p->corpus_prefix = must(strdup(p->corpus));
+    else if ((code = shared_corpus(p))) return code;
+    if (!(code = open_data(p)) && p->pick_sizes) code = budget_pick_sizes(p, f);
+    if (!code) code = open_layouts(p);
+    if (!code) code = pipeline_budget(p);
+    if (code) return code;
+    char *relative = path_relative(p->dir, p->corpus_prefix);
+    flag *corpus = flags_find(f, "corpus");
+    corpus->owned = relative;
+    p->corpus = relative;
+    return settings_write(p, f);
+}
+
+static int go_on(pipeline *p, flags *f)
+{
+    flag *corpus = flags_find(f, "corpus");
+    if (corpus->given) {
+        corpus->owned = path_relative(p->dir, p->corpus);
+        p->corpus = corpus->owned;
+    }
+    int code = settings_read(p, f);
+    if (code) return code;
+    if (p->text && !strncmp(p->corpus, "../corpus/", 10) && (code = shared_corpus(p))) return code;
+    if ((code = open_data(p)) || (code = open_layouts(p))) return code;
+    return EXIT_DONE;
+}
+
+int pipeline_open(pipeline *p, flags *f, const char *dir)
+{
+    p->dir = must(strdup(dir));
+    p->root = path_join(dir, "..");
+    int code = settings_read(p, f);
+    if (code || (code = common_open(&p->common, &p->context))) return code;
+    if ((code = open_data(p))) return code;
+    return open_layouts(p);
+}
+
+static int wrong_together(const pipeline *p)
+{
+    if (p->text && p->corpus) return fail(EXIT_INPUT, "--text and --corpus: give one of them");
+    if ((p->minutes > 0) + (p->money > 0) + (p->equal_money_to != NULL) > 1)
+        return fail(EXIT_INPUT, "--minutes, --money and --equal-money-to: give one of them");
+    if (p->start_share + p->branch_share >= 1)
+        return fail(EXIT_INPUT, "--start-share %g and --branch-share %g leave nothing to the F-phase", p->start_share, p->branch_share);
+    if (p->kind == KIND_FULL && (p->start_steps > 0 || p->branch_steps > 0))
+        return fail(EXIT_INPUT, "run full has neither a start nor branches: leave --start-steps and --branch-steps out");
+    if (p->kind == KIND_UPCYCLE && p->branch_steps > 0) return fail(EXIT_INPUT, "run upcycle has no branches: leave --branch-steps out");
+    if (p->name && (strchr(p->name, '/') || p->name[0] == '.' || !p->name[0] || !strcmp(p->name, "corpus")))
+        return fail(EXIT_INPUT, "--name %s: must be a plain folder name other than corpus", p->name);
+    return EXIT_DONE;
+}
+
+/* Leaves no trace of a start that was refused before run.json was written. */
+static void remove_unstarted(const pipeline *p)
+{
+    char *run = path_join(p->dir, "run.json"), *lock = path_join(p->dir, ".lock");
+    if (!path_exists(run) && !unlink(lock) && !rmdir(p->dir)) rmdir(p->root);
+    free(run);
+    free(lock);
+}
+
+int pipeline_run(pipeline *p, flags *f, const char *root)
+{
+    int code = wrong_together(p);
+    if (code) return code;
+    p->root = must(strdup(root));
+    if (!p->name) p->name = kind_name(p->kind);
+    p->dir = path_join(root, p->name);
+    char *run = path_join(p->dir, "run.json");
+    const int started = path_exists(run);
+    free(run);
+    if ((code = common_open(&p->common, &p->context))) return code;
+    if ((code = make_folder(p->dir)) || (code = take_lock(p))) return code;
+    code = started ? go_on(p, f) : start_fresh(p, f);
+    if (!code) code = phases_run(p, f);
+    if (!code) code = report_table(root);
+    if (code && !started) remove_unstarted(p);
+    return code;
+}
+
+void pipeline_close(pipeline *p)
+{
+    moed_split_destroy(p->split);
+    moed_layout_destroy(p->layout);
+    moed_corpus_destroy(p->held_view);
+    moed_corpus_destroy(p->train_view);
+    moed_corpus_destroy(p->whole);
+    moed_context_destroy(p->context);
+    free(p->corpus_prefix);
+    free(p->dir);
+    free(p->root);
+    if (p->lock >= 0) close(p->lock);
+}
+
+int verb_run(const verb *v, int argc, char **argv)
+{
+    flags f = {0};
+    pipeline p;
+    pipeline_flags(&f, &p, kind_of(v->name + 4));
+    int code = flags_parse(&f, v, argc, argv, 1, 1);
+    if (code >= 0) return code;
+    code = pipeline_run(&p, &f, f.positionals[0]);
+    pipeline_close(&p);
+    flags_free(&f);
+    return code;
+}

@@ -1,0 +1,133 @@
+/* report.c - what a run directory holds: the table of its pipelines. */
+#include <dirent.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "cost.h"
+#include "output.h"
+#include "report.h"
+#include "settings.h"
+
+static int visible(const struct dirent *e) { return e->d_name[0] != '.'; }
+
+static char *pipeline_file(const char *root, const char *name, const char *file) { return text_format("%s/%s/%s", root, name, file); }
+
+/* Calls take for every pipeline below root, in name order. */
+static void each(const char *root, const char *file, void (*take)(const char *name, const json_t *o, void *user), void *user)
+{
+    struct dirent **entries = NULL;
+    const int count = scandir(root, &entries, visible, alphasort);
+    for (int i = 0; i < count; i++) {
+        char *run = pipeline_file(root, entries[i]->d_name, "run.json"), *path = pipeline_file(root, entries[i]->d_name, file);
+        json_t *o = path_exists(run) && path_exists(path) ? read_json(path) : NULL;
+        if (o) take(entries[i]->d_name, o, user);
+        json_decref(o);
+        free(run);
+        free(path);
+        free(entries[i]);
+    }
+    free(entries);
+}
+
+static void count_one(const char *name, const json_t *o, void *user)
+{
+    (void)name;
+    (void)o;
+    ++*(int *)user;
+}
+
+int report_holds_pipelines(const char *root)
+{
+    int count = 0;
+    each(root, "run.json", count_one, &count);
+    return count > 0;
+}
+
+static double number(const json_t *o, const char *a, const char *b)
+{
+    const json_t *inner = b ? json_object_get(json_object_get(o, a), b) : json_object_get(o, a);
+    return json_number_value(inner);
+}
+
+static const char *text_of(const json_t *o, const char *field)
+{
+    const char *text = json_string_value(json_object_get(o, field));
+    return text ? text : "not known";
+}
+
+static void row(const char *name, const json_t *o, void *user)
+{
+    char money[32], flops[32], here[32], device_hours[32], hours[32];
+    ++*(int *)user;
+    snprintf(device_hours, sizeof device_hours, "%.3g", number(o, "cost", "device_hours"));
+    snprintf(hours, sizeof hours, "%.3g", number(o, "cost", "hours"));
+    say("  %-16s %13.4f %11.3f %12s %9s %12s %13s %13s", name, number(o, "held_out_loss", NULL), number(o, "perplexity", NULL),
+        human_money(number(o, "cost", "money"), money), human_count(number(o, "cost", "flops"), flops),
+        human_time(number(o, "cost", "seconds_here"), here), device_hours, hours);
+    json_t *copy = json_deep_copy(o);
+    json_object_set_new(copy, "event", json_string("result"));
+    json_object_set_new(copy, "pipeline", json_string(name));
+    emit(copy);
+}
+
+static void prices(const char *name, const json_t *o, void *user)
+{
+    char *const seen = user; /* every set of prices once */
+    const json_t *s = json_object_get(o, "settings");
+    char text[512], line[640];
+    (void)name;
+    snprintf(text, sizeof text, "%s $%.4g/h at an inferred %.3g TFLOP/s (start, S-phase), %s $%.4g/h at %.3g TFLOP/s (F-phase), prices of %s",
+             text_of(s, "cheap-device"), number(s, "cheap-price", NULL), number(s, "cheap-flops", NULL) / 1e12, text_of(s, "dear-device"),
+             number(s, "dear-price", NULL), number(s, "dear-flops", NULL) / 1e12, text_of(s, "price-date"));
+    snprintf(line, sizeof line, "%s", text);
+    if (!strcmp(seen, line)) return;
+    snprintf(seen, 640, "%s", line);
+    say("  priced, not run: money, device-hours and hours are those of devices that were not present: %s.", line);
+}
+
+int report_table(const char *root)
+{
+    int rows = 0;
+    char seen[640] = "";
+    say(" ");
+    say("  %-16s %13s %11s %12s %9s %12s %13s %13s", "pipeline", "held-out loss", "perplexity", "money", "FLOP", "time here", "device-hours",
+        "hours (there)");
+    each(root, "result.json", row, &rows);
+    if (!rows) say("  (no pipeline in %s is finished yet)", root);
+    each(root, "run.json", prices, seen);
+    say("  time here is wall-clock measured on this machine's CPU. Published beside it (MoE-DisCo paper, GPUs, loss of full training): 47.6 to 69.5 %% of the money saved.");
+    return EXIT_DONE;
+}
+
+static int in_dir(const char *dir, const char *name)
+{
+    char *path = path_join(dir, name);
+    const int there = path_exists(path);
+    free(path);
+    return there;
+}
+
+int report_pipeline(const char *dir)
+{
+    char *path = path_join(dir, "run.json"), *result_path = path_join(dir, "result.json");
+    json_t *o = read_json(path), *result = o && path_exists(result_path) ? read_json(result_path) : NULL;
+    free(path);
+    free(result_path);
+    if (!o) return EXIT_INPUT;
+    const json_t *s = json_object_get(o, "settings");
+    const char *stage = result ? "finished" : in_dir(dir, "model") ? "trained" : in_dir(dir, "integrated") ? "in its F-phase"
+                        : in_dir(dir, "submodels") ? "in its S-phase" : "begun";
+    say("pipeline %s: %s, %s; corpus %s, seed %lld, kernels %s", dir, text_of(o, "command"), stage, text_of(s, "corpus"),
+        (long long)json_integer_value(json_object_get(o, "seed")), text_of(o, "kernels"));
+    say("  steps: start %lld, S-phase %lld, F-phase %lld; planned: $%.4g, %.3g FLOP", (long long)json_integer_value(json_object_get(s, "start-steps")),
+        (long long)json_integer_value(json_object_get(s, "branch-steps")), (long long)json_integer_value(json_object_get(s, "steps")),
+        number(o, "plan", "money"), number(o, "plan", "flops"));
+    if (result) say("  held-out loss %.4f, perplexity %.3f", number(result, "held_out_loss", NULL), number(result, "perplexity", NULL));
+    json_object_set_new(o, "event", json_string("run"));
+    json_object_set_new(o, "stage", json_string(stage));
+    json_object_set(o, "result", result ? result : json_null());
+    emit(o);
+    json_decref(result);
+    return EXIT_DONE;
+}

@@ -1,0 +1,131 @@
+/* settings.c - run.json. */
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "cost.h"
+#include "settings.h"
+
+int write_json(const char *path, json_t *o)
+{
+    char *temporary = text_format("%s.tmp", path), *text = must(json_dumps(o, JSON_INDENT(2) | JSON_REAL_PRECISION(17)));
+    json_decref(o);
+    const size_t size = strlen(text);
+    const int file = open(temporary, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
+    int good = file >= 0 && write(file, text, size) == (ssize_t)size && write(file, "\n", 1) == 1 && fsync(file) == 0;
+    if (file >= 0 && close(file)) good = 0;
+    good = good && rename(temporary, path) == 0;
+    const int code = good ? EXIT_DONE : fail(errno == ENOSPC ? EXIT_INPUT : EXIT_OTHER, "%s: cannot be written: %s", path, strerror(errno));
+    if (!good) unlink(temporary);
+    free(temporary);
+    free(text);
+    return code;
+}
+
+json_t *read_json(const char *path)
+{
+    json_error_t e;
+    size_t size;
+    char *text = read_text(path, &size);
+    if (!text) return NULL;
+    json_t *o = json_loadb(text, size, JSON_REJECT_DUPLICATES, &e);
+    free(text);
+    if (json_is_object(o)) return o;
+    json_decref(o);
+    fail(EXIT_INPUT, "%s: is no JSON object: %s at byte %d", path, e.text, e.position);
+    return NULL;
+}
+
+int settings_write(const pipeline *p, const flags *f)
+{
+    moed_context_info info = {.struct_size = sizeof info};
+    moed_context_get_info(p->context, &info);
+    char *path = path_join(p->dir, "run.json"), *command = text_format("run %s", kind_name(p->kind));
+    json_t *o = must(json_pack("{s:i, s:s, s:s, s:s, s:s, s:I, s:o, s:o}", "format", 1, "command", command, "version", moed_build_info(), "device",
+                               info.device, "kernels", info.kernels, "seed", (json_int_t)p->train.seed, "settings", flags_json(f), "plan",
+                               cost_plan(p)));
+    const int code = write_json(path, o);
+    free(path);
+    free(command);
+    return code;
+}
+
+static char *as_text(const json_t *value)
+{
+    if (json_is_null(value)) return must(strdup("none"));
+    if (json_is_string(value)) return must(strdup(json_string_value(value)));
+    if (json_is_real(value)) return text_format("%.10g", json_real_value(value));
+    return must(json_dumps(value, JSON_ENCODE_ANY));
+}
+
+static int differs(const char *path, const char *name, const json_t *kept, const json_t *given)
+{
+    char *a = as_text(kept), *b = as_text(given);
+    const int code = fail(EXIT_INPUT, "%s: was started with --%s %s, and %s is given now; leave it out to go on, or choose another --name", path, name,
+                          a, b);
+    free(a);
+    free(b);
+    return code;
+}
+
+static int merge(flags *f, const char *path, const json_t *kept)
+{
+    json_t *given = flags_json(f);
+    int code = EXIT_DONE;
+    for (size_t i = 0; i < f->count && !code; i++) {
+        flag *item = &f->items[i];
+        if (item->passing || item->first != (int)i) continue;
+        const json_t *value = json_object_get(kept, item->name);
+        if (!value) continue; /* a setting that the version which wrote it did not have: its default */
+        if (item->given) {
+            if (!json_equal((json_t *)(uintptr_t)value, json_object_get(given, item->name)))
+                code = differs(path, item->name, value, json_object_get(given, item->name));
+        } else if (!flags_set_json(f, item, value)) {
+            code = fail(EXIT_INPUT, "%s: settings.%s is not a value this version knows", path, item->name);
+        }
+    }
+    json_decref(given);
+    return code;
+}
+
+int settings_read(pipeline *p, flags *f)
+{
+    char *path = path_join(p->dir, "run.json");
+    if (!path_exists(path)) {
+        const int code = fail(EXIT_INPUT, "%s: there is no such file: not a pipeline's directory", path);
+        free(path);
+        return code;
+    }
+    json_t *o = read_json(path);
+    const char *command = json_string_value(json_object_get(o, "command"));
+    int code = o ? EXIT_DONE : EXIT_INPUT;
+    if (!code && (!command || strncmp(command, "run ", 4) || kind_of(command + 4) < 0))
+        code = fail(EXIT_INPUT, "%s: command is missing or not one of run disco, run full, run upcycle", path);
+    else if (!code && p->kind >= 0 && kind_of(command + 4) != p->kind)
+        code = fail(EXIT_INPUT, "%s: holds `%s`, and `run %s` is asked for; choose another --name", path, command, kind_name(p->kind));
+    if (!code) {
+        p->kind = kind_of(command + 4);
+        code = merge(f, path, json_object_get(o, "settings"));
+    }
+    if (!code && !p->corpus) code = fail(EXIT_INPUT, "%s: settings.corpus is missing", path);
+    json_decref(o);
+    free(path);
+    return code;
+}
+
+int settings_write_source(const char *path, const char *text) { return write_json(path, must(json_pack("{s:s}", "text", text))); }
+
+int settings_same_source(const char *path, const char *text)
+{
+    json_t *o = path_exists(path) ? read_json(path) : NULL;
+    const char *kept = json_string_value(json_object_get(o, "text"));
+    int code = EXIT_DONE;
+    if (kept && strcmp(kept, text)) {
+        code = fail(EXIT_INPUT, "%s: the corpus was built from --text %s, and %s is given now; choose another run directory", path, kept, text);
+    }
+    json_decref(o);
+    return code;
+}

@@ -1,0 +1,261 @@
+/* surgery.c - split and integrate on directories. */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "output.h"
+#include "surgery.h"
+
+int surgery_split(moed_context *c, const char *base_dir, int64_t parts, int64_t part, const char *out_dir)
+{
+    moed_model_options open_options;
+    moed_split_options o;
+    moed_model *base = NULL;
+    moed_split *s = NULL;
+    OPTIONS_INIT(MODEL_OPTIONS, &open_options);
+    OPTIONS_INIT(SPLIT_OPTIONS, &o);
+    open_options.flags = MOED_MODEL_STREAM;
+    o.parts = (int32_t)parts;
+    moed_status status = moed_model_open(&base, c, base_dir, &open_options);
+    if (!status) status = moed_split_create(&s, moed_model_layout(base), &o);
+    if (!status) status = moed_split_build(NULL, s, (int32_t)part, base, out_dir, app_cancel);
+    const int code = status ? fail_status(status) : EXIT_DONE;
+    moed_split_destroy(s);
+    moed_model_destroy(base);
+    return code;
+}
+
+double *cluster_tokens(const moed_partition *p, const moed_corpus *d, int64_t *clusters)
+{
+    moed_partition_info info = {.struct_size = sizeof info};
+    moed_status status = moed_partition_get_info(p, &info);
+    double *tokens = must(calloc((size_t)info.clusters + 1, sizeof *tokens));
+    for (int32_t k = 0; k < info.clusters && !status; k++) {
+        moed_corpus *view = NULL;
+        moed_corpus_info part = {.struct_size = sizeof part};
+        status = moed_partition_view(&view, p, d, k);
+        if (!status) status = moed_corpus_get_info(view, &part);
+        tokens[k] = (double)part.tokens;
+        moed_corpus_destroy(view);
+    }
+    *clusters = info.clusters;
+    if (!status) return tokens;
+    fail_status(status);
+    free(tokens);
+    return NULL;
+}
+
+static moed_status give_gate(moed_integration *i, const moed_partition *p)
+{
+    moed_partition_info info = {.struct_size = sizeof info};
+    const moed_status status = moed_partition_get_info(p, &info);
+    if (status) return status;
+    moed_tensor rows = {.data = (void *)(uintptr_t)info.centroids, .dtype = MOED_DTYPE_F32, .rank = 2, .shape = {info.clusters, info.width},
+                        .strides = {info.width, 1}};
+    return moed_integration_set_gate(i, -1, &rows);
+}
+
+static moed_status give_scale(moed_integration *i, moed_context *c, const char *base_dir, const merger *m)
+{
+    moed_model *base = NULL;
+    moed_layout_info info = {.struct_size = sizeof info};
+    moed_status status = moed_model_open(&base, c, base_dir, NULL);
+    if (!status) status = moed_layout_get_info(moed_model_layout(base), &info);
+    if (!status) {
+        const size_t count = (size_t)info.layers * (size_t)info.experts;
+        double *usage = must(calloc(count + 1, sizeof *usage)), *weight = must(calloc(count + 1, sizeof *weight)); /* (layers, experts) */
+        status = moed_model_usage(base, m->scale, m->scale_tokens, usage, weight, app_cancel);
+        if (!status) status = moed_integration_set_scale(i, weight, (int32_t)info.top_k);
+        free(usage);
+        free(weight);
+    }
+    moed_model_destroy(base);
+    return status;
+}
+
+static moed_status add_submodels(moed_integration *i, moed_context *c, const merger *m)
+{
+    moed_model_options o;
+    moed_status status = MOED_OK;
+    OPTIONS_INIT(MODEL_OPTIONS, &o);
+    o.flags = MOED_MODEL_STREAM;
+    for (int64_t k = 0; k < m->parts && !status; k++) {
+        const char *dir = m->submodels[m->clones ? 0 : k];
+        moed_model *submodel = NULL;
+        if (!dir) continue;
+        status = moed_model_open(&submodel, c, dir, &o);
+        if (!status) status = moed_integration_add(i, (int32_t)k, submodel, m->weights ? m->weights[k] : 1.0);
+        moed_model_destroy(submodel);
+    }
+    return status;
+}
+
+int surgery_integrate(moed_context *c, const char *base_dir, const merger *m, const char *out_dir, double *drift)
+{
+    moed_model_options open_options;
+    moed_split_options split_options;
+    moed_model *base = NULL;
+    moed_split *s = NULL;
+    moed_integration *i = NULL;
+    OPTIONS_INIT(MODEL_OPTIONS, &open_options);
+    OPTIONS_INIT(SPLIT_OPTIONS, &split_options);
+    open_options.flags = MOED_MODEL_STREAM;
+    split_options.parts = (int32_t)m->parts;
+    moed_status status = moed_model_open(&base, c, base_dir, &open_options);
+    if (!status) status = moed_split_create(&s, moed_model_layout(base), &split_options);
+    if (!status) status = moed_integration_create(&i, s, base, &m->options);
+    if (!status) status = add_submodels(i, c, m);
+    if (!status && m->options.gate == MOED_GATE_CENTROIDS && m->partition) status = give_gate(i, m->partition);
+    if (!status && m->scale) status = give_scale(i, c, base_dir, m);
+    if (!status) status = moed_integration_finish(NULL, i, out_dir, app_cancel);
+    if (!status && drift) {
+        moed_integration_info info = {.struct_size = sizeof info};
+        moed_integration_get_info(i, &info);
+        *drift = info.drift;
+    }
+    const int code = status ? fail_status(status) : EXIT_DONE;
+    moed_integration_destroy(i);
+    moed_split_destroy(s);
+    moed_model_destroy(base);
+    return code;
+}
+
+/* ---- verbs ---- */
+
+typedef struct split_settings {
+    moed_split_options options;
+    int64_t part;
+} split_settings;
+
+static const moed_field SPLIT_FIELDS[] = {
+    FIELD_INTEGER(split_settings, part, -1, -1, 65535, "only this submodel, -1 = all"),
+};
+
+static int64_t split_parts(moed_context *c, const char *dir, int64_t parts)
+{
+    moed_model_options o;
+    moed_model *m = NULL;
+    moed_layout_info info = {.struct_size = sizeof info};
+    OPTIONS_INIT(MODEL_OPTIONS, &o);
+    o.flags = MOED_MODEL_STREAM;
+    if (!moed_model_open(&m, c, dir, &o) && !moed_layout_get_info(moed_model_layout(m), &info) && !parts) parts = info.experts;
+    moed_model_destroy(m);
+    return parts;
+}
+
+int verb_split(const verb *v, int argc, char **argv)
+{
+    flags f = {0};
+    common c;
+    split_settings s = {.part = -1};
+    moed_context *context = NULL;
+    OPTIONS_INIT(SPLIT_OPTIONS, &s.options);
+    flags_struct(&f, "split", MOED_STRUCT_SPLIT_OPTIONS, &s.options, "reserved");
+    flags_table(&f, "split", SPLIT_FIELDS, 1, &s);
+    common_flags(&f, &c);
+    int code = flags_parse(&f, v, argc, argv, 2, 2);
+    if (code >= 0) return code;
+    if ((code = common_open(&c, &context))) return code;
+    const int64_t parts = split_parts(context, f.positionals[0], s.options.parts);
+    const int64_t from = s.part < 0 ? 0 : s.part, to = s.part < 0 ? (parts > 0 ? parts : 1) : s.part + 1;
+    code = make_folder(f.positionals[1]);
+    for (int64_t k = from; k < to && !code; k++) {
+        char *name = text_format("%s/%lld", f.positionals[1], (long long)k);
+        code = surgery_split(context, f.positionals[0], parts, k, name);
+        if (!code) {
+            say("submodel %lld: %s", (long long)k, name);
+            emit(json_pack("{s:s, s:I, s:s}", "event", "submodel", "part", (json_int_t)k, "path", name));
+        }
+        free(name);
+    }
+    moed_context_destroy(context);
+    return code;
+}
+
+typedef struct integrate_settings {
+    const char *weights, *partition, *corpus;
+    int64_t scale_tokens;
+    int32_t scale_experts;
+} integrate_settings;
+
+static const moed_field INTEGRATE_FIELDS[] = {
+    FIELD_TEXT_(integrate_settings, weights, "comma-separated weight of each submodel, for merge weighted and explicit"),
+    FIELD_TEXT_(integrate_settings, partition, "partition file: its centroids make the gate (gate centroids), its tokens the weights (merge weighted)"),
+    FIELD_TEXT_(integrate_settings, corpus, "corpus of the partition: counts tokens and measures the scale of experts"),
+    FIELD_SWITCH_(integrate_settings, scale_experts, "for gates that do not renormalise: scale each expert by its mean routed weight on --corpus"),
+    FIELD_INTEGER(integrate_settings, scale_tokens, 100000, 0, 1e15, "tokens looked at to scale experts, 0 = all"),
+};
+
+static double *read_weights(const char *text, int64_t parts)
+{
+    double *w = must(calloc((size_t)parts, sizeof *w));
+    const char *at = text;
+    for (int64_t k = 0; k < parts; k++) {
+        char *end;
+        w[k] = strtod(at, &end);
+        if (end == at || (*end != ',' && *end) || (*end == ',') != (k + 1 < parts)) {
+            fail(EXIT_INPUT, "--weights %s: must be %lld numbers with commas between", text, (long long)parts);
+            free(w);
+            return NULL;
+        }
+        at = end + 1;
+    }
+    return w;
+}
+
+static int integrate_with(const integrate_settings *s, moed_context *c, merger *m, const char *base, const char *out)
+{
+    moed_partition *p = NULL;
+    moed_corpus *d = NULL;
+    double *weights = NULL, drift = 0;
+    int64_t clusters = 0;
+    moed_status status = s->partition ? moed_partition_open(&p, c, s->partition) : MOED_OK;
+    if (!status && s->corpus) status = open_corpus(&d, c, s->corpus);
+    int code = status ? fail_status(status) : EXIT_DONE;
+    if (!code && s->weights) code = (weights = read_weights(s->weights, m->parts)) ? EXIT_DONE : EXIT_INPUT;
+    if (!code && !weights && m->options.merge == MOED_MERGE_WEIGHTED) {
+        if (!p || !d) code = fail(EXIT_INPUT, "--merge weighted needs --weights, or --partition and --corpus to count tokens");
+        else if (!(weights = cluster_tokens(p, d, &clusters))) code = EXIT_INPUT;
+        else if (clusters != m->parts)
+            code = fail(EXIT_INPUT, "%s: has %lld clusters for %lld submodels", s->partition, (long long)clusters, (long long)m->parts);
+    }
+    if (!code && m->options.merge == MOED_MERGE_EXPLICIT && !weights) code = fail(EXIT_INPUT, "--merge explicit needs --weights");
+    if (!code && m->options.gate == MOED_GATE_CENTROIDS && !p) code = fail(EXIT_INPUT, "--gate centroids needs --partition");
+    if (!code && s->scale_experts && !d) code = fail(EXIT_INPUT, "--scale-experts needs --corpus");
+    m->weights = weights;
+    m->partition = p;
+    m->scale = s->scale_experts ? d : NULL;
+    m->scale_tokens = s->scale_tokens;
+    if (!code) code = surgery_integrate(c, base, m, out, &drift);
+    if (!code) {
+        say("integrated %lld submodels: %s; their shared parts moved by %.2g of the base's size", (long long)m->parts, out, drift);
+        emit(json_pack("{s:s, s:s, s:f}", "event", "integrated", "path", out, "drift", drift));
+    }
+    free(weights);
+    moed_corpus_destroy(d);
+    moed_partition_destroy(p);
+    return code;
+}
+
+int verb_integrate(const verb *v, int argc, char **argv)
+{
+    flags f = {0};
+    common c;
+    merger m = {0};
+    integrate_settings s = {.scale_tokens = 100000};
+    moed_context *context = NULL;
+    const char *submodels[POSITIONALS_MAX];
+    OPTIONS_INIT(INTEGRATION_OPTIONS, &m.options);
+    flags_struct(&f, "integrate", MOED_STRUCT_INTEGRATION_OPTIONS, &m.options, "reserved");
+    flags_table(&f, "integrate", INTEGRATE_FIELDS, sizeof INTEGRATE_FIELDS / sizeof *INTEGRATE_FIELDS, &s);
+    common_flags(&f, &c);
+    int code = flags_parse(&f, v, argc, argv, 3, POSITIONALS_MAX);
+    if (code >= 0) return code;
+    if ((code = common_open(&c, &context))) return code;
+    m.parts = (int64_t)f.positional_count - 2;
+    for (int64_t k = 0; k < m.parts; k++) submodels[k] = strcmp(f.positionals[k + 2], "lost") ? f.positionals[k + 2] : NULL;
+    m.submodels = submodels;
+    code = integrate_with(&s, context, &m, f.positionals[0], f.positionals[1]);
+    moed_context_destroy(context);
+    return code;
+}

@@ -1,0 +1,146 @@
+/* training.c - one training run to its end. */
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "output.h"
+#include "training.h"
+
+int training_estimate(const moed_layout *l, const moed_train_options *o, moed_estimate *out)
+{
+    memset(out, 0, sizeof *out);
+    out->struct_size = sizeof *out;
+    moed_train_options somewhere = *o;
+    if (!somewhere.directory) somewhere.directory = "."; /* nothing is written; checkpoints need a place to be counted for */
+    const moed_status status = moed_train_estimate(l, NULL, &somewhere, out);
+    return status ? fail_status(status) : EXIT_DONE;
+}
+
+/* Bytes that may be held: the limit that was set, else what the machine has. */
+static int64_t memory_limit(const moed_context *c)
+{
+    moed_context_info info = {.struct_size = sizeof info};
+    if (!moed_context_get_info(c, &info) && info.host_limit > 0) return info.host_limit;
+    return (int64_t)sysconf(_SC_PHYS_PAGES) * sysconf(_SC_PAGESIZE);
+}
+
+/* More micro-batches keep the result's meaning and need less memory; shorter rows come after that. */
+static int nearest_that_fits(const moed_layout *l, moed_train_options o, int64_t limit, char *out, size_t size)
+{
+    moed_estimate e = {.struct_size = sizeof e};
+    char needs[32];
+    for (int64_t n = o.micro_batches * 2; n <= o.rows; n *= 2) {
+        if (o.rows % n) continue;
+        o.micro_batches = n;
+        if (!moed_train_estimate(l, NULL, &o, &e) && e.host_bytes <= limit) {
+            snprintf(out, size, "--micro-batches %lld would fit, with %s", (long long)n, human_bytes(e.host_bytes, needs));
+            return 1;
+        }
+    }
+    o.micro_batches = o.rows;
+    for (int64_t length = o.length / 2; length >= 8; length /= 2) {
+        o.length = length;
+        if (!moed_train_estimate(l, NULL, &o, &e) && e.host_bytes <= limit) {
+            snprintf(out, size, "--micro-batches %lld --length %lld would fit, with %s", (long long)o.rows, (long long)length,
+                     human_bytes(e.host_bytes, needs));
+            return 1;
+        }
+    }
+    snprintf(out, size, "no setting of rows or length makes this model fit: choose a smaller one");
+    return 0;
+}
+
+static int does_not_fit(const training *t, int64_t needs, int64_t limit)
+{
+    char a[32], b[32], nearest_text[160];
+    nearest_that_fits(moed_model_layout(t->model), t->options, limit, nearest_text, sizeof nearest_text);
+    return fail(EXIT_FIT, "training needs %s of memory and %s are allowed; %s", human_bytes(needs, a), human_bytes(limit, b), nearest_text);
+}
+
+static int stopped_or_failed(training *t, moed_trainer *trainer, moed_status status)
+{
+    char text[512];
+    snprintf(text, sizeof text, "%s", moed_last_error());
+    moed_trainer_info info = {.struct_size = sizeof info};
+    moed_trainer_get_info(trainer, &info);
+    if ((status == MOED_E_CANCELLED || status == MOED_E_CALLBACK) && app_stopped()) {
+        if (moed_trainer_save(trainer) != MOED_OK) return fail_status(MOED_E_IO);
+        return fail(EXIT_STOPPED, "%s: stopped at step %lld of %lld and saved in %s; the same command goes on from there", t->label,
+                    (long long)info.step, (long long)info.steps, t->options.directory);
+    }
+    if (status == MOED_E_NUMERIC)
+        return fail(EXIT_OTHER, "%s: %s; the last good checkpoint is kept in %s/checkpoints", t->label, text, t->options.directory);
+    return fail(exit_code(status), "%s: %s", t->label, text);
+}
+
+int training_run(training *t)
+{
+    progress p;
+    moed_trainer *trainer = NULL;
+    moed_estimate e;
+    char a[32], b[32];
+    progress_begin(&p, t->label, t->options.steps, t->context);
+    t->options.progress = progress_step;
+    t->options.progress_user = &p;
+    memset(&t->last, 0, sizeof t->last);
+    t->last.struct_size = sizeof t->last;
+    int code = training_estimate(moed_model_layout(t->model), &t->options, &e);
+    if (code) return code;
+    const int64_t limit = memory_limit(t->context);
+    if (e.host_bytes > limit) return does_not_fit(t, e.host_bytes, limit);
+    say("%s: %lld steps, %s FLOP, %s of memory", t->label, (long long)t->options.steps, human_count(e.flops, a), human_bytes(e.host_bytes, b));
+    if ((code = make_folder(t->options.directory))) return code;
+    moed_status status = moed_trainer_create(&trainer, t->context, t->model, t->corpus, NULL, &t->options);
+    if (status == MOED_E_LIMIT) return does_not_fit(t, e.host_bytes, limit);
+    if (status) return fail_status(status);
+    status = moed_trainer_resume(trainer);
+    if (!status) {
+        moed_trainer_info info = {.struct_size = sizeof info};
+        moed_trainer_get_info(trainer, &info);
+        say("%s: goes on from step %lld of %lld", t->label, (long long)info.step, (long long)info.steps);
+        emit(json_pack("{s:s, s:s, s:I}", "event", "resumed", "phase", t->label, "step", (json_int_t)info.step));
+    } else if (status != MOED_E_NOT_FOUND) {
+        code = fail(exit_code(status), "%s: %s", t->label, moed_last_error());
+        goto out;
+    }
+    status = moed_trainer_run(trainer, 0, &t->last, app_cancel);
+    progress_end(&p);
+    if (status) code = stopped_or_failed(t, trainer, status);
+out:
+    moed_trainer_destroy(trainer);
+    return code;
+}
+
+int training_evaluate(const moed_model *m, const moed_corpus *d, const moed_train_options *o, moed_report *out)
+{
+    memset(out, 0, sizeof *out);
+    out->struct_size = sizeof *out;
+    const moed_status status = moed_model_evaluate(m, d, 0, o->rows / o->micro_batches, o->length, o->document_mask, out, app_cancel);
+    return status ? fail_status(status) : EXIT_DONE;
+}
+
+int training_measure(moed_context *c, const moed_layout *l, const moed_corpus *d, const moed_train_options *given, double seconds, double *step)
+{
+    moed_model *m = NULL;
+    moed_trainer *trainer = NULL;
+    moed_train_options o = *given;
+    o.directory = NULL;
+    o.progress = NULL;
+    o.held_out = NULL;
+    o.evaluate_every = o.checkpoint_every = 0;
+    o.steps = 1000000;
+    moed_status status = moed_model_init(&m, c, l, NULL);
+    if (!status) status = moed_trainer_create(&trainer, c, m, d, NULL, &o);
+    if (!status) status = moed_trainer_run(trainer, 1, NULL, app_cancel); /* the first one is slower: memory is new */
+    const double start = now_seconds();
+    int64_t steps = 0;
+    while (!status && (now_seconds() - start < seconds || steps < 2)) {
+        status = moed_trainer_run(trainer, 1, NULL, app_cancel);
+        steps++;
+    }
+    if (steps) *step = (now_seconds() - start) / (double)steps;
+    const int code = status ? fail_status(status) : EXIT_DONE;
+    moed_trainer_destroy(trainer);
+    moed_model_destroy(m);
+    return code;
+}

@@ -1,0 +1,25 @@
+/* training.h - one training run to its end: memory told beforehand, taken up where it was stopped, saved when told to stop. */
+#ifndef TRAINING_H
+#define TRAINING_H
+
+#include "app.h"
+
+typedef struct training {
+    const char *label;          /* of the progress line */
+    moed_context *context;
+    moed_model *model;          /* trained in place */
+    const moed_corpus *corpus;
+    moed_train_options options; /* directory set */
+    moed_report last;           /* out: the last step; step 0 when there was none to do */
+} training;
+
+int training_run(training *t);
+/* The held-out loss of the whole corpus, in rows of the options' length. */
+int training_evaluate(const moed_model *m, const moed_corpus *d, const moed_train_options *o, moed_report *out);
+
+/* moed_train_estimate with the faults told. */
+int training_estimate(const moed_layout *l, const moed_train_options *o, moed_estimate *out);
+/* Seconds of one optimizer step here, by a few steps on a copy that is thrown away. */
+int training_measure(moed_context *c, const moed_layout *l, const moed_corpus *d, const moed_train_options *o, double seconds, double *step);
+
+#endif

@@ -1,0 +1,299 @@
+/* fast/gemm.c - matrix products: operands packed into panels, a register tile of ROWS x COLUMNS over them (Goto and van de Geijn,
+ * "Anatomy of High-Performance Matrix Multiplication", 2008).
+ *
+ * A product is done in blocks of DEPTH of the reduction: first both operands' panels of the block are packed into scratch, then
+ * the tiles of c are computed, each phase in tasks. Every element of c is one chain of multiply-adds over k in order, cut at the
+ * blocks: its bits depend on k alone, not on where the element lies or who computes it. */
+#include "fast.h"
+
+enum {
+    DEPTH = 384,                  /* of the reduction in one pass: a right panel stays in the first-level cache */
+    TILE_ROWS = 168,              /* of a task: a multiple of 14, 12 and 6; with DEPTH it stays in the second-level cache */
+    TILE_COLUMNS = 256,
+    GROUP_COLUMNS = 4 * TILE_COLUMNS,
+    MANY_TILES = 8,
+    BLOCK_ROWS = 25 * TILE_ROWS,  /* packed at a time */
+    BLOCK_COLUMNS = 16 * TILE_COLUMNS,
+    SMALL = 1 << 18               /* multiply-adds below which no thread is woken */
+};
+
+/* ---- packing ---- */
+
+typedef float v4 __attribute__((vector_size(16)));
+typedef int32_t i4 __attribute__((vector_size(16)));
+#if defined(__clang__)
+#define MIX(a, b, i, j, k, l) __builtin_shufflevector(a, b, i, j, k, l)
+#else
+#define MIX(a, b, i, j, k, l) __builtin_shuffle(a, b, (i4){i, j, k, l})
+#endif
+
+/* out[p * panel + i] = source[i * si + p] for a square of four */
+INLINE void transpose4(float *out, int panel, const float *source, int64_t si)
+{
+    v4 a, b, c, d;
+    __builtin_memcpy(&a, source, 16);
+    __builtin_memcpy(&b, source + si, 16);
+    __builtin_memcpy(&c, source + 2 * si, 16);
+    __builtin_memcpy(&d, source + 3 * si, 16);
+    const v4 ab = MIX(a, b, 0, 4, 1, 5), cd = MIX(c, d, 0, 4, 1, 5), ab2 = MIX(a, b, 2, 6, 3, 7), cd2 = MIX(c, d, 2, 6, 3, 7);
+    const v4 r0 = MIX(ab, cd, 0, 1, 4, 5), r1 = MIX(ab, cd, 2, 3, 6, 7);
+    const v4 r2 = MIX(ab2, cd2, 0, 1, 4, 5), r3 = MIX(ab2, cd2, 2, 3, 6, 7);
+    __builtin_memcpy(out, &r0, 16);
+    __builtin_memcpy(out + panel, &r1, 16);
+    __builtin_memcpy(out + 2 * panel, &r2, 16);
+    __builtin_memcpy(out + 3 * panel, &r3, 16);
+}
+
+INLINE void pack_part(float *out, const float *source, int64_t si, int64_t sk, int64_t count, int64_t k, const int panel)
+{
+    for (int64_t p = 0; p < k; p++)
+        for (int i = 0; i < panel; i++) out[p * panel + i] = i < count ? source[i * si + p * sk] : 0.0f;
+}
+
+INLINE void pack(float *out, const float *source, int64_t si, int64_t sk, int64_t count, int64_t k, const int panel)
+{
+    const int64_t whole = count / panel;
+    if (si == 1) { /* along k outside, so that the source is read in long runs */
+        for (int64_t p = 0; p < k; p++)
+            for (int64_t j = 0; j < whole; j++)
+                __builtin_memcpy(out + (j * k + p) * panel, source + p * sk + j * panel, (size_t)panel * sizeof(float));
+    } else {
+        for (int64_t j = 0; j < whole; j++) {
+            float *to = out + j * panel * k;
+            const float *from = source + j * panel * si;
+            const int64_t squares = sk == 1 ? k / 4 * 4 : 0;
+            for (int64_t p = 0; p < squares; p += 4)
+                for (int i = 0; i < panel; i += 4) {
+                    const int at = i + 4 <= panel ? i : panel - 4; /* the last square may overlap the one before */
+                    transpose4(to + p * panel + at, panel, from + at * si + p, si);
+                }
+            pack_part(to + squares * panel, from + squares * sk, si, sk, panel, k - squares, panel);
+        }
+    }
+    if (whole * panel < count)
+        pack_part(out + whole * panel * k, source + whole * panel * si, si, sk, count - whole * panel, k, panel);
+}
+
+void moedi_pack_left(float *out, const float *source, int64_t si, int64_t sk, int64_t count, int64_t k)
+{
+    pack(out, source, si, sk, count, k, ROWS);
+}
+void moedi_pack_right(float *out, const float *source, int64_t si, int64_t sk, int64_t count, int64_t k)
+{
+    pack(out, source, si, sk, count, k, COLUMNS);
+}
+
+/* ---- the micro-kernel ---- */
+
+INLINE void micro(float *c, int64_t ldc, const float *left, const float *right, const float *bias, int64_t k, bool accumulate)
+{
+    vfloat sum[ROWS][2];
+#pragma GCC unroll 16
+    for (int r = 0; r < ROWS; r++) {
+        sum[r][0] = sum[r][1] = (vfloat){0};
+        __builtin_prefetch(c + r * ldc, 1);
+        __builtin_prefetch(c + r * ldc + COLUMNS - 1, 1);
+    }
+    for (int64_t p = 0; p < k; p++) {
+        const vfloat b0 = load(right), b1 = load(right + VECTOR);
+#pragma GCC unroll 16
+        for (int r = 0; r < ROWS; r++) {
+            const vfloat a = splat(left[r]);
+            sum[r][0] += a * b0;
+            sum[r][1] += a * b1;
+        }
+        left += ROWS, right += COLUMNS;
+    }
+    vfloat first = {0}, second = {0};
+    if (bias) first = load(bias), second = load(bias + VECTOR);
+#pragma GCC unroll 16
+    for (int r = 0; r < ROWS; r++) {
+        float *row = c + r * ldc;
+        vfloat s0 = sum[r][0], s1 = sum[r][1];
+        if (accumulate) s0 += load(row), s1 += load(row + VECTOR);
+        if (bias) s0 += first, s1 += second;
+        store(row, s0);
+        store(row + VECTOR, s1);
+    }
+}
+
+/* A tile at the edge of c goes through a whole one beside it. */
+static __attribute__((noinline)) void micro_edge(float *c, int64_t ldc, const float *left, const float *right, const float *bias,
+                                                 int64_t m, int64_t n, int64_t k, bool accumulate)
+{
+    float tile[ROWS * COLUMNS];
+    micro(tile, COLUMNS, left, right, NULL, k, false);
+    for (int64_t i = 0; i < m; i++)
+        for (int64_t j = 0; j < n; j++) {
+            float s = tile[i * COLUMNS + j];
+            if (accumulate) s += c[i * ldc + j];
+            if (bias) s += bias[j];
+            c[i * ldc + j] = s;
+        }
+}
+
+void moedi_multiply_packed(float *c, int64_t ldc, const float *left, const float *right, const float *bias, int64_t m, int64_t n,
+                           int64_t k, bool accumulate)
+{
+    for (int64_t j = 0; j < n; j += COLUMNS)
+        for (int64_t i = 0; i < m; i += ROWS) {
+            const float *l = left + i * k, *r = right + j * k, *b = bias ? bias + j : NULL;
+            if (i + ROWS <= m && j + COLUMNS <= n) micro(c + i * ldc + j, ldc, l, r, b, k, accumulate);
+            else micro_edge(c + i * ldc + j, ldc, l, r, b, least_of(ROWS, m - i), least_of(COLUMNS, n - j), k, accumulate);
+        }
+}
+
+/* ---- the whole product ---- */
+
+/* One pass: rows x columns of c over `depth` of the reduction. */
+typedef struct pass {
+    float *c;
+    const float *a, *b, *bias;
+    float *left, *right;
+    int64_t a_row, a_depth, b_column, b_depth, ldc;
+    int64_t rows, columns, depth;
+    int64_t row_tiles, column_tiles, groups;
+    moedi_slices slices; /* of left: a tile each */
+    bool accumulate;
+} pass;
+
+static void pack_left_tile(const pass *p, float *out, int64_t at)
+{
+    moedi_pack_left(out, p->a + at * p->a_row, p->a_row, p->a_depth, least_of(TILE_ROWS, p->rows - at), p->depth);
+}
+static void pack_right_task(void *argument, int64_t index)
+{
+    const pass *p = argument;
+    const int64_t at = index * TILE_COLUMNS;
+    moedi_pack_right(p->right + at * p->depth, p->b + at * p->b_column, p->b_column, p->b_depth,
+                     least_of(TILE_COLUMNS, p->columns - at), p->depth);
+}
+
+static void pack_task(void *argument, int64_t index)
+{
+    const pass *p = argument;
+    if (index < p->row_tiles) pack_left_tile(p, p->left + index * TILE_ROWS * p->depth, index * TILE_ROWS);
+    else pack_right_task(argument, index - p->row_tiles);
+}
+static void multiply(const pass *p, const float *left, int64_t i, int64_t j, int64_t columns)
+{
+    moedi_multiply_packed(p->c + i * p->ldc + j, p->ldc, left, p->right + j * p->depth, p->bias ? p->bias + j : NULL,
+                          least_of(TILE_ROWS, p->rows - i), least_of(columns, p->columns - j), p->depth, p->accumulate);
+}
+static void tile_task(void *argument, int64_t index)
+{
+    const pass *p = argument;
+    const int64_t i = index / p->column_tiles * TILE_ROWS, j = index % p->column_tiles * TILE_COLUMNS;
+    multiply(p, p->left + i * p->depth, i, j, TILE_COLUMNS);
+}
+/* Rows enough for a task to pack its own and use them while they are in its cache. */
+static void rows_task(void *argument, int64_t index)
+{
+    pass *p = argument;
+    const int64_t i = index / p->groups * TILE_ROWS, j = index % p->groups * GROUP_COLUMNS;
+    float *left = moedi_slices_claim(&p->slices);
+    pack_left_tile(p, left, i);
+    multiply(p, left, i, j, GROUP_COLUMNS);
+    moedi_slices_release(&p->slices, left);
+}
+static void run_pass(moedi_cpu *e, pass *p)
+{
+    p->row_tiles = (p->rows + TILE_ROWS - 1) / TILE_ROWS;
+    p->column_tiles = (p->columns + TILE_COLUMNS - 1) / TILE_COLUMNS;
+    const int64_t packs = p->row_tiles + p->column_tiles, tiles = p->row_tiles * p->column_tiles;
+    if (p->rows * p->columns * p->depth <= SMALL) {
+        for (int64_t i = 0; i < packs; i++) pack_task(p, i);
+        for (int64_t i = 0; i < tiles; i++) tile_task(p, i);
+    } else if (p->row_tiles >= MANY_TILES) {
+        p->groups = (p->columns + GROUP_COLUMNS - 1) / GROUP_COLUMNS;
+        p->slices = (moedi_slices){.base = (char *)p->left, .slices = p->row_tiles - 1};
+        p->slices.size = round_up(TILE_ROWS * p->depth * (int64_t)sizeof(float), 64);
+        run(e, p->column_tiles, pack_right_task, p);
+        run(e, p->row_tiles * p->groups, rows_task, p);
+    } else {
+        run(e, packs, pack_task, p);
+        run(e, tiles, tile_task, p);
+    }
+}
+
+/* n in equal blocks of at most `most`, each a multiple of `step` */
+static int64_t block_of(int64_t n, int64_t most, int64_t step)
+{
+    const int64_t blocks = (n + most - 1) / most;
+    return blocks > 0 ? least_of(most, round_up((n + blocks - 1) / blocks, step)) : step;
+}
+
+size_t moedi_gemm_scratch(int64_t m, int64_t n, int64_t k)
+{
+    const int64_t rows = round_up(least_of(m, BLOCK_ROWS), ROWS), columns = round_up(least_of(n, BLOCK_COLUMNS), COLUMNS);
+    const int64_t depth = least_of(k, DEPTH);
+    return (size_t)(round_up(rows * depth, 16) + columns * depth) * sizeof(float);
+}
+
+static void fill(float *c, int64_t m, int64_t n, int64_t ldc, const float *bias, bool accumulate)
+{
+    for (int64_t i = 0; i < m; i++)
+        for (int64_t j = 0; j < n; j++) c[i * ldc + j] = (accumulate ? c[i * ldc + j] : 0.0f) + (bias ? bias[j] : 0.0f);
+}
+
+void moedi_gemm_with(moedi_cpu *e, const moed_op_gemm *a, void *scratch)
+{
+    if (a->m <= 0 || a->n <= 0) return;
+    if (a->k <= 0) {
+        fill(a->c, a->m, a->n, a->ldc, a->bias, a->accumulate);
+        return;
+    }
+    const int64_t rows = block_of(a->m, BLOCK_ROWS, TILE_ROWS), columns = block_of(a->n, BLOCK_COLUMNS, TILE_COLUMNS);
+    const int64_t depth = block_of(a->k, DEPTH, 1);
+    pass p = {.ldc = a->ldc, .left = scratch};
+    p.right = p.left + round_up(round_up(least_of(a->m, rows), ROWS) * depth, 16);
+    p.a_row = a->transpose_a ? 1 : a->lda, p.a_depth = a->transpose_a ? a->lda : 1;
+    p.b_column = a->transpose_b ? a->ldb : 1, p.b_depth = a->transpose_b ? 1 : a->ldb;
+    for (int64_t j = 0; j < a->n; j += columns)
+        for (int64_t i = 0; i < a->m; i += rows)
+            for (int64_t k = 0; k < a->k; k += depth) {
+                p.rows = least_of(rows, a->m - i), p.columns = least_of(columns, a->n - j), p.depth = least_of(depth, a->k - k);
+                p.c = (float *)a->c + i * a->ldc + j;
+                p.a = (const float *)a->a + i * p.a_row + k * p.a_depth;
+                p.b = (const float *)a->b + j * p.b_column + k * p.b_depth;
+                p.bias = a->bias && k + depth >= a->k ? (const float *)a->bias + j : NULL;
+                p.accumulate = a->accumulate || k > 0;
+                run_pass(e, &p);
+            }
+}
+
+moed_status MOEDI_VARIED(gemm)(void *self, const moed_op_gemm *a)
+{
+    void *scratch;
+    const moed_status status = moedi_cpu_scratch(self, moedi_gemm_scratch(a->m, a->n, a->k), &scratch);
+    if (status == MOED_OK) moedi_gemm_with(self, a, scratch);
+    return status;
+}
+
+moed_status MOEDI_VARIED(grouped_gemm)(void *self, const moed_op_grouped_gemm *a)
+{
+    int64_t largest = 0;
+    for (int64_t g = 0; g < a->groups; g++)
+        if (a->offsets[g + 1] - a->offsets[g] > largest) largest = a->offsets[g + 1] - a->offsets[g];
+    void *scratch;
+    const moed_status status =
+        moedi_cpu_scratch(self, moedi_gemm_scratch(a->reduce ? a->m : largest, a->n, a->reduce ? largest : a->k), &scratch);
+    if (status != MOED_OK) return status;
+    for (int64_t g = 0; g < a->groups; g++) {
+        const int64_t from = a->offsets[g], count = a->offsets[g + 1] - from;
+        moed_op_gemm one = {.m = a->m, .n = a->n, .k = a->k, .lda = a->lda, .ldb = a->ldb, .ldc = a->ldc};
+        one.accumulate = a->accumulate;
+        one.a = (const float *)a->a + from * a->lda;
+        if (a->reduce) {
+            one.k = count, one.transpose_a = 1;
+            one.b = (const float *)a->b + from * a->ldb;
+            one.c = (float *)a->c + g * a->stride_c;
+        } else {
+            one.m = count, one.transpose_b = a->transpose_b;
+            one.b = (const float *)a->b + g * a->stride_b;
+            one.c = (float *)a->c + from * a->ldc;
+        }
+        moedi_gemm_with(self, &one, scratch);
+    }
+    return MOED_OK;
+}

@@ -1,0 +1,158 @@
+/* model/family.c - the supported families, one row each, and what their rows say about tensors. */
+#include "family.h"
+
+#include <stdio.h>
+#include <string.h>
+
+#define ATTENTION_SLOTS                                                              \
+    [MOEDI_SLOT_EMBEDDING] = "model.embed_tokens.weight",                            \
+    [MOEDI_SLOT_ATTENTION_NORM] = "model.layers.%l.input_layernorm.weight",          \
+    [MOEDI_SLOT_Q] = "model.layers.%l.self_attn.q_proj.weight",                      \
+    [MOEDI_SLOT_K] = "model.layers.%l.self_attn.k_proj.weight",                      \
+    [MOEDI_SLOT_V] = "model.layers.%l.self_attn.v_proj.weight",                      \
+    [MOEDI_SLOT_O] = "model.layers.%l.self_attn.o_proj.weight",                      \
+    [MOEDI_SLOT_FFN_NORM] = "model.layers.%l.post_attention_layernorm.weight",       \
+    [MOEDI_SLOT_FINAL_NORM] = "model.norm.weight",                                   \
+    [MOEDI_SLOT_HEAD] = "lm_head.weight"
+
+/* Field names, tensor names and defaults as in Transformers' configuration and modelling files of each family. */
+static const moedi_family families[] = {
+    {
+        .name = "qwen2_moe",
+        .architecture = "Qwen2MoeForCausalLM",
+        .slots = {
+            ATTENTION_SLOTS,
+            [MOEDI_SLOT_Q_BIAS] = "model.layers.%l.self_attn.q_proj.bias",
+            [MOEDI_SLOT_K_BIAS] = "model.layers.%l.self_attn.k_proj.bias",
+            [MOEDI_SLOT_V_BIAS] = "model.layers.%l.self_attn.v_proj.bias",
+            [MOEDI_SLOT_ROUTER] = "model.layers.%l.mlp.gate.weight",
+            [MOEDI_SLOT_EXPERT_GATE] = "model.layers.%l.mlp.experts.%e.gate_proj.weight",
+            [MOEDI_SLOT_EXPERT_UP] = "model.layers.%l.mlp.experts.%e.up_proj.weight",
+            [MOEDI_SLOT_EXPERT_DOWN] = "model.layers.%l.mlp.experts.%e.down_proj.weight",
+            [MOEDI_SLOT_SHARED_GATE] = "model.layers.%l.mlp.shared_expert.gate_proj.weight",
+            [MOEDI_SLOT_SHARED_UP] = "model.layers.%l.mlp.shared_expert.up_proj.weight",
+            [MOEDI_SLOT_SHARED_DOWN] = "model.layers.%l.mlp.shared_expert.down_proj.weight",
+            [MOEDI_SLOT_SHARED_SWITCH] = "model.layers.%l.mlp.shared_expert_gate.weight",
+        },
+        .experts_field = "num_experts",
+        .expert_width_field = "moe_intermediate_size",
+        .shared_width_field = "shared_expert_intermediate_size",
+        .qkv_bias = 1,
+        .normalise_top_k = -1,
+        .kv_heads = 16,
+        .epsilon = 1e-6,
+        .rope_theta = 10000.0,
+        .context_length = 32768,
+    },
+    {
+        .name = "mixtral",
+        .architecture = "MixtralForCausalLM",
+        .slots = {
+            ATTENTION_SLOTS,
+            [MOEDI_SLOT_ROUTER] = "model.layers.%l.block_sparse_moe.gate.weight",
+            [MOEDI_SLOT_EXPERT_GATE] = "model.layers.%l.block_sparse_moe.experts.%e.w1.weight",
+            [MOEDI_SLOT_EXPERT_UP] = "model.layers.%l.block_sparse_moe.experts.%e.w3.weight",
+            [MOEDI_SLOT_EXPERT_DOWN] = "model.layers.%l.block_sparse_moe.experts.%e.w2.weight",
+        },
+        .experts_field = "num_local_experts",
+        .expert_width_field = "intermediate_size",
+        .normalise_top_k = 1,
+        .sliding_window = 1,
+        .kv_heads = 8,
+        .epsilon = 1e-5,
+        .rope_theta = 1000000.0,
+        .context_length = 131072,
+    },
+};
+
+const moedi_family *moedi_family_find(const char *model_type)
+{
+    for (size_t i = 0; i < sizeof families / sizeof *families; i++)
+        if (!strcmp(families[i].name, model_type)) return &families[i];
+    return NULL;
+}
+
+void moedi_family_list(char *out, size_t size)
+{
+    size_t used = 0;
+    out[0] = '\0';
+    for (size_t i = 0; i < sizeof families / sizeof *families && used < size; i++)
+        used += (size_t)snprintf(out + used, size - used, "%s%s", i ? ", " : "", families[i].name);
+}
+
+size_t moedi_family_tensor(const moedi_family *f, moedi_slot slot, int32_t layer, int32_t expert, char *out, size_t size)
+{
+    size_t used = 0;
+    if (!f->slots[slot]) return 0;
+    for (const char *p = f->slots[slot]; *p && used + 1 < size; p++) {
+        if (*p != '%') {
+            out[used++] = *p;
+            continue;
+        }
+        p++;
+        used += (size_t)snprintf(out + used, size - used, "%d", (int)(*p == 'l' ? layer : expert));
+    }
+    if (used >= size) used = size - 1;
+    out[used] = '\0';
+    return used;
+}
+
+/* Rank and shape; 0 when the configuration has no such tensor. */
+static int slot_shape(const moedi_config *c, moedi_slot slot, int64_t shape[2])
+{
+    const int64_t query = c->heads * c->head_dim, key = c->kv_heads * c->head_dim;
+#define VECTOR(n) (shape[0] = (n), 1)
+#define MATRIX(m, n) (shape[0] = (m), shape[1] = (n), 2)
+    switch (slot) {
+    case MOEDI_SLOT_EMBEDDING: return MATRIX(c->vocabulary, c->hidden);
+    case MOEDI_SLOT_ATTENTION_NORM:
+    case MOEDI_SLOT_FFN_NORM:
+    case MOEDI_SLOT_FINAL_NORM: return VECTOR(c->hidden);
+    case MOEDI_SLOT_Q: return MATRIX(query, c->hidden);
+    case MOEDI_SLOT_K:
+    case MOEDI_SLOT_V: return MATRIX(key, c->hidden);
+    case MOEDI_SLOT_Q_BIAS: return c->qkv_bias ? VECTOR(query) : 0;
+    case MOEDI_SLOT_K_BIAS:
+    case MOEDI_SLOT_V_BIAS: return c->qkv_bias ? VECTOR(key) : 0;
+    case MOEDI_SLOT_O: return MATRIX(c->hidden, query);
+    case MOEDI_SLOT_ROUTER: return MATRIX(c->experts, c->hidden);
+    case MOEDI_SLOT_EXPERT_GATE:
+    case MOEDI_SLOT_EXPERT_UP: return MATRIX(c->expert_width, c->hidden);
+    case MOEDI_SLOT_EXPERT_DOWN: return MATRIX(c->hidden, c->expert_width);
+    case MOEDI_SLOT_SHARED_GATE:
+    case MOEDI_SLOT_SHARED_UP: return c->shared_width ? MATRIX(c->shared_width, c->hidden) : 0;
+    case MOEDI_SLOT_SHARED_DOWN: return c->shared_width ? MATRIX(c->hidden, c->shared_width) : 0;
+    case MOEDI_SLOT_SHARED_SWITCH: return c->shared_width ? MATRIX(1, c->hidden) : 0;
+    case MOEDI_SLOT_HEAD: return c->tied ? 0 : MATRIX(c->vocabulary, c->hidden);
+    case MOEDI_SLOT_COUNT: break;
+    }
+    return 0;
+#undef VECTOR
+#undef MATRIX
+}
+
+int moedi_family_param(const moedi_family *f, const moedi_config *config, moedi_slot slot, moed_param *out)
+{
+    memset(out, 0, sizeof *out);
+    if (!f->slots[slot]) return 0;
+    out->rank = slot_shape(config, slot, out->shape);
+    out->role = MOED_ROLE_SHARED;
+    out->layer = out->expert = out->expert_axis = -1;
+    out->dtype = config->dtype;
+    switch (slot) {
+    case MOEDI_SLOT_EMBEDDING:
+    case MOEDI_SLOT_HEAD: out->flags = MOED_PARAM_EMBEDDING; break;
+    case MOEDI_SLOT_ATTENTION_NORM:
+    case MOEDI_SLOT_FFN_NORM:
+    case MOEDI_SLOT_FINAL_NORM: out->flags = MOED_PARAM_NORM; break;
+    case MOEDI_SLOT_Q_BIAS:
+    case MOEDI_SLOT_K_BIAS:
+    case MOEDI_SLOT_V_BIAS: out->flags = MOED_PARAM_BIAS; break;
+    case MOEDI_SLOT_ROUTER: out->role = MOED_ROLE_ROUTER, out->expert_axis = 0; break;
+    case MOEDI_SLOT_EXPERT_DOWN: out->flags = MOED_PARAM_EXPERT_OUTPUT; /* fall through */
+    case MOEDI_SLOT_EXPERT_GATE:
+    case MOEDI_SLOT_EXPERT_UP: out->role = MOED_ROLE_EXPERT; break;
+    default: break;
+    }
+    return out->rank != 0;
+}

@@ -1,0 +1,140 @@
+/* model/state.h - what transformer.c lays out and forward.c and backward.c work on. Private to them. */
+#ifndef MOEDI_STATE_H
+#define MOEDI_STATE_H
+
+#include "transformer.h"
+
+/* Parameters that one operation takes as one matrix, or one stack of matrices. They lie one after another in
+ * memory. */
+typedef struct moedi_group {
+    size_t first, count;            /* in moedi_transformer.order; count 0: the model has no such group */
+    int64_t size;                   /* elements */
+    int64_t gradient;               /* element in the block of gradients, -1: all frozen */
+    void *weight;
+    int owned;                      /* weight is in this transformer's own block, not in the model's memory */
+} moedi_group;
+
+enum { /* groups of a layer */
+    MOEDI_GROUP_ATTENTION_NORM,     /* (D) */
+    MOEDI_GROUP_QKV,                /* ((heads + 2 kv_heads) * head_dim, D) */
+    MOEDI_GROUP_QKV_BIAS,
+    MOEDI_GROUP_O,                  /* (D, heads * head_dim) */
+    MOEDI_GROUP_FFN_NORM,           /* (D) */
+    MOEDI_GROUP_ROUTER,             /* (E, D) */
+    MOEDI_GROUP_GATE_UP,            /* (E, 2 F, D) */
+    MOEDI_GROUP_DOWN,               /* (E, D, F) */
+    MOEDI_GROUP_SHARED_GATE_UP,     /* (2 S, D) */
+    MOEDI_GROUP_SHARED_DOWN,        /* (D, S) */
+    MOEDI_GROUP_SHARED_SWITCH,      /* (1, D) */
+    MOEDI_GROUPS_PER_LAYER
+};
+
+/* What a layer's forward leaves behind. In TRAIN mode every layer has its own; otherwise all share one, but
+ * for the routing. N tokens, P = N * top_k places. */
+typedef struct moedi_activations {
+    void *x, *mid;                  /* (N, D) residual stream: entering; before the experts (outside TRAIN: x) */
+    void *attention_rstd, *ffn_rstd; /* (N) */
+    void *normed;                   /* (N, D) what q, k, v are made of */
+    void *qkv;                      /* (N, (heads + 2 kv_heads) * head_dim), rotated */
+    void *attended, *attention_lse; /* (N, heads, head_dim), (heads, N) */
+    void *h;                        /* (N, D) what router and experts see */
+    void *router_logits, *probabilities, *router_lse; /* (N, E), (N, E), (N) */
+    int32_t *ids;                   /* (N, top_k) */
+    void *weights;                  /* (N, top_k) */
+    int64_t *offsets;               /* (E + 1) */
+    int32_t *slot, *source;         /* (N, top_k), (P) */
+    void *gate_up, *act, *y;        /* (P, 2 F), (P, F), (P, D) */
+    void *shared_gate_up, *shared_act, *shared_y, *shared_switch; /* (N, 2 S), (N, S), (N, D), (N) */
+} moedi_activations;
+
+struct moedi_transformer {
+    moed_model *model;
+    const moed_layout *layout;      /* the model's */
+    const moedi_config *config;     /* the layout's */
+    moedi_engine engine;
+    size_t item;
+    int train;
+    int replay;
+    int64_t rows, length;           /* room */
+
+    size_t *order;                  /* (parameters) in slot order */
+    moedi_group *groups;            /* embedding, layers * MOEDI_GROUPS_PER_LAYER, final norm, head */
+    size_t group_count;
+    void **weight;                  /* (parameters) */
+    int64_t *gradient;              /* (parameters) element in the block, -1 frozen */
+    int64_t gradient_count;
+    void *own_weights, *own_gradients, *arena; /* device memory */
+    void *gradients;                /* the block in use */
+    int64_t lowest;                 /* trained layer, -1: the embedding is, config.layers: no layer is */
+
+    /* activations outside layers */
+    int32_t *tokens, *labels, *positions, *start; /* (N) */
+    float *label_weights;           /* (N) */
+    void *cosine, *sine;            /* (length, head_dim / 2) */
+    void *final_x, *final_rstd, *final_h; /* (N, D), (N), (N, D) */
+    void *token_losses, *results;   /* (N), (3): loss, load balance, z */
+    int64_t *offsets;               /* (layers, E + 1) */
+    moedi_activations *layers;
+    /* scratch of one operation group at a time */
+    void *gathered;                 /* (P, D) */
+    void *logits;                   /* (logit_rows, V), over the same memory as the gradients below */
+    int64_t logit_rows;
+    /* gradients of activations (TRAIN) */
+    void *d_x, *d_h;                /* (N, D) */
+    void *d_qkv, *d_attended;       /* attention's, and over the same memory the experts': */
+    void *d_y, *d_act, *d_gate_up;  /* (P, D), (P, F), (P, 2 F) */
+    void *d_weights, *d_router_logits;
+    void *d_shared_y, *d_shared_act, *d_shared_gate_up, *d_shared_switch;
+
+    /* host */
+    int32_t *host_ids;              /* (2, N) positions and start, on their way up */
+    int64_t *host_offsets;          /* (layers, E + 1), of the last moedi_transformer_losses */
+
+    /* the last forward */
+    int64_t last_rows, last_length, tokens_now; /* 0 = none */
+    double label_weight;            /* of its batch */
+    moedi_objective objective;
+    int ready;                      /* its backward may run */
+};
+
+static inline int64_t moedi_qkv_width(const moedi_config *c)
+{
+    return (c->heads + 2 * c->kv_heads) * c->head_dim;
+}
+static inline const moedi_group *moedi_group_of(const moedi_transformer *t, int64_t layer, int kind)
+{
+    return &t->groups[1 + layer * MOEDI_GROUPS_PER_LAYER + kind];
+}
+static inline const moedi_group *moedi_group_embedding(const moedi_transformer *t)
+{
+    return &t->groups[0];
+}
+static inline const moedi_group *moedi_group_final_norm(const moedi_transformer *t)
+{
+    return &t->groups[t->group_count - 2];
+}
+/* The head's own, or the embedding's when tied. */
+static inline const moedi_group *moedi_group_head(const moedi_transformer *t)
+{
+    return t->config->tied ? &t->groups[0] : &t->groups[t->group_count - 1];
+}
+/* Element `index` of an array of reals. */
+static inline void *moedi_at(const moedi_transformer *t, const void *base, int64_t index)
+{
+    return (char *)(uintptr_t)base + (size_t)index * t->item;
+}
+/* Gradient of a group, NULL when frozen. */
+static inline void *moedi_group_gradient(const moedi_transformer *t, const moedi_group *g)
+{
+    return g->count && g->gradient >= 0 ? moedi_at(t, t->gradients, g->gradient) : NULL;
+}
+
+/* table->operation(engine, &(struct){ fields }), returning from the enclosing function on failure. */
+#define MOEDI_OP(t, operation, type, ...) \
+    MOEDI_TRY((t)->engine.table->operation((t)->engine.self, &(type){__VA_ARGS__}))
+
+/* What moedi_transformer_losses and _logits need of the transformer at rest: MOED_E_STATE before the first
+ * forward. */
+moed_status moedi_transformer_check_forwarded(const moedi_transformer *t);
+
+#endif

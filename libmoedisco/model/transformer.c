@@ -1,0 +1,514 @@
+/* model/transformer.c - the transformer's memory: weights, gradients, activations. The arithmetic is in
+ * forward.c and backward.c. */
+#include <limits.h>
+#include <math.h>
+#include <string.h>
+
+#include "core/context.h"
+#include "state.h"
+
+/* ---- groups of parameters ---- */
+
+/* Walks a layout's parameters in slot order, group by group. */
+typedef struct walk {
+    const moed_layout *layout;
+    const uint8_t *trained;  /* nullable: all */
+    size_t item;
+    size_t *order;           /* nullable: only sizes are wanted */
+    size_t used;
+    int64_t total, gradient; /* elements so far */
+    int64_t lowest;
+} walk;
+
+static int64_t round_up(int64_t value, int64_t to)
+{
+    return (value + to - 1) / to * to;
+}
+
+/* The next group: slots from..to of a layer, for every expert (experts 0: not an expert's). */
+static moed_status walk_group(walk *w, moedi_group *g, int from, int to, int32_t layer, int64_t experts)
+{
+    const moed_layout *l = w->layout;
+    int trained = 0;
+    *g = (moedi_group){.first = w->used, .gradient = -1};
+    for (int64_t e = 0; e < (experts ? experts : 1); e++) {
+        for (int s = from; s <= to; s++) {
+            char name[512] = "";
+            moedi_family_tensor(l->family, (moedi_slot)s, layer, (int32_t)e, name, sizeof name);
+            const int64_t p = moedi_layout_find(l, name);
+            if (p < 0) {
+                return moedi_fail_parameter(MOED_E_MISMATCH, name, "the layout lacks parameter %s", name);
+            }
+            if (w->order) w->order[w->used] = (size_t)p;
+            w->used++, g->count++;
+            g->size += moedi_shape_elements(l->params[p].shape, l->params[p].rank);
+            trained |= !w->trained || w->trained[p];
+        }
+    }
+    w->total += g->size;
+    if (trained) {
+        g->gradient = w->gradient;
+        w->gradient = round_up(w->gradient + g->size, (int64_t)(64 / w->item));
+    }
+    if (trained && layer < w->lowest) w->lowest = layer;
+    return MOED_OK;
+}
+
+static size_t count_groups(const moed_layout *l)
+{
+    return 3 + (size_t)l->config.layers * MOEDI_GROUPS_PER_LAYER;
+}
+
+/* groups (count_groups) nullable. */
+static moed_status walk_layout(walk *w, moedi_group *groups)
+{
+    static const struct { int kind, from, to; } parts[MOEDI_GROUPS_PER_LAYER] = {
+        {MOEDI_GROUP_ATTENTION_NORM, MOEDI_SLOT_ATTENTION_NORM, MOEDI_SLOT_ATTENTION_NORM},
+        {MOEDI_GROUP_QKV, MOEDI_SLOT_Q, MOEDI_SLOT_V},
+        {MOEDI_GROUP_QKV_BIAS, MOEDI_SLOT_Q_BIAS, MOEDI_SLOT_V_BIAS},
+        {MOEDI_GROUP_O, MOEDI_SLOT_O, MOEDI_SLOT_O},
+        {MOEDI_GROUP_FFN_NORM, MOEDI_SLOT_FFN_NORM, MOEDI_SLOT_FFN_NORM},
+        {MOEDI_GROUP_ROUTER, MOEDI_SLOT_ROUTER, MOEDI_SLOT_ROUTER},
+        {MOEDI_GROUP_GATE_UP, MOEDI_SLOT_EXPERT_GATE, MOEDI_SLOT_EXPERT_UP},
+        {MOEDI_GROUP_DOWN, MOEDI_SLOT_EXPERT_DOWN, MOEDI_SLOT_EXPERT_DOWN},
+        {MOEDI_GROUP_SHARED_GATE_UP, MOEDI_SLOT_SHARED_GATE, MOEDI_SLOT_SHARED_UP},
+        {MOEDI_GROUP_SHARED_DOWN, MOEDI_SLOT_SHARED_DOWN, MOEDI_SLOT_SHARED_DOWN},
+        {MOEDI_GROUP_SHARED_SWITCH, MOEDI_SLOT_SHARED_SWITCH, MOEDI_SLOT_SHARED_SWITCH},
+    };
+    const moedi_config *c = &w->layout->config;
+    moedi_group ignored, *g = groups ? groups : &ignored;
+    const int next = groups != NULL;
+    w->lowest = c->layers;
+    MOEDI_TRY(walk_group(w, g, MOEDI_SLOT_EMBEDDING, MOEDI_SLOT_EMBEDDING, -1, 0));
+    g += next;
+    for (int32_t layer = 0; layer < c->layers; layer++) {
+        for (int i = 0; i < MOEDI_GROUPS_PER_LAYER; i++, g += next) {
+            const int kind = parts[i].kind;
+            const int expert = kind == MOEDI_GROUP_GATE_UP || kind == MOEDI_GROUP_DOWN;
+            if (kind == MOEDI_GROUP_QKV_BIAS && !c->qkv_bias) continue;
+            if (kind >= MOEDI_GROUP_SHARED_GATE_UP && !c->shared_width) continue;
+            MOEDI_TRY(walk_group(w, g, parts[i].from, parts[i].to, layer, expert ? c->experts : 0));
+        }
+    }
+    MOEDI_TRY(walk_group(w, g, MOEDI_SLOT_FINAL_NORM, MOEDI_SLOT_FINAL_NORM, INT_MAX, 0));
+    g += next;
+    return c->tied ? MOED_OK : walk_group(w, g, MOEDI_SLOT_HEAD, MOEDI_SLOT_HEAD, INT_MAX, 0);
+}
+
+/* ---- the plan of activations ---- */
+
+/* Hands out memory of one block; base NULL only counts. */
+typedef struct arena {
+    char *base;
+    int64_t used, peak;
+    int overflow;
+} arena;
+
+/* count * per items of `size` bytes */
+static void *take(arena *a, int64_t count, int64_t per, size_t size)
+{
+    int64_t bytes;
+    const int64_t at = a->used;
+    if (__builtin_mul_overflow(count, per, &bytes) || __builtin_mul_overflow(bytes, (int64_t)size, &bytes) ||
+        bytes > INT64_MAX / 4 || a->used > INT64_MAX / 4) {
+        a->overflow = 1;
+        return NULL;
+    }
+    a->used = round_up(at + bytes, 64);
+    if (a->used > a->peak) a->peak = a->used;
+    return a->base ? a->base + at : NULL;
+}
+
+/* The part of a layer's activations that backward needs. */
+static void plan_layer(arena *a, const moedi_transformer *t, int64_t tokens, moedi_activations *out)
+{
+    const moedi_config *c = t->config;
+    const int64_t places = tokens * c->top_k;
+    out->x = take(a, tokens, c->hidden, t->item);
+    out->mid = t->train ? take(a, tokens, c->hidden, t->item) : out->x;
+    out->attention_rstd = take(a, tokens, 1, t->item);
+    out->ffn_rstd = take(a, tokens, 1, t->item);
+    out->normed = take(a, tokens, c->hidden, t->item);
+    out->qkv = take(a, tokens, moedi_qkv_width(c), t->item);
+    out->attended = take(a, tokens, c->heads * c->head_dim, t->item);
+    out->attention_lse = take(a, tokens, c->heads, t->item);
+    out->h = take(a, tokens, c->hidden, t->item);
+    out->router_logits = take(a, tokens, c->experts, t->item);
+    out->probabilities = take(a, tokens, c->experts, t->item);
+    out->router_lse = take(a, tokens, 1, t->item);
+    out->slot = take(a, places, 1, sizeof *out->slot);
+    out->source = take(a, places, 1, sizeof *out->source);
+    out->gate_up = take(a, places, 2 * c->expert_width, t->item);
+    out->act = take(a, places, c->expert_width, t->item);
+    out->y = take(a, places, c->hidden, t->item);
+    if (!c->shared_width) return;
+    out->shared_gate_up = take(a, tokens, 2 * c->shared_width, t->item);
+    out->shared_act = take(a, tokens, c->shared_width, t->item);
+    out->shared_y = take(a, tokens, c->hidden, t->item);
+    out->shared_switch = take(a, tokens, 1, t->item);
+}
+
+/* Gradients of a layer's activations. Attention's, the experts' and a piece of logits take turns in the same
+ * memory. */
+static void plan_backward(arena *a, moedi_transformer *t, int64_t tokens)
+{
+    const moedi_config *c = t->config;
+    const int64_t places = tokens * c->top_k;
+    const int64_t start = a->used;
+    if (t->train) {
+        t->d_qkv = take(a, tokens, moedi_qkv_width(c), t->item);
+        t->d_attended = take(a, tokens, c->heads * c->head_dim, t->item);
+        a->used = start;
+        t->d_y = take(a, places, c->hidden, t->item);
+        t->d_act = take(a, places, c->expert_width, t->item);
+        t->d_gate_up = take(a, places, 2 * c->expert_width, t->item);
+        t->d_weights = take(a, places, 1, t->item);
+        t->d_router_logits = take(a, tokens, c->experts, t->item);
+    }
+    if (t->train && c->shared_width) {
+        t->d_shared_y = take(a, tokens, c->hidden, t->item);
+        t->d_shared_act = take(a, tokens, c->shared_width, t->item);
+        t->d_shared_gate_up = take(a, tokens, 2 * c->shared_width, t->item);
+        t->d_shared_switch = take(a, tokens, 1, t->item);
+    }
+    a->used = start;
+    t->logit_rows = tokens < 64 ? tokens : 64;
+    t->logits = take(a, t->logit_rows, c->vocabulary, t->item);
+    a->used = a->peak;
+}
+
+/* Everything an engine needs beside weights and gradients: t's pointers into a->base, or only its size in
+ * a->peak. */
+static void plan(arena *a, moedi_transformer *t)
+{
+    const moedi_config *c = t->config;
+    const int64_t tokens = t->rows * t->length;
+    t->tokens = take(a, tokens, 1, sizeof *t->tokens);
+    t->labels = take(a, tokens, 1, sizeof *t->labels);
+    t->label_weights = take(a, tokens, 1, sizeof *t->label_weights);
+    t->positions = take(a, tokens, 1, sizeof *t->positions);
+    t->start = take(a, tokens, 1, sizeof *t->start);
+    t->cosine = take(a, t->length, c->head_dim / 2, t->item);
+    t->sine = take(a, t->length, c->head_dim / 2, t->item);
+    t->results = take(a, 3, 1, t->item);
+    t->token_losses = take(a, tokens, 1, t->item);
+    t->offsets = take(a, c->layers, c->experts + 1, sizeof *t->offsets);
+    moedi_activations shared = {0};
+    for (int64_t l = 0; l < c->layers; l++) {
+        moedi_activations mine = {0};
+        if (t->train || !l) plan_layer(a, t, tokens, &shared);
+        mine = shared;
+        mine.ids = take(a, tokens, c->top_k, sizeof *mine.ids);
+        mine.weights = take(a, tokens, c->top_k, t->item);
+        mine.offsets = t->offsets ? t->offsets + l * (c->experts + 1) : NULL;
+        if (t->layers) t->layers[l] = mine;
+        if (a->overflow) return;
+    }
+    t->final_x = t->train ? take(a, tokens, c->hidden, t->item) : shared.x;
+    t->final_rstd = take(a, tokens, 1, t->item);
+    t->final_h = take(a, tokens, c->hidden, t->item);
+    t->gathered = take(a, tokens * c->top_k, c->hidden, t->item);
+    if (t->train) {
+        t->d_x = take(a, tokens, c->hidden, t->item);
+        t->d_h = take(a, tokens, c->hidden, t->item);
+    }
+    plan_backward(a, t, tokens);
+}
+
+/* A family's layout and sizes that the arithmetic can index. */
+static moed_status check_sizes(const moed_layout *l, int64_t rows, int64_t length)
+{
+    if (!l->family) {
+        return moedi_fail(MOED_E_UNSUPPORTED,
+                          "a layout made by hand has no forward pass: only a family's layout has");
+    }
+    const moedi_config *c = &l->config;
+    if (rows < 1) return moedi_fail(MOED_E_RANGE, "rows is %lld: it must be at least 1", (long long)rows);
+    if (length < 1) {
+        return moedi_fail(MOED_E_RANGE, "length is %lld: it must be at least 1", (long long)length);
+    }
+    if (length > c->context_length) {
+        return moedi_fail(MOED_E_RANGE,
+                          "rows of %lld tokens are longer than the model's max_position_embeddings, %lld",
+                          (long long)length, (long long)c->context_length);
+    }
+    if (rows > INT32_MAX / length || rows * length > INT32_MAX / c->top_k) {
+        return moedi_fail(MOED_E_RANGE, "%lld rows of %lld tokens are more than one pass can take",
+                          (long long)rows, (long long)length);
+    }
+    return MOED_OK;
+}
+
+moed_status moedi_transformer_bytes(const moed_layout *l, size_t item, int64_t rows, int64_t length,
+                                    uint32_t flags, const uint8_t *trained, int64_t *weights,
+                                    int64_t *gradients, int64_t *activations)
+{
+    MOEDI_TRY(check_sizes(l, rows, length));
+    walk w = {.layout = l, .trained = trained, .item = item};
+    MOEDI_TRY(walk_layout(&w, NULL));
+    moedi_transformer t = {.config = &l->config, .item = item, .rows = rows, .length = length};
+    t.train = (flags & MOEDI_TRANSFORMER_TRAIN) != 0;
+    arena a = {0};
+    plan(&a, &t);
+    if (a.overflow) {
+        return moedi_fail(MOED_E_RANGE, "%lld rows of %lld tokens do not fit in any memory", (long long)rows,
+                          (long long)length);
+    }
+    if (weights) *weights = w.total * (int64_t)item;
+    if (gradients) *gradients = t.train ? w.gradient * (int64_t)item : 0;
+    if (activations) *activations = a.peak;
+    return MOED_OK;
+}
+
+/* ---- weights ---- */
+
+/* Whether a group's tensors are such that the engine can work on them where they are. */
+static int usable_in_place(const moedi_transformer *t, const moedi_group *g)
+{
+    const moed_tensor *tensors = t->model->tensors;
+    const char *expected = tensors[t->order[g->first]].data;
+    if (!t->engine.info.host_memory || (uintptr_t)expected % t->item) return 0;
+    for (size_t i = g->first; i < g->first + g->count; i++) {
+        const moed_tensor *x = &tensors[t->order[i]];
+        if (x->data != expected || x->dtype != t->engine.info.dtype) return 0;
+        expected += (size_t)moedi_shape_elements(x->shape, x->rank) * t->item;
+    }
+    return 1;
+}
+
+/* Decides where each group's weights lie, and makes room for those that need some. */
+static moed_status place_weights(moedi_transformer *t)
+{
+    arena a = {0};
+    for (size_t i = 0; i < t->group_count; i++) {
+        moedi_group *g = &t->groups[i];
+        if (!g->count) continue;
+        g->owned = !usable_in_place(t, g);
+        if (g->owned) take(&a, g->size, 1, t->item);
+    }
+    if (a.peak) MOEDI_TRY(t->engine.table->alloc(t->engine.self, (size_t)a.peak, &t->own_weights));
+    a = (arena){.base = t->own_weights};
+    for (size_t i = 0; i < t->group_count; i++) {
+        moedi_group *g = &t->groups[i];
+        if (!g->count) continue;
+        g->weight = g->owned ? take(&a, g->size, 1, t->item) : t->model->tensors[t->order[g->first]].data;
+        int64_t at = 0;
+        for (size_t j = g->first; j < g->first + g->count; j++) {
+            const moed_param *p = &t->layout->params[t->order[j]];
+            t->weight[t->order[j]] = moedi_at(t, g->weight, at);
+            t->gradient[t->order[j]] = t->train && g->gradient >= 0 ? g->gradient + at : -1;
+            at += moedi_shape_elements(p->shape, p->rank);
+        }
+    }
+    return MOED_OK;
+}
+
+/* One tensor between the model's host memory and the device, through a host copy where the dtypes differ. */
+static moed_status move_tensor(moedi_transformer *t, size_t param, int up)
+{
+    const moed_tensor *x = &t->model->tensors[param];
+    const int64_t count = moedi_shape_elements(x->shape, x->rank);
+    const size_t bytes = (size_t)count * t->item;
+    const moed_backend *b = t->engine.table;
+    if (x->dtype == t->engine.info.dtype) {
+        return up ? b->upload(t->engine.self, t->weight[param], x->data, bytes)
+                  : b->download(t->engine.self, x->data, t->weight[param], bytes);
+    }
+    void *copy = NULL;
+    moed_status status;
+    MOEDI_TRY(moedi_alloc(t->engine.context, bytes, &copy));
+    if (up) {
+        moedi_convert(copy, t->engine.info.dtype, x->data, x->dtype, count);
+        MOEDI_GO(b->upload(t->engine.self, t->weight[param], copy, bytes));
+        MOEDI_GO(b->synchronize(t->engine.self));
+    } else {
+        MOEDI_GO(b->download(t->engine.self, copy, t->weight[param], bytes));
+        moedi_convert(x->data, x->dtype, copy, t->engine.info.dtype, count);
+    }
+    status = MOED_OK;
+out:
+    moedi_free(t->engine.context, copy);
+    return status;
+}
+
+static moed_status move_weights(moedi_transformer *t, int up)
+{
+    for (size_t i = 0; i < t->group_count; i++) {
+        const moedi_group *g = &t->groups[i];
+        for (size_t j = g->first; g->owned && j < g->first + g->count; j++) {
+            MOEDI_TRY(move_tensor(t, t->order[j], up));
+        }
+    }
+    return t->engine.table->synchronize(t->engine.self);
+}
+
+moed_status moedi_transformer_load(moedi_transformer *t)
+{
+    return move_weights(t, 1);
+}
+
+moed_status moedi_transformer_store(moedi_transformer *t)
+{
+    return move_weights(t, 0);
+}
+
+/* ---- create, destroy ---- */
+
+/* cosine and sine of position * theta^(-2 i / head_dim), made in double. */
+static moed_status upload_rope(moedi_transformer *t)
+{
+    const moedi_config *c = t->config;
+    const int64_t half = c->head_dim / 2, count = t->length * half;
+    double *wide = NULL;
+    void *narrow = NULL;
+    moed_status status;
+    MOEDI_GO(MOEDI_NEW(t->engine.context, 2 * count, &wide));
+    MOEDI_GO(moedi_alloc(t->engine.context, 2 * (size_t)count * t->item, &narrow));
+    for (int64_t p = 0; p < t->length; p++) {
+        for (int64_t i = 0; i < half; i++) {
+            const double angle = (double)p * pow(c->rope_theta, -2.0 * (double)i / (double)c->head_dim);
+            wide[p * half + i] = cos(angle);
+            wide[count + p * half + i] = sin(angle);
+        }
+    }
+    moedi_from_double(narrow, t->engine.info.dtype, wide, 2 * count);
+    MOEDI_GO(t->engine.table->upload(t->engine.self, t->cosine, narrow, (size_t)count * t->item));
+    MOEDI_GO(t->engine.table->upload(t->engine.self, t->sine, moedi_at(t, narrow, count),
+                                     (size_t)count * t->item));
+    MOEDI_GO(t->engine.table->synchronize(t->engine.self));
+out:
+    moedi_free(t->engine.context, wide);
+    moedi_free(t->engine.context, narrow);
+    return status;
+}
+
+/* Host memory: the parameter tables and what goes up and down each pass. */
+static moed_status allocate_host(moedi_transformer *t, const uint8_t *trained)
+{
+    const moed_context *c = t->engine.context;
+    const size_t count = t->layout->count;
+    t->group_count = count_groups(t->layout);
+    MOEDI_TRY(MOEDI_NEW(c, count, &t->order));
+    MOEDI_TRY(MOEDI_NEW(c, t->group_count, &t->groups));
+    MOEDI_TRY(MOEDI_NEW(c, count, &t->weight));
+    MOEDI_TRY(MOEDI_NEW(c, count, &t->gradient));
+    MOEDI_TRY(MOEDI_NEW(c, t->config->layers, &t->layers));
+    MOEDI_TRY(MOEDI_NEW(c, 2 * t->rows * t->length, &t->host_ids));
+    MOEDI_TRY(MOEDI_NEW(c, t->config->layers * (t->config->experts + 1), &t->host_offsets));
+    for (size_t i = 0; i < count; i++) t->gradient[i] = -1;
+    walk w = {.layout = t->layout, .trained = trained, .item = t->item, .order = t->order};
+    MOEDI_TRY(walk_layout(&w, t->groups));
+    t->gradient_count = t->train ? w.gradient : 0;
+    t->lowest = w.lowest;
+    return MOED_OK;
+}
+
+static moed_status allocate_device(moedi_transformer *t)
+{
+    const moed_backend *b = t->engine.table;
+    MOEDI_TRY(place_weights(t));
+    if (t->gradient_count) {
+        const size_t bytes = (size_t)t->gradient_count * t->item;
+        MOEDI_TRY(b->alloc(t->engine.self, bytes, &t->own_gradients));
+        MOEDI_TRY(b->zero(t->engine.self, t->own_gradients, bytes));
+        t->gradients = t->own_gradients;
+    }
+    arena a = {0};
+    plan(&a, t);
+    if (a.overflow) {
+        return moedi_fail(MOED_E_RANGE, "%lld rows of %lld tokens do not fit in any memory",
+                          (long long)t->rows, (long long)t->length);
+    }
+    MOEDI_TRY(b->alloc(t->engine.self, (size_t)a.peak, &t->arena));
+    a = (arena){.base = t->arena};
+    plan(&a, t);
+    return MOED_OK;
+}
+
+moed_status moedi_transformer_create(moedi_transformer **out, const moed_model *m, int64_t rows,
+                                     int64_t length, uint32_t flags, const uint8_t *trained)
+{
+    moedi_transformer *t = NULL;
+    moed_status status;
+    MOEDI_TRY(check_sizes(m->layout, rows, length));
+    MOEDI_TRY(moedi_model_check_resident(m));
+    MOEDI_TRY(MOEDI_NEW(m->context, 1, &t));
+    t->model = moedi_model_retain(m);
+    t->layout = m->layout, t->config = &m->layout->config;
+    t->rows = rows, t->length = length;
+    t->train = (flags & MOEDI_TRANSFORMER_TRAIN) != 0;
+    MOEDI_GO(moedi_engine_open(&t->engine, m->context));
+    t->item = t->engine.item;
+    MOEDI_GO(allocate_host(t, trained));
+    MOEDI_GO(allocate_device(t));
+    for (size_t i = 0; trained && i < t->layout->count; i++) {
+        if (!trained[i]) t->gradient[i] = -1;
+    }
+    MOEDI_GO(upload_rope(t));
+    MOEDI_GO(moedi_transformer_load(t));
+    *out = t;
+    return MOED_OK;
+out:
+    moedi_transformer_destroy(t);
+    return status;
+}
+
+void moedi_transformer_destroy(moedi_transformer *t)
+{
+    if (!t) return;
+    moed_model *m = t->model;
+    const moed_context *c = m->context;
+    if (t->engine.table) {
+        t->engine.table->free(t->engine.self, t->arena);
+        t->engine.table->free(t->engine.self, t->own_gradients);
+        t->engine.table->free(t->engine.self, t->own_weights);
+    }
+    moedi_free(c, t->order);
+    moedi_free(c, t->groups);
+    moedi_free(c, t->weight);
+    moedi_free(c, t->gradient);
+    moedi_free(c, t->layers);
+    moedi_free(c, t->host_ids);
+    moedi_free(c, t->host_offsets);
+    if (t->engine.table) moedi_engine_close(&t->engine);
+    moedi_free(c, t);
+    moed_model_destroy(m);
+}
+
+/* ---- what others see ---- */
+
+moedi_engine *moedi_transformer_engine(moedi_transformer *t)
+{
+    return &t->engine;
+}
+
+const moedi_config *moedi_transformer_config(const moedi_transformer *t)
+{
+    return t->config;
+}
+
+void moedi_transformer_replay(moedi_transformer *t, int replay)
+{
+    t->replay = replay;
+}
+
+void *moedi_transformer_weight(moedi_transformer *t, size_t param)
+{
+    return t->weight[param];
+}
+
+void *moedi_transformer_gradient(moedi_transformer *t, size_t param)
+{
+    return t->gradient[param] < 0 ? NULL : moedi_at(t, t->gradients, t->gradient[param]);
+}
+
+void *moedi_transformer_gradients(moedi_transformer *t, int64_t *count)
+{
+    if (count) *count = t->gradient_count;
+    return t->gradients;
+}
+
+void moedi_transformer_set_gradients(moedi_transformer *t, void *block)
+{
+    t->gradients = block;
+}

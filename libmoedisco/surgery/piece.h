@@ -1,0 +1,68 @@
+/* surgery/piece.h - executes pieces: one engine for tensors in memory and models on disk, whole tensors and shards. */
+#ifndef MOEDI_PIECE_H
+#define MOEDI_PIECE_H
+
+#include "model/model.h"
+
+/* Where the numbers of one (source, parameter) are. */
+typedef struct moedi_piece_source {
+    int32_t dtype, rank;
+    const int64_t *shape;
+    const void *data;              /* contiguous host memory; NULL: read through model */
+    const moed_model *model;
+    size_t param;
+} moedi_piece_source;
+
+/* Says where they are, or refuses numbers that do not exist. */
+typedef moed_status (*moedi_piece_resolve_fn)(void *user, int32_t source, int64_t param, moedi_piece_source *out);
+/* The parameter of a model as a source. */
+moed_status moedi_piece_source_model(const moed_model *m, int64_t param, moedi_piece_source *out);
+
+/* What is to be made: a whole tensor, or with `shard` the stretch of it that is at hand. */
+typedef struct moedi_plan_request {
+    const moed_context *context;
+    const moed_piece *pieces;
+    size_t count;
+    const char *name;              /* of the tensor, for errors; NULL = it has none */
+    int32_t dtype, rank;
+    const int64_t *shape;          /* of the whole tensor */
+    const moed_shard *shard;       /* nullable */
+    moedi_piece_resolve_fn resolve;
+    void *user;
+    int measure;                   /* 1: take the sums of squares below */
+} moedi_plan_request;
+
+/* Pieces that were checked, ready to be executed. */
+typedef struct moedi_plan {
+    const moed_context *context;
+    int32_t dtype;
+    int measure;
+    int64_t elements;              /* at hand: of the shard when there is one */
+    int64_t length, inner;         /* the whole tensor as (outer, length, inner) around the pieces' axis */
+    struct { int64_t start, count, whole; } part; /* the shard's stretch of every row of `whole` elements */
+    struct moedi_plan_piece *bases;  /* COPY and DRAW: they tile [0, length) in ascending order */
+    struct moedi_plan_piece *deltas;
+    size_t base_count, delta_count;
+    double moved;                  /* out: sum over all DELTAs of (source - reference)^2 */
+    double original;               /* out: sum of squares of what the COPYs brought, where there are DELTAs */
+} moedi_plan;
+
+/* Checks everything: ranges, axes, ranks, shapes, types, tiling. Nothing was written when it refuses. */
+moed_status moedi_plan_create(moedi_plan *out, const moedi_plan_request *request);
+void moedi_plan_destroy(moedi_plan *plan);
+/* Makes elements [first, first + count) of what is at hand. The same bits for any number of threads and any way of cutting. */
+moed_status moedi_plan_fill(moedi_plan *plan, int64_t first, int64_t count, void *out);
+
+/* A list of pieces being written for a caller: counts all, keeps what there is room for. */
+typedef struct moedi_piece_list {
+    moed_piece *pieces;
+    size_t capacity, count;
+} moedi_piece_list;
+/* Adds a piece; one that goes on where the last ended joins it. */
+void moedi_piece_add(moedi_piece_list *list, const moed_piece *piece);
+/* The whole tensor (count along axis 0) as a COPY of a source's parameter. */
+moed_piece moedi_piece_copy(int32_t source, size_t param, int64_t count);
+/* Indices of the whole tensor along axis 0: 1 for a single number. */
+int64_t moedi_piece_whole(const moed_param *p);
+
+#endif

@@ -1,0 +1,435 @@
+/* surgery/split.c - one MoE model into submodels: assignment, layouts, pieces. */
+#include "surgery/split.h"
+
+#include <string.h>
+
+#include "core/options.h"
+#include "surgery/assemble.h"
+
+int moedi_split_is_stack(const moed_param *p)
+{
+    return p->expert_axis >= 0;
+}
+
+/* ---- the assignment ---- */
+
+static int32_t *list_of(const moed_split *s, int32_t part, int32_t layer)
+{
+    return s->experts[(int64_t)part * s->layout->layers + layer];
+}
+
+static int32_t count_of(const moed_split *s, int32_t part, int32_t layer)
+{
+    return s->counts[(int64_t)part * s->layout->layers + layer];
+}
+
+static moed_status set_list(moed_split *s, int32_t part, int32_t layer, const int32_t *experts, int32_t count)
+{
+    int64_t at = (int64_t)part * s->layout->layers + layer;
+    int32_t *list = NULL;
+    MOEDI_TRY(MOEDI_NEW(s->context, count, &list));
+    memcpy(list, experts, (size_t)count * sizeof *list);
+    moedi_free(s->context, s->experts[at]);
+    s->experts[at] = list, s->counts[at] = count;
+    return MOED_OK;
+}
+
+/* Experts k, k + parts, ... of every layer to part k. */
+static moed_status assign_in_turn(moed_split *s)
+{
+    int32_t *list = NULL, most = 0;
+    moed_status status = MOED_OK;
+    const moed_layout *l = s->layout;
+    for (int32_t layer = 0; layer < l->layers; layer++)
+        if (l->experts[layer] > most) most = l->experts[layer];
+    MOEDI_TRY(MOEDI_NEW(s->context, most, &list));
+    for (int32_t part = 0; part < s->parts; part++)
+        for (int32_t layer = 0; layer < l->layers; layer++) {
+            int32_t count = 0;
+            for (int64_t e = part; e < l->experts[layer]; e += s->parts) list[count++] = (int32_t)e;
+            if (count) MOEDI_GO(set_list(s, part, layer, list, count));
+        }
+out:
+    moedi_free(s->context, list);
+    return status;
+}
+
+moed_status moed_split_create(moed_split **out, const moed_layout *l, const moed_split_options *options)
+{
+    moedi_clear_error();
+    MOEDI_REQUIRE(out && l, "out or the layout is NULL");
+    moed_split_options o = {0};
+    moed_split *s = NULL;
+    moed_status status = MOED_OK;
+    int32_t most = 0;
+    MOEDI_TRY(moedi_context_check(l->context));
+    MOEDI_TRY(moedi_options_read(MOED_STRUCT_SPLIT_OPTIONS, options, &o));
+    for (int32_t layer = 0; layer < l->layers; layer++)
+        if (l->experts[layer] > most) most = l->experts[layer];
+    if (most == 0) return moedi_fail(MOED_E_ARGUMENT, "the layout has no layer with experts to split");
+    if (o.parts < 0) return moedi_fail(MOED_E_RANGE, "%d parts asked for", o.parts);
+    int32_t parts = o.parts ? o.parts : most;
+    for (int32_t layer = 0; layer < l->layers; layer++)
+        if (l->experts[layer] && l->experts[layer] < parts)
+            return moedi_fail(MOED_E_ARGUMENT, "layer %d has %d experts, too few for %d parts", layer, l->experts[layer], parts);
+    MOEDI_TRY(MOEDI_NEW(l->context, 1, &s));
+    atomic_init(&s->references, 1);
+    s->context = moedi_context_retain(l->context);
+    s->layout = moedi_layout_retain(l);
+    s->parts = parts;
+    MOEDI_GO(MOEDI_NEW(s->context, (int64_t)parts * l->layers, &s->experts));
+    MOEDI_GO(MOEDI_NEW(s->context, (int64_t)parts * l->layers, &s->counts));
+    MOEDI_GO(MOEDI_NEW(s->context, parts, &s->made));
+    MOEDI_GO(assign_in_turn(s));
+    *out = s;
+    return MOED_OK;
+out:
+    moed_split_destroy(s);
+    return status;
+}
+
+moed_split *moedi_split_retain(const moed_split *s)
+{
+    moed_split *own = (moed_split *)s;
+    atomic_fetch_add(&own->references, 1);
+    return own;
+}
+
+void moed_split_destroy(moed_split *s)
+{
+    if (!s || atomic_fetch_sub(&s->references, 1) != 1) return;
+    moed_context *c = s->context;
+    for (int64_t i = 0; s->experts && i < (int64_t)s->parts * s->layout->layers; i++) moedi_free(c, s->experts[i]);
+    for (int32_t part = 0; s->made && part < s->parts; part++) {
+        moed_layout_destroy(s->made[part].layout);
+        moedi_free(c, s->made[part].base);
+        moedi_free(c, s->made[part].own);
+    }
+    moedi_free(c, s->experts);
+    moedi_free(c, s->counts);
+    moedi_free(c, s->made);
+    moed_layout_destroy(s->layout);
+    moedi_free(c, s);
+    moedi_context_release(c);
+}
+
+static moed_status check_part(const moed_split *s, int32_t part)
+{
+    if (part >= 0 && part < s->parts) return MOED_OK;
+    return moedi_fail(MOED_E_RANGE, "part %d of %d asked for", part, s->parts);
+}
+
+static moed_status check_list(const moed_split *s, int32_t part, int32_t layer, const int32_t *experts, int32_t count)
+{
+    for (int32_t i = 0; i < count; i++) {
+        if (experts[i] < 0 || experts[i] >= s->layout->experts[layer])
+            return moedi_fail(MOED_E_RANGE, "part %d: expert %d of %d asked for in layer %d", part, experts[i], s->layout->experts[layer],
+                              layer);
+        for (int32_t j = 0; j < i; j++)
+            if (experts[j] == experts[i])
+                return moedi_fail(MOED_E_ARGUMENT, "part %d: expert %d is listed twice for layer %d", part, experts[i], layer);
+    }
+    return MOED_OK;
+}
+
+moed_status moed_split_assign(moed_split *s, int32_t part, int32_t layer, const int32_t *experts, int32_t count)
+{
+    moedi_clear_error();
+    MOEDI_REQUIRE(s && experts, "the split or experts is NULL");
+    MOEDI_REQUIRE(count > 0, "no experts are listed");
+    MOEDI_TRY(moedi_context_check(s->context));
+    MOEDI_TRY(check_part(s, part));
+    if (s->used) return moedi_fail(MOED_E_STATE, "the split is in use: assign experts before its layouts, pieces or models are asked for");
+    if (layer < -1 || layer >= s->layout->layers)
+        return moedi_fail(MOED_E_RANGE, "layer %d of %d asked for", layer, s->layout->layers);
+    if (layer >= 0 && !s->layout->experts[layer]) return moedi_fail(MOED_E_ARGUMENT, "layer %d has no experts", layer);
+    int32_t first = layer < 0 ? 0 : layer, last = layer < 0 ? s->layout->layers - 1 : layer;
+    for (int32_t l = first; l <= last; l++)
+        if (s->layout->experts[l]) MOEDI_TRY(check_list(s, part, l, experts, count));
+    for (int32_t l = first; l <= last; l++)
+        if (s->layout->experts[l]) MOEDI_TRY(set_list(s, part, l, experts, count));
+    return MOED_OK;
+}
+
+moed_status moed_split_experts(const moed_split *s, int32_t part, int32_t layer, int32_t *experts, int32_t capacity, int32_t *count)
+{
+    moedi_clear_error();
+    MOEDI_REQUIRE(s && count, "the split or count is NULL");
+    MOEDI_REQUIRE(experts || capacity == 0, "experts is NULL and capacity is not 0");
+    MOEDI_TRY(moedi_context_check(s->context));
+    MOEDI_TRY(check_part(s, part));
+    if (layer < 0 || layer >= s->layout->layers)
+        return moedi_fail(MOED_E_RANGE, "layer %d of %d asked for", layer, s->layout->layers);
+    int32_t there = count_of(s, part, layer);
+    for (int32_t i = 0; i < there && i < capacity; i++) experts[i] = list_of(s, part, layer)[i];
+    *count = there;
+    return MOED_OK;
+}
+
+void moedi_split_owner(const moed_split *s, int32_t layer, int32_t expert, int32_t *part, int32_t *slot)
+{
+    *part = *slot = -1;
+    for (int32_t k = 0; k < s->parts; k++)
+        for (int32_t j = 0; j < count_of(s, k, layer); j++)
+            if (list_of(s, k, layer)[j] == expert) {
+                *part = k, *slot = j;
+                return;
+            }
+}
+
+static moed_status check_layer(const moed_split *s, int32_t layer, int32_t *owner)
+{
+    for (int32_t e = 0; e < s->layout->experts[layer]; e++) owner[e] = -1;
+    for (int32_t part = 0; part < s->parts; part++) {
+        if (count_of(s, part, layer) != count_of(s, 0, layer))
+            return moedi_fail(MOED_E_ARGUMENT, "layer %d: part %d holds %d experts and part 0 holds %d; every part holds the same number",
+                              layer, part, count_of(s, part, layer), count_of(s, 0, layer));
+        for (int32_t j = 0; j < count_of(s, part, layer); j++) {
+            int32_t e = list_of(s, part, layer)[j];
+            if (owner[e] >= 0)
+                return moedi_fail(MOED_E_ARGUMENT, "layer %d: expert %d is given to part %d and to part %d", layer, e, owner[e], part);
+            owner[e] = part;
+        }
+    }
+    return MOED_OK;
+}
+
+moed_status moedi_split_use(moed_split *s)
+{
+    const moed_layout *l = s->layout;
+    moed_status status = MOED_OK;
+    int32_t *owner = NULL, most = 0, first = -1;
+    if (s->used) return MOED_OK;
+    for (int32_t layer = 0; layer < l->layers; layer++)
+        if (l->experts[layer] > most) most = l->experts[layer];
+    MOEDI_TRY(MOEDI_NEW(s->context, most, &owner));
+    for (int32_t layer = 0; layer < l->layers; layer++) {
+        if (!l->experts[layer]) continue;
+        MOEDI_GO(check_layer(s, layer, owner));
+        if (first < 0) first = layer;
+        if (l->family && count_of(s, 0, layer) != count_of(s, 0, first)) {
+            status = moedi_fail(MOED_E_ARGUMENT, "layer %d: parts hold %d experts, and %d of layer %d; a %s model has the same number in "
+                                "every layer", layer, count_of(s, 0, layer), count_of(s, 0, first), first, l->family->name);
+            goto out;
+        }
+    }
+    s->used = 1;
+out:
+    moedi_free(s->context, owner);
+    return status;
+}
+
+/* ---- layouts of the parts ---- */
+
+moed_status moedi_split_provenance(const moed_split *s, int32_t part, const char *base, json_t **out)
+{
+    int64_t at = (int64_t)part * s->layout->layers;
+    return moedi_provenance_create(out, part, s->parts, s->layout->layers, s->experts + at, s->counts + at, base);
+}
+
+/* By hand: the base's parameters without the experts of others; stacks get shorter, own tensors keep their names. */
+static moed_status hand_layout(const moed_split *s, int32_t part, moed_layout **out)
+{
+    const moed_layout *l = s->layout;
+    moed_param *params = NULL;
+    size_t count = 0;
+    MOEDI_TRY(MOEDI_NEW(s->context, l->count, &params));
+    for (size_t i = 0; i < l->count; i++) {
+        moed_param p = l->params[i];
+        if (moedi_split_is_stack(&p)) p.shape[p.expert_axis] = count_of(s, part, p.layer);
+        if (p.expert >= 0) {
+            int32_t owner = -1, slot = -1;
+            moedi_split_owner(s, p.layer, p.expert, &owner, &slot);
+            if (owner != part) continue;
+            p.expert = slot;
+        }
+        params[count++] = p;
+    }
+    moed_status status = moedi_layout_build(out, s->context, params, count);
+    moedi_free(s->context, params);
+    return status;
+}
+
+/* In a family's layout the n-th parameter of one expert is to it what the n-th of another is to that one. */
+static int64_t expert_parameter(const moed_layout *l, int32_t layer, int32_t expert, size_t nth)
+{
+    for (size_t i = 0; i < l->count; i++)
+        if (l->params[i].layer == layer && l->params[i].expert == expert && nth-- == 0) return (int64_t)i;
+    return -1;
+}
+
+static size_t rank_in_expert(const moed_layout *l, size_t param)
+{
+    const moed_param *p = &l->params[param];
+    size_t n = 0;
+    for (size_t i = 0; i < param; i++) n += l->params[i].layer == p->layer && l->params[i].expert == p->expert;
+    return n;
+}
+
+static moed_status map_parameters(const moed_split *s, int32_t part, moedi_part *made)
+{
+    const moed_layout *l = s->layout;
+    MOEDI_TRY(MOEDI_NEW(s->context, made->layout->count, &made->base));
+    MOEDI_TRY(MOEDI_NEW(s->context, l->count, &made->own));
+    for (size_t i = 0; i < l->count; i++) made->own[i] = SIZE_MAX;
+    for (size_t i = 0; i < made->layout->count; i++) {
+        const moed_param *p = &made->layout->params[i];
+        int64_t base = l->family && p->expert >= 0
+                           ? expert_parameter(l, p->layer, list_of(s, part, p->layer)[p->expert], rank_in_expert(made->layout, i))
+                           : moedi_layout_find(l, p->name);
+        if (base < 0) return moedi_fail(MOED_E_INTERNAL, "tensor \"%s\" of part %d has no counterpart in the base", p->name, part);
+        made->base[i] = (size_t)base;
+        made->own[base] = i;
+    }
+    return MOED_OK;
+}
+
+/* The layout of a part that says which base (nullable) it is of. */
+static moed_status stamped_layout(const moed_split *s, int32_t part, const char *digest, moed_layout **out)
+{
+    json_t *provenance = NULL;
+    moed_layout *l = NULL;
+    moed_status status = MOED_OK;
+    int32_t layer = 0;
+    while (!s->layout->experts[layer]) layer++;
+    MOEDI_TRY(moedi_split_provenance(s, part, digest, &provenance));
+    if (s->layout->family) {
+        MOEDI_GO(moedi_layout_with_experts(&l, s->layout, count_of(s, part, layer), provenance));
+    } else {
+        MOEDI_GO(hand_layout(s, part, &l));
+        MOEDI_GO(moedi_provenance_attach(l, provenance));
+    }
+    *out = l;
+    l = NULL;
+out:
+    moed_layout_destroy(l);
+    json_decref(provenance);
+    return status;
+}
+
+/* Replaces a part's layout by one whose tensors have the dtypes they have in a base. */
+static moed_status take_dtypes(moed_layout **layout, const moed_layout *base, const size_t *map)
+{
+    moed_layout *l = *layout, *typed = NULL;
+    moed_dtype *dtypes = NULL;
+    MOEDI_TRY(MOEDI_NEW(l->context, l->count, &dtypes));
+    for (size_t i = 0; i < l->count; i++) dtypes[i] = base->params[map[i]].dtype;
+    moed_status status = moedi_layout_with_dtypes(&typed, l, dtypes);
+    moedi_free(l->context, dtypes);
+    if (status != MOED_OK) return status;
+    moed_layout_destroy(l);
+    *layout = typed;
+    return MOED_OK;
+}
+
+moed_status moedi_split_part(moed_split *s, int32_t part, const moedi_part **out)
+{
+    MOEDI_TRY(check_part(s, part));
+    MOEDI_TRY(moedi_split_use(s));
+    moedi_part *made = &s->made[part], fresh = {0};
+    moed_status status = MOED_OK;
+    if (!made->layout) {
+        MOEDI_GO(stamped_layout(s, part, NULL, &fresh.layout));
+        MOEDI_GO(map_parameters(s, part, &fresh));
+        MOEDI_GO(take_dtypes(&fresh.layout, s->layout, fresh.base));
+        *made = fresh;
+    }
+    *out = made;
+    return MOED_OK;
+out:
+    moed_layout_destroy(fresh.layout);
+    moedi_free(s->context, fresh.base);
+    moedi_free(s->context, fresh.own);
+    return status;
+}
+
+const moed_layout *moed_split_layout(moed_split *s, int32_t part)
+{
+    const moedi_part *made = NULL;
+    moedi_clear_error();
+    if (!s) {
+        moedi_fail(MOED_E_ARGUMENT, "%s: the split is NULL", __func__);
+        return NULL;
+    }
+    if (moedi_context_check(s->context) != MOED_OK || moedi_split_part(s, part, &made) != MOED_OK) return NULL;
+    return made->layout;
+}
+
+/* ---- pieces and models ---- */
+
+static moed_status list_pieces(const moed_split *s, int32_t part, const moedi_part *made, size_t param, moedi_piece_list *list)
+{
+    size_t base = made->base[param];
+    const moed_param *p = &s->layout->params[base];
+    moed_piece piece = moedi_piece_copy(0, base, moedi_piece_whole(p));
+    if (!moedi_split_is_stack(p)) {
+        moedi_piece_add(list, &piece);
+        return MOED_OK;
+    }
+    for (int32_t j = 0; j < count_of(s, part, p->layer); j++) {
+        piece.axis = p->expert_axis;
+        piece.from = list_of(s, part, p->layer)[j];
+        piece.at = j, piece.count = 1;
+        moedi_piece_add(list, &piece);
+    }
+    return MOED_OK;
+}
+
+moed_status moed_split_pieces(moed_split *s, int32_t part, size_t param, moed_piece *pieces, size_t capacity, size_t *count)
+{
+    moedi_clear_error();
+    MOEDI_REQUIRE(s && count, "the split or count is NULL");
+    MOEDI_REQUIRE(pieces || capacity == 0, "pieces is NULL and capacity is not 0");
+    MOEDI_TRY(moedi_context_check(s->context));
+    const moedi_part *made = NULL;
+    moedi_piece_list list = {.pieces = pieces, .capacity = capacity};
+    MOEDI_TRY(moedi_split_part(s, part, &made));
+    if (param >= made->layout->count)
+        return moedi_fail(MOED_E_RANGE, "parameter %zu of a layout of %zu asked for", param, made->layout->count);
+    MOEDI_TRY(list_pieces(s, part, made, param, &list));
+    *count = list.count;
+    return MOED_OK;
+}
+
+typedef struct build {
+    const moed_split *split;
+    const moedi_part *made;
+    const moed_model *base;
+    int32_t part;
+} build;
+
+static moed_status build_pieces(void *user, size_t param, moedi_piece_list *list)
+{
+    const build *b = user;
+    return list_pieces(b->split, b->part, b->made, param, list);
+}
+
+static moed_status build_resolve(void *user, int32_t source, int64_t param, moedi_piece_source *out)
+{
+    (void)source;
+    return moedi_piece_source_model(((const build *)user)->base, param, out);
+}
+
+moed_status moed_split_build(moed_model **out, moed_split *s, int32_t part, const moed_model *base, const char *dir,
+                             const moed_cancel *cancel)
+{
+    moedi_clear_error();
+    MOEDI_REQUIRE(s && base, "the split or the base is NULL");
+    MOEDI_REQUIRE(out || dir, "out is NULL and no directory is given");
+    MOEDI_REQUIRE(!dir || dir[0], "the directory's name is empty");
+    MOEDI_TRY(moedi_context_check(s->context));
+    moed_layout *layout = NULL;
+    moed_status status = MOED_OK;
+    char digest[33];
+    build b = {.split = s, .base = base, .part = part};
+    MOEDI_TRY(moedi_split_part(s, part, &b.made));
+    MOEDI_TRY(moedi_layout_equal(s->layout, base->layout, 1));
+    MOEDI_TRY(moedi_provenance_digest(base, digest));
+    MOEDI_TRY(stamped_layout(s, part, digest, &layout));
+    MOEDI_GO(take_dtypes(&layout, base->layout, b.made->base));
+    moedi_surgery surgery = {.layout = layout, .pieces = build_pieces, .resolve = build_resolve, .user = &b};
+    MOEDI_GO(moedi_assemble(out, &surgery, dir, cancel));
+out:
+    moed_layout_destroy(layout);
+    return status;
+}

@@ -1,0 +1,84 @@
+/* train/accumulate.c - pairwise sums by the carries of a binary counter: log2(shards) blocks instead of one per shard. */
+#include "accumulate.h"
+
+#include <string.h>
+
+int32_t moedi_accumulator_extra(int64_t shards)
+{
+    int32_t extra = 0;
+    while (shards > 1) shards >>= 1, extra++;
+    return extra;
+}
+
+moed_status moedi_accumulator_create(moedi_accumulator *out, moedi_transformer *t, int64_t shards)
+{
+    moedi_accumulator a;
+    memset(&a, 0, sizeof a);
+    a.transformer = t;
+    a.blocks[0] = moedi_transformer_gradients(t, &a.reals);
+    const moedi_engine *e = moedi_transformer_engine(t);
+    const int32_t count = 1 + moedi_accumulator_extra(shards);
+    for (a.block_count = 1; a.block_count < count; a.block_count++) {
+        const moed_status status = e->table->alloc(e->self, (size_t)a.reals * e->item, &a.blocks[a.block_count]);
+        if (status != MOED_OK) {
+            moedi_accumulator_destroy(&a);
+            return status;
+        }
+    }
+    *out = a;
+    return moedi_accumulator_clear(out);
+}
+
+void moedi_accumulator_destroy(moedi_accumulator *a)
+{
+    if (!a->transformer) return;
+    const moedi_engine *e = moedi_transformer_engine(a->transformer);
+    moedi_transformer_set_gradients(a->transformer, a->blocks[0]);
+    for (int32_t i = 1; i < a->block_count; i++) e->table->free(e->self, a->blocks[i]);
+    memset(a, 0, sizeof *a);
+}
+
+moed_status moedi_accumulator_clear(moedi_accumulator *a)
+{
+    const moedi_engine *e = moedi_transformer_engine(a->transformer);
+    moedi_transformer_set_gradients(a->transformer, a->blocks[0]);
+    a->depth = 0, a->shards = 0;
+    return e->table->zero(e->self, a->blocks[0], (size_t)a->reals * e->item);
+}
+
+void moedi_accumulator_begin(moedi_accumulator *a)
+{
+    a->depth = 0, a->shards = 0;
+}
+
+moed_status moedi_accumulator_open(moedi_accumulator *a)
+{
+    const moedi_engine *e = moedi_transformer_engine(a->transformer);
+    moedi_transformer_set_gradients(a->transformer, a->blocks[a->depth]);
+    if (a->depth == 0) return MOED_OK;
+    return e->table->zero(e->self, a->blocks[a->depth], (size_t)a->reals * e->item);
+}
+
+/* The top subtree is added to the one below it. */
+static moed_status merge(moedi_accumulator *a)
+{
+    const moedi_engine *e = moedi_transformer_engine(a->transformer);
+    void *below = a->blocks[a->depth - 2];
+    const moed_op_add add = {.out = below, .a = below, .b = a->blocks[a->depth - 1], .count = a->reals};
+    a->depth--;
+    return e->table->add(e->self, &add);
+}
+
+moed_status moedi_accumulator_close(moedi_accumulator *a)
+{
+    a->depth++;
+    for (int64_t carry = a->shards++; carry & 1; carry >>= 1) MOEDI_TRY(merge(a));
+    return MOED_OK;
+}
+
+moed_status moedi_accumulator_finish(moedi_accumulator *a)
+{
+    while (a->depth > 1) MOEDI_TRY(merge(a));
+    moedi_transformer_set_gradients(a->transformer, a->blocks[0]);
+    return MOED_OK;
+}

@@ -1,0 +1,406 @@
+/* train/checkpoint.c - a run's state as a directory that is there whole or not at all. The manifest has every file's size and checksum;
+ * a checkpoint whose files do not match it is passed over for the one before. */
+#include "checkpoint.h"
+
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "manifest.h"
+#include "state.h"
+#include "util/file.h"
+#include "util/safetensors.h"
+
+enum { CHUNK = 1 << 17 }; /* numbers that pass through the host at a time */
+
+static const char *const parts[] = {"model/config.json", "model/model.safetensors", "optimizer.safetensors", "state.json"};
+enum { PARTS = sizeof parts / sizeof parts[0] };
+
+/* ---- names ---- */
+
+/* N of "step-N", -1 for any other name. */
+static int64_t step_of(const char *name)
+{
+    if (strncmp(name, "step-", 5) != 0 || name[5] < '0' || name[5] > '9' || (name[5] == '0' && name[6])) return -1;
+    char *end;
+    const long long step = strtoll(name + 5, &end, 10);
+    return *end == 0 && strlen(name) < 24 ? (int64_t)step : -1;
+}
+
+static moed_status root_path(const moed_trainer *t, char **out)
+{
+    return moedi_path_join(t->context, t->options.directory, "checkpoints", out);
+}
+
+static moed_status step_path(const moed_trainer *t, const char *root, int64_t step, char **out)
+{
+    char name[32];
+    snprintf(name, sizeof name, "step-%" PRId64, step);
+    return moedi_path_join(t->context, root, name, out);
+}
+
+static int newest_first(const void *a, const void *b)
+{
+    const int64_t x = *(const int64_t *)a, y = *(const int64_t *)b;
+    return x < y ? 1 : x > y ? -1 : 0;
+}
+
+/* Steps of the checkpoints in root, newest first; with `sweep` what a killed save left behind goes. steps: free with moedi_free. */
+static moed_status list_steps(const moed_trainer *t, const char *root, int sweep, int64_t **steps, size_t *count)
+{
+    const moed_context *c = t->context;
+    char **names = NULL;
+    size_t name_count = 0;
+    moed_status status = MOED_OK;
+    *steps = NULL, *count = 0;
+    if (!moedi_path_is_directory(root)) return MOED_OK;
+    MOEDI_TRY(moedi_directory_list(c, root, &names, &name_count));
+    MOEDI_GO(MOEDI_NEW(c, name_count, steps));
+    for (size_t i = 0; i < name_count; i++) {
+        const int64_t step = step_of(names[i]);
+        if (step >= 0) (*steps)[(*count)++] = step;
+        if (!sweep || strncmp(names[i], "step-", 5) != 0 || !strstr(names[i], ".tmp")) continue;
+        char *path = NULL;
+        MOEDI_GO(moedi_path_join(c, root, names[i], &path));
+        status = moedi_directory_remove(c, path);
+        moedi_free(c, path);
+        if (status != MOED_OK) goto out;
+    }
+    qsort(*steps, *count, sizeof **steps, newest_first);
+out:
+    for (size_t i = 0; i < name_count; i++) moedi_free(c, names[i]);
+    moedi_free(c, names);
+    if (status != MOED_OK) {
+        moedi_free(c, *steps);
+        *steps = NULL, *count = 0;
+    }
+    return status;
+}
+
+moed_status moedi_checkpoint_any(const moed_trainer *t, int *any)
+{
+    char *root = NULL;
+    int64_t *steps = NULL;
+    size_t count = 0;
+    MOEDI_TRY(root_path(t, &root));
+    const moed_status status = list_steps(t, root, 0, &steps, &count);
+    *any = count > 0;
+    moedi_free(t->context, steps);
+    moedi_free(t->context, root);
+    return status;
+}
+
+/* ---- writing ---- */
+
+static moed_status produce_weight(void *user, size_t param, int64_t first, int64_t count, void *out)
+{
+    const moed_trainer *t = user;
+    const moedi_engine *e = moedi_transformer_engine(t->transformer);
+    const char *weight = moedi_transformer_weight(t->transformer, param);
+    MOEDI_TRY(e->table->download(e->self, out, weight + (size_t)first * e->item, (size_t)count * e->item));
+    return e->table->synchronize(e->self);
+}
+
+/* The layout of the numbers as they are trained: a checkpoint loses no bit, whatever dtype the model came in. */
+static moed_status exact_layout(const moed_trainer *t, moed_layout **out)
+{
+    return moedi_layout_with_dtype(out, t->model->layout, t->context->backend_info.dtype);
+}
+
+static moed_status write_model(moed_trainer *t, const char *dir)
+{
+    moed_layout *exact = NULL;
+    char *path = NULL;
+    moed_status status = MOED_OK;
+    MOEDI_GO(moedi_path_join(t->context, dir, "model", &path));
+    MOEDI_GO(moedi_directory_make(path));
+    MOEDI_GO(exact_layout(t, &exact));
+    MOEDI_GO(moedi_model_write(t->context, exact, path, MOED_DTYPE_NONE, produce_weight, t, NULL));
+    MOEDI_GO(moedi_directory_sync(path));
+out:
+    moed_layout_destroy(exact);
+    moedi_free(t->context, path);
+    return status;
+}
+
+/* Entries m.NAME and v.NAME of every slice, names in one block. */
+static moed_status moment_entries(const moed_trainer *t, moedi_safetensors_entry **out, char **names)
+{
+    const moed_context *c = t->context;
+    const moed_layout *l = t->model->layout;
+    const moedi_optimizer *o = &t->optimizer;
+    moed_status status = MOED_OK;
+    moedi_safetensors_entry *entries = NULL;
+    size_t bytes = 0;
+    *names = NULL;
+    for (size_t i = 0; i < o->count; i++) bytes += 2 * (strlen(l->params[o->params[i]].name) + 3);
+    MOEDI_GO(MOEDI_NEW(c, 2 * o->count, &entries));
+    MOEDI_GO(MOEDI_NEW(c, bytes, names));
+    char *at = *names;
+    for (size_t i = 0; i < 2 * o->count; i++) {
+        const moed_param *p = &l->params[o->params[i / 2]];
+        const size_t size = strlen(p->name) + 3;
+        snprintf(at, size, "%c.%s", i % 2 ? 'v' : 'm', p->name);
+        entries[i].name = at;
+        entries[i].dtype = c->backend_info.dtype;
+        entries[i].rank = p->rank;
+        memcpy(entries[i].shape, p->shape, sizeof entries[i].shape);
+        at += size;
+    }
+    *out = entries;
+    return MOED_OK;
+out:
+    moedi_free(c, entries);
+    moedi_free(c, *names);
+    return status;
+}
+
+static void *moment_memory(const moed_trainer *t, size_t entry)
+{
+    const moed_op_slice *s = &t->optimizer.slices[entry / 2];
+    return entry % 2 ? s->v : s->m;
+}
+
+static moed_status write_moment(const moed_trainer *t, moedi_safetensors_writer *w, size_t entry, void *buffer)
+{
+    const moedi_engine *e = moedi_transformer_engine(t->transformer);
+    const char *from = moment_memory(t, entry);
+    const int64_t count = t->optimizer.slices[entry / 2].count;
+    for (int64_t at = 0; at < count; at += CHUNK) {
+        const size_t bytes = (size_t)(count - at < CHUNK ? count - at : CHUNK) * e->item;
+        MOEDI_TRY(e->table->download(e->self, buffer, from + (size_t)at * e->item, bytes));
+        MOEDI_TRY(e->table->synchronize(e->self));
+        MOEDI_TRY(moedi_safetensors_write(w, entry, at * (int64_t)e->item, buffer, bytes));
+    }
+    return MOED_OK;
+}
+
+static moed_status write_optimizer(const moed_trainer *t, const char *dir)
+{
+    const moed_context *c = t->context;
+    moed_status status = MOED_OK;
+    moedi_safetensors_entry *entries = NULL;
+    char *names = NULL, *path = NULL;
+    void *buffer = NULL;
+    moedi_safetensors_writer w;
+    memset(&w, 0, sizeof w);
+    MOEDI_TRY(moment_entries(t, &entries, &names));
+    MOEDI_GO(moedi_path_join(c, dir, "optimizer.safetensors", &path));
+    MOEDI_GO(moedi_alloc(c, CHUNK * moedi_transformer_engine(t->transformer)->item, &buffer));
+    MOEDI_GO(moedi_safetensors_create(&w, c, path, entries, 2 * t->optimizer.count, NULL));
+    for (size_t i = 0; i < 2 * t->optimizer.count; i++) MOEDI_GO(write_moment(t, &w, i, buffer));
+    MOEDI_GO(moedi_safetensors_commit(&w));
+out:
+    moedi_safetensors_abort(&w);
+    moedi_free(c, buffer);
+    moedi_free(c, path);
+    moedi_free(c, names);
+    moedi_free(c, entries);
+    return status;
+}
+
+static moed_status write_state(const moed_trainer *t, const char *dir)
+{
+    char *path = NULL;
+    json_t *state = moedi_state_make(t);
+    if (!state) return moedi_fail(MOED_E_MEMORY, "out of memory for the state of step %lld", (long long)t->step);
+    moed_status status = moedi_path_join(t->context, dir, "state.json", &path);
+    if (status == MOED_OK) status = moedi_json_write(t->context, state, path);
+    json_decref(state);
+    moedi_free(t->context, path);
+    return status;
+}
+
+/* Once the newest is durable: others beyond `keep` go, and those of later steps, left by a run that was since resumed from before. */
+static moed_status remove_old(const moed_trainer *t, const char *root)
+{
+    moed_status status = MOED_OK;
+    int64_t *steps = NULL, kept = 0;
+    size_t count = 0;
+    MOEDI_TRY(list_steps(t, root, 1, &steps, &count));
+    for (size_t i = 0; i < count; i++) {
+        if (steps[i] <= t->step && kept++ < t->options.keep) continue;
+        char *path = NULL;
+        MOEDI_GO(step_path(t, root, steps[i], &path));
+        status = moedi_directory_remove(t->context, path);
+        moedi_free(t->context, path);
+        if (status != MOED_OK) goto out;
+    }
+out:
+    moedi_free(t->context, steps);
+    return status;
+}
+
+moed_status moedi_checkpoint_save(moed_trainer *t)
+{
+    if (t->saved == t->step) return MOED_OK; /* nothing has changed since */
+    moed_status status = MOED_OK;
+    char *root = NULL, *path = NULL;
+    int64_t *steps = NULL;
+    size_t count = 0;
+    moedi_fresh_directory fresh;
+    memset(&fresh, 0, sizeof fresh);
+    MOEDI_GO(root_path(t, &root));
+    MOEDI_GO(moedi_directory_make(root));
+    MOEDI_GO(list_steps(t, root, 1, &steps, &count));
+    MOEDI_GO(step_path(t, root, t->step, &path));
+    MOEDI_GO(moedi_metrics_sync(&t->metrics));
+    MOEDI_GO(moedi_fresh_directory_begin(&fresh, t->context, path));
+    MOEDI_GO(write_model(t, fresh.temporary));
+    MOEDI_GO(write_optimizer(t, fresh.temporary));
+    MOEDI_GO(write_state(t, fresh.temporary));
+    MOEDI_GO(moedi_manifest_write(t->context, fresh.temporary, parts, PARTS));
+    MOEDI_GO(moedi_fresh_directory_commit(&fresh));
+    t->saved = t->step;
+    moedi_log(t->context, MOED_LOG_INFO, "%s: saved", path);
+    MOEDI_GO(remove_old(t, root));
+out:
+    moedi_fresh_directory_abort(&fresh);
+    moedi_free(t->context, steps);
+    moedi_free(t->context, path);
+    moedi_free(t->context, root);
+    return status;
+}
+
+/* ---- reading ---- */
+
+static moed_status read_model(moed_trainer *t, const char *dir, void *buffer)
+{
+    const moed_context *c = t->context;
+    const moedi_engine *e = moedi_transformer_engine(t->transformer);
+    moed_status status = MOED_OK;
+    moed_layout *exact = NULL;
+    moed_model *saved = NULL;
+    char *path = NULL;
+    MOEDI_GO(moedi_path_join(c, dir, "model", &path));
+    MOEDI_GO(exact_layout(t, &exact));
+    MOEDI_GO(moedi_model_open_as(&saved, t->context, exact, path, 1));
+    for (size_t i = 0; i < exact->count; i++) {
+        const int64_t count = moedi_param_elements(&exact->params[i]);
+        char *to = moedi_transformer_weight(t->transformer, i);
+        for (int64_t at = 0; at < count; at += CHUNK) {
+            const int64_t n = count - at < CHUNK ? count - at : CHUNK;
+            MOEDI_GO(moedi_model_read(saved, i, at, n, buffer));
+            MOEDI_GO(e->table->upload(e->self, to + (size_t)at * e->item, buffer, (size_t)n * e->item));
+            MOEDI_GO(e->table->synchronize(e->self));
+        }
+    }
+    MOEDI_GO(moedi_transformer_store(t->transformer));
+out:
+    moed_model_destroy(saved);
+    moed_layout_destroy(exact);
+    moedi_free(c, path);
+    return status;
+}
+
+static moed_status read_moment(moed_trainer *t, const moedi_safetensors *s, size_t entry, const moedi_safetensors_entry *wanted, void *buffer)
+{
+    const moedi_engine *e = moedi_transformer_engine(t->transformer);
+    const moedi_safetensors_entry *found = moedi_safetensors_find(s, wanted->name);
+    const int64_t count = t->optimizer.slices[entry / 2].count;
+    if (!found) return moedi_fail_file(MOED_E_MISMATCH, s->file.path, -1, "lacks %s", wanted->name);
+    if (found->dtype != wanted->dtype || found->elements != count)
+        return moedi_fail_file(MOED_E_MISMATCH, s->file.path, found->offset, "%s has %lld numbers of %s, not %lld of %s", wanted->name,
+                               (long long)found->elements, moed_dtype_name(found->dtype), (long long)count, moed_dtype_name(wanted->dtype));
+    char *to = moment_memory(t, entry);
+    for (int64_t at = 0; at < count; at += CHUNK) {
+        const size_t bytes = (size_t)(count - at < CHUNK ? count - at : CHUNK) * e->item;
+        MOEDI_TRY(moedi_safetensors_read(s, found, at * (int64_t)e->item, buffer, bytes));
+        MOEDI_TRY(e->table->upload(e->self, to + (size_t)at * e->item, buffer, bytes));
+        MOEDI_TRY(e->table->synchronize(e->self));
+    }
+    return MOED_OK;
+}
+
+static moed_status read_optimizer(moed_trainer *t, const char *dir, void *buffer)
+{
+    const moed_context *c = t->context;
+    moed_status status = MOED_OK;
+    moedi_safetensors_entry *entries = NULL;
+    char *names = NULL, *path = NULL;
+    int opened = 0;
+    moedi_safetensors s;
+    MOEDI_TRY(moment_entries(t, &entries, &names));
+    MOEDI_GO(moedi_path_join(c, dir, "optimizer.safetensors", &path));
+    MOEDI_GO(moedi_safetensors_open(&s, c, path));
+    opened = 1;
+    for (size_t i = 0; i < 2 * t->optimizer.count; i++) MOEDI_GO(read_moment(t, &s, i, &entries[i], buffer));
+out:
+    if (opened) moedi_safetensors_close(&s);
+    moedi_free(c, path);
+    moedi_free(c, names);
+    moedi_free(c, entries);
+    return status;
+}
+
+/* Compares first: a checkpoint of another run changes nothing. */
+static moed_status restore(moed_trainer *t, const char *dir)
+{
+    const moed_context *c = t->context;
+    moed_status status = MOED_OK;
+    char *path = NULL;
+    void *buffer = NULL;
+    json_t *state = NULL;
+    MOEDI_GO(moedi_path_join(c, dir, "state.json", &path));
+    MOEDI_GO(moedi_json_open(&state, c, path));
+    MOEDI_GO(moedi_state_compare(t, state, path));
+    MOEDI_GO(moedi_alloc(c, CHUNK * moedi_transformer_engine(t->transformer)->item, &buffer));
+    t->broken = 1;
+    MOEDI_GO(read_model(t, dir, buffer));
+    MOEDI_GO(read_optimizer(t, dir, buffer));
+    MOEDI_GO(moedi_state_restore(t, state, path));
+    t->broken = 0;
+    t->saved = t->step;
+    snprintf(t->resumed_from, sizeof t->resumed_from, "%s", dir);
+out:
+    json_decref(state);
+    moedi_free(c, buffer);
+    moedi_free(c, path);
+    return status;
+}
+
+/* Damage makes a checkpoint invalid; a lack of memory does not. */
+static int damaged(moed_status status)
+{
+    return status != MOED_OK && status != MOED_E_MEMORY && status != MOED_E_LIMIT;
+}
+
+/* dir of the newest checkpoint whose files match its manifest. */
+static moed_status find_valid(const moed_trainer *t, const char *root, char **dir)
+{
+    moed_status status = MOED_OK;
+    int64_t *steps = NULL;
+    size_t count = 0;
+    *dir = NULL;
+    MOEDI_TRY(list_steps(t, root, 0, &steps, &count));
+    for (size_t i = 0; i < count; i++) {
+        MOEDI_GO(step_path(t, root, steps[i], dir));
+        status = moedi_manifest_verify(t->context, *dir, parts, PARTS);
+        if (!damaged(status)) goto out;
+        moedi_log(t->context, MOED_LOG_WARNING, "passed over: %s", moed_last_error());
+        moedi_free(t->context, *dir);
+        *dir = NULL;
+    }
+    status = moedi_fail_file(MOED_E_NOT_FOUND, root, -1, count ? "none of %zu checkpoints is whole" : "there is no checkpoint", count);
+out:
+    moedi_free(t->context, steps);
+    if (status != MOED_OK) {
+        moedi_free(t->context, *dir);
+        *dir = NULL;
+    }
+    return status;
+}
+
+moed_status moedi_checkpoint_resume(moed_trainer *t)
+{
+    moed_status status = MOED_OK;
+    char *root = NULL, *dir = NULL;
+    MOEDI_GO(root_path(t, &root));
+    MOEDI_GO(find_valid(t, root, &dir));
+    MOEDI_GO(restore(t, dir));
+    MOEDI_GO(moedi_trainer_claim(t));
+out:
+    moedi_free(t->context, dir);
+    moedi_free(t->context, root);
+    return status;
+}

@@ -1,0 +1,273 @@
+/* train/evaluate.c - what a model makes of a corpus without being trained on it: held-out loss, and how its
+ * routers use experts. */
+#include "evaluate.h"
+
+#include <math.h>
+#include <time.h>
+
+#include "core/options.h"
+#include "moedisco/split.h"
+
+/* ---- rows of a corpus, every token once as a label ---- */
+
+typedef struct stream {
+    const moed_context *context;
+    moedi_sampler *sampler;
+    int32_t *tokens, *labels, *documents; /* (rows, length) */
+    int64_t rows, length;                 /* at a time */
+    int64_t row, all_rows;                /* next, and how many there are */
+    int64_t left;                         /* labels still wanted */
+} stream;
+
+static moed_status stream_open(stream *s, const moed_corpus *d, int64_t tokens, int64_t rows, int64_t length)
+{
+    *s = (stream){
+        .context = d->context, .rows = rows, .length = length, .left = tokens > 0 ? tokens : INT64_MAX};
+    MOEDI_TRY(moedi_sampler_create(&s->sampler, d, 0));
+    s->all_rows = moedi_sampler_evaluation_rows(s->sampler, length);
+    MOEDI_TRY(MOEDI_NEW(s->context, rows * length, &s->tokens));
+    MOEDI_TRY(MOEDI_NEW(s->context, rows * length, &s->labels));
+    return MOEDI_NEW(s->context, rows * length, &s->documents);
+}
+
+static void stream_close(stream *s)
+{
+    if (!s->context) return;
+    moedi_sampler_destroy(s->sampler);
+    moedi_free(s->context, s->tokens);
+    moedi_free(s->context, s->labels);
+    moedi_free(s->context, s->documents);
+}
+
+/* The next rows; labels [out] how many positions count, 0 at the end. Labels past the wanted number become
+ * -1. */
+static moed_status stream_next(stream *s, moed_batch *out, int64_t *labels)
+{
+    const int64_t rest = s->all_rows - s->row;
+    *labels = 0;
+    if (rest <= 0 || s->left <= 0) return MOED_OK;
+    *out = (moed_batch){.tokens = s->tokens,
+                        .labels = s->labels,
+                        .documents = s->documents,
+                        .rows = rest < s->rows ? rest : s->rows,
+                        .length = s->length};
+    MOEDI_TRY(moedi_sampler_evaluation(s->sampler, s->row, out->rows, s->length, s->tokens, s->labels,
+                                       s->documents));
+    s->row += out->rows;
+    for (int64_t i = 0; i < out->rows * s->length; i++) {
+        if (s->labels[i] < 0) continue;
+        if (s->left > 0) s->left--, ++*labels;
+        else s->labels[i] = -1;
+    }
+    return MOED_OK;
+}
+
+/* ---- loss ---- */
+
+static double now(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+/* Sums over batches, each weighted by its labels; loads by choices. */
+typedef struct tally {
+    moed_report report;
+    int64_t *choices;     /* (layers, experts) */
+    int64_t layers, experts;
+} tally;
+
+static void tally_add(tally *y, const moedi_transformer *t, const moedi_losses *l, int64_t labels)
+{
+    y->report.labels += labels;
+    y->report.loss += l->loss * (double)labels;
+    y->report.load_balance += l->load_balance * (double)labels;
+    y->report.z_loss += l->z_loss * (double)labels;
+    for (int32_t layer = 0; layer < y->layers; layer++) {
+        const int64_t *offsets = moedi_transformer_offsets(t, layer);
+        for (int64_t e = 0; e < y->experts; e++) {
+            y->choices[layer * y->experts + e] += offsets[e + 1] - offsets[e];
+        }
+    }
+}
+
+static moed_status tally_finish(tally *y, double seconds, moed_report *out)
+{
+    moed_report *r = &y->report;
+    const double labels = (double)r->labels;
+    if (!r->labels) return moedi_fail(MOED_E_ARGUMENT, "the corpus has no tokens to evaluate");
+    r->loss /= labels, r->load_balance /= labels, r->z_loss /= labels;
+    if (!isfinite(r->loss)) return moedi_fail(MOED_E_NUMERIC, "the held-out loss is %g", r->loss);
+    for (int64_t layer = 0; layer < y->layers; layer++) {
+        const int64_t *choices = y->choices + layer * y->experts;
+        double total = 0, largest = 0;
+        for (int64_t e = 0; e < y->experts; e++) {
+            total += (double)choices[e], largest = fmax(largest, (double)choices[e]);
+        }
+        r->max_load = fmax(r->max_load, largest * (double)y->experts / total);
+    }
+    r->struct_size = (uint32_t)sizeof *r;
+    r->tokens = r->labels;
+    r->seconds = seconds;
+    r->tokens_per_second = seconds > 0 ? labels / seconds : 0;
+    *out = *r;
+    return MOED_OK;
+}
+
+moed_status moedi_evaluate(moedi_transformer *t, const moed_corpus *d, int64_t tokens, int64_t rows,
+                           int64_t length, int32_t document_mask, moed_report *out, const moed_cancel *cancel)
+{
+    const moedi_config *c = moedi_transformer_config(t);
+    const double started = now();
+    tally sums = {.layers = c->layers, .experts = c->experts};
+    stream s = {0};
+    moed_batch b;
+    moed_status status;
+    int64_t labels;
+    MOEDI_GO(stream_open(&s, d, tokens, rows, length));
+    MOEDI_GO(MOEDI_NEW(s.context, c->layers * c->experts, &sums.choices));
+    for (;;) {
+        moedi_losses losses;
+        MOEDI_GO(stream_next(&s, &b, &labels));
+        if (!labels) break;
+        if (!document_mask) b.documents = NULL;
+        MOEDI_GO(moedi_transformer_forward(t, &b, NULL, cancel));
+        MOEDI_GO(moedi_transformer_losses(t, &losses));
+        tally_add(&sums, t, &losses, labels);
+    }
+    status = tally_finish(&sums, now() - started, out);
+out:
+    if (s.context) moedi_free(s.context, sums.choices);
+    stream_close(&s);
+    return status;
+}
+
+/* A model and a corpus that one can be run over the other. */
+static moed_status check_pair(const moed_model *m, const moed_corpus *d)
+{
+    MOEDI_TRY(moedi_context_check(m->context));
+    if (!m->layout->family) {
+        return moedi_fail(MOED_E_UNSUPPORTED,
+                          "a layout made by hand has no forward pass: only a family's layout has");
+    }
+    if (d->info.vocabulary > m->layout->config.vocabulary) {
+        return moedi_fail(MOED_E_MISMATCH,
+                          "the corpus has a vocabulary of %lld tokens, the model one of %lld",
+                          (long long)d->info.vocabulary, (long long)m->layout->config.vocabulary);
+    }
+    return MOED_OK;
+}
+
+moed_status moed_model_evaluate(const moed_model *m, const moed_corpus *d, int64_t tokens, int64_t rows,
+                                int64_t length, int32_t document_mask, moed_report *out,
+                                const moed_cancel *cancel)
+{
+    moedi_transformer *t = NULL;
+    moed_report full;
+    moed_status status;
+    moedi_clear_error();
+    MOEDI_REQUIRE(m && d && out, "model, corpus and out must be given");
+    MOEDI_REQUIRE(tokens >= 0, "tokens must not be negative");
+    MOEDI_TRY(check_pair(m, d));
+    MOEDI_TRY(moedi_transformer_create(&t, m, rows, length, 0, NULL));
+    MOEDI_GO(moedi_evaluate(t, d, tokens, rows, length, document_mask, &full, cancel));
+    status = moedi_info_write(MOED_STRUCT_REPORT, &full, out);
+out:
+    moedi_transformer_destroy(t);
+    return status;
+}
+
+/* ---- usage ---- */
+
+/* Adds one batch's choices where a label counts. counts, sums (layers, experts); sums of routed weights. */
+static moed_status count_choices(moedi_transformer *t, const moed_batch *b, int32_t *ids, void *raw,
+                                 double *weights, double *counts, double *sums)
+{
+    const moedi_config *c = moedi_transformer_config(t);
+    const int64_t choices = b->rows * b->length * c->top_k;
+    for (int32_t layer = 0; layer < c->layers; layer++) {
+        MOEDI_TRY(moedi_transformer_routing(t, layer, ids, raw));
+        moedi_to_double(weights, raw, moedi_transformer_engine(t)->info.dtype, choices);
+        for (int64_t i = 0; i < choices; i++) {
+            if (b->labels[i / c->top_k] < 0) continue;
+            counts[layer * c->experts + ids[i]] += 1;
+            sums[layer * c->experts + ids[i]] += weights[i];
+        }
+    }
+    return MOED_OK;
+}
+
+/* counts, sums (layers, experts), zeroed. Attention stays inside documents: a corpus' usage does not depend
+ * on how it is packed. */
+static moed_status measure_usage(moedi_transformer *t, stream *s, double *counts, double *sums,
+                                 const moed_cancel *cancel)
+{
+    const moedi_config *c = moedi_transformer_config(t);
+    const int64_t choices = s->rows * s->length * c->top_k;
+    int32_t *ids = NULL;
+    void *raw = NULL;
+    double *weights = NULL;
+    moed_batch b;
+    int64_t labels;
+    moed_status status;
+    MOEDI_GO(MOEDI_NEW(s->context, choices, &ids));
+    MOEDI_GO(MOEDI_NEW(s->context, choices, &weights));
+    MOEDI_GO(moedi_alloc_array(s->context, choices, moedi_transformer_engine(t)->item, &raw));
+    for (;;) {
+        MOEDI_GO(stream_next(s, &b, &labels));
+        if (!labels) break;
+        const moed_batch unlabelled = {
+            .tokens = b.tokens, .documents = b.documents, .rows = b.rows, .length = b.length};
+        MOEDI_GO(moedi_transformer_forward(t, &unlabelled, NULL, cancel));
+        MOEDI_GO(count_choices(t, &b, ids, raw, weights, counts, sums));
+    }
+out:
+    moedi_free(s->context, ids);
+    moedi_free(s->context, weights);
+    moedi_free(s->context, raw);
+    return status;
+}
+
+/* Counts to shares, sums to means. */
+static moed_status finish_usage(const moedi_config *c, const double *counts, const double *sums,
+                                double *usage, double *weight)
+{
+    for (int64_t layer = 0; layer < c->layers; layer++) {
+        const int64_t at = layer * c->experts;
+        double total = 0;
+        for (int64_t e = 0; e < c->experts; e++) total += counts[at + e];
+        if (total <= 0) return moedi_fail(MOED_E_ARGUMENT, "the corpus has no tokens to measure usage on");
+        for (int64_t e = at; e < at + c->experts; e++) {
+            usage[e] = counts[e] / total;
+            if (weight) weight[e] = counts[e] > 0 ? sums[e] / counts[e] : 0;
+        }
+    }
+    return MOED_OK;
+}
+
+moed_status moed_model_usage(const moed_model *m, const moed_corpus *d, int64_t tokens, double *usage,
+                             double *weight, const moed_cancel *cancel)
+{
+    moedi_transformer *t = NULL;
+    double *counts = NULL;
+    stream s = {0};
+    moed_status status;
+    moedi_clear_error();
+    MOEDI_REQUIRE(m && d && usage, "model, corpus and usage must be given");
+    MOEDI_REQUIRE(tokens >= 0, "tokens must not be negative");
+    MOEDI_TRY(check_pair(m, d));
+    const moedi_config *c = &m->layout->config;
+    const int64_t length = c->context_length < 512 ? c->context_length : 512,
+                  rows = 4096 / length < 8 ? 4096 / length : 8;
+    MOEDI_GO(moedi_transformer_create(&t, m, rows, length, 0, NULL));
+    MOEDI_GO(MOEDI_NEW(m->context, 2 * c->layers * c->experts, &counts));
+    MOEDI_GO(stream_open(&s, d, tokens, rows, length));
+    MOEDI_GO(measure_usage(t, &s, counts, counts + c->layers * c->experts, cancel));
+    status = finish_usage(c, counts, counts + c->layers * c->experts, usage, weight);
+out:
+    stream_close(&s);
+    moedi_free(m->context, counts);
+    moedi_transformer_destroy(t);
+    return status;
+}

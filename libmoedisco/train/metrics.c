@@ -1,0 +1,126 @@
+/* train/metrics.c - lines for plots and tables; jansson prints the numbers, so the host's locale cannot change them. */
+#include "metrics.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <math.h>
+#include <string.h>
+#include <sys/file.h>
+#include <unistd.h>
+
+#include "util/file.h"
+#include "util/json.h"
+
+enum { LINE_MOST = 2048 };
+
+moed_status moedi_metrics_open(moedi_metrics *out, const moed_context *c, const char *directory)
+{
+    moedi_metrics m = {.fd = -1, .path = NULL, .context = c};
+    MOEDI_TRY(moedi_path_join(c, directory, "metrics.jsonl", &m.path));
+    m.fd = open(m.path, O_RDWR | O_CREAT | O_APPEND | O_CLOEXEC, 0666);
+    moed_status status = MOED_OK;
+    if (m.fd < 0) status = moedi_fail_errno(m.path, "open");
+    /* A file system without locks (ENOLCK, EOPNOTSUPP) is no reason to stop: the lock guards against a mistake only. */
+    else if (flock(m.fd, LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK)
+        status = moedi_fail_file(MOED_E_STATE, m.path, -1, "another trainer is writing to this directory");
+    if (status != MOED_OK) {
+        moedi_metrics_close(&m);
+        return status;
+    }
+    *out = m;
+    return MOED_OK;
+}
+
+void moedi_metrics_close(moedi_metrics *m)
+{
+    if (m->fd >= 0) close(m->fd);
+    if (m->path) moedi_free(m->context, m->path);
+    m->fd = -1;
+    m->path = NULL;
+}
+
+moed_status moedi_metrics_used(const moedi_metrics *m, int *used)
+{
+    const off_t size = lseek(m->fd, 0, SEEK_END);
+    if (size < 0) return moedi_fail_errno(m->path, "read");
+    *used = size > 0;
+    return MOED_OK;
+}
+
+/* The step a line is about, or -1 when it is no line of ours. */
+static int64_t step_of(const char *line, size_t size)
+{
+    json_t *o = json_loadb(line, size, 0, NULL);
+    const json_t *step = json_object_get(o, "step");
+    const int64_t value = json_is_integer(step) ? (int64_t)json_integer_value(step) : -1;
+    json_decref(o);
+    return value;
+}
+
+moed_status moedi_metrics_cut(moedi_metrics *m, int64_t step)
+{
+    if (m->fd < 0) return MOED_OK;
+    char buffer[4 * LINE_MOST];
+    off_t kept = 0;
+    for (;;) {
+        const ssize_t n = pread(m->fd, buffer, sizeof buffer, kept);
+        if (n < 0 && errno == EINTR) continue;
+        if (n < 0) return moedi_fail_errno(m->path, "read");
+        size_t used = 0;
+        int stop = 0;
+        const char *end;
+        while (!stop && (end = memchr(buffer + used, '\n', (size_t)n - used))) {
+            const size_t size = (size_t)(end - (buffer + used));
+            const int64_t at = step_of(buffer + used, size);
+            stop = at < 0 || at > step;
+            if (!stop) used += size + 1;
+        }
+        kept += (off_t)used;
+        if (stop || used == 0) break;
+    }
+    if (ftruncate(m->fd, kept) != 0) return moedi_fail_errno(m->path, "shorten");
+    return MOED_OK;
+}
+
+/* Takes o. A line that could not be written whole is taken back. */
+static moed_status append(moedi_metrics *m, json_t *o)
+{
+    char line[LINE_MOST];
+    const size_t size = o ? json_dumpb(o, line, sizeof line - 1, JSON_COMPACT | JSON_PRESERVE_ORDER | JSON_REAL_PRECISION(10)) : 0;
+    json_decref(o);
+    if (size == 0 || size > sizeof line - 1) return moedi_fail(MOED_E_MEMORY, "out of memory for a line of %s", m->path);
+    line[size] = '\n';
+    const off_t before = lseek(m->fd, 0, SEEK_END);
+    ssize_t n;
+    do n = write(m->fd, line, size + 1);
+    while (n < 0 && errno == EINTR);
+    if (n == (ssize_t)(size + 1)) return MOED_OK;
+    if (n >= 0) errno = ENOSPC;
+    const moed_status status = moedi_fail_errno(m->path, "write");
+    if (n > 0 && before >= 0 && ftruncate(m->fd, before) != 0)
+        moedi_log(m->context, MOED_LOG_WARNING, "%s: ends in a torn line; resume takes it away", m->path);
+    return status;
+}
+
+moed_status moedi_metrics_step(moedi_metrics *m, const moed_report *r)
+{
+    if (m->fd < 0) return MOED_OK;
+    return append(m, json_pack("{s:I, s:I, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f}", "step", (json_int_t)r->step, "tokens",
+                               (json_int_t)r->tokens, "loss", r->loss, "load_balance", r->load_balance, "z_loss", r->z_loss,
+                               "gradient_norm", r->gradient_norm, "learning_rate", r->learning_rate, "max_load", r->max_load,
+                               "seconds", r->seconds, "tokens_per_second", r->tokens_per_second));
+}
+
+moed_status moedi_metrics_evaluation(moedi_metrics *m, int64_t step, const moed_report *r)
+{
+    if (m->fd < 0) return MOED_OK;
+    const double most = 700.0; /* exp stays finite */
+    return append(m, json_pack("{s:I, s:f, s:f, s:I, s:f}", "step", (json_int_t)step, "held_out_loss", r->loss, "perplexity",
+                               exp(r->loss < most ? r->loss : most), "labels", (json_int_t)r->labels, "evaluation_seconds", r->seconds));
+}
+
+moed_status moedi_metrics_sync(moedi_metrics *m)
+{
+    if (m->fd < 0) return MOED_OK;
+    return fdatasync(m->fd) == 0 ? MOED_OK : moedi_fail_errno(m->path, "sync");
+}

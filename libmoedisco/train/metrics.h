@@ -1,0 +1,26 @@
+/* train/metrics.h - metrics.jsonl: one JSON object a line, each appended with a single write. */
+#ifndef MOEDI_METRICS_H
+#define MOEDI_METRICS_H
+
+#include "core/context.h"
+#include "moedisco/train.h"
+
+typedef struct moedi_metrics {
+    int fd;                 /* -1: closed */
+    char *path;
+    const moed_context *context;
+} moedi_metrics;
+
+/* Opens or makes DIRECTORY/metrics.jsonl and locks it: MOED_E_STATE when another trainer writes there. */
+moed_status moedi_metrics_open(moedi_metrics *out, const moed_context *c, const char *directory);
+void moedi_metrics_close(moedi_metrics *m);
+/* 1 when there is anything in it. */
+moed_status moedi_metrics_used(const moedi_metrics *m, int *used);
+/* Keeps the leading lines with "step" <= step; what follows the first other, damaged or torn line goes. */
+moed_status moedi_metrics_cut(moedi_metrics *m, int64_t step);
+/* On a closed file these do nothing. */
+moed_status moedi_metrics_step(moedi_metrics *m, const moed_report *report);
+moed_status moedi_metrics_evaluation(moedi_metrics *m, int64_t step, const moed_report *report);
+moed_status moedi_metrics_sync(moedi_metrics *m);
+
+#endif

@@ -1,0 +1,119 @@
+/* train/optimizer.c - slices for the norm and AdamW operations. Decay is decoupled (arXiv 1711.05101) and on matrices only. */
+#include "optimizer.h"
+
+#include <math.h>
+#include <string.h>
+
+enum { ALIGNMENT = 64 };
+
+static size_t aligned(int64_t count, size_t item)
+{
+    return ((size_t)count * item + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
+}
+
+int64_t moedi_optimizer_bytes(const moed_layout *l, size_t item, const uint8_t *trained)
+{
+    int64_t bytes = 0;
+    for (size_t i = 0; i < l->count; i++)
+        if (trained[i]) bytes += 2 * (int64_t)aligned(moedi_shape_elements(l->params[i].shape, l->params[i].rank), item);
+    return bytes;
+}
+
+static int decays(const moed_param *p)
+{
+    return p->rank >= 2 && !(p->flags & (MOED_PARAM_NORM | MOED_PARAM_BIAS)) && p->role != MOED_ROLE_ROUTER_BIAS;
+}
+
+static void place_slices(moedi_optimizer *o, const moed_layout *l, const uint8_t *trained, size_t item, double weight_decay)
+{
+    char *at = o->moments;
+    size_t s = 0;
+    for (size_t i = 0; i < l->count; i++) {
+        if (!trained[i]) continue;
+        moed_op_slice *slice = &o->slices[s];
+        o->params[s++] = i;
+        slice->count = moedi_shape_elements(l->params[i].shape, l->params[i].rank);
+        slice->parameter = moedi_transformer_weight(o->transformer, i);
+        slice->m = at;
+        slice->v = at + aligned(slice->count, item);
+        slice->weight_decay = decays(&l->params[i]) ? weight_decay : 0.0;
+        at += 2 * aligned(slice->count, item);
+        o->numbers += slice->count;
+    }
+}
+
+moed_status moedi_optimizer_create(moedi_optimizer *out, moedi_transformer *t, const moed_layout *l, const uint8_t *trained,
+                                   double weight_decay)
+{
+    moed_status status = MOED_OK;
+    const moedi_engine *e = moedi_transformer_engine(t);
+    moedi_optimizer o;
+    memset(&o, 0, sizeof o);
+    o.transformer = t;
+    o.context = e->context;
+    for (size_t i = 0; i < l->count; i++) o.count += trained[i] != 0;
+    const size_t bytes = (size_t)moedi_optimizer_bytes(l, e->item, trained);
+    MOEDI_GO(MOEDI_NEW(o.context, o.count, &o.params));
+    MOEDI_GO(MOEDI_NEW(o.context, o.count, &o.slices));
+    MOEDI_GO(e->table->alloc(e->self, sizeof *o.scalars, (void **)&o.scalars));
+    MOEDI_GO(e->table->alloc(e->self, bytes, &o.moments));
+    MOEDI_GO(e->table->zero(e->self, o.moments, bytes));
+    place_slices(&o, l, trained, e->item, weight_decay);
+    *out = o;
+    return MOED_OK;
+out:
+    moedi_optimizer_destroy(&o);
+    return status;
+}
+
+void moedi_optimizer_destroy(moedi_optimizer *o)
+{
+    if (!o->transformer) return;
+    const moedi_engine *e = moedi_transformer_engine(o->transformer);
+    e->table->free(e->self, o->moments);
+    e->table->free(e->self, o->scalars);
+    moedi_free(o->context, o->slices);
+    moedi_free(o->context, o->params);
+    memset(o, 0, sizeof *o);
+}
+
+static moed_op_update arguments(const moedi_optimizer *o, const moed_train_options *options)
+{
+    moed_op_update u;
+    memset(&u, 0, sizeof u);
+    u.slices = o->slices;
+    u.count = (int64_t)o->count;
+    u.scalars = o->scalars;
+    u.beta1 = options->beta1, u.beta2 = options->beta2, u.epsilon = options->epsilon;
+    u.clip = options->clip;
+    return u;
+}
+
+moed_status moedi_optimizer_measure(moedi_optimizer *o, const moed_train_options *options, int64_t step, double rate, double scale,
+                                    double *gradient_norm)
+{
+    const moedi_engine *e = moedi_transformer_engine(o->transformer);
+    moed_step_scalars scalars;
+    memset(&scalars, 0, sizeof scalars);
+    scalars.learning_rate = rate;
+    scalars.beta1_correction = 1.0 - pow(options->beta1, (double)step);
+    scalars.beta2_correction = 1.0 - pow(options->beta2, (double)step);
+    scalars.gradient_scale = scale;
+    scalars.step = (uint64_t)step;
+    scalars.random = (uint64_t)step;
+    for (size_t i = 0; i < o->count; i++) o->slices[i].gradient = moedi_transformer_gradient(o->transformer, o->params[i]);
+    const moed_op_update u = arguments(o, options);
+    MOEDI_TRY(e->table->upload(e->self, o->scalars, &scalars, sizeof scalars));
+    MOEDI_TRY(e->table->gradient_norm(e->self, &u));
+    MOEDI_TRY(e->table->download(e->self, &scalars, o->scalars, sizeof scalars));
+    MOEDI_TRY(e->table->synchronize(e->self));
+    *gradient_norm = scalars.gradient_norm;
+    return MOED_OK;
+}
+
+moed_status moedi_optimizer_apply(moedi_optimizer *o, const moed_train_options *options)
+{
+    const moedi_engine *e = moedi_transformer_engine(o->transformer);
+    const moed_op_update u = arguments(o, options);
+    return e->table->adamw(e->self, &u);
+}

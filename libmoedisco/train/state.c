@@ -1,0 +1,146 @@
+/* train/state.c - position and settings of a run as JSON. The options table says which fields there are, so none is forgotten. */
+#include "state.h"
+
+#include <inttypes.h>
+#include <string.h>
+
+#include "util/hash.h"
+
+enum { STATE_FORMAT = 1 };
+
+/* Fields that may change between a run and its continuation: they say what is written and watched, not what is computed. */
+static int may_differ(const char *name)
+{
+    static const char *const names[] = {"directory", "checkpoint_every", "keep", "evaluate_every", "evaluate_tokens", "held_out",
+                                        "progress", "progress_user"};
+    for (size_t i = 0; i < sizeof names / sizeof names[0]; i++)
+        if (strcmp(name, names[i]) == 0) return 1;
+    return 0;
+}
+
+/* Next field of the options that must agree; 0 past the last. */
+static int next_field(size_t *index, moed_field *f)
+{
+    for (;;) {
+        f->struct_size = sizeof *f;
+        if (moed_options_field(MOED_STRUCT_TRAIN_OPTIONS, (*index)++, f) != MOED_OK) {
+            moedi_clear_error();
+            return 0;
+        }
+        if (f->type != MOED_FIELD_POINTER && !may_differ(f->name)) return 1;
+    }
+}
+
+static json_t *field_value(const moed_train_options *o, const moed_field *f)
+{
+    const char *at = (const char *)o + f->offset;
+    char text[32];
+    switch (f->type) {
+    case MOED_FIELD_I64: return json_integer((json_int_t)*(const int64_t *)(const void *)at);
+    case MOED_FIELD_F64: return json_real(*(const double *)(const void *)at);
+    case MOED_FIELD_U64: /* may not fit a JSON integer */
+        snprintf(text, sizeof text, "%" PRIu64, *(const uint64_t *)(const void *)at);
+        return json_string(text);
+    case MOED_FIELD_TEXT: {
+        const char *const given = *(const char *const *)(const void *)at;
+        return json_string(given ? given : "");
+    }
+    default: return json_integer(*(const int32_t *)(const void *)at);
+    }
+}
+
+/* "whole", or a digest of the documents a view shows. */
+static void view_digest(const moed_corpus *d, char out[33])
+{
+    if (!d->numbers) snprintf(out, 33, "whole");
+    else moedi_digest_print(moedi_hash_bytes(d->numbers, (size_t)d->documents * sizeof *d->numbers), out);
+}
+
+static json_t *make_options(const moed_train_options *o)
+{
+    json_t *options = json_object();
+    moed_field f;
+    for (size_t i = 0; options && next_field(&i, &f);)
+        if (json_object_set_new(options, f.name, field_value(o, &f)) != 0) {
+            json_decref(options);
+            return NULL;
+        }
+    return options;
+}
+
+json_t *moedi_state_make(const moed_trainer *t)
+{
+    char layout[33], view[33];
+    moedi_layout_fingerprint(t->model->layout, layout);
+    view_digest(t->corpus, view);
+    const uint32_t version = moed_version();
+    char text[32];
+    snprintf(text, sizeof text, "%u.%u.%u", version / 1000000, version / 1000 % 1000, version % 1000);
+    json_t *options = make_options(&t->options);
+    if (!options) return NULL;
+    return json_pack("{s:i, s:s, s:s, s:I, s:I, s:I, s:I, s:f, s:s, s:{s:s, s:s, s:I, s:I}, s:o}", "format", STATE_FORMAT, "library", text,
+                     "kernels", t->context->backend_info.kernels, "step", (json_int_t)t->step, "tokens", (json_int_t)t->consumed, "row",
+                     (json_int_t)t->row, "evaluated", (json_int_t)t->evaluated, "best_held_out", t->best_held_out, "layout", layout,
+                     "corpus", "fingerprint", t->corpus->info.fingerprint, "view", view, "documents", (json_int_t)t->corpus->documents,
+                     "tokens", (json_int_t)t->corpus->info.tokens, "options", options);
+}
+
+/* A scalar as a reader would write it. */
+static void print_value(const json_t *v, char *out, size_t size)
+{
+    if (json_is_string(v)) snprintf(out, size, "\"%s\"", json_string_value(v));
+    else if (json_is_integer(v)) snprintf(out, size, "%" JSON_INTEGER_FORMAT, json_integer_value(v));
+    else if (json_is_real(v)) snprintf(out, size, "%.17g", json_real_value(v));
+    else snprintf(out, size, "nothing");
+}
+
+static moed_status compare_value(const char *path, const char *field, const json_t *had, const json_t *have)
+{
+    if (json_equal(had, have)) return MOED_OK;
+    if (json_is_number(had) && json_is_number(have) && json_number_value(had) == json_number_value(have)) return MOED_OK;
+    char a[160], b[160];
+    print_value(had, a, sizeof a);
+    print_value(have, b, sizeof b);
+    return moedi_fail_parameter(MOED_E_MISMATCH, field, "%s: the checkpoint was made with %s %s, this trainer has %s", path, field, a, b);
+}
+
+moed_status moedi_state_compare(const moed_trainer *t, const json_t *state, const char *path)
+{
+    int64_t format = 0;
+    MOEDI_TRY(moedi_json_integer(state, path, "format", 1, 1, INT32_MAX, &format));
+    if (format != STATE_FORMAT)
+        return moedi_fail_file(MOED_E_UNSUPPORTED, path, -1, "format %lld is not known to this library", (long long)format);
+    json_t *mine = moedi_state_make(t);
+    if (!mine) return moedi_fail(MOED_E_MEMORY, "out of memory for %s", path);
+    static const char *const corpus[] = {"fingerprint", "view", "documents", "tokens"};
+    moed_status status = compare_value(path, "layout", json_object_get(state, "layout"), json_object_get(mine, "layout"));
+    for (size_t i = 0; status == MOED_OK && i < 4; i++) {
+        char field[32];
+        snprintf(field, sizeof field, "corpus %s", corpus[i]);
+        status = compare_value(path, field, json_object_get(json_object_get(state, "corpus"), corpus[i]),
+                               json_object_get(json_object_get(mine, "corpus"), corpus[i]));
+    }
+    moed_field f;
+    for (size_t i = 0; status == MOED_OK && next_field(&i, &f);)
+        status = compare_value(path, f.name, json_object_get(json_object_get(state, "options"), f.name),
+                               json_object_get(json_object_get(mine, "options"), f.name));
+    const char *kernels = json_string_value(json_object_get(state, "kernels"));
+    if (status == MOED_OK && kernels && strcmp(kernels, t->context->backend_info.kernels) != 0)
+        moedi_log(t->context, MOED_LOG_WARNING, "%s: made with kernels %s, going on with %s: the last bits will differ", path, kernels,
+                  t->context->backend_info.kernels);
+    json_decref(mine);
+    return status;
+}
+
+moed_status moedi_state_restore(moed_trainer *t, const json_t *state, const char *path)
+{
+    int64_t step = 0, tokens = 0, row = 0, evaluated = 0;
+    double best = 0;
+    MOEDI_TRY(moedi_json_integer(state, path, "step", 1, 0, t->options.steps, &step));
+    MOEDI_TRY(moedi_json_integer(state, path, "tokens", 1, 0, INT64_MAX, &tokens));
+    MOEDI_TRY(moedi_json_integer(state, path, "row", 1, 0, INT64_MAX, &row));
+    MOEDI_TRY(moedi_json_integer(state, path, "evaluated", 1, 0, INT64_MAX, &evaluated));
+    MOEDI_TRY(moedi_json_number(state, path, "best_held_out", 1, 0, 1e300, &best));
+    t->step = step, t->consumed = tokens, t->row = row, t->evaluated = evaluated, t->best_held_out = best;
+    return MOED_OK;
+}

@@ -1,0 +1,15 @@
+/* train/step.h - one optimizer step in its two halves, for the trainer's loop and for foreign ones. */
+#ifndef MOEDI_STEP_H
+#define MOEDI_STEP_H
+
+#include "trainer.h"
+
+/* The handle can work: this process, nothing broken. */
+moed_status moedi_step_check(const moed_trainer *t);
+/* Adds the gradient of b's mean loss (NULL: the stream's next rows). On any failure what was accumulated is dropped. */
+moed_status moedi_step_accumulate(moed_trainer *t, const moed_batch *b, moed_report *out, const moed_cancel *cancel);
+/* Norm, clipping, AdamW, and the line in the metrics. A norm that is not finite: MOED_E_NUMERIC, nothing applied. */
+moed_status moedi_step_update(moed_trainer *t, double factor, moed_report *out);
+moed_status moedi_step_evaluate(moed_trainer *t, const moed_corpus *d, int64_t tokens, moed_report *out, const moed_cancel *cancel);
+
+#endif

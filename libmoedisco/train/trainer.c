@@ -1,0 +1,309 @@
+/* train/trainer.c - the handle: made, asked, run to the end. One step is in step.c. */
+#include "trainer.h"
+
+#include <string.h>
+
+#include "checkpoint.h"
+#include "core/cancel.h"
+#include "core/options.h"
+#include "estimate.h"
+#include "evaluate.h"
+#include "selection.h"
+#include "settings.h"
+#include "step.h"
+#include "util/file.h"
+
+/* ---- made and destroyed ---- */
+
+static moed_status copy_options(moed_trainer *t, const moed_train_options *o)
+{
+    char *train = NULL, *freeze = NULL, *directory = NULL;
+    t->options = *o;
+    t->options.train = t->options.freeze = t->options.directory = NULL;
+    if (o->train) {
+        MOEDI_TRY(moedi_strdup(t->context, o->train, &train));
+        t->options.train = train;
+    }
+    if (o->freeze) {
+        MOEDI_TRY(moedi_strdup(t->context, o->freeze, &freeze));
+        t->options.freeze = freeze;
+    }
+    if (o->directory) {
+        MOEDI_TRY(moedi_strdup(t->context, o->directory, &directory));
+        t->options.directory = directory;
+    }
+    return MOED_OK;
+}
+
+static moed_status check_corpus(const moed_corpus *d, const moed_layout *l, const char *which)
+{
+    moed_corpus_info info = {.struct_size = sizeof info};
+    MOEDI_TRY(moed_corpus_get_info(d, &info));
+    if (info.vocabulary > l->config.vocabulary)
+        return moedi_fail_parameter(MOED_E_MISMATCH, "vocabulary", "%s has a vocabulary of %lld tokens, the model only %lld", which,
+                                    (long long)info.vocabulary, (long long)l->config.vocabulary);
+    if (info.end_token >= l->config.vocabulary)
+        return moedi_fail_parameter(MOED_E_MISMATCH, "end_token", "%s ends documents with token %lld, the model's vocabulary has only %lld", which,
+                                    (long long)info.end_token, (long long)l->config.vocabulary);
+    return MOED_OK;
+}
+
+/* Weights that the engine cannot use where they are take memory a second time. */
+static int weights_in_place(const moed_model *m, const moed_context *c)
+{
+    for (size_t i = 0; i < m->layout->count; i++)
+        if (m->tensors[i].dtype != c->backend_info.dtype) return 0;
+    return c->backend_info.host_memory;
+}
+
+static moed_status check_fits(const moed_trainer *t)
+{
+    const moed_context *c = t->context;
+    const moed_layout *l = t->model->layout;
+    const size_t item = c->backend_info.dtype == MOED_DTYPE_F64 ? 8 : 4;
+    moedi_budget b;
+    MOEDI_TRY(moedi_budget_compute(l, item, &t->options, t->trained, t->corpus->documents, &b));
+    int64_t host = b.rest, device = b.gradients + b.moments + b.activations;
+    if (!weights_in_place(t->model, c)) device += b.weights;
+    if (c->backend_info.host_memory) host += device + b.workspace, device = 0;
+    const int64_t used = atomic_load(&((moed_context *)c)->in_use), most = c->options.host_limit;
+    if (most > 0 && host > most - used)
+        return moedi_fail(MOED_E_LIMIT, "training needs %lld bytes beside the %lld in use, the limit is %lld: gradients %lld, moments %lld, "
+                          "activations %lld (less with fewer rows, a smaller length or more micro_batches)", (long long)host, (long long)used,
+                          (long long)most, (long long)b.gradients, (long long)b.moments, (long long)b.activations);
+    if (c->options.device_limit > 0 && device > c->options.device_limit)
+        return moedi_fail(MOED_E_LIMIT, "training needs %lld bytes on the device, the limit is %lld", (long long)device,
+                          (long long)c->options.device_limit);
+    return MOED_OK;
+}
+
+static moed_status allocate(moed_trainer *t)
+{
+    const moed_train_options *o = &t->options;
+    const moed_layout *l = t->model->layout;
+    const int64_t batch = o->rows * o->length, shard = o->rows / o->micro_batches;
+    MOEDI_TRY(moedi_sampler_create(&t->sampler, t->corpus, o->seed));
+    MOEDI_TRY(moedi_transformer_create(&t->transformer, t->model, shard, o->length, MOEDI_TRANSFORMER_TRAIN, t->trained));
+    MOEDI_TRY(moedi_accumulator_create(&t->gradients, t->transformer, o->micro_batches));
+    MOEDI_TRY(moedi_optimizer_create(&t->optimizer, t->transformer, l, t->trained, o->weight_decay));
+    MOEDI_TRY(MOEDI_NEW(t->context, batch, &t->tokens));
+    MOEDI_TRY(MOEDI_NEW(t->context, batch, &t->labels));
+    MOEDI_TRY(MOEDI_NEW(t->context, batch, &t->documents));
+    MOEDI_TRY(MOEDI_NEW(t->context, l->config.layers * l->config.experts, &t->loads));
+    if (t->context->backend_info.host_memory) return MOED_OK;
+    int64_t most = 0;
+    for (size_t i = 0; i < t->optimizer.count; i++)
+        if (t->optimizer.slices[i].count > most) most = t->optimizer.slices[i].count;
+    return moedi_alloc(t->context, (size_t)most * moedi_transformer_engine(t->transformer)->item, &t->staging);
+}
+
+moed_status moed_trainer_create(moed_trainer **out, moed_context *c, moed_model *m, const moed_corpus *d, moed_comm *comm,
+                                const moed_train_options *o)
+{
+    moedi_clear_error();
+    MOEDI_REQUIRE(out, "out is NULL");
+    MOEDI_REQUIRE(c, "c is NULL");
+    MOEDI_REQUIRE(m, "m is NULL");
+    MOEDI_REQUIRE(d, "d is NULL");
+    MOEDI_TRY(moedi_context_check(c));
+    if (comm) return moedi_fail_parameter(MOED_E_UNSUPPORTED, "comm", "comm: this version trains in one process only");
+    MOEDI_REQUIRE(m->context == c, "the model belongs to another context");
+    MOEDI_TRY(moedi_model_check_resident(m));
+    moed_train_options options;
+    MOEDI_TRY(moedi_settings_read(m->layout, o, &options));
+    MOEDI_TRY(check_corpus(d, m->layout, "the corpus"));
+    if (options.held_out) MOEDI_TRY(check_corpus(options.held_out, m->layout, "held_out"));
+
+    moed_status status = MOED_OK;
+    moed_trainer *t = NULL;
+    MOEDI_TRY(MOEDI_NEW(c, 1, &t));
+    t->context = moedi_context_retain(c);
+    t->model = moedi_model_retain(m);
+    t->corpus = moedi_corpus_retain(d);
+    t->metrics.fd = -1;
+    t->saved = -1;
+    MOEDI_GO(copy_options(t, &options));
+    if (options.held_out) t->held_out = moedi_corpus_retain(options.held_out);
+    MOEDI_GO(MOEDI_NEW(c, m->layout->count, &t->trained));
+    MOEDI_GO(moedi_selection(m->layout, options.train, options.freeze, t->trained));
+    MOEDI_GO(check_fits(t));
+    MOEDI_GO(allocate(t));
+    *out = t;
+    return MOED_OK;
+out:
+    moed_trainer_destroy(t);
+    return status;
+}
+
+void moed_trainer_destroy(moed_trainer *t)
+{
+    if (!t) return;
+    moedi_error kept;
+    moedi_error_save(&kept);
+    moed_context *c = t->context;
+    moedi_metrics_close(&t->metrics);
+    moedi_optimizer_destroy(&t->optimizer);
+    moedi_accumulator_destroy(&t->gradients);
+    moedi_transformer_destroy(t->transformer);
+    moedi_sampler_destroy(t->sampler);
+    void *owned[] = {t->tokens, t->labels, t->documents, t->loads, t->staging, t->trained};
+    for (size_t i = 0; i < sizeof owned / sizeof owned[0]; i++) moedi_free(c, owned[i]);
+    moedi_free(c, (char *)(uintptr_t)t->options.train);
+    moedi_free(c, (char *)(uintptr_t)t->options.freeze);
+    moedi_free(c, (char *)(uintptr_t)t->options.directory);
+    moed_corpus_destroy(t->held_out);
+    moed_corpus_destroy(t->corpus);
+    moed_model_destroy(t->model);
+    moedi_free(c, t);
+    moedi_context_release(c);
+    moedi_error_restore(&kept);
+}
+
+moed_status moed_trainer_get_info(const moed_trainer *t, moed_trainer_info *out)
+{
+    moedi_clear_error();
+    MOEDI_REQUIRE(t, "t is NULL");
+    MOEDI_REQUIRE(out, "out is NULL");
+    moed_trainer_info info;
+    memset(&info, 0, sizeof info);
+    info.struct_size = sizeof info;
+    info.step = t->step, info.steps = t->options.steps, info.tokens = t->consumed;
+    info.trained = t->optimizer.numbers;
+    for (size_t i = 0; i < t->model->layout->count; i++) {
+        const moed_param *p = &t->model->layout->params[i];
+        if (!t->trained[i]) info.frozen += moedi_shape_elements(p->shape, p->rank);
+    }
+    info.best_held_out = t->best_held_out;
+    snprintf(info.resumed_from, sizeof info.resumed_from, "%s", t->resumed_from);
+    return moedi_info_write(MOED_STRUCT_TRAINER_INFO, &info, out);
+}
+
+/* ---- the directory ---- */
+
+moed_status moedi_trainer_claim(moed_trainer *t)
+{
+    if (!t->options.directory || t->claimed) return MOED_OK;
+    moedi_metrics metrics;
+    MOEDI_TRY(moedi_directory_make(t->options.directory));
+    MOEDI_TRY(moedi_metrics_open(&metrics, t->context, t->options.directory));
+    moed_status status = MOED_OK;
+    int used = 0;
+    MOEDI_GO(moedi_metrics_used(&metrics, &used));
+    if (!used) MOEDI_GO(moedi_checkpoint_any(t, &used));
+    if (used && !t->resuming) {
+        status = moedi_fail_file(MOED_E_EXISTS, t->options.directory, -1,
+                                 "holds the metrics or checkpoints of a run: resume it, or choose another directory");
+        goto out;
+    }
+    MOEDI_GO(moedi_metrics_cut(&metrics, t->step));
+    t->metrics = metrics;
+    t->claimed = 1;
+    return MOED_OK;
+out:
+    moedi_metrics_close(&metrics);
+    return status;
+}
+
+moed_status moed_trainer_save(moed_trainer *t)
+{
+    moedi_clear_error();
+    MOEDI_REQUIRE(t, "t is NULL");
+    MOEDI_TRY(moedi_step_check(t));
+    if (!t->options.directory)
+        return moedi_fail_parameter(MOED_E_STATE, "directory", "options.directory is NULL: there is nowhere to save to");
+    if (t->pending.calls > 0)
+        return moedi_fail(MOED_E_STATE, "gradients of %lld calls wait for moed_trainer_update: a checkpoint would lose them",
+                          (long long)t->pending.calls);
+    MOEDI_TRY(moedi_trainer_claim(t));
+    return moedi_checkpoint_save(t);
+}
+
+moed_status moed_trainer_resume(moed_trainer *t)
+{
+    moedi_clear_error();
+    MOEDI_REQUIRE(t, "t is NULL");
+    MOEDI_TRY(moedi_context_check(t->context));
+    if (!t->options.directory)
+        return moedi_fail_parameter(MOED_E_STATE, "directory", "options.directory is NULL: there is nothing to resume from");
+    if (t->step > 0 || t->pending.calls > 0)
+        return moedi_fail(MOED_E_STATE, "the trainer is at step %lld already: only a fresh one can resume", (long long)t->step);
+    t->resuming = 1;
+    return moedi_checkpoint_resume(t);
+}
+
+/* ---- evaluation and the loop ---- */
+
+moed_status moed_trainer_evaluate(moed_trainer *t, const moed_corpus *d, int64_t tokens, moed_report *out, const moed_cancel *cancel)
+{
+    moedi_clear_error();
+    MOEDI_REQUIRE(t, "t is NULL");
+    MOEDI_REQUIRE(d, "d is NULL");
+    MOEDI_REQUIRE(out, "out is NULL");
+    MOEDI_TRY(moedi_step_check(t));
+    if (tokens < 0) return moedi_fail_parameter(MOED_E_RANGE, "tokens", "tokens is %lld, less than 0", (long long)tokens);
+    MOEDI_TRY(check_corpus(d, t->model->layout, "the corpus"));
+    moed_report report;
+    MOEDI_TRY(moedi_step_evaluate(t, d, tokens, &report, cancel));
+    return moedi_info_write(MOED_STRUCT_REPORT, &report, out);
+}
+
+static moed_status evaluate_held_out(moed_trainer *t, const moed_cancel *cancel)
+{
+    moed_report report;
+    MOEDI_TRY(moedi_step_evaluate(t, t->held_out, t->options.evaluate_tokens, &report, cancel));
+    if (t->best_held_out == 0 || report.loss < t->best_held_out) t->best_held_out = report.loss;
+    t->evaluated = t->step;
+    return moedi_metrics_evaluation(&t->metrics, t->step, &report);
+}
+
+/* What is due at the number of steps done, unless it was done before: a run that was stopped inside makes up for it later. */
+static moed_status do_due(moed_trainer *t, const moed_cancel *cancel)
+{
+    const moed_train_options *o = &t->options;
+    const int last = t->step == o->steps;
+    if (t->step == 0) return MOED_OK;
+    if (t->held_out && t->evaluated != t->step && (last || (o->evaluate_every > 0 && t->step % o->evaluate_every == 0)))
+        MOEDI_TRY(evaluate_held_out(t, cancel));
+    if (o->checkpoint_every > 0 && t->saved != t->step && (last || t->step % o->checkpoint_every == 0))
+        MOEDI_TRY(moedi_checkpoint_save(t));
+    return MOED_OK;
+}
+
+static moed_status loop(moed_trainer *t, int64_t steps, moed_report *report, const moed_cancel *cancel)
+{
+    MOEDI_TRY(do_due(t, cancel));
+    for (int64_t i = 0; i < steps; i++) {
+        MOEDI_TRY(moedi_cancel_check(cancel));
+        MOEDI_TRY(moedi_step_accumulate(t, NULL, report, cancel));
+        MOEDI_TRY(moedi_step_update(t, 1.0, report));
+        MOEDI_TRY(do_due(t, cancel));
+        if (!t->options.progress) continue;
+        const int32_t code = t->options.progress(report, t->options.progress_user);
+        if (code != 0) return moedi_fail_callback("progress", code);
+    }
+    return MOED_OK;
+}
+
+moed_status moed_trainer_run(moed_trainer *t, int64_t steps, moed_report *last, const moed_cancel *cancel)
+{
+    moedi_clear_error();
+    MOEDI_REQUIRE(t, "t is NULL");
+    MOEDI_TRY(moedi_step_check(t));
+    if (steps < 0) return moedi_fail_parameter(MOED_E_RANGE, "steps", "steps is %lld, less than 0", (long long)steps);
+    if (t->pending.calls > 0)
+        return moedi_fail(MOED_E_STATE, "gradients of %lld calls wait for moed_trainer_update", (long long)t->pending.calls);
+    MOEDI_TRY(moedi_trainer_claim(t));
+    const int64_t left = t->options.steps - t->step;
+    moed_report report;
+    memset(&report, 0, sizeof report);
+    report.struct_size = sizeof report;
+    report.step = t->step, report.tokens = t->consumed;
+    moed_status status = loop(t, steps == 0 || steps > left ? left : steps, &report, cancel);
+    /* Whatever stopped it, the model is as the last whole step left it. */
+    moedi_error kept;
+    moedi_error_save(&kept);
+    const moed_status stored = moedi_transformer_store(t->transformer);
+    if (status != MOED_OK) return moedi_error_restore(&kept);
+    MOEDI_TRY(stored);
+    return last ? moedi_info_write(MOED_STRUCT_REPORT, &report, last) : MOED_OK;
+}

@@ -1,0 +1,48 @@
+/* train/trainer.h - the trainer, private side. */
+#ifndef MOEDI_TRAINER_H
+#define MOEDI_TRAINER_H
+
+#include "accumulate.h"
+#include "corpus/corpus.h"
+#include "metrics.h"
+#include "optimizer.h"
+
+/* What the calls since the last update found. */
+typedef struct moedi_pending {
+    int64_t calls;
+    int64_t rows;                  /* of the corpus' stream */
+    int64_t tokens, labels;
+    double loss, load_balance, z_loss; /* sums over calls */
+    double seconds;
+} moedi_pending;
+
+struct moed_trainer {
+    moed_context *context;
+    moed_model *model;
+    moed_corpus *corpus, *held_out;
+    moed_train_options options;    /* strings owned: train, freeze, directory */
+    uint8_t *trained;              /* (params) */
+    moedi_sampler *sampler;
+    moedi_transformer *transformer;
+    moedi_accumulator gradients;
+    moedi_optimizer optimizer;
+    int32_t *tokens, *labels, *documents; /* (rows, length) of one step */
+    int64_t *loads;                /* (layers, experts): choices since the last update */
+    void *staging;                 /* one parameter, where device memory is not host memory */
+    moedi_metrics metrics;
+    moedi_pending pending;
+    int64_t step, consumed;        /* steps done, tokens trained on */
+    int64_t row;                   /* of the corpus' stream that comes next: rows * step unless a foreign loop took others */
+    int64_t saved;                 /* step of the last checkpoint of this process, -1 = none */
+    int64_t evaluated;             /* step of the last held-out evaluation of a run */
+    double best_held_out;
+    int32_t claimed;               /* the directory is this run's */
+    int32_t resuming;              /* resume was asked for: what lies in the directory may be cut back */
+    int32_t broken;                /* a restore ended half-way: weights are not to be trusted */
+    char resumed_from[256];
+};
+
+/* Takes the directory: refuses one that holds another run, opens the metrics and cuts them back to the trainer's step. */
+moed_status moedi_trainer_claim(moed_trainer *t);
+
+#endif

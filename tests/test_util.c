@@ -1,0 +1,414 @@
+/* tests/test_util.c - conversion, random numbers, files, JSON and safetensors. */
+#include "support.h"
+
+#include <dirent.h>
+#include <signal.h>
+#include <sys/resource.h>
+
+#include "util/dtype.h"
+#include "util/file.h"
+#include "util/hash.h"
+#include "util/random.h"
+#include "util/safetensors.h"
+
+static moed_context *context;
+
+static int setup(void **state)
+{
+    (void)state;
+    context = support_context("reference", 1);
+    return 0;
+}
+static int teardown(void **state)
+{
+    (void)state;
+    moed_context_info info = {.struct_size = sizeof info};
+    assert_ok(moed_context_get_info(context, &info));
+    assert_int_equal(info.host_in_use, 0); /* nothing in this program leaks */
+    moed_context_destroy(context);
+    return 0;
+}
+
+static int entries_in(const char *dir)
+{
+    int n = 0;
+    DIR *d = opendir(dir);
+    while (readdir(d)) n++;
+    closedir(d);
+    return n - 2;
+}
+
+/* ---- conversion ---- */
+
+static void every_half_survives_the_way_to_double_and_back(void **state)
+{
+    (void)state;
+    static const moed_dtype types[] = {MOED_DTYPE_F16, MOED_DTYPE_BF16};
+    for (int t = 0; t < 2; t++)
+        for (uint32_t h = 0; h < 65536; h++) {
+            const uint16_t from = (uint16_t)h;
+            uint16_t back;
+            double d;
+            moedi_to_double(&d, &from, types[t], 1);
+            moedi_from_double(&back, types[t], &d, 1);
+            if (d != d)
+                assert_true((back & 0x7FFF) > (t ? 0x7F80 : 0x7C00));
+            else
+                assert_int_equal(back, from);
+        }
+}
+
+static void narrowing_rounds_once_to_nearest_even(void **state)
+{
+    (void)state;
+    static const struct {
+        moed_dtype type;
+        double value;
+        uint16_t bits;
+    } cases[] = {
+        {MOED_DTYPE_BF16, 1.0 + 0x1p-8, 0x3F80},             /* tie to even, down */
+        {MOED_DTYPE_BF16, 1.0 + 3 * 0x1p-8, 0x3F82},         /* tie to even, up */
+        {MOED_DTYPE_BF16, 1.0 + 0x1p-8 + 0x1p-40, 0x3F81},   /* rounding to float first would make it a tie */
+        {MOED_DTYPE_F16, 1.0 + 0x1p-11 + 0x1p-45, 0x3C01},
+        {MOED_DTYPE_F16, 65519.9, 0x7BFF},
+        {MOED_DTYPE_F16, 65520, 0x7C00},
+        {MOED_DTYPE_F16, -0x1p-25, 0x8000},
+        {MOED_DTYPE_F16, 0x1.8p-25, 0x0001},
+        {MOED_DTYPE_F16, -0x1p-14, 0x8400},
+        {MOED_DTYPE_BF16, 1e39, 0x7F80},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        uint16_t out;
+        moedi_from_double(&out, cases[i].type, &cases[i].value, 1);
+        assert_int_equal(out, cases[i].bits);
+    }
+}
+
+/* ---- random numbers ---- */
+
+static void normal_numbers_are_the_same_on_every_machine(void **state)
+{
+    (void)state;
+    /* Bits pinned: initial weights must not change between builds, compilers and machines. */
+    uint64_t all = 0;
+    double sum = 0, squares = 0;
+    for (uint64_t i = 0; i < 20000; i++) {
+        const double x = moedi_random_normal(42, MOEDI_RANDOM_INIT, 7, i);
+        uint64_t bits;
+        memcpy(&bits, &x, 8);
+        all = all * 31 + bits;
+        sum += x, squares += x * x;
+    }
+    assert_true(fabs(sum / 20000) < 0.03 && fabs(squares / 20000 - 1) < 0.04);
+    char text[32];
+    snprintf(text, sizeof text, "%016llx", (unsigned long long)all);
+    assert_string_equal(text, "7e8e21d2edf4720e");
+}
+
+static void normal_numbers_follow_the_distribution_function(void **state)
+{
+    (void)state;
+    for (uint64_t i = 0; i < 5000; i++) {
+        const double p = ((double)(moedi_random(3, MOEDI_RANDOM_PIECE, 0, i) >> 12) + 0.5) * 0x1p-52;
+        const double x = moedi_random_normal(3, MOEDI_RANDOM_PIECE, 0, i);
+        assert_true(fabs(0.5 * erfc(-x / sqrt(2)) - p) < 1e-14);
+    }
+}
+
+static void a_permutation_holds_every_number_once_and_depends_on_seed_and_step(void **state)
+{
+    (void)state;
+    int64_t a[500], b[500];
+    char seen[500] = {0};
+    moedi_random_permutation(1, MOEDI_RANDOM_EPOCH, 0, a, 500);
+    for (int i = 0; i < 500; i++) {
+        assert_true(a[i] >= 0 && a[i] < 500 && !seen[a[i]]);
+        seen[a[i]] = 1;
+    }
+    moedi_random_permutation(1, MOEDI_RANDOM_EPOCH, 1, b, 500);
+    assert_memory_not_equal(a, b, sizeof a);
+    moedi_random_permutation(2, MOEDI_RANDOM_EPOCH, 0, b, 500);
+    assert_memory_not_equal(a, b, sizeof a);
+    moedi_random_permutation(1, MOEDI_RANDOM_EPOCH, 0, b, 500);
+    assert_memory_equal(a, b, sizeof a);
+}
+
+/* ---- files ---- */
+
+static void a_written_file_is_whole_or_not_there(void **state)
+{
+    (void)state;
+    char *dir = support_directory();
+    const char *path = support_path(dir, "x");
+    assert_ok(moedi_file_write(context, path, "first", 5));
+    moedi_writer w;
+    assert_ok(moedi_writer_open(&w, context, path));
+    assert_ok(moedi_writer_write(&w, "second", 6));
+    char *text;
+    assert_ok(moedi_file_text(context, path, 100, &text, NULL));
+    assert_string_equal(text, "first");
+    moedi_free(context, text);
+    moedi_writer_abort(&w);
+    assert_int_equal(entries_in(dir), 1);
+    assert_refused(moedi_file_text(context, path, 3, &text, NULL), MOED_E_LIMIT, "at most 3");
+    assert_refused(moedi_file_text(context, dir, 3, &text, NULL), MOED_E_FORMAT, "not a regular file");
+    assert_refused(moedi_file_text(context, support_path(dir, "none"), 3, &text, NULL), MOED_E_NOT_FOUND, "none");
+    support_remove(dir);
+}
+
+static void a_full_disk_leaves_the_old_file_and_nothing_else(void **state)
+{
+    (void)state;
+    char *dir = support_directory();
+    char *path = strdup(support_path(dir, "x"));
+    assert_ok(moedi_file_write(context, path, "old", 3));
+    struct rlimit before, small = {.rlim_cur = 100000};
+    getrlimit(RLIMIT_FSIZE, &before);
+    small.rlim_max = before.rlim_max;
+    signal(SIGXFSZ, SIG_IGN);
+    setrlimit(RLIMIT_FSIZE, &small);
+    static char big[500000];
+    const moed_status status = moedi_file_write(context, path, big, sizeof big);
+    setrlimit(RLIMIT_FSIZE, &before);
+    signal(SIGXFSZ, SIG_DFL);
+    assert_int_equal(status, MOED_E_SPACE);
+    assert_non_null(strstr(moed_last_error(), path));
+    assert_int_equal(entries_in(dir), 1);
+    char *text;
+    assert_ok(moedi_file_text(context, path, 100, &text, NULL));
+    assert_string_equal(text, "old");
+    moedi_free(context, text);
+    free(path);
+    support_remove(dir);
+}
+
+static void a_fresh_directory_appears_whole_and_replaces_an_old_one(void **state)
+{
+    (void)state;
+    char *dir = support_directory();
+    char *path = strdup(support_path(dir, "model"));
+    for (int round = 0; round < 2; round++) {
+        moedi_fresh_directory d;
+        char *inside;
+        assert_ok(moedi_fresh_directory_begin(&d, context, path));
+        assert_ok(moedi_path_join(context, d.temporary, round ? "new" : "old", &inside));
+        assert_ok(moedi_file_write(context, inside, "1", 1));
+        moedi_free(context, inside);
+        assert_int_equal(moedi_path_exists(support_path(path, "new")), 0);
+        assert_ok(moedi_fresh_directory_commit(&d));
+        assert_true(moedi_path_exists(support_path(path, round ? "new" : "old")));
+    }
+    assert_int_equal(entries_in(path), 1);
+    moedi_fresh_directory d;
+    assert_ok(moedi_fresh_directory_begin(&d, context, path));
+    moedi_fresh_directory_abort(&d);
+    assert_int_equal(entries_in(dir), 1);
+    free(path);
+    support_remove(dir);
+}
+
+static void names_are_listed_in_order(void **state)
+{
+    (void)state;
+    char *dir = support_directory();
+    static const char *const made[] = {"b", "a10", "a2", "C"};
+    for (int i = 0; i < 4; i++) support_write(support_path(dir, made[i]), "", 0);
+    char **names;
+    size_t count;
+    assert_ok(moedi_directory_list(context, dir, &names, &count));
+    assert_int_equal(count, 4);
+    assert_string_equal(names[0], "C");
+    assert_string_equal(names[1], "a10");
+    assert_string_equal(names[3], "b");
+    for (size_t i = 0; i < count; i++) moedi_free(context, names[i]);
+    moedi_free(context, names);
+    support_remove(dir);
+}
+
+static void a_hash_does_not_depend_on_how_the_data_comes(void **state)
+{
+    (void)state;
+    static char data[3000000];
+    for (size_t i = 0; i < sizeof data; i++) data[i] = (char)(i * 7 >> 3);
+    const moedi_digest whole = moedi_hash_bytes(data, sizeof data);
+    moedi_hash *h;
+    assert_ok(moedi_hash_create(&h, context));
+    for (size_t at = 0; at < sizeof data; at += 1000) moedi_hash_update(h, data + at, 1000);
+    const moedi_digest parts = moedi_hash_digest(h);
+    moedi_hash_destroy(h);
+    char *dir = support_directory();
+    moedi_digest file;
+    int64_t size;
+    support_write(support_path(dir, "data"), data, sizeof data);
+    assert_ok(moedi_hash_file(context, support_path(dir, "data"), &file, &size));
+    assert_int_equal(size, sizeof data);
+    assert_true(whole.low == parts.low && whole.high == parts.high && whole.low == file.low && whole.high == file.high);
+    support_remove(dir);
+}
+
+/* ---- JSON ---- */
+
+static void json_faults_name_file_and_field(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *text, *words;
+    } broken[] = {{"", "is not JSON"}, {"[1]", "not an object"}, {"{\"a\":1,\"a\":2}", "is not JSON"}, {"{\"a\":1} x", "is not JSON"},
+                  {"{\"a\":NaN}", "is not JSON"}, {"{\"a\":99999999999999999999}", "is not JSON"}, {"{\"a\":\"\xff\"}", "is not JSON"}};
+    json_t *o;
+    for (size_t i = 0; i < sizeof broken / sizeof *broken; i++)
+        assert_refused(moedi_json_parse(&o, broken[i].text, strlen(broken[i].text), "f.json"), MOED_E_FORMAT, broken[i].words);
+    char deep[10000];
+    memset(deep, '[', sizeof deep);
+    memcpy(deep, "{\"a\":", 5);
+    assert_refused(moedi_json_parse(&o, deep, sizeof deep, "f.json"), MOED_E_FORMAT, "f.json");
+    const char *good = "{\"n\": 7, \"x\": 0.5, \"b\": true, \"s\": \"hi\", \"z\": null}";
+    assert_ok(moedi_json_parse(&o, good, strlen(good), "f.json"));
+    int64_t n = 0;
+    double x = 0;
+    int32_t b = 0;
+    const char *s = NULL;
+    assert_ok(moedi_json_integer(o, "f.json", "n", 1, 0, 10, &n));
+    assert_ok(moedi_json_number(o, "f.json", "x", 1, 0, 1, &x));
+    assert_ok(moedi_json_boolean(o, "f.json", "b", 1, &b));
+    assert_ok(moedi_json_text(o, "f.json", "s", 1, &s));
+    assert_true(n == 7 && x == 0.5 && b == 1 && !strcmp(s, "hi"));
+    assert_ok(moedi_json_integer(o, "f.json", "z", 0, 0, 10, &n));
+    assert_int_equal(n, 7);
+    assert_refused(moedi_json_integer(o, "f.json", "z", 1, 0, 10, &n), MOED_E_FORMAT, "f.json: the field \"z\" is missing");
+    assert_refused(moedi_json_integer(o, "f.json", "n", 1, 8, 10, &n), MOED_E_RANGE, "\"n\" is 7; it must be from 8 to 10");
+    assert_refused(moedi_json_integer(o, "f.json", "x", 1, 0, 10, &n), MOED_E_FORMAT, "\"x\" is not an integer");
+    assert_refused(moedi_json_boolean(o, "f.json", "n", 1, &b), MOED_E_FORMAT, "\"n\" is neither");
+    json_decref(o);
+}
+
+/* ---- safetensors ---- */
+
+static void safetensors_round_trip_in_pieces_and_any_order(void **state)
+{
+    (void)state;
+    char *dir = support_directory();
+    const char *path = support_path(dir, "x.safetensors");
+    const moedi_safetensors_entry entries[3] = {
+        {.name = "b", .dtype = MOED_DTYPE_F32, .rank = 2, .shape = {3, 5}},
+        {.name = "a", .dtype = MOED_DTYPE_I64, .rank = 0},
+        {.name = "empty", .dtype = MOED_DTYPE_BF16, .rank = 2, .shape = {0, 4}},
+    };
+    float b[15];
+    support_random(b, 15, 1);
+    const int64_t a = -5;
+    json_t *metadata = json_pack("{s:s}", "format", "pt");
+    moedi_safetensors_writer w;
+    assert_ok(moedi_safetensors_create(&w, context, path, entries, 3, metadata));
+    json_decref(metadata);
+    assert_ok(moedi_safetensors_write(&w, 1, 0, &a, 8));
+    assert_ok(moedi_safetensors_write(&w, 0, 20, b + 5, 40));
+    assert_ok(moedi_safetensors_write(&w, 0, 0, b, 20));
+    assert_int_equal(moedi_safetensors_write(&w, 0, 56, b, 8), MOED_E_INTERNAL);
+    assert_ok(moedi_safetensors_commit(&w));
+    moedi_safetensors s;
+    assert_ok(moedi_safetensors_open(&s, context, path));
+    assert_int_equal(s.count, 3);
+    assert_string_equal(json_string_value(json_object_get(s.metadata, "format")), "pt");
+    const moedi_safetensors_entry *e = moedi_safetensors_find(&s, "b");
+    float back[15];
+    assert_true(e && e->rank == 2 && e->shape[1] == 5 && e->dtype == MOED_DTYPE_F32 && e->offset % 8 == 0);
+    assert_ok(moedi_safetensors_read(&s, e, 0, back, 60));
+    assert_memory_equal(back, b, 60);
+    int64_t number;
+    assert_ok(moedi_safetensors_read(&s, moedi_safetensors_find(&s, "a"), 0, &number, 8));
+    assert_int_equal(number, -5);
+    assert_null(moedi_safetensors_find(&s, "c"));
+    moedi_safetensors_close(&s);
+    support_remove(dir);
+}
+
+/* header as given (its length in front), `data` zero bytes after it */
+static void expect_header(const char *dir, const char *header, size_t data, moed_status status, const char *words)
+{
+    char file[4096] = {0};
+    const size_t n = strlen(header);
+    for (int i = 0; i < 8; i++) file[i] = (char)((uint64_t)n >> 8 * i);
+    memcpy(file + 8, header, n);
+    const char *path = support_path(dir, "x.safetensors");
+    support_write(path, file, 8 + n + data);
+    moedi_safetensors s;
+    if (status == MOED_OK) {
+        assert_ok(moedi_safetensors_open(&s, context, path));
+        moedi_safetensors_close(&s);
+    } else {
+        assert_refused(moedi_safetensors_open(&s, context, path), status, words);
+        assert_non_null(strstr(moed_last_error(), "x.safetensors"));
+    }
+}
+
+static void hostile_safetensors_headers_are_refused_with_the_reason(void **state)
+{
+    (void)state;
+    char *dir = support_directory();
+    expect_header(dir, "{\"t\":{\"dtype\":\"F32\",\"shape\":[2],\"data_offsets\":[0,8]}}", 8, MOED_OK, "");
+    expect_header(dir, "{\"t\":{\"dtype\":\"F32\",\"shape\":[2],\"data_offsets\":[0,8]}}", 4, MOED_E_FORMAT, "outside the file");
+    expect_header(dir, "{\"t\":{\"dtype\":\"F32\",\"shape\":[2],\"data_offsets\":[0,8]}}", 9, MOED_E_FORMAT, "cover 8");
+    expect_header(dir, "{\"t\":{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[4,8]}}", 8, MOED_E_FORMAT, "hole");
+    expect_header(dir, "{\"t\":{\"dtype\":\"F32\",\"shape\":[2],\"data_offsets\":[0,8]},\"u\":{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[4,8]}}", 8,
+                  MOED_E_FORMAT, "overlaps");
+    expect_header(dir, "{\"t\":{\"dtype\":\"F32\",\"shape\":[2],\"data_offsets\":[8,0]}}", 8, MOED_E_FORMAT, "outside the file");
+    expect_header(dir, "{\"t\":{\"dtype\":\"F32\",\"shape\":[-2],\"data_offsets\":[0,8]}}", 8, MOED_E_FORMAT, "not a count");
+    expect_header(dir, "{\"t\":{\"dtype\":\"F32\",\"shape\":[4611686018427387904],\"data_offsets\":[0,8]}}", 8, MOED_E_FORMAT, "overflow");
+    expect_header(dir, "{\"t\":{\"dtype\":\"Q7\",\"shape\":[2],\"data_offsets\":[0,8]}}", 8, MOED_E_UNSUPPORTED, "Q7");
+    expect_header(dir, "{\"t\":{\"dtype\":\"F4\",\"shape\":[3],\"data_offsets\":[0,2]}}", 2, MOED_E_FORMAT, "inside a byte");
+    expect_header(dir, "{\"t\":{\"dtype\":\"U8\",\"shape\":[1,1,1,1,1,1,1],\"data_offsets\":[0,1]}}", 1, MOED_E_UNSUPPORTED, "7 dimensions");
+    expect_header(dir, "{\"t\":{\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[0,1]},\"t\":{\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[0,1]}}", 1,
+                  MOED_E_FORMAT, "not JSON");
+    expect_header(dir, "{\"__metadata__\":{\"a\":1}}", 0, MOED_E_FORMAT, "not text");
+    support_remove(dir);
+}
+
+/* The format's own collection of valid, damaged and hostile files, where it is at hand. */
+static void files_of_the_formats_own_collection_are_judged_as_expected(void **state)
+{
+    (void)state;
+    const char *base = MOEDI_TEST_SOURCE "/../shared/data/safetensors";
+    FILE *f = fopen(support_path(base, "EXPECTED.tsv"), "r");
+    if (!f) {
+        print_message("skipped: %s is not there\n", base);
+        skip();
+    }
+    char name[256], expected[256];
+    int files = 0;
+    while (fscanf(f, "%255[^\t]\t%255[^\n]\n", name, expected) == 2) {
+        moedi_safetensors s;
+        const char *path = support_path(base, name);
+        if (!strncmp(expected, "ok", 2)) {
+            assert_ok(moedi_safetensors_open(&s, context, path));
+            assert_int_equal(s.count == 0, strstr(expected, "0 tensors") != NULL);
+            moedi_safetensors_close(&s);
+        } else {
+            assert_refused(moedi_safetensors_open(&s, context, path), MOED_E_FORMAT, path);
+        }
+        files++;
+    }
+    fclose(f);
+    assert_int_equal(files, 17);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(every_half_survives_the_way_to_double_and_back),
+        cmocka_unit_test(narrowing_rounds_once_to_nearest_even),
+        cmocka_unit_test(normal_numbers_are_the_same_on_every_machine),
+        cmocka_unit_test(normal_numbers_follow_the_distribution_function),
+        cmocka_unit_test(a_permutation_holds_every_number_once_and_depends_on_seed_and_step),
+        cmocka_unit_test(a_written_file_is_whole_or_not_there),
+        cmocka_unit_test(a_full_disk_leaves_the_old_file_and_nothing_else),
+        cmocka_unit_test(a_fresh_directory_appears_whole_and_replaces_an_old_one),
+        cmocka_unit_test(names_are_listed_in_order),
+        cmocka_unit_test(a_hash_does_not_depend_on_how_the_data_comes),
+        cmocka_unit_test(json_faults_name_file_and_field),
+        cmocka_unit_test(safetensors_round_trip_in_pieces_and_any_order),
+        cmocka_unit_test(hostile_safetensors_headers_are_refused_with_the_reason),
+        cmocka_unit_test(files_of_the_formats_own_collection_are_judged_as_expected),
+    };
+    return cmocka_run_group_tests(tests, setup, teardown);
+}

@@ -1,0 +1,152 @@
+/* tests/train_support.h - a tiny model and a tiny corpus for the trainer's tests. Include after support.h. */
+#ifndef MOEDI_TRAIN_SUPPORT_H
+#define MOEDI_TRAIN_SUPPORT_H
+
+#include "support.h"
+
+enum { TINY_DOCUMENTS = 24, TINY_VOCABULARY = 48, TINY_LENGTH = 16 };
+
+/* Documents that count up in strides of their own: a next token can be learned. */
+static inline int32_t tiny_length(int64_t document, int64_t *tokens, void *user)
+{
+    (void)user;
+    *tokens = 20 + document % 7;
+    return 0;
+}
+static inline int32_t tiny_read(int64_t document, int64_t offset, int32_t *tokens, int64_t count, void *user)
+{
+    const int64_t shift = user ? *(const int64_t *)user : 0;
+    for (int64_t i = 0; i < count; i++) tokens[i] = (int32_t)((document * 3 + shift + (offset + i) * (1 + document % 2)) % (TINY_VOCABULARY - 1));
+    return 0;
+}
+static inline moed_corpus *tiny_corpus(moed_context *c, int64_t *shift)
+{
+    moed_corpus *d = NULL;
+    moed_documents documents = {.struct_size = sizeof documents, .count = TINY_DOCUMENTS, .length = tiny_length, .read = tiny_read, .user = shift};
+    moed_corpus_options o;
+    assert_ok(moed_options_init(MOED_STRUCT_CORPUS_OPTIONS, &o, sizeof o));
+    o.vocabulary = TINY_VOCABULARY, o.end_token = TINY_VOCABULARY - 1;
+    assert_ok(moed_corpus_wrap(&d, c, &documents, &o));
+    return d;
+}
+static inline moed_model *tiny_model_of(moed_context *c, int hidden, int layers, int experts, int vocabulary)
+{
+    char config[1024];
+    moed_layout *l = NULL;
+    moed_model *m = NULL;
+    moed_model_options o;
+    snprintf(config, sizeof config,
+             "{\"model_type\": \"qwen2_moe\", \"vocab_size\": %d, \"hidden_size\": %d, \"num_hidden_layers\": %d, \"num_attention_heads\": 2, "
+             "\"num_key_value_heads\": 1, \"num_experts\": %d, \"num_experts_per_tok\": 2, \"moe_intermediate_size\": %d, "
+             "\"shared_expert_intermediate_size\": %d, \"intermediate_size\": %d, \"max_position_embeddings\": 256, \"rms_norm_eps\": 1e-6, "
+             "\"initializer_range\": 0.1, \"tie_word_embeddings\": false, \"torch_dtype\": \"float32\"}",
+             vocabulary, hidden, layers, experts, hidden, hidden, hidden);
+    assert_ok(moed_layout_from_config(&l, c, config, strlen(config)));
+    assert_ok(moed_options_init(MOED_STRUCT_MODEL_OPTIONS, &o, sizeof o));
+    o.seed = 7;
+    assert_ok(moed_model_init(&m, c, l, &o));
+    moed_layout_destroy(l);
+    return m;
+}
+static inline moed_model *tiny_model(moed_context *c)
+{
+    return tiny_model_of(c, 16, 2, 4, TINY_VOCABULARY);
+}
+static inline moed_train_options tiny_options(int64_t steps)
+{
+    moed_train_options o;
+    assert_ok(moed_options_init(MOED_STRUCT_TRAIN_OPTIONS, &o, sizeof o));
+    o.steps = steps, o.rows = 4, o.length = TINY_LENGTH;
+    o.learning_rate = 1e-2;
+    o.z_loss = 1e-3;
+    return o;
+}
+static inline moed_report empty_report(void)
+{
+    moed_report r = {.struct_size = sizeof r};
+    return r;
+}
+
+/* Everything a trainer stands on; made from one seed, so two of them are alike. */
+typedef struct rig {
+    moed_context *context;
+    moed_model *model;
+    moed_corpus *corpus;
+    moed_trainer *trainer;
+} rig;
+static inline rig rig_open(const moed_train_options *o, int32_t threads)
+{
+    rig r = {.context = support_context("auto", threads)};
+    r.model = tiny_model(r.context);
+    r.corpus = tiny_corpus(r.context, NULL);
+    assert_ok(moed_trainer_create(&r.trainer, r.context, r.model, r.corpus, NULL, o));
+    return r;
+}
+static inline void rig_close(rig *r)
+{
+    moed_trainer_destroy(r->trainer);
+    moed_corpus_destroy(r->corpus);
+    moed_model_destroy(r->model);
+    moed_context_destroy(r->context);
+}
+static inline moed_report rig_run(rig *r, int64_t steps)
+{
+    moed_report report = empty_report();
+    assert_ok(moed_trainer_run(r->trainer, steps, &report, NULL));
+    return report;
+}
+
+static inline size_t model_params(const moed_model *m)
+{
+    moed_layout_info info = {.struct_size = sizeof info};
+    assert_ok(moed_layout_get_info(moed_model_layout(m), &info));
+    return (size_t)info.params;
+}
+static inline moed_tensor model_tensor(const moed_model *m, size_t param)
+{
+    moed_tensor t;
+    assert_ok(moed_model_tensor(m, param, &t));
+    return t;
+}
+static inline size_t tensor_bytes(const moed_tensor *t)
+{
+    size_t n = 4;
+    for (int32_t i = 0; i < t->rank; i++) n *= (size_t)t->shape[i];
+    return n;
+}
+/* All numbers of a model in one array; free() it. */
+static inline float *model_numbers(const moed_model *m, size_t *count)
+{
+    size_t bytes = 0;
+    char *all = NULL;
+    for (size_t i = 0; i < model_params(m); i++) {
+        const moed_tensor t = model_tensor(m, i);
+        all = realloc(all, bytes + tensor_bytes(&t));
+        memcpy(all + bytes, t.data, tensor_bytes(&t));
+        bytes += tensor_bytes(&t);
+    }
+    *count = bytes / 4;
+    return (float *)(void *)all;
+}
+static inline void assert_same_models(const moed_model *a, const moed_model *b)
+{
+    for (size_t i = 0; i < model_params(a); i++) {
+        const moed_tensor x = model_tensor(a, i), y = model_tensor(b, i);
+        moed_param p;
+        assert_ok(moed_layout_param(moed_model_layout(a), i, &p));
+        if (memcmp(x.data, y.data, tensor_bytes(&x)) != 0) fail_msg("%s differs", p.name);
+    }
+}
+/* Index of a parameter. */
+static inline size_t model_find(const moed_model *m, const char *name)
+{
+    for (size_t i = 0; i < model_params(m); i++) {
+        moed_param p = {0};
+        assert_ok(moed_layout_param(moed_model_layout(m), i, &p));
+        if (strcmp(p.name, name) == 0) return i;
+    }
+    fail_msg("no parameter %s", name);
+    return 0;
+}
+
+#endif
