@@ -299,12 +299,12 @@ static void bad_vectors_are_refused_by_number(void **state)
 
 /* ---- documents ---- */
 
-static int32_t length(int64_t document, int64_t *tokens, void *user)
+static int32_t own_length(int64_t document, int64_t *tokens, void *user)
 {
     *tokens = ((const int64_t *)user)[document];
     return 0;
 }
-static int32_t read(int64_t document, int64_t offset, int32_t *tokens, int64_t count, void *user)
+static int32_t own_read(int64_t document, int64_t offset, int32_t *tokens, int64_t count, void *user)
 {
     (void)user;
     for (int64_t i = 0; i < count; i++) tokens[i] = (int32_t)((offset + i + document) % 4);
@@ -316,7 +316,7 @@ static void documents_are_the_means_of_their_embeddings(void **state)
     (void)state;
     int64_t lengths[4] = {2, 0, 1, 300000}; /* the last is larger than what is embedded at a time */
     float table[8] = {0, 1, 2, 3, 4, 5, 6, 7}, out[8] = {9, 9, 9, 9, 9, 9, 9, 9}, weights[4];
-    const moed_documents own = {sizeof own, 0, 4, length, read, lengths};
+    const moed_documents own = {sizeof own, 0, 4, own_length, own_read, lengths};
     const moed_param params[2] = {
         {.name = "first", .layer = -1, .expert = -1, .expert_axis = -1, .dtype = MOED_DTYPE_F32, .rank = 1, .shape = {3}},
         {.name = "embed", .layer = -1, .expert = -1, .expert_axis = -1, .dtype = MOED_DTYPE_F32, .rank = 2, .flags = MOED_PARAM_EMBEDDING, .shape = {4, 2}},
