@@ -150,13 +150,12 @@ static void weigh(balance *b)
     for (int64_t i = 0; i < f->count; i++) b->weight[f->labels[i]] += moedi_fit_weight(f, i), b->count[f->labels[i]]++;
 }
 
-/* Whether a row may go: away from a cluster above the band, or into one below it; never making a new breach. */
+/* Whether a row may go: it leaves a cluster above the band or helps one below it, and makes no new breach. */
 static int may_move(const balance *b, double w, int64_t from, int64_t to, double low, double high)
 {
     if (from == to || b->count[from] < 2) return 0;
-    const int heavy = b->weight[from] > high, light = b->weight[to] < low;
-    if (heavy) return b->weight[to] + w <= high;
-    return light && b->weight[from] - w >= low;
+    if (b->weight[from] <= high && b->weight[to] >= low) return 0;
+    return b->weight[from] - w >= low && b->weight[to] + w <= high;
 }
 
 /* The cheapest place that a row may go to, or -1. */
@@ -170,12 +169,14 @@ static int32_t best_target(const balance *b, int64_t row, double w, double low, 
 }
 
 /* Moves rows until every weight is in [low, high] or no move is left. Each pass lists what would help, cheapest per weight first, and applies
- * what still does; every move shrinks a breach and makes none, so it ends. */
+ * what still does. Every move shrinks a breach and makes none; a row finds its next best target in the next pass, so passes are bounded by
+ * the clusters (and for weights too small to count in a sum). */
 static moed_status move_rows(balance *b, double band)
 {
     const moedi_fit *f = b->fit;
     const double low = b->mean - band, high = b->mean + band;
-    for (int64_t applied = 1; applied > 0;) {
+    int64_t applied = 1;
+    for (int64_t pass = 0; pass < 16 + 4 * f->clusters && applied > 0; pass++) {
         int64_t listed = 0, breaches = 0;
         applied = 0;
         MOEDI_TRY(moedi_cancel_check(f->cancel));

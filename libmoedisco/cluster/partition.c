@@ -119,7 +119,7 @@ static moed_status metadata_text(const json_t *metadata, const char *path, const
 
 static moed_status read_metadata(const json_t *metadata, const char *path, int64_t *clusters, char fingerprint[40])
 {
-    const char *format, *version, *count, *corpus;
+    const char *format = "", *version = "", *count = "", *corpus = "";
     char *end = NULL;
     MOEDI_TRY(metadata_text(metadata, path, "format", &format));
     MOEDI_TRY(metadata_text(metadata, path, "version", &version));
