@@ -2,6 +2,7 @@
 #include "train_support.h"
 
 #include <signal.h>
+#include <sys/resource.h>
 #include <sys/wait.h>
 
 enum { STEPS = 7, EVERY = 2 };
@@ -467,6 +468,25 @@ static void the_best_held_out_loss_survives_a_resume(void **state)
     support_remove(dir);
 }
 
+static void an_evaluation_that_was_due_is_made_up_for_after_a_resume(void **state)
+{
+    (void)state;
+    char *dir = support_directory();
+    job j = job_open(dir, "auto");
+    j.options.held_out = NULL, j.options.evaluate_every = 0;
+    job_create(&j);
+    assert_ok(moed_trainer_run(j.trainer, 3, NULL, NULL));
+    assert_ok(moed_trainer_save(j.trainer));
+    job_close(&j);
+    run_to_the_end(dir); /* evaluates every 3 steps */
+    char *text = read_text(support_path(dir, "metrics.jsonl"));
+    const char *evaluated = strstr(text, "{\"step\":3,\"held_out_loss\""), *next = strstr(text, "{\"step\":4,");
+    assert_true(evaluated && next && evaluated < next);
+    assert_int_equal(count_lines(text), STEPS + 3);
+    free(text);
+    support_remove(dir);
+}
+
 static void a_nan_keeps_the_last_good_checkpoint(void **state)
 {
     (void)state;
@@ -528,6 +548,37 @@ static void saving_between_the_halves_of_a_step_is_refused(void **state)
     assert_refused(moed_trainer_resume(r.trainer), MOED_E_STATE, "nothing to resume");
     rig_close(&r);
     support_remove(dir);
+}
+
+/* A limit on file sizes stands in for a full disk. */
+static void a_save_that_cannot_be_written_leaves_nothing_and_the_run_can_be_resumed(void **state)
+{
+    (void)state;
+    char *whole = support_directory(), *dir = support_directory();
+    run_to_the_end(whole);
+    const pid_t child = fork();
+    if (child < 0) fail_msg("fork");
+    if (child == 0) {
+        const struct rlimit limit = {20000, 20000};
+        signal(SIGXFSZ, SIG_IGN);
+        job j = job_start(dir);
+        if (setrlimit(RLIMIT_FSIZE, &limit) != 0) _exit(2);
+        const moed_status status = moed_trainer_run(j.trainer, 0, NULL, NULL);
+        if (status != MOED_E_IO && status != MOED_E_SPACE) _exit(3);
+        if (!strstr(moed_last_error(), "model.safetensors")) _exit(4);
+        if (job_info(&j).step != EVERY) _exit(5);
+        _exit(0);
+    }
+    int status;
+    assert_int_equal(waitpid(child, &status, 0), child);
+    assert_true(WIFEXITED(status));
+    assert_int_equal(WEXITSTATUS(status), 0);
+    assert_false(has_leftovers(dir));
+    assert_true(access(support_path(dir, "checkpoints/step-2"), F_OK) != 0);
+    run_to_the_end(dir);
+    assert_same_end(whole, dir);
+    support_remove(dir);
+    support_remove(whole);
 }
 
 /* Every allocation fails in turn: a status, no crash, no leak, and the trainer can be destroyed. */
@@ -600,8 +651,10 @@ int main(void)
         cmocka_unit_test(a_torn_line_of_metrics_goes_on_resume),
         cmocka_unit_test(metrics_have_a_line_per_step_and_evaluation),
         cmocka_unit_test(the_best_held_out_loss_survives_a_resume),
+        cmocka_unit_test(an_evaluation_that_was_due_is_made_up_for_after_a_resume),
         cmocka_unit_test(a_nan_keeps_the_last_good_checkpoint),
         cmocka_unit_test(a_checkpoint_is_exact_in_double_too_and_its_model_opens),
+        cmocka_unit_test(a_save_that_cannot_be_written_leaves_nothing_and_the_run_can_be_resumed),
         cmocka_unit_test(running_out_of_memory_at_any_allocation_is_a_status),
         cmocka_unit_test(running_out_of_memory_in_a_save_leaves_the_checkpoint_before),
         cmocka_unit_test(saving_between_the_halves_of_a_step_is_refused),

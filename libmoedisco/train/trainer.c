@@ -7,7 +7,6 @@
 #include "core/cancel.h"
 #include "core/options.h"
 #include "estimate.h"
-#include "evaluate.h"
 #include "selection.h"
 #include "settings.h"
 #include "step.h"
