@@ -311,9 +311,8 @@ static int32_t own_read(int64_t document, int64_t offset, int32_t *tokens, int64
     return 0;
 }
 
-static void documents_are_the_means_of_their_embeddings(void **state)
+static void documents_are_the_means_of_their_embeddings_on(moed_context *c)
 {
-    (void)state;
     int64_t lengths[4] = {2, 0, 1, 300000}; /* the last is larger than what is embedded at a time */
     float table[8] = {0, 1, 2, 3, 4, 5, 6, 7}, out[8] = {9, 9, 9, 9, 9, 9, 9, 9}, weights[4];
     const moed_documents own = {sizeof own, 0, 4, own_length, own_read, lengths};
@@ -328,9 +327,9 @@ static void documents_are_the_means_of_their_embeddings(void **state)
     moed_layout *l = NULL;
     moed_model *m = NULL;
     assert_ok(moed_options_init(MOED_STRUCT_EMBED_OPTIONS, &o, sizeof o));
-    assert_ok(moed_corpus_wrap(&d, context, &own, NULL));
-    assert_ok(moed_layout_create(&l, context, params, 2));
-    assert_ok(moed_model_borrow(&m, context, l, tensors, 2, NULL, NULL));
+    assert_ok(moed_corpus_wrap(&d, c, &own, NULL));
+    assert_ok(moed_layout_create(&l, c, params, 2));
+    assert_ok(moed_model_borrow(&m, c, l, tensors, 2, NULL, NULL));
     o.centre = o.normalise = 0;
     assert_ok(moed_corpus_embed(d, m, &t, &o, NULL));
     const float expected[8] = {1, 2, 0, 0, 4, 5, 3, 4};
@@ -351,9 +350,39 @@ static void documents_are_the_means_of_their_embeddings(void **state)
     moed_corpus_options big;
     assert_ok(moed_options_init(MOED_STRUCT_CORPUS_OPTIONS, &big, sizeof big));
     big.vocabulary = 5;
-    assert_ok(moed_corpus_wrap(&d, context, &own, &big));
+    assert_ok(moed_corpus_wrap(&d, c, &own, &big));
     assert_refused(moed_corpus_embed(d, m, &t, &o, NULL), MOED_E_MISMATCH, "vocabulary of 5");
     moed_model_destroy(m), moed_layout_destroy(l), moed_corpus_destroy(d);
+}
+
+static void documents_are_the_means_of_their_embeddings(void **state)
+{
+    (void)state;
+    moed_context *c = support_context("double", 1);
+    documents_are_the_means_of_their_embeddings_on(context);
+    documents_are_the_means_of_their_embeddings_on(c);
+    moed_context_destroy(c);
+}
+
+static void a_cancelled_fit_keeps_the_one_before(void **state)
+{
+    (void)state;
+    enum { N = 100 };
+    float *x = clouds(N, 2, 4, 1.0f);
+    int32_t labels[N];
+    const moed_tensor t = support_tensor(x, MOED_DTYPE_F32, N, 2);
+    const moed_kmeans_options o = options(4, MOED_KMEANS_BALANCED);
+    moed_kmeans *k = made(context, &o);
+    moed_cancel *cancel = NULL;
+    assert_ok(moed_cancel_create(&cancel));
+    assert_ok(moed_kmeans_fit(k, &t, NULL, NULL, cancel));
+    moed_cancel_request(cancel);
+    assert_refused(moed_kmeans_fit(k, &t, NULL, NULL, cancel), MOED_E_CANCELLED, "");
+    assert_ok(moed_kmeans_labels(k, labels, N));
+    assert_int_equal(info_of(k).counts[0], N / 4);
+    moed_cancel_destroy(cancel);
+    moed_kmeans_destroy(k);
+    free(x);
 }
 
 #define T(f) cmocka_unit_test_setup_teardown(f, setup, teardown)
@@ -371,6 +400,7 @@ int main(void)
         T(one_document_larger_than_a_share_does_not_spoil_the_others),
         T(bad_vectors_are_refused_by_number),
         T(documents_are_the_means_of_their_embeddings),
+        T(a_cancelled_fit_keeps_the_one_before),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -12,6 +12,7 @@
 #include "kmeans.h"
 
 enum { ROUNDS = 8, PRICE_STEPS = 80 };
+#define WORTH_A_ROUND 0.001 /* relative gain in inertia */
 
 typedef struct move {
     double regret;     /* squared distance lost */
@@ -262,7 +263,7 @@ moed_status moedi_kmeans_balance(moedi_fit *f)
             memcpy(b.best_labels, f->labels, labels);
             memcpy(b.best_centroids, f->centroids, centroids);
         }
-        if (!(f->inertia < before * (1 - f->options.tolerance))) break;
+        if (!(f->inertia < before * (1 - WORTH_A_ROUND))) break;
     }
     memcpy(f->labels, b.best_labels, labels);
     memcpy(f->centroids, b.best_centroids, centroids);
