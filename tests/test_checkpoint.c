@@ -9,11 +9,13 @@ enum { STEPS = 7, EVERY = 2 };
 /* ---- a context whose allocations can be counted, and which can kill the process at one of them ---- */
 
 static int64_t countdown = -1; /* allocations left to live; negative: immortal */
+static int64_t shortage = -1;  /* allocations until one fails; negative: none does */
 
 static void *counted_alloc(size_t size, size_t alignment, void *user)
 {
     (void)user;
     if (countdown > 0 && --countdown == 0) raise(SIGKILL);
+    if (shortage >= 0 && shortage-- == 0) return NULL;
     return aligned_alloc(alignment, (size + alignment - 1) / alignment * alignment);
 }
 static void counted_free(void *memory, size_t size, void *user)
@@ -269,9 +271,12 @@ static void a_damaged_newest_checkpoint_falls_back_to_the_one_before(void **stat
     static const char *const damage[] = {"optimizer.safetensors", "model/model.safetensors", "state.json", "manifest.json", "cut", "gone"};
     char *whole = support_directory();
     run_to_the_end(whole);
+    char *killed = support_directory();
+    run_and_die(killed, 6, 0);
     for (size_t i = 0; i < sizeof damage / sizeof damage[0]; i++) {
-        char *dir = support_directory(), newest[256];
-        run_and_die(dir, 6, 0);
+        char *dir = support_directory(), newest[256], command[8600];
+        snprintf(command, sizeof command, "cp -r '%s/.' '%s'", killed, dir);
+        assert_int_equal(system(command), 0);
         if (snprintf(newest, sizeof newest, "%s/checkpoints/step-6", dir) >= (int)sizeof newest) fail_msg("TMPDIR is too long");
         if (strcmp(damage[i], "cut") == 0) assert_int_equal(truncate(support_path(newest, "optimizer.safetensors"), 1000), 0);
         else if (strcmp(damage[i], "gone") == 0) assert_int_equal(unlink(support_path(newest, "manifest.json")), 0);
@@ -290,6 +295,7 @@ static void a_damaged_newest_checkpoint_falls_back_to_the_one_before(void **stat
         assert_same_end(whole, dir);
         support_remove(dir);
     }
+    support_remove(killed);
     support_remove(whole);
 }
 
@@ -524,6 +530,61 @@ static void saving_between_the_halves_of_a_step_is_refused(void **state)
     support_remove(dir);
 }
 
+/* Every allocation fails in turn: a status, no crash, no leak, and the trainer can be destroyed. */
+static void running_out_of_memory_at_any_allocation_is_a_status(void **state)
+{
+    (void)state;
+    char *made = support_directory();
+    run_to_the_end(made);
+    job j = job_open(made, "auto");
+    moed_context_info before = {.struct_size = sizeof before}, after = before;
+    assert_ok(moed_context_get_info(j.context, &before));
+    int failures = 0, done = 0;
+    for (int64_t at = 0; !done; at += 1 + at / 40) {
+        moed_trainer *t = NULL;
+        shortage = at;
+        moed_status status = moed_trainer_create(&t, j.context, j.model, j.corpus, NULL, &j.options);
+        if (status == MOED_OK) status = moed_trainer_resume(t);
+        if (status == MOED_OK) status = moed_trainer_evaluate(t, j.corpus, 20, &(moed_report){.struct_size = sizeof(moed_report)}, NULL);
+        done = shortage >= 0;
+        shortage = -1;
+        if (status != MOED_OK && status != MOED_E_MEMORY) fail_msg("allocation %d: %s", (int)at, moed_last_error());
+        assert_true(done == (status == MOED_OK));
+        failures += !done;
+        moed_trainer_destroy(t);
+        assert_ok(moed_context_get_info(j.context, &after));
+        assert_int_equal(before.host_in_use, after.host_in_use);
+    }
+    assert_true(failures > 20);
+    job_close(&j);
+    support_remove(made);
+}
+
+/* The same inside a save: the run stops, the checkpoint before is still the newest whole one. */
+static void running_out_of_memory_in_a_save_leaves_the_checkpoint_before(void **state)
+{
+    (void)state;
+    char *dir = support_directory();
+    job j = job_start(dir);
+    assert_ok(moed_trainer_run(j.trainer, 3, NULL, NULL));
+    int failures = 0;
+    for (int64_t at = 0; at < 10000; at += 9) {
+        shortage = at;
+        const moed_status status = moed_trainer_save(j.trainer);
+        shortage = -1;
+        if (status == MOED_OK) break;
+        assert_int_equal(status, MOED_E_MEMORY);
+        failures++;
+        assert_true(access(support_path(dir, "checkpoints/step-3"), F_OK) != 0);
+        assert_true(access(support_path(dir, "checkpoints/step-2/manifest.json"), F_OK) == 0);
+        assert_false(has_leftovers(dir));
+    }
+    assert_true(failures > 5);
+    assert_true(access(support_path(dir, "checkpoints/step-3/manifest.json"), F_OK) == 0);
+    job_close(&j);
+    support_remove(dir);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -541,6 +602,8 @@ int main(void)
         cmocka_unit_test(the_best_held_out_loss_survives_a_resume),
         cmocka_unit_test(a_nan_keeps_the_last_good_checkpoint),
         cmocka_unit_test(a_checkpoint_is_exact_in_double_too_and_its_model_opens),
+        cmocka_unit_test(running_out_of_memory_at_any_allocation_is_a_status),
+        cmocka_unit_test(running_out_of_memory_in_a_save_leaves_the_checkpoint_before),
         cmocka_unit_test(saving_between_the_halves_of_a_step_is_refused),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
