@@ -385,6 +385,58 @@ static void a_cancelled_fit_keeps_the_one_before(void **state)
     free(x);
 }
 
+/* Memory that runs out: the allocation of this number and all after it give NULL. */
+static int64_t allowed;
+static void *scarce_alloc(size_t size, size_t alignment, void *user)
+{
+    (void)user;
+    return allowed-- > 0 ? aligned_alloc(alignment, (size + alignment - 1) / alignment * alignment) : NULL;
+}
+static void scarce_free(void *memory, size_t size, void *user)
+{
+    (void)size, (void)user;
+    free(memory);
+}
+static moed_context *scarce_context(void)
+{
+    moed_context *c = NULL;
+    moed_context_options o;
+    assert_ok(moed_options_init(MOED_STRUCT_CONTEXT_OPTIONS, &o, sizeof o));
+    o.flags = MOED_CONTEXT_NO_ENV, o.kernels = "reference", o.threads = 1, o.alloc = scarce_alloc, o.free = scarce_free;
+    allowed = INT64_MAX;
+    assert_ok(moed_context_create(&c, &o));
+    return c;
+}
+static int64_t held(const moed_context *c)
+{
+    moed_context_info info = {.struct_size = sizeof info};
+    assert_ok(moed_context_get_info(c, &info));
+    return info.host_in_use;
+}
+
+static void running_out_of_memory_anywhere_is_survived(void **state)
+{
+    (void)state;
+    enum { N = 60 };
+    moed_context *c = scarce_context();
+    float *x = clouds(N, 2, 4, 1.0f);
+    const moed_tensor t = support_tensor(x, MOED_DTYPE_F32, N, 2);
+    const moed_kmeans_options o = options(4, MOED_KMEANS_BALANCED);
+    int64_t n = 0;
+    for (moed_status status = MOED_E_MEMORY; status != MOED_OK; n++) {
+        moed_kmeans *k = NULL;
+        allowed = n;
+        status = moed_kmeans_create(&k, c, &o);
+        if (status == MOED_OK) status = moed_kmeans_fit(k, &t, NULL, NULL, NULL);
+        if (status != MOED_OK && status != MOED_E_MEMORY) fail_msg("allocation %d: %s", (int)n, moed_last_error());
+        moed_kmeans_destroy(k);
+        assert_int_equal(held(c), 0);
+    }
+    assert_true(n > 20);
+    moed_context_destroy(c);
+    free(x);
+}
+
 #define T(f) cmocka_unit_test_setup_teardown(f, setup, teardown)
 int main(void)
 {
@@ -401,6 +453,7 @@ int main(void)
         T(bad_vectors_are_refused_by_number),
         T(documents_are_the_means_of_their_embeddings),
         T(a_cancelled_fit_keeps_the_one_before),
+        T(running_out_of_memory_anywhere_is_survived),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
