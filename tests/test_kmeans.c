@@ -311,9 +311,8 @@ static int32_t own_read(int64_t document, int64_t offset, int32_t *tokens, int64
     return 0;
 }
 
-static void documents_are_the_means_of_their_embeddings(void **state)
+static void documents_are_the_means_of_their_embeddings_on(moed_context *c)
 {
-    (void)state;
     int64_t lengths[4] = {2, 0, 1, 300000}; /* the last is larger than what is embedded at a time */
     float table[8] = {0, 1, 2, 3, 4, 5, 6, 7}, out[8] = {9, 9, 9, 9, 9, 9, 9, 9}, weights[4];
     const moed_documents own = {sizeof own, 0, 4, own_length, own_read, lengths};
@@ -328,9 +327,9 @@ static void documents_are_the_means_of_their_embeddings(void **state)
     moed_layout *l = NULL;
     moed_model *m = NULL;
     assert_ok(moed_options_init(MOED_STRUCT_EMBED_OPTIONS, &o, sizeof o));
-    assert_ok(moed_corpus_wrap(&d, context, &own, NULL));
-    assert_ok(moed_layout_create(&l, context, params, 2));
-    assert_ok(moed_model_borrow(&m, context, l, tensors, 2, NULL, NULL));
+    assert_ok(moed_corpus_wrap(&d, c, &own, NULL));
+    assert_ok(moed_layout_create(&l, c, params, 2));
+    assert_ok(moed_model_borrow(&m, c, l, tensors, 2, NULL, NULL));
     o.centre = o.normalise = 0;
     assert_ok(moed_corpus_embed(d, m, &t, &o, NULL));
     const float expected[8] = {1, 2, 0, 0, 4, 5, 3, 4};
@@ -351,9 +350,91 @@ static void documents_are_the_means_of_their_embeddings(void **state)
     moed_corpus_options big;
     assert_ok(moed_options_init(MOED_STRUCT_CORPUS_OPTIONS, &big, sizeof big));
     big.vocabulary = 5;
-    assert_ok(moed_corpus_wrap(&d, context, &own, &big));
+    assert_ok(moed_corpus_wrap(&d, c, &own, &big));
     assert_refused(moed_corpus_embed(d, m, &t, &o, NULL), MOED_E_MISMATCH, "vocabulary of 5");
     moed_model_destroy(m), moed_layout_destroy(l), moed_corpus_destroy(d);
+}
+
+static void documents_are_the_means_of_their_embeddings(void **state)
+{
+    (void)state;
+    moed_context *c = support_context("double", 1);
+    documents_are_the_means_of_their_embeddings_on(context);
+    documents_are_the_means_of_their_embeddings_on(c);
+    moed_context_destroy(c);
+}
+
+static void a_cancelled_fit_keeps_the_one_before(void **state)
+{
+    (void)state;
+    enum { N = 100 };
+    float *x = clouds(N, 2, 4, 1.0f);
+    int32_t labels[N];
+    const moed_tensor t = support_tensor(x, MOED_DTYPE_F32, N, 2);
+    const moed_kmeans_options o = options(4, MOED_KMEANS_BALANCED);
+    moed_kmeans *k = made(context, &o);
+    moed_cancel *cancel = NULL;
+    assert_ok(moed_cancel_create(&cancel));
+    assert_ok(moed_kmeans_fit(k, &t, NULL, NULL, cancel));
+    moed_cancel_request(cancel);
+    assert_refused(moed_kmeans_fit(k, &t, NULL, NULL, cancel), MOED_E_CANCELLED, "");
+    assert_ok(moed_kmeans_labels(k, labels, N));
+    assert_int_equal(info_of(k).counts[0], N / 4);
+    moed_cancel_destroy(cancel);
+    moed_kmeans_destroy(k);
+    free(x);
+}
+
+/* Memory that runs out: the allocation of this number and all after it give NULL. */
+static int64_t allowed;
+static void *scarce_alloc(size_t size, size_t alignment, void *user)
+{
+    (void)user;
+    return allowed-- > 0 ? aligned_alloc(alignment, (size + alignment - 1) / alignment * alignment) : NULL;
+}
+static void scarce_free(void *memory, size_t size, void *user)
+{
+    (void)size, (void)user;
+    free(memory);
+}
+static moed_context *scarce_context(void)
+{
+    moed_context *c = NULL;
+    moed_context_options o;
+    assert_ok(moed_options_init(MOED_STRUCT_CONTEXT_OPTIONS, &o, sizeof o));
+    o.flags = MOED_CONTEXT_NO_ENV, o.kernels = "reference", o.threads = 1, o.alloc = scarce_alloc, o.free = scarce_free;
+    allowed = INT64_MAX;
+    assert_ok(moed_context_create(&c, &o));
+    return c;
+}
+static int64_t held(const moed_context *c)
+{
+    moed_context_info info = {.struct_size = sizeof info};
+    assert_ok(moed_context_get_info(c, &info));
+    return info.host_in_use;
+}
+
+static void running_out_of_memory_anywhere_is_survived(void **state)
+{
+    (void)state;
+    enum { N = 60 };
+    moed_context *c = scarce_context();
+    float *x = clouds(N, 2, 4, 1.0f);
+    const moed_tensor t = support_tensor(x, MOED_DTYPE_F32, N, 2);
+    const moed_kmeans_options o = options(4, MOED_KMEANS_BALANCED);
+    int64_t n = 0;
+    for (moed_status status = MOED_E_MEMORY; status != MOED_OK; n++) {
+        moed_kmeans *k = NULL;
+        allowed = n;
+        status = moed_kmeans_create(&k, c, &o);
+        if (status == MOED_OK) status = moed_kmeans_fit(k, &t, NULL, NULL, NULL);
+        if (status != MOED_OK && status != MOED_E_MEMORY) fail_msg("allocation %d: %s", (int)n, moed_last_error());
+        moed_kmeans_destroy(k);
+        assert_int_equal(held(c), 0);
+    }
+    assert_true(n > 20);
+    moed_context_destroy(c);
+    free(x);
 }
 
 #define T(f) cmocka_unit_test_setup_teardown(f, setup, teardown)
@@ -371,6 +452,8 @@ int main(void)
         T(one_document_larger_than_a_share_does_not_spoil_the_others),
         T(bad_vectors_are_refused_by_number),
         T(documents_are_the_means_of_their_embeddings),
+        T(a_cancelled_fit_keeps_the_one_before),
+        T(running_out_of_memory_anywhere_is_survived),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -12,6 +12,7 @@
 #include "kmeans.h"
 
 enum { ROUNDS = 8, PRICE_STEPS = 80 };
+#define WORTH_A_ROUND 0.001 /* relative gain in inertia */
 
 typedef struct move {
     double regret;     /* squared distance lost */
@@ -29,7 +30,6 @@ typedef struct balance {
     int64_t *count;    /* (clusters) */
     double *part;      /* (blocks, clusters) */
     move *moves;       /* (count) */
-    int32_t *zeros;    /* (count) */
     double mean, heaviest;
     int32_t *best_labels;
     float *best_centroids;
@@ -48,7 +48,6 @@ static moed_status balance_open(balance *b)
     MOEDI_TRY(MOEDI_NEW(c, f->clusters, &b->count));
     MOEDI_TRY(moedi_alloc_array(c, moedi_kmeans_blocks(f->count), (size_t)f->clusters * sizeof *b->part, (void **)&b->part));
     MOEDI_TRY(MOEDI_NEW(c, f->count, &b->moves));
-    MOEDI_TRY(MOEDI_NEW(c, f->count, &b->zeros));
     MOEDI_TRY(MOEDI_NEW(c, f->count, &b->best_labels));
     MOEDI_TRY(MOEDI_NEW(c, f->clusters * f->width, &b->best_centroids));
     for (int64_t i = 0; i < f->count; i++) {
@@ -63,18 +62,30 @@ static moed_status balance_open(balance *b)
 static void balance_close(balance *b)
 {
     const moed_context *c = b->fit->context;
-    void *const memory[] = {b->distance, b->price, b->step, b->before, b->weight, b->count, b->part, b->moves, b->zeros, b->best_labels, b->best_centroids};
+    void *const memory[] = {b->distance, b->price, b->step, b->before, b->weight, b->count, b->part, b->moves, b->best_labels, b->best_centroids};
     for (size_t i = 0; i < sizeof memory / sizeof *memory; i++) moedi_free(c, memory[i]);
 }
 
-static moed_status measure_distances(balance *b)
+/* Eight sums side by side: the compiler may not reorder one. */
+static float square_distance(const float *x, const float *c, int64_t width)
 {
-    moedi_fit *f = b->fit;
-    for (int64_t k = 0; k < f->clusters; k++) {
-        MOEDI_TRY(moedi_cancel_check(f->cancel));
-        MOEDI_TRY(moedi_lloyd_assign(&f->lloyd, f->centroids + k * f->width, 1, NULL, b->zeros, b->distance + k * f->count));
-    }
-    return MOED_OK;
+    float sum[8] = {0};
+    int64_t j = 0;
+    for (; j + 8 <= width; j += 8)
+        for (int l = 0; l < 8; l++) sum[l] += (x[j + l] - c[j + l]) * (x[j + l] - c[j + l]);
+    for (; j < width; j++) sum[j & 7] += (x[j] - c[j]) * (x[j] - c[j]);
+    return ((sum[0] + sum[1]) + (sum[2] + sum[3])) + ((sum[4] + sum[5]) + (sum[6] + sum[7]));
+}
+
+/* On the host: engines have an operation for the nearest centroid, not for all distances. */
+static void distance_block(void *argument, int64_t block)
+{
+    const balance *b = argument;
+    const moedi_fit *f = b->fit;
+    const int64_t from = block * MOEDI_KMEANS_BLOCK, most = from + MOEDI_KMEANS_BLOCK, to = most < f->count ? most : f->count;
+    for (int64_t i = from; i < to; i++)
+        for (int64_t k = 0; k < f->clusters; k++)
+            b->distance[k * f->count + i] = square_distance(f->x + i * f->width, f->centroids + k * f->width, f->width);
 }
 
 /* ---- prices ---- */
@@ -226,7 +237,7 @@ static moed_status one_round(balance *b, double first_step)
 {
     moedi_fit *f = b->fit;
     const double tight = f->options.imbalance * b->mean, sure = tight > b->heaviest ? tight : b->heaviest;
-    MOEDI_TRY(measure_distances(b));
+    moedi_parallel(f->context, moedi_kmeans_blocks(f->count), distance_block, b);
     MOEDI_TRY(set_prices(b, first_step));
     weigh(b);
     MOEDI_TRY(move_rows(b, tight));
@@ -252,7 +263,7 @@ moed_status moedi_kmeans_balance(moedi_fit *f)
             memcpy(b.best_labels, f->labels, labels);
             memcpy(b.best_centroids, f->centroids, centroids);
         }
-        if (!(f->inertia < before * (1 - f->options.tolerance))) break;
+        if (!(f->inertia < before * (1 - WORTH_A_ROUND))) break;
     }
     memcpy(f->labels, b.best_labels, labels);
     memcpy(f->centroids, b.best_centroids, centroids);
