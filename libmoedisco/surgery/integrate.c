@@ -175,6 +175,7 @@ moed_status moed_integration_get_info(const moed_integration *i, moed_integratio
 {
     moedi_clear_error();
     MOEDI_REQUIRE(i && out, "the integration or out is NULL");
+    MOEDI_TRY(moedi_context_check(i->context));
     moed_integration_info info = {.struct_size = sizeof info};
     double sum = 0.0;
     info.parts = i->split->parts;

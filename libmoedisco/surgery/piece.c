@@ -237,7 +237,9 @@ void moedi_plan_destroy(moedi_plan *plan)
 /* Elements of a source that were read from disk: short stretches of one source come in ascending order, so that
  * one read serves many of them. */
 typedef struct window {
-    unsigned char *memory;         /* BLOCK elements of up to 8 bytes, or 16 for complex ones */
+    unsigned char *memory;         /* (BLOCK) elements */
+    const moed_model *model;       /* whose parameter it holds: one base serves all DELTAs of a block */
+    size_t param;
     int64_t first, count;
 } window;
 
@@ -248,7 +250,7 @@ typedef struct scratch {
     double moved, original;
 } scratch;
 
-enum { ELEMENT_MOST = 16 };
+enum { ELEMENT_MOST = 16 }; /* bytes of the widest type, with room */
 
 static moed_status scratch_create(const moed_context *c, scratch *s)
 {
@@ -274,10 +276,11 @@ static moed_status source_bytes(const moedi_piece_source *s, window *w, int64_t 
         *out = (const unsigned char *)s->data + (size_t)first * size;
         return MOED_OK;
     }
-    if (first < w->first || first + count > w->first + w->count) {
+    if (w->model != s->model || w->param != s->param || first < w->first || first + count > w->first + w->count) {
         int64_t ahead = last - first < BLOCK ? last - first : BLOCK;
         w->count = 0;
         MOEDI_TRY(moedi_model_read(s->model, s->param, first, ahead, w->memory));
+        w->model = s->model, w->param = s->param;
         w->first = first, w->count = ahead;
     }
     *out = w->memory + (size_t)(first - w->first) * size;
@@ -302,7 +305,6 @@ static moed_status sweep(const moedi_plan *plan, const moedi_plan_piece *p, int6
     int64_t row_last = (first + count - 1) / row;
     int64_t source_row = p->source.rank ? p->source.shape[q->axis] * plan->inner : 1;
     int64_t reference_row = p->reference.rank ? p->reference.shape[q->axis] * plan->inner : 1;
-    s->windows[0].count = s->windows[1].count = 0;
     for (int64_t r = first / row; r <= row_last; r++) {
         int64_t begin = r * row + q->at * plan->inner, end = begin + width;
         int64_t lo = begin > first ? begin : first, hi = end < first + count ? end : first + count;
