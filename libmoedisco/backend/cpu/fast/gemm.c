@@ -229,8 +229,10 @@ size_t moedi_gemm_scratch(int64_t m, int64_t n, int64_t k)
     return (size_t)(round_up(rows * depth, 16) + columns * depth) * sizeof(float);
 }
 
+/* A product over nothing. */
 static void fill(float *c, int64_t m, int64_t n, int64_t ldc, const float *bias, bool accumulate)
 {
+    if (accumulate && !bias) return;
     for (int64_t i = 0; i < m; i++)
         for (int64_t j = 0; j < n; j++) c[i * ldc + j] = (accumulate ? c[i * ldc + j] : 0.0f) + (bias ? bias[j] : 0.0f);
 }
