@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/file.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "budget.h"
@@ -175,7 +176,12 @@ static int take_lock(pipeline *p)
     p->lock = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0666);
     int code = EXIT_DONE;
     if (p->lock < 0) code = fail(EXIT_OTHER, "%s: %s", path, strerror(errno));
-    else if (flock(p->lock, LOCK_EX | LOCK_NB) && errno == EWOULDBLOCK)
+    int busy = !code && flock(p->lock, LOCK_EX | LOCK_NB) && errno == EWOULDBLOCK;
+    for (int i = 0; busy && i < 30; i++) { /* one that was just killed is still letting go */
+        nanosleep(&(struct timespec){.tv_nsec = 100000000}, NULL);
+        busy = flock(p->lock, LOCK_EX | LOCK_NB) && errno == EWOULDBLOCK;
+    }
+    if (busy)
         code = fail(EXIT_INPUT, "%s: another moedisco is at work there; wait for it or stop it first", p->dir);
     free(path);
     return code;
