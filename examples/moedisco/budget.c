@@ -101,6 +101,15 @@ int pipeline_budget(pipeline *p)
 
 enum { LEAST_TOKENS = 50000, GOOD_TOKENS = 1000000 };
 
+int budget_check_text(const pipeline *p)
+{
+    moed_corpus_info info = {.struct_size = sizeof info};
+    moed_corpus_get_info(p->whole, &info);
+    if (info.tokens >= LEAST_TOKENS && info.documents >= 10 * p->size.experts) return EXIT_DONE;
+    return fail(EXIT_INPUT, "%s: too little text: %lld bytes in %lld documents; at least %d bytes in %lld documents are needed, a megabyte is better",
+                p->text, (long long)info.tokens, (long long)info.documents, LEAST_TOKENS, 10 * (long long)p->size.experts);
+}
+
 int budget_pick_sizes(pipeline *p, const flags *f)
 {
     static const struct { int64_t hidden, layers, heads, expert_width; } SIZES[] = {
@@ -109,9 +118,6 @@ int budget_pick_sizes(pipeline *p, const flags *f)
     moed_corpus_info info = {.struct_size = sizeof info};
     char tokens[32];
     moed_corpus_get_info(p->whole, &info);
-    if (info.tokens < LEAST_TOKENS || info.documents < 10 * p->size.experts)
-        return fail(EXIT_INPUT, "%s: too little text: %lld bytes in %lld documents; at least %d bytes in %lld documents are needed, a megabyte is better",
-                    p->text, (long long)info.tokens, (long long)info.documents, LEAST_TOKENS, 10 * (long long)p->size.experts);
     if (info.tokens < GOOD_TOKENS)
         say("note: %s bytes are little text: the model will learn them by heart rather than learn to write; a megabyte is better",
             human_count((double)info.tokens, tokens));

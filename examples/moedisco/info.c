@@ -140,6 +140,13 @@ static int tell(moed_context *c, const char *path)
         free(prefix);
         return code;
     }
+    if (ends_with(path, ".safetensors")) { /* a model's tensors: the config beside them says what they are */
+        const char *slash = strrchr(path, '/');
+        char *folder = slash ? must(strndup(path, (size_t)(slash - path) + 1)) : must(strdup("."));
+        const int code = holds(folder, "config.json") ? tell_model(c, folder) : tell_partition(c, path);
+        free(folder);
+        return code;
+    }
     return tell_partition(c, path);
 }
 

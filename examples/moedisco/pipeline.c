@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/file.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "budget.h"
@@ -175,7 +176,12 @@ static int take_lock(pipeline *p)
     p->lock = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0666);
     int code = EXIT_DONE;
     if (p->lock < 0) code = fail(EXIT_OTHER, "%s: %s", path, strerror(errno));
-    else if (flock(p->lock, LOCK_EX | LOCK_NB) && errno == EWOULDBLOCK)
+    int busy = !code && flock(p->lock, LOCK_EX | LOCK_NB) && errno == EWOULDBLOCK;
+    for (int i = 0; busy && i < 30; i++) { /* one that was just killed is still letting go */
+        nanosleep(&(struct timespec){.tv_nsec = 100000000}, NULL);
+        busy = flock(p->lock, LOCK_EX | LOCK_NB) && errno == EWOULDBLOCK;
+    }
+    if (busy)
         code = fail(EXIT_INPUT, "%s: another moedisco is at work there; wait for it or stop it first", p->dir);
     free(path);
     return code;
@@ -201,10 +207,28 @@ static int shared_corpus(pipeline *p)
     return code;
 }
 
+/* So that the same command builds it anew once there is more text. */
+static void remove_corpus(const pipeline *p)
+{
+    static const char *const FILES[] = {"text.bin", "text.idx", "text.json", "source.json"};
+    char *folder = path_join(p->root, "corpus");
+    for (size_t i = 0; i < sizeof FILES / sizeof *FILES; i++) {
+        char *path = path_join(folder, FILES[i]);
+        unlink(path);
+        free(path);
+    }
+    rmdir(folder);
+    free(folder);
+}
+
 static int open_data(pipeline *p)
 {
     if (!p->corpus_prefix) p->corpus_prefix = path_from(p->dir, p->corpus);
     moed_status status = open_corpus(&p->whole, p->context, p->corpus_prefix);
+    if (!status && p->pick_sizes && budget_check_text(p)) {
+        if (!p->corpus) remove_corpus(p);
+        return EXIT_INPUT;
+    }
     if (!status) status = moed_corpus_divide(&p->train_view, &p->held_view, p->whole, p->held_out, p->held_out_seed);
     return status ? fail_status(status) : EXIT_DONE;
 }

@@ -15,6 +15,7 @@ int verb_train(const verb *v, int argc, char **argv)
     moed_context *context = NULL;
     moed_corpus *d = NULL, *view = NULL, *held_out = NULL;
     OPTIONS_INIT(TRAIN_OPTIONS, &t.options);
+    t.options.checkpoint_every = 100;
     flags_struct(&f, "training", MOED_STRUCT_TRAIN_OPTIONS, &t.options, "directory,held_out,progress,progress_user");
     choice_flags(&f, &pick, PART_TRAIN);
     common_flags(&f, &c);

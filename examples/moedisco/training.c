@@ -1,5 +1,6 @@
 /* training.c - one training run to its end. */
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -68,8 +69,12 @@ static int stopped_or_failed(training *t, moed_trainer *trainer, moed_status sta
         return fail(EXIT_STOPPED, "%s: stopped at step %lld of %lld and saved in %s; the same command goes on from there", t->label,
                     (long long)info.step, (long long)info.steps, t->options.directory);
     }
-    if (status == MOED_E_NUMERIC)
+    char *kept = path_join(t->options.directory, "checkpoints");
+    const int there = path_is_folder(kept);
+    free(kept);
+    if (status == MOED_E_NUMERIC && there)
         return fail(EXIT_OTHER, "%s: %s; the last good checkpoint is kept in %s/checkpoints", t->label, text, t->options.directory);
+    if (status == MOED_E_NUMERIC) return fail(EXIT_OTHER, "%s: %s; there was no checkpoint yet", t->label, text);
     return fail(exit_code(status), "%s: %s", t->label, text);
 }
 

@@ -1,0 +1,195 @@
+#!/bin/sh
+# check_command.sh: the command end to end with tiny models: exit codes, one-line errors, run directories, stopping and going on.
+# OUT is the build's directory.
+set -u
+LC_ALL=C
+export LC_ALL
+moedisco=${OUT:?}/moedisco
+work=$(mktemp -d "${TMPDIR:-/tmp}/moedisco-command-XXXXXX") || exit 1
+trap 'rm -rf "$work"' EXIT
+cd "$work" || exit 1
+failed=0
+wrong() { echo "WRONG: $*"; failed=1; }
+# expect CODE ARGUMENTS...: the exit code; output in out and err
+expect() {
+    code=$1
+    shift
+    "$moedisco" "$@" > out 2> err
+    got=$?
+    [ "$got" = "$code" ] || { wrong "exit $got instead of $code: moedisco $*"; cat err; }
+}
+# refuse CODE TEXT ARGUMENTS...: one line on standard error that begins with moedisco: and holds TEXT
+refuse() {
+    text=$2
+    code=$1
+    shift 2
+    expect "$code" "$@"
+    [ "$(wc -l < err)" = 1 ] || { wrong "not one line on standard error: moedisco $*"; cat err; }
+    grep -q '^moedisco: ' err || wrong "no 'moedisco: ' before: $(cat err)"
+    grep -q -e "$text" err || wrong "'$text' is not in: $(cat err)"
+}
+same() { cmp -s "$1" "$2" || wrong "$1 and $2 differ: $3"; }
+has() { grep -q -e "$2" "$1" || { wrong "'$2' is not in $1:"; head -5 "$1"; }; }
+
+# ---- text: four kinds of documents ----
+mkdir text
+i=0
+while [ $i -lt 60 ]; do
+    awk -v i=$i 'BEGIN { for (n = 0; n < 30; n++) printf "int f%d(int a) { return a * %d + %d; }\n", i * 30 + n, n, i }' > text/$i.c
+    awk -v i=$i 'BEGIN { for (n = 0; n < 30; n++) printf "The %d sheep of farm %d sleep under the old tree.\n", n, i }' > text/$i.txt
+    awk -v i=$i 'BEGIN { for (n = 0; n < 30; n++) printf "%d;%d;%d;%d\n", i, n, i * n, i + n }' > text/$i.csv
+    awk -v i=$i 'BEGIN { for (n = 0; n < 30; n++) printf "<li><a href=\"%d.html\">PAGE %d</a></li>\n", i, n }' > text/$i.html
+    i=$((i + 1))
+done
+
+# ---- help and usage ----
+expect 0 --help
+has out 'try'
+expect 0 train --help
+has out '--learning-rate X'
+has out 'default 0.001'
+has out 'example: moedisco train'
+refuse 2 'did you mean train' trian
+refuse 2 'did you mean --hidden' init m --hiden 32
+refuse 2 'usage: moedisco init' init
+refuse 2 'must be a whole number from 1' init m --hidden 0
+refuse 2 'must be a number' train a b c --learning-rate fast
+refuse 2 'mixtral|qwen2_moe' init m --family gpt
+refuse 2 'needs a value' init m --hidden
+expect 0 info
+has out 'kernels'
+
+# ---- corpus ----
+expect 0 corpus build c/text text
+has out 'built c/text from 240 files: 240 documents'
+expect 0 corpus info c/text --json
+has out '"documents":240'
+mkdir empty
+refuse 2 'empty' corpus build c/none empty
+[ ! -e c/none.bin ] && [ ! -e c/none.idx ] || wrong 'a corpus is left of an empty folder'
+printf 'a\0b' > binary
+refuse 2 'binary' corpus build c/none binary
+head -c 100 c/text.idx > c/short.idx
+cp c/text.bin c/short.bin
+refuse 2 'short.idx' corpus info c/short
+refuse 2 'nowhere' corpus info nowhere
+refuse 2 'nowhere' info nowhere
+
+# ---- model, clusters, split, train, integrate ----
+expect 0 init m --preset tiny
+refuse 2 'holds a model already' init m --preset tiny
+expect 0 info m
+has out 'mixtral, 2 layers, hidden 32, 4 experts'
+echo '{"model_type": "mixtral", "hidden_size": -3}' > bad.json
+refuse 2 'bad.json' init m2 --config bad.json
+echo '{"model_type": "parrot"}' > bad.json
+refuse 2 'parrot' init m2 --config bad.json
+[ ! -e m2 ] || wrong 'something is left of a refused configuration'
+expect 0 cluster c/text p.safetensors --clusters 4 --model m --json
+[ "$(grep -c '"event":"cluster"' out)" = 4 ] || wrong 'not four clusters'
+has out '"typical":\["'
+grep -v '^{' out && wrong 'not only JSON lines with --json'
+refuse 2 '2000 clusters' cluster c/text q.safetensors --clusters 2000
+expect 0 info p.safetensors
+has out '240 documents in 4 clusters'
+expect 0 corpus export c/text c/one --partition p.safetensors --cluster 1
+expect 0 corpus build c/other text/1.c text/2.c text/1.txt text/2.txt
+refuse 2 '' corpus export c/other c/two --partition p.safetensors --cluster 1
+expect 0 split m sub
+expect 0 integrate m whole sub/0 sub/1 sub/2 sub/3
+same m/model.safetensors whole/model.safetensors 'split and integrate without training'
+refuse 2 '' integrate m mixed sub/1 sub/0 sub/2 sub/3
+[ ! -e mixed ] || wrong 'something is left of a refused integration'
+refuse 2 'missing' integrate m lost sub/0 lost sub/2 sub/3
+expect 0 integrate m lost sub/0 lost sub/2 sub/3 --allow-missing
+short='--rows 4 --length 32 --quiet'
+# shellcheck disable=SC2086
+expect 0 train sub/0 c/text t0 --partition p.safetensors --cluster 0 --steps 6 $short
+# shellcheck disable=SC2086
+expect 0 train m c/text t --steps 12 --json $short
+has out '"event":"trained"'
+cp t/model/model.safetensors first
+# shellcheck disable=SC2086
+expect 0 train m c/text t --steps 12 $short
+same first t/model/model.safetensors 'training that was finished already'
+# shellcheck disable=SC2086
+refuse 2 'steps' train m c/text t --steps 13 $short
+# shellcheck disable=SC2086
+refuse 1 'nan' train m c/text nan --steps 300 --learning-rate 100 --clip 0 --beta2 0 --checkpoint-every 1 $short
+[ -d nan/checkpoints ] || wrong 'a loss that turned NaN left no checkpoint'
+has err 'step [0-9]'
+refuse 3 'memory' train m c/text limited --steps 3 --rows 64 --length 64 --host-limit 1000000 --quiet
+expect 0 eval t/model c/text --part held-out
+has out 'bits per byte'
+has out 'layer 1:'
+expect 0 sample t/model 'The ' --bytes 20 --seed 3
+cp out first
+expect 0 sample t/model 'The ' --bytes 20 --seed 3
+same first out 'sampling with the same seed'
+expect 0 plan disco --preset tiny --steps 10 --branch-steps 10
+has out 'S-phase'
+has out 'F-phase'
+has out 'inferred'
+expect 0 plan upcycle --preset tiny --money 0.001 --json
+has out '"event":"plan"'
+
+# ---- pipelines ----
+tiny='--preset tiny --rows 4 --length 32 --checkpoint-every 20 --quiet'
+steps='--start-steps 20 --branch-steps 120 --steps 120'
+# shellcheck disable=SC2086
+expect 0 run disco run --text text $tiny $steps
+for thing in run.json partition.safetensors submodels/3/model model checkpoints metrics.jsonl result.json; do
+    [ -e run/disco/$thing ] || wrong "run/disco/$thing is not there"
+done
+has out 'disco '
+grep -q "$work" run/disco/run.json && wrong 'run.json holds an absolute path'
+refuse 2 '--steps 120' run disco run --steps 121
+refuse 2 'from' run disco run --text c
+# shellcheck disable=SC2086
+expect 0 run full run $tiny --equal-money-to disco
+# shellcheck disable=SC2086
+expect 0 run upcycle run $tiny --equal-money-to disco
+[ "$(grep -c '^  \(disco\|full\|upcycle\) ' out)" = 3 ] || { wrong 'the table has not three pipelines'; cat out; }
+has out 'priced, not run'
+expect 0 info run
+expect 0 info run/disco
+has out 'finished'
+mkdir moved
+mv run moved/run
+expect 0 run disco moved/run
+expect 0 work moved/run/disco 2
+refuse 2 'submodels 0 to 3' work moved/run/disco 4
+refuse 2 'no such file' work moved 0
+# stopped and killed at several moments, it ends in the same model
+for signal in TERM KILL TERM KILL TERM; do
+    # shellcheck disable=SC2086
+    "$moedisco" run disco broken --text text $tiny $steps > out 2> err &
+    process=$!
+    sleep 0.4
+    kill -$signal $process 2> /dev/null
+    wait $process
+    got=$?
+    case $signal-$got in
+    TERM-75 | KILL-137 | TERM-0 | KILL-0) ;;
+    *) wrong "exit $got after SIG$signal"; cat err ;;
+    esac
+    if [ $got = 75 ]; then has err 'the same command'; fi
+done
+# shellcheck disable=SC2086
+expect 0 run disco broken --text text $tiny $steps
+same moved/run/disco/model/model.safetensors broken/disco/model/model.safetensors 'killed and gone on'
+# one, two and four workers at once give the same submodels
+# shellcheck disable=SC2086
+expect 0 run disco serial --text text $tiny $steps --workers 1 --threads 3
+same serial/disco/submodels/3/model/model.safetensors broken/disco/submodels/3/model/model.safetensors 'workers and threads'
+# a submodel that cannot be trained: not retried, named
+# shellcheck disable=SC2086
+"$moedisco" run disco damaged --text text $tiny --branch-steps 1 --steps 1 > out 2> err
+rm -rf damaged/disco/model damaged/disco/integrated damaged/disco/submodels/1/model damaged/disco/submodels/1/checkpoints
+printf 'x' > damaged/disco/submodels/1/initial/model.safetensors
+refuse 2 'worker 1: ' run disco damaged
+mkdir little
+head -c 2000 text/1.c > little/a.c
+refuse 2 'too little text' try little --minutes 1 --output tried
+[ ! -e tried ] || wrong 'something is left of a try that was refused'
+[ $failed = 0 ]
