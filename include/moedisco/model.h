@@ -36,7 +36,7 @@ enum {
 typedef struct moed_model_options {
     uint32_t struct_size;
     uint32_t flags;
-    int32_t dtype;     /* save: of floating parameters, 0 = as they are */
+    int32_t dtype;     /* save: of floating parameters, 0 = exactly as they are held: the dtype of arithmetic, or a streamed model's own */
     int32_t reserved;
     uint64_t seed;     /* init */
     double init_std;   /* init: standard deviation; negative = the config's initializer_range */
@@ -69,12 +69,13 @@ MOED_API moed_status moed_piece_apply(moed_context *c, const moed_piece *pieces,
                                       const moed_tensor *const *sources, moed_tensor *dst, const moed_shard *shard);
 
 /* Opens a Hugging Face directory (config.json + model.safetensors, or an index and its shards).
- * Numbers are read into memory as the context's dtype of arithmetic unless MOED_MODEL_STREAM.
+ * Numbers are read into memory as the context's dtype of arithmetic (which the layout then says) unless MOED_MODEL_STREAM. A tied
+ * model may carry its head if it equals the embedding.
  * Returns MOED_E_NOT_FOUND, MOED_E_FORMAT, MOED_E_MISMATCH (missing, extra or misshapen tensor), MOED_E_LIMIT. Since: 0.1. */
 MOED_API moed_status moed_model_open(moed_model **out, moed_context *c, const char *dir, const moed_model_options *o);
 
-/* A fresh model: weights normal(0, init_std), norms 1, biases 0, by a counter-based generator
- * without libm: the same numbers on every machine. Since: 0.1. */
+/* A fresh model in the context's dtype of arithmetic: weights normal(0, init_std), norms 1, biases and opaque parameters 0, by a
+ * counter-based generator without libm: a tensor's numbers depend on seed, name and index alone, on every machine. Since: 0.1. */
 MOED_API moed_status moed_model_init(moed_model **out, moed_context *c, const moed_layout *l, const moed_model_options *o);
 
 /* Called once when the library drops its last reference to borrowed tensors. Not from inside a call of
@@ -101,7 +102,8 @@ MOED_API moed_status moed_model_routing(const moed_model *m, const moed_batch *b
                                         const moed_cancel *cancel);
 
 /* Writes a Hugging Face directory, all or nothing: a fresh directory is filled, synced and renamed.
- * An existing directory that holds a model is replaced in the same way. o nullable (dtype). Since: 0.1. */
+ * An existing directory that holds a model and nothing else is replaced in the same way, any other is MOED_E_EXISTS. config.json keeps
+ * its unknown fields and names the dtype written. o nullable (dtype). Since: 0.1. */
 MOED_API moed_status moed_model_save(const moed_model *m, const char *dir, const moed_model_options *o);
 MOED_API void moed_model_destroy(moed_model *m);
 

@@ -190,8 +190,7 @@ static void fill_empty(moedi_fit *f, int64_t *moved)
             f->sums[from * f->width + j] -= part;
             f->sums[k * f->width + j] = part;
         }
-        for (int64_t i = 0; i < f->count; i++) /* rows without weight that lay there stay */
-            if (i == row) f->labels[i] = (int32_t)k;
+        f->labels[row] = (int32_t)k;
         f->totals[from] -= w, f->counts[from] -= 1;
         f->totals[k] = w, f->counts[k] += 1;
         f->distances[row] = 0;
@@ -203,13 +202,15 @@ static void fill_empty(moedi_fit *f, int64_t *moved)
 static double move_centroids(moedi_fit *f)
 {
     double shift = 0;
-    for (int64_t k = 0; k < f->clusters; k++)
+    for (int64_t k = 0; k < f->clusters; k++) {
+        if (!(f->totals[k] > 0)) continue; /* weights so far apart that sums lose the small ones */
         for (int64_t j = 0; j < f->width; j++) {
             float *c = &f->centroids[k * f->width + j];
             const float next = (float)(f->sums[k * f->width + j] / f->totals[k]);
             shift += ((double)next - (double)*c) * ((double)next - (double)*c);
             *c = next;
         }
+    }
     return shift;
 }
 

@@ -65,7 +65,7 @@ static moed_status check_fits(const moed_trainer *t)
     MOEDI_TRY(moedi_budget_compute(l, item, &t->options, t->trained, t->corpus->documents, &b));
     int64_t host = b.rest, device = b.gradients + b.moments + b.activations;
     if (!weights_in_place(t->model, c)) device += b.weights;
-    if (c->backend_info.host_memory) host += device, device = 0;
+    if (c->backend_info.host_memory) host += device + b.workspace, device = 0;
     const int64_t used = atomic_load(&((moed_context *)c)->in_use), most = c->options.host_limit;
     if (most > 0 && host > most - used)
         return moedi_fail(MOED_E_LIMIT, "training needs %lld bytes beside the %lld in use, the limit is %lld: gradients %lld, moments %lld, "

@@ -207,11 +207,11 @@ void moedi_cpu_free(void *self, void *memory)
 moed_status moedi_cpu_scratch(moedi_cpu *e, size_t size, void **out)
 {
     if (size > e->scratch_size || !e->scratch) {
-        void *larger;
-        const moed_status status = moedi_cpu_alloc(e, size, &larger);
+        moedi_cpu_free(e, e->scratch); /* first: its content is nobody's, and both at once would double the peak */
+        e->scratch = NULL;
+        e->scratch_size = 0;
+        const moed_status status = moedi_cpu_alloc(e, size, &e->scratch);
         if (status != MOED_OK) return status;
-        moedi_cpu_free(e, e->scratch);
-        e->scratch = larger;
         e->scratch_size = size;
     }
     *out = e->scratch;

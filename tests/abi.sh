@@ -1,0 +1,45 @@
+#!/bin/sh
+# What the libraries export is what the headers declare and the version script lists, and nothing else; the structs are as the
+# headers say. OUT comes from the Makefile.
+cd "$(dirname "$0")/.." || exit 1
+work=$(mktemp -d "${TMPDIR:-/tmp}/moedisco-abi-XXXXXX") || exit 1
+trap 'rm -rf "$work"' EXIT
+trap 'exit 130' INT TERM
+shared=$OUT/libmoedisco.so static=$OUT/libmoedisco.a failed=0
+same() { # what, file, what, file
+    if ! diff "$2" "$4" >"$work/diff"; then
+        echo "< $1, > $3:"; cat "$work/diff"; failed=1
+    fi
+}
+cat include/moedisco.h include/moedisco/*.h | tr '\n' ' ' | grep -o 'MOED_API [^;{]*;' | grep -o 'moed_[a-z0-9_]*(' | tr -d '(' | sort >"$work/declared"
+sed -n 's/^ *\([a-z][a-z0-9_]*\);$/\1/p' libmoedisco/moedisco.map | sort >"$work/listed"
+nm -D --defined-only "$shared" | awk '$2 != "A" { print $3 }' | sed 's/@.*//' | sort >"$work/shared"
+nm -g --defined-only "$static" | awk 'NF == 3 { print $3 }' | sort >"$work/static"
+[ -s "$work/declared" ] || { echo 'the headers declare nothing'; failed=1; }
+same 'declared in include/' "$work/declared" 'listed in moedisco.map' "$work/listed"
+same 'listed in moedisco.map' "$work/listed" 'exported by libmoedisco.so' "$work/shared"
+same 'listed in moedisco.map' "$work/listed" 'global in libmoedisco.a' "$work/static"
+if grep -v '^moed_' "$work/shared" "$work/static"; then echo 'symbols without the prefix'; failed=1; fi
+soname=$(readelf -d "$shared" | sed -n 's/.*SONAME.*\[\(.*\)\].*/\1/p')
+[ "$soname" = libmoedisco.so.0 ] || { echo "SONAME is $soname, not libmoedisco.so.0"; failed=1; }
+nm -D --undefined-only "$shared" | grep -E ' (exit|_exit|abort|printf|puts|signal|sigaction|setlocale|srand|rand|getenv)(@|$)' &&
+    { echo 'a library in somebody'\''s process does not use these'; failed=1; }
+
+# struct sizes: what the loaded library says, what the header says, multiples of 8
+. tests/outside/flags.sh
+{
+    echo '#include <stdio.h>'
+    echo '#include "moedisco.h"'
+    echo 'static int wrong;'
+    echo 'static void one(const char *name, size_t header, size_t library) {'
+    echo '  if (header == library && header % 8 == 0) return;'
+    echo '  printf("%s: %zu bytes in the header, %zu in the library\n", name, header, library), wrong = 1; }'
+    echo 'int main(void) {'
+    grep -o 'MOED_STRUCT_[A-Z_]* =' include/moedisco/base.h | while read -r id rest; do
+        type=moed_$(echo "${id#MOED_STRUCT_}" | tr '[:upper:]' '[:lower:]')
+        echo "one(\"$type\", sizeof($type), moed_struct_size($id));"
+    done
+    echo 'return wrong; }'
+} >"$work/sizes.c"
+${CC:-cc} -std=c99 $(sanitizer "$shared") -Iinclude -o "$work/sizes" "$work/sizes.c" "$shared" -Wl,-rpath,"$OUT" && "$work/sizes" || failed=1
+exit $failed
