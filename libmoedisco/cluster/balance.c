@@ -1,9 +1,11 @@
-/* cluster/balance.c - clusters of equal weight. From a plain fit, in rounds: distances to all centroids once; a price per cluster, raised where
- * it is too heavy and lowered where too light, until choosing the cheapest of distance + price is nearly balanced (the dual of the
- * transport problem); then single rows are moved, the cheapest first, until the bound holds; then new centroids.
+/* cluster/balance.c - clusters of equal weight. From a plain fit, in rounds: distances to all centroids once; a
+ * price per cluster, raised where it is too heavy and lowered where too light, until choosing the cheapest of
+ * distance + price is nearly balanced (the dual of the transport problem); then single rows are moved, the
+ * cheapest first, until the bound holds; then new centroids.
  *
- * The bound: every cluster within max(imbalance * mean, heaviest row) of the mean weight. It can always be met: a cluster above it has
- * a row that fits under the bound of one below the mean. Where single rows allow, imbalance * mean is met. */
+ * The bound: every cluster within max(imbalance * mean, heaviest row) of the mean weight. It can always be met:
+ * a cluster above it has a row that fits under the bound of one below the mean. Where single rows allow,
+ * imbalance * mean is met. */
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -15,21 +17,21 @@ enum { ROUNDS = 8, PRICE_STEPS = 80 };
 #define WORTH_A_ROUND 0.001 /* relative gain in inertia */
 
 typedef struct move {
-    double regret;     /* squared distance lost */
+    double regret; /* squared distance lost */
     int64_t row;
     int32_t to;
 } move;
 
 typedef struct balance {
     moedi_fit *fit;
-    float *distance;   /* (clusters, count) squared */
-    double *price;     /* (clusters) in squared distance */
-    double *step;      /* (clusters) of the price */
-    double *before;    /* (clusters) excess of the step before */
-    double *weight;    /* (clusters) of f->labels */
-    int64_t *count;    /* (clusters) */
-    double *part;      /* (blocks, clusters) */
-    move *moves;       /* (count) */
+    float *distance; /* (clusters, count) squared */
+    double *price;   /* (clusters) in squared distance */
+    double *step;    /* (clusters) of the price */
+    double *before;  /* (clusters) excess of the step before */
+    double *weight;  /* (clusters) of f->labels */
+    int64_t *count;  /* (clusters) */
+    double *part;    /* (blocks, clusters) */
+    move *moves;     /* (count) */
     double mean, heaviest;
     int32_t *best_labels;
     float *best_centroids;
@@ -46,7 +48,8 @@ static moed_status balance_open(balance *b)
     MOEDI_TRY(MOEDI_NEW(c, f->clusters, &b->before));
     MOEDI_TRY(MOEDI_NEW(c, f->clusters, &b->weight));
     MOEDI_TRY(MOEDI_NEW(c, f->clusters, &b->count));
-    MOEDI_TRY(moedi_alloc_array(c, moedi_kmeans_blocks(f->count), (size_t)f->clusters * sizeof *b->part, (void **)&b->part));
+    MOEDI_TRY(moedi_alloc_array(c, moedi_kmeans_blocks(f->count), (size_t)f->clusters * sizeof *b->part,
+                                (void **)&b->part));
     MOEDI_TRY(MOEDI_NEW(c, f->count, &b->moves));
     MOEDI_TRY(MOEDI_NEW(c, f->count, &b->best_labels));
     MOEDI_TRY(MOEDI_NEW(c, f->clusters * f->width, &b->best_centroids));
@@ -62,7 +65,8 @@ static moed_status balance_open(balance *b)
 static void balance_close(balance *b)
 {
     const moed_context *c = b->fit->context;
-    void *const memory[] = {b->distance, b->price, b->step, b->before, b->weight, b->count, b->part, b->moves, b->best_labels, b->best_centroids};
+    void *const memory[] = {b->distance, b->price, b->step,  b->before,      b->weight,
+                            b->count,    b->part,  b->moves, b->best_labels, b->best_centroids};
     for (size_t i = 0; i < sizeof memory / sizeof *memory; i++) moedi_free(c, memory[i]);
 }
 
@@ -82,10 +86,12 @@ static void distance_block(void *argument, int64_t block)
 {
     const balance *b = argument;
     const moedi_fit *f = b->fit;
-    const int64_t from = block * MOEDI_KMEANS_BLOCK, most = from + MOEDI_KMEANS_BLOCK, to = most < f->count ? most : f->count;
+    const int64_t from = block * MOEDI_KMEANS_BLOCK, most = from + MOEDI_KMEANS_BLOCK,
+                  to = most < f->count ? most : f->count;
     for (int64_t i = from; i < to; i++)
         for (int64_t k = 0; k < f->clusters; k++)
-            b->distance[k * f->count + i] = square_distance(f->x + i * f->width, f->centroids + k * f->width, f->width);
+            b->distance[k * f->count + i] =
+                square_distance(f->x + i * f->width, f->centroids + k * f->width, f->width);
 }
 
 /* ---- prices ---- */
@@ -94,7 +100,8 @@ static void choose_block(void *argument, int64_t block)
 {
     const balance *b = argument;
     const moedi_fit *f = b->fit;
-    const int64_t from = block * MOEDI_KMEANS_BLOCK, most = from + MOEDI_KMEANS_BLOCK, to = most < f->count ? most : f->count;
+    const int64_t from = block * MOEDI_KMEANS_BLOCK, most = from + MOEDI_KMEANS_BLOCK,
+                  to = most < f->count ? most : f->count;
     double lowest[MOEDI_KMEANS_BLOCK], *part = b->part + block * f->clusters;
     for (int64_t i = from; i < to; i++) lowest[i - from] = INFINITY;
     for (int64_t k = 0; k < f->clusters; k++) {
@@ -124,7 +131,8 @@ static double choose(balance *b)
     return worst;
 }
 
-/* A price's step grows while its cluster stays on one side of the mean and shrinks when it has crossed: no scale has to be known. */
+/* A price's step grows while its cluster stays on one side of the mean and shrinks when it has crossed: no
+ * scale has to be known. */
 static moed_status set_prices(balance *b, double first_step)
 {
     const moedi_fit *f = b->fit;
@@ -152,13 +160,17 @@ static int by_regret(const void *left, const void *right)
     return a->row < b->row ? -1 : a->row > b->row;
 }
 
-static double distance_of(const balance *b, int64_t row, int64_t cluster) { return (double)b->distance[cluster * b->fit->count + row]; }
+static double distance_of(const balance *b, int64_t row, int64_t cluster)
+{
+    return (double)b->distance[cluster * b->fit->count + row];
+}
 
 static void weigh(balance *b)
 {
     const moedi_fit *f = b->fit;
     for (int64_t k = 0; k < f->clusters; k++) b->weight[k] = 0, b->count[k] = 0;
-    for (int64_t i = 0; i < f->count; i++) b->weight[f->labels[i]] += moedi_fit_weight(f, i), b->count[f->labels[i]]++;
+    for (int64_t i = 0; i < f->count; i++)
+        b->weight[f->labels[i]] += moedi_fit_weight(f, i), b->count[f->labels[i]]++;
 }
 
 /* Whether a row may go: it leaves a cluster above the band or helps one below it, and makes no new breach. */
@@ -175,13 +187,16 @@ static int32_t best_target(const balance *b, int64_t row, double w, double low, 
     const moedi_fit *f = b->fit;
     int32_t to = -1;
     for (int32_t k = 0; k < f->clusters; k++)
-        if (may_move(b, w, f->labels[row], k, low, high) && (to < 0 || distance_of(b, row, k) < distance_of(b, row, to))) to = k;
+        if (may_move(b, w, f->labels[row], k, low, high) &&
+            (to < 0 || distance_of(b, row, k) < distance_of(b, row, to)))
+            to = k;
     return to;
 }
 
-/* Moves rows until every weight is in [low, high] or no move is left. Each pass lists what would help, cheapest per weight first, and applies
- * what still does. Every move shrinks a breach and makes none; a row finds its next best target in the next pass, so passes are bounded by
- * the clusters (and for weights too small to count in a sum). */
+/* Moves rows until every weight is in [low, high] or no move is left. Each pass lists what would help, cheapest
+ * per weight first, and applies what still does. Every move shrinks a breach and makes none; a row finds its
+ * next best target in the next pass, so passes are bounded by the clusters (and for weights too small to count
+ * in a sum). */
 static moed_status move_rows(balance *b, double band)
 {
     const moedi_fit *f = b->fit;
@@ -196,7 +211,8 @@ static moed_status move_rows(balance *b, double band)
         for (int64_t i = 0; i < f->count; i++) {
             const double w = moedi_fit_weight(f, i);
             const int32_t to = w > 0 ? best_target(b, i, w, low, high) : -1;
-            if (to >= 0) b->moves[listed++] = (move){distance_of(b, i, to) - distance_of(b, i, f->labels[i]), i, to};
+            if (to >= 0)
+                b->moves[listed++] = (move){distance_of(b, i, to) - distance_of(b, i, f->labels[i]), i, to};
         }
         qsort(b->moves, (size_t)listed, sizeof *b->moves, by_regret);
         for (int64_t m = 0; m < listed; m++) {
@@ -212,8 +228,8 @@ static moed_status move_rows(balance *b, double band)
     return MOED_OK;
 }
 
-/* A cluster without weight takes the row that lies nearest to it of those that leave another behind. Only where single rows outweigh a
- * whole share can there be one. */
+/* A cluster without weight takes the row that lies nearest to it of those that leave another behind. Only where
+ * single rows outweigh a whole share can there be one. */
 static void fill_clusters(balance *b)
 {
     moedi_fit *f = b->fit;
@@ -222,7 +238,9 @@ static void fill_clusters(balance *b)
         if (b->weight[k] > 0) continue;
         for (int64_t i = 0; i < f->count; i++) {
             const double w = moedi_fit_weight(f, i);
-            if (w > 0 && b->weight[f->labels[i]] > w && b->count[f->labels[i]] > 1 && (row < 0 || distance_of(b, i, k) < distance_of(b, row, k))) row = i;
+            if (w > 0 && b->weight[f->labels[i]] > w && b->count[f->labels[i]] > 1 &&
+                (row < 0 || distance_of(b, i, k) < distance_of(b, row, k)))
+                row = i;
         }
         if (row < 0) return;
         b->weight[f->labels[row]] -= moedi_fit_weight(f, row), b->count[f->labels[row]]--;
@@ -250,7 +268,8 @@ moed_status moedi_kmeans_balance(moedi_fit *f)
 {
     balance b = {.fit = f, .best_inertia = INFINITY};
     moed_status status;
-    const size_t labels = (size_t)f->count * sizeof *f->labels, centroids = (size_t)(f->clusters * f->width) * sizeof *f->centroids;
+    const size_t labels = (size_t)f->count * sizeof *f->labels,
+                 centroids = (size_t)(f->clusters * f->width) * sizeof *f->centroids;
     MOEDI_GO(balance_open(&b));
     /* steps in proportion to what separates rows from centroids; any number where nothing does */
     const double scale = f->inertia > 0 ? f->inertia / (b.mean * (double)f->clusters) : 1;
