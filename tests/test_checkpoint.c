@@ -313,6 +313,28 @@ static void resume_finds_nothing_and_leaves_the_trainer_fresh(void **state)
     support_remove(dir);
 }
 
+static void a_run_whose_checkpoints_are_all_damaged_is_not_started_over(void **state)
+{
+    (void)state;
+    char *dir = support_directory();
+    run_and_die(dir, 6, 0);
+    for (int step = 1; step <= 6; step++) {
+        char checkpoint[64];
+        snprintf(checkpoint, sizeof checkpoint, "checkpoints/step-%d", step);
+        if (access(support_path(dir, checkpoint), F_OK) == 0) flip(support_path(dir, checkpoint), "state.json", -40);
+    }
+    char *before = metrics_of(dir);
+    job j = job_start(dir);
+    assert_refused(moed_trainer_resume(j.trainer), MOED_E_CHECKSUM, "checkpoints is whole");
+    assert_int_equal(moed_trainer_run(j.trainer, 1, NULL, NULL), MOED_E_EXISTS);
+    job_close(&j);
+    char *after = metrics_of(dir);
+    assert_string_equal(before, after);
+    free(before);
+    free(after);
+    support_remove(dir);
+}
+
 static void another_runs_checkpoint_is_refused_by_name(void **state)
 {
     (void)state;
@@ -643,6 +665,7 @@ int main(void)
         cmocka_unit_test(killed_again_and_again_it_still_gets_there),
         cmocka_unit_test(a_damaged_newest_checkpoint_falls_back_to_the_one_before),
         cmocka_unit_test(resume_finds_nothing_and_leaves_the_trainer_fresh),
+        cmocka_unit_test(a_run_whose_checkpoints_are_all_damaged_is_not_started_over),
         cmocka_unit_test(another_runs_checkpoint_is_refused_by_name),
         cmocka_unit_test(what_is_only_watched_may_change_between_runs),
         cmocka_unit_test(the_newest_are_kept_and_leftovers_go),

@@ -158,7 +158,7 @@ MOED_API moed_status moed_model_evaluate(const moed_model *m, const moed_corpus 
 MOED_API moed_status moed_trainer_save(moed_trainer *t);
 /* Goes on from the newest checkpoint in options.directory whose manifest is valid (others are passed over, with a line in the log); metrics are
  * cut back to it. For a trainer at step 0. MOED_E_NOT_FOUND when there is none: the trainer is unchanged, and a run may start afresh in
- * the directory. MOED_E_MISMATCH naming what differs: layout, corpus, or any option but those of directory, checkpoints, evaluation and
+ * the directory. MOED_E_CHECKSUM when there are some and none is whole: nothing is cut. MOED_E_MISMATCH naming what differs: layout, corpus, or any option but those of directory, checkpoints, evaluation and
  * progress (steps too: they are the schedule's length). Since: 0.1. */
 MOED_API moed_status moed_trainer_resume(moed_trainer *t);
 

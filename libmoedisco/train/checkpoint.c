@@ -384,7 +384,10 @@ static moed_status find_valid(const moed_trainer *t, const char *root, char **di
         moedi_free(t->context, *dir);
         *dir = NULL;
     }
-    status = moedi_fail_file(MOED_E_NOT_FOUND, root, -1, count ? "none of %zu checkpoints is whole" : "there is no checkpoint", count);
+    if (count)
+        status = moedi_fail_file(MOED_E_CHECKSUM, root, -1, "none of %zu checkpoints is whole: restore one, or remove the folder to start anew", count);
+    else
+        status = moedi_fail_file(MOED_E_NOT_FOUND, root, -1, "there is no checkpoint");
 out:
     moedi_free(t->context, steps);
     if (status != MOED_OK) {

@@ -226,8 +226,10 @@ moed_status moed_trainer_resume(moed_trainer *t)
         return moedi_fail_parameter(MOED_E_STATE, "directory", "options.directory is NULL: there is nothing to resume from");
     if (t->step > 0 || t->pending.calls > 0)
         return moedi_fail(MOED_E_STATE, "the trainer is at step %lld already: only a fresh one can resume", (long long)t->step);
-    t->resuming = 1;
-    return moedi_checkpoint_resume(t);
+    t->resuming = 1; /* restoring takes the directory */
+    const moed_status status = moedi_checkpoint_resume(t);
+    t->resuming = status == MOED_OK || status == MOED_E_NOT_FOUND;
+    return status;
 }
 
 /* ---- evaluation and the loop ---- */

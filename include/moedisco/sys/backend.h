@@ -28,7 +28,8 @@ typedef struct moed_host_api {
     uint32_t struct_size;
     uint32_t abi;
     void *self;
-    void *(*alloc)(void *self, size_t size, size_t alignment); /* counted against the host limit */
+    /* Counted against the host limit, aligned to 64 bytes; on failure the error text is set and nothing needs to be added. */
+    moed_status (*alloc)(void *self, size_t size, void **out);
     void (*free)(void *self, void *memory);
     /* Runs task(argument, i) for i in [0, count) on the context's threads; returns when all are done. */
     void (*parallel)(void *self, int64_t count, moed_task_fn task, void *argument);
