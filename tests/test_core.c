@@ -74,6 +74,8 @@ static void every_options_field_starts_at_its_stated_default_and_is_checked(void
             assert_refused(moedi_options_read(ids[i], given, out), MOED_E_RANGE, f.name);
             assert_ok(moed_options_init(ids[i], given, size));
         }
+        ((uint32_t *)(void *)given)[1] = 0x40000000;
+        assert_refused(moedi_options_read(ids[i], given, out), MOED_E_STRUCT, "flags holds 0x40000000");
     }
     assert_true(fields > 60);
 }
@@ -94,6 +96,16 @@ static void a_struct_of_another_size_is_taken_only_when_nothing_is_lost(void **s
     big.o.struct_size = 0;
     assert_refused(moedi_options_read(MOED_STRUCT_KMEANS_OPTIONS, &big, &out), MOED_E_STRUCT, "moed_options_init");
     assert_refused(moed_options_init(9999, &big, sizeof big), MOED_E_ARGUMENT, "9999");
+
+    /* an older caller: imbalance is 0, as before there was one, not its default; what lies behind the struct is not read */
+    const size_t older = offsetof(moed_kmeans_options, imbalance);
+    memset(&big, 0xFF, sizeof big);
+    assert_ok(moed_options_init(MOED_STRUCT_KMEANS_OPTIONS, &big, older));
+    assert_int_equal(big.newer, UINT64_MAX);
+    assert_ok(moedi_options_read(MOED_STRUCT_KMEANS_OPTIONS, &big, &out));
+    assert_true(out.imbalance == 0 && out.tolerance == 1e-4 && out.struct_size == sizeof out);
+    big.o.struct_size = (uint32_t)older + 4;
+    assert_refused(moedi_options_read(MOED_STRUCT_KMEANS_OPTIONS, &big, &out), MOED_E_STRUCT, "imbalance in two");
     assert_int_equal(moed_struct_size(MOED_STRUCT_TENSOR), sizeof(moed_tensor));
     assert_int_equal(moed_struct_size(9999), 0);
 }

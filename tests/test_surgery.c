@@ -455,7 +455,7 @@ static void a_dense_model_is_cloned_into_every_expert(void **state)
     free(f);
     o.flags = 2;
     moed_integration *no = NULL;
-    assert_refused(moed_integration_create(&no, s, base, &o), MOED_E_ARGUMENT, "flags");
+    assert_refused(moed_integration_create(&no, s, base, &o), MOED_E_STRUCT, "flags");
     moed_model_destroy(out);
     moed_model_destroy(dense);
     moed_integration_destroy(i);
