@@ -237,6 +237,10 @@ static void the_callers_executor_does_the_work(void **state)
     moedi_parallel(c, 50, mark, marks);
     assert_int_equal(calls, 1);
     for (int i = 0; i < 50; i++) assert_int_equal(marks[i], 1);
+    nest n = {c, marks};
+    moedi_parallel(c, 8, inner, &n);
+    assert_int_equal(calls, 2); /* never called from inside a task */
+    for (int i = 0; i < 10; i++) assert_int_equal(marks[i], 9);
     moed_context_destroy(c);
 }
 

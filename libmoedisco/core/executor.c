@@ -48,6 +48,15 @@ static void drain(job *j)
     inside_task--;
 }
 
+/* What the caller's own executor is given: it never sees a parallel call from inside a task either. */
+static void own_task(void *argument, int64_t index)
+{
+    const job *j = argument;
+    inside_task++;
+    j->task(j->argument, index);
+    inside_task--;
+}
+
 static void *work(void *argument)
 {
     moedi_executor *e = argument;
@@ -98,7 +107,7 @@ void moedi_executor_run(moedi_executor *e, int64_t count, moed_task_fn task, voi
         return;
     }
     if (e->own) {
-        e->own(count, task, argument, e->user);
+        e->own(count, own_task, &j, e->user);
         return;
     }
     pthread_mutex_lock(&e->turn);
