@@ -171,7 +171,6 @@ static void routing_is_the_transformers(void **state)
         for (int e = 0; e < 4; e++) {
             const int64_t *offsets = moedi_transformer_offsets(t, layer);
             assert_int_equal(offsets[e + 1] - offsets[e], counts[e]);
-            assert_true((double)counts[e] * 4 / EACH <= l.max_load + 1e-12);
         }
         for (int i = 0; i < EACH; i += TOP_K)
             assert_true(some[i] >= some[i + 1] && some[i] + some[i + 1] <= 1.00001f);
@@ -320,9 +319,9 @@ static void bad_batches_are_refused(void **state)
     assert_refused(moedi_transformer_forward(t, &b, NULL, NULL), MOED_E_RANGE, "room for");
     b = f->b.batch;
     f->b.tokens[LENGTH] = TINY_VOCABULARY;
-    assert_refused(moedi_transformer_forward(t, &b, NULL, NULL), MOED_E_RANGE, "token 19 in row 1");
+    assert_refused(moedi_transformer_forward(t, &b, NULL, NULL), MOED_E_RANGE, "row 1 of the batch: token 19 at 0");
     f->b.tokens[LENGTH] = 0, f->b.labels[1] = -100;
-    assert_refused(moedi_transformer_forward(t, &b, NULL, NULL), MOED_E_RANGE, "label -100 in row 0");
+    assert_refused(moedi_transformer_forward(t, &b, NULL, NULL), MOED_E_RANGE, "row 0 of the batch: label -100 at 1");
     f->b.labels[1] = 0, f->b.weights[1] = NAN;
     assert_refused(moedi_transformer_forward(t, &b, NULL, NULL), MOED_E_NUMERIC, "label weight");
     b.tokens = NULL;
