@@ -74,7 +74,8 @@ static int64_t disk_bytes(const moed_train_options *o, const moedi_budget *b)
         const int64_t written = (o->steps + o->checkpoint_every - 1) / o->checkpoint_every;
         if (written < count) count = written;
     }
-    return count * (b->weights + b->moments);
+    const int64_t each = b->weights + b->moments;
+    return each > INT64_MAX / count ? INT64_MAX : count * each;
 }
 
 moed_status moed_train_estimate(const moed_layout *l, const moed_device_info *d, const moed_train_options *o, moed_estimate *out)
@@ -90,7 +91,7 @@ moed_status moed_train_estimate(const moed_layout *l, const moed_device_info *d,
     moedi_budget b;
     MOEDI_GO(MOEDI_NEW(l->context, l->count, &trained));
     MOEDI_GO(moedi_selection(l, options.train, options.freeze, trained));
-    const size_t item = l->context->backend_info.dtype == MOED_DTYPE_F64 ? 8 : 4;
+    const size_t item = moedi_dtype_size(l->context->backend_info.dtype);
     MOEDI_GO(moedi_budget_compute(l, item, &options, trained, 0, &b));
 
     const int on_host = !d || strcmp(d->backend, "cpu") == 0;

@@ -120,7 +120,20 @@ out:
     return status;
 }
 
-/* A model and a corpus that one can be run over the other. */
+moed_status moedi_evaluate_check(const moed_layout *l, const moed_corpus *d, const char *which)
+{
+    MOEDI_TRY(moedi_context_check(d->context));
+    if (d->info.vocabulary > l->config.vocabulary)
+        return moedi_fail_parameter(MOED_E_MISMATCH, "vocabulary", "%s has a vocabulary of %lld tokens, the model only %lld", which,
+                                    (long long)d->info.vocabulary, (long long)l->config.vocabulary);
+    if (d->info.end_token >= l->config.vocabulary)
+        return moedi_fail_parameter(MOED_E_MISMATCH, "end_token",
+                                    "%s ends documents with token %lld, the model's vocabulary has only %lld", which,
+                                    (long long)d->info.end_token, (long long)l->config.vocabulary);
+    return MOED_OK;
+}
+
+/* A model and a corpus that it can be run over. */
 static moed_status check_pair(const moed_model *m, const moed_corpus *d)
 {
     MOEDI_TRY(moedi_context_check(m->context));
@@ -128,12 +141,7 @@ static moed_status check_pair(const moed_model *m, const moed_corpus *d)
         return moedi_fail(MOED_E_UNSUPPORTED,
                           "a layout made by hand has no forward pass: only a family's layout has");
     }
-    if (d->info.vocabulary > m->layout->config.vocabulary) {
-        return moedi_fail(MOED_E_MISMATCH,
-                          "the corpus has a vocabulary of %lld tokens, the model one of %lld",
-                          (long long)d->info.vocabulary, (long long)m->layout->config.vocabulary);
-    }
-    return MOED_OK;
+    return moedi_evaluate_check(m->layout, d, "the corpus");
 }
 
 moed_status moed_model_evaluate(const moed_model *m, const moed_corpus *d, int64_t tokens, int64_t rows,

@@ -162,6 +162,14 @@ moed_status moedi_step_update(moed_trainer *t, double factor, moed_report *out)
     return moedi_metrics_step(&t->metrics, out);
 }
 
+moed_status moedi_step_store(moed_trainer *t, moed_status status)
+{
+    moedi_error kept;
+    moedi_error_save(&kept);
+    const moed_status stored = moedi_transformer_store(t->transformer);
+    return status == MOED_OK ? stored : moedi_error_restore(&kept);
+}
+
 moed_status moedi_step_evaluate(moed_trainer *t, const moed_corpus *d, int64_t tokens, moed_report *out, const moed_cancel *cancel)
 {
     const moed_train_options *o = &t->options;
@@ -193,8 +201,7 @@ moed_status moed_trainer_update(moed_trainer *t, double factor, moed_report *out
         return moedi_fail_parameter(MOED_E_RANGE, "factor", "factor is %g, not a number from 0 up", factor);
     if (t->pending.calls == 0) return moedi_fail(MOED_E_STATE, "no gradient waits: call moed_trainer_forward_backward first");
     moed_report report;
-    MOEDI_TRY(moedi_step_update(t, factor, &report));
-    MOEDI_TRY(moedi_transformer_store(t->transformer));
+    MOEDI_TRY(moedi_step_store(t, moedi_step_update(t, factor, &report)));
     return out ? moedi_info_write(MOED_STRUCT_REPORT, &report, out) : MOED_OK;
 }
 

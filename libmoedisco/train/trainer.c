@@ -7,6 +7,7 @@
 #include "core/cancel.h"
 #include "core/options.h"
 #include "estimate.h"
+#include "evaluate.h"
 #include "selection.h"
 #include "settings.h"
 #include "step.h"
@@ -34,19 +35,6 @@ static moed_status copy_options(moed_trainer *t, const moed_train_options *o)
     return MOED_OK;
 }
 
-static moed_status check_corpus(const moed_corpus *d, const moed_layout *l, const char *which)
-{
-    moed_corpus_info info = {.struct_size = sizeof info};
-    MOEDI_TRY(moed_corpus_get_info(d, &info));
-    if (info.vocabulary > l->config.vocabulary)
-        return moedi_fail_parameter(MOED_E_MISMATCH, "vocabulary", "%s has a vocabulary of %lld tokens, the model only %lld", which,
-                                    (long long)info.vocabulary, (long long)l->config.vocabulary);
-    if (info.end_token >= l->config.vocabulary)
-        return moedi_fail_parameter(MOED_E_MISMATCH, "end_token", "%s ends documents with token %lld, the model's vocabulary has only %lld", which,
-                                    (long long)info.end_token, (long long)l->config.vocabulary);
-    return MOED_OK;
-}
-
 /* Weights that the engine cannot use where they are take memory a second time. */
 static int weights_in_place(const moed_model *m, const moed_context *c)
 {
@@ -59,7 +47,7 @@ static moed_status check_fits(const moed_trainer *t)
 {
     const moed_context *c = t->context;
     const moed_layout *l = t->model->layout;
-    const size_t item = c->backend_info.dtype == MOED_DTYPE_F64 ? 8 : 4;
+    const size_t item = moedi_dtype_size(c->backend_info.dtype);
     moedi_budget b;
     MOEDI_TRY(moedi_budget_compute(l, item, &t->options, t->trained, t->corpus->documents, &b));
     int64_t host = b.rest, device = b.gradients + b.moments + b.activations;
@@ -106,12 +94,13 @@ moed_status moed_trainer_create(moed_trainer **out, moed_context *c, moed_model 
     MOEDI_REQUIRE(d, "d is NULL");
     MOEDI_TRY(moedi_context_check(c));
     if (comm) return moedi_fail_parameter(MOED_E_UNSUPPORTED, "comm", "comm: this version trains in one process only");
-    MOEDI_REQUIRE(m->context == c, "the model belongs to another context");
+    if (m->context != c) /* its arithmetic, device and limits would be another's */
+        return moedi_fail(MOED_E_MISMATCH, "the model was made in another context than the trainer is to be");
     MOEDI_TRY(moedi_model_check_resident(m));
     moed_train_options options;
     MOEDI_TRY(moedi_settings_read(m->layout, o, &options));
-    MOEDI_TRY(check_corpus(d, m->layout, "the corpus"));
-    if (options.held_out) MOEDI_TRY(check_corpus(options.held_out, m->layout, "held_out"));
+    MOEDI_TRY(moedi_evaluate_check(m->layout, d, "the corpus"));
+    if (options.held_out) MOEDI_TRY(moedi_evaluate_check(m->layout, options.held_out, "held_out"));
 
     moed_status status = MOED_OK;
     moed_trainer *t = NULL;
@@ -242,7 +231,7 @@ moed_status moed_trainer_evaluate(moed_trainer *t, const moed_corpus *d, int64_t
     MOEDI_REQUIRE(out, "out is NULL");
     MOEDI_TRY(moedi_step_check(t));
     if (tokens < 0) return moedi_fail_parameter(MOED_E_RANGE, "tokens", "tokens is %lld, less than 0", (long long)tokens);
-    MOEDI_TRY(check_corpus(d, t->model->layout, "the corpus"));
+    MOEDI_TRY(moedi_evaluate_check(t->model->layout, d, "the corpus"));
     moed_report report;
     MOEDI_TRY(moedi_step_evaluate(t, d, tokens, &report, cancel));
     return moedi_info_write(MOED_STRUCT_REPORT, &report, out);
@@ -299,12 +288,7 @@ moed_status moed_trainer_run(moed_trainer *t, int64_t steps, moed_report *last, 
     memset(&report, 0, sizeof report);
     report.struct_size = sizeof report;
     report.step = t->step, report.tokens = t->consumed;
-    moed_status status = loop(t, steps == 0 || steps > left ? left : steps, &report, cancel);
-    /* Whatever stopped it, the model is as the last whole step left it. */
-    moedi_error kept;
-    moedi_error_save(&kept);
-    const moed_status stored = moedi_transformer_store(t->transformer);
-    if (status != MOED_OK) return moedi_error_restore(&kept);
-    MOEDI_TRY(stored);
+    const moed_status status = loop(t, steps == 0 || steps > left ? left : steps, &report, cancel);
+    MOEDI_TRY(moedi_step_store(t, status));
     return last ? moedi_info_write(MOED_STRUCT_REPORT, &report, last) : MOED_OK;
 }
