@@ -4,34 +4,19 @@
 #include <string.h>
 
 #include "accumulate.h"
+#include "backend/cpu/blocks.h"
 #include "checkpoint.h"
 #include "core/options.h"
 #include "optimizer.h"
 #include "selection.h"
 #include "settings.h"
 
-static int64_t least(int64_t a, int64_t b)
-{
-    return a < b ? a : b;
-}
-
-/* Packed panels of a product (m, k) by (k, n), at the CPU's block sizes. */
-static int64_t panel_bytes(int64_t m, int64_t n, int64_t k)
-{
-    return least(k, 384) * (least(m, 4200) + least(n, 4096)) * (int64_t)sizeof(float);
-}
-
 /* Room that the CPU's operations keep: the largest is a piece of the logits with the panels of its products, or the experts' panels. */
 static int64_t workspace_bytes(const moedi_config *c, int64_t tokens)
 {
-    int64_t rows = ((int64_t)1 << 23) / c->vocabulary;
-    rows = least(rows < 84 ? 84 : least(rows, 1008), tokens);
-    int64_t panels = panel_bytes(rows, c->vocabulary, c->hidden);
-    if (panels < panel_bytes(rows, c->hidden, c->vocabulary)) panels = panel_bytes(rows, c->hidden, c->vocabulary);
-    if (panels < panel_bytes(c->vocabulary, c->hidden, rows)) panels = panel_bytes(c->vocabulary, c->hidden, rows);
-    const int64_t loss = rows * c->vocabulary * (int64_t)sizeof(float) + panels;
-    const int64_t experts = panel_bytes(tokens * c->top_k, 2 * c->expert_width, c->hidden);
-    return loss > experts ? loss : experts;
+    const size_t loss = moedi_loss_logit_bytes(tokens, c->vocabulary) + moedi_loss_panel_bytes(tokens, c->vocabulary, c->hidden, 1, 1);
+    const size_t experts = moedi_gemm_bytes(tokens * c->top_k, 2 * c->expert_width, c->hidden, 1, 1);
+    return (int64_t)(loss > experts ? loss : experts);
 }
 
 /* Three orders of the documents and where each begins, and a row. */

@@ -4,6 +4,7 @@
 
 #include <string.h>
 
+#include "../blocks.h"
 #include "../cpu.h"
 #include "simd.h"
 

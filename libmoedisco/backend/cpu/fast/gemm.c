@@ -7,13 +7,13 @@
 #include "fast.h"
 
 enum {
-    DEPTH = 384,                  /* of the reduction in one pass: a right panel stays in the first-level cache */
-    TILE_ROWS = 168,              /* of a task: a multiple of 14, 12 and 6; with DEPTH it stays in the second-level cache */
-    TILE_COLUMNS = 256,
+    DEPTH = MOEDI_GEMM_DEPTH,
+    TILE_ROWS = MOEDI_GEMM_TILE_ROWS,
+    TILE_COLUMNS = MOEDI_GEMM_TILE_COLUMNS,
+    BLOCK_ROWS = MOEDI_GEMM_BLOCK_ROWS,
+    BLOCK_COLUMNS = MOEDI_GEMM_BLOCK_COLUMNS,
     GROUP_COLUMNS = 4 * TILE_COLUMNS,
     MANY_TILES = 8,
-    BLOCK_ROWS = 25 * TILE_ROWS,  /* packed at a time */
-    BLOCK_COLUMNS = 16 * TILE_COLUMNS,
     SMALL = 1 << 18               /* multiply-adds below which no thread is woken */
 };
 
@@ -224,9 +224,7 @@ static int64_t block_of(int64_t n, int64_t most, int64_t step)
 
 size_t moedi_gemm_scratch(int64_t m, int64_t n, int64_t k)
 {
-    const int64_t rows = round_up(least_of(m, BLOCK_ROWS), ROWS), columns = round_up(least_of(n, BLOCK_COLUMNS), COLUMNS);
-    const int64_t depth = least_of(k, DEPTH);
-    return (size_t)(round_up(rows * depth, 16) + columns * depth) * sizeof(float);
+    return moedi_gemm_bytes(m, n, k, ROWS, COLUMNS);
 }
 
 /* A product over nothing. */
