@@ -468,19 +468,6 @@ static void borrowed_arrays_are_released_once_at_the_last_reference(void **state
     moed_model_destroy(NULL);
 }
 
-static void an_adopted_view_keeps_its_parent(void **state)
-{
-    moed_model *m = fresh(*state, TIED, 3), *view = NULL;
-    assert_ok(moedi_model_adopt(&view, m->layout, m->tensors, NULL, m));
-    void *data = m->tensors[1].data;
-    moed_model_destroy(m);
-    moed_tensor t;
-    assert_ok(moed_model_tensor(view, 1, &t));
-    assert_ptr_equal(t.data, data);
-    assert_true(*(float *)t.data == 1.0f);
-    moed_model_destroy(view);
-}
-
 static void a_model_by_hand_is_saved_and_opened_with_its_layout(void **state)
 {
     char *dir = support_directory();
@@ -561,7 +548,6 @@ int main(void)
         TEST(strange_tensors_are_refused_by_name),
         TEST(a_tied_models_stored_head_must_be_its_embedding),
         TEST(borrowed_arrays_are_released_once_at_the_last_reference),
-        TEST(an_adopted_view_keeps_its_parent),
         TEST(a_model_by_hand_is_saved_and_opened_with_its_layout),
         TEST(wrong_arguments_are_refused),
     };
