@@ -22,10 +22,7 @@ static int setup(void **state)
 static int teardown(void **state)
 {
     (void)state;
-    moed_context_info info = {.struct_size = sizeof info};
-    assert_ok(moed_context_get_info(context, &info));
-    assert_int_equal(info.host_in_use, 0);
-    moed_context_destroy(context);
+    support_close(context);
     support_remove(dir);
     return 0;
 }
@@ -800,35 +797,6 @@ static void evaluation_rows_hold_every_token_once_as_a_label(void **state)
     }
 }
 
-/* Memory that runs out: the allocation of this number and all after it give NULL. */
-static int64_t allowed;
-static void *scarce_alloc(size_t size, size_t alignment, void *user)
-{
-    (void)user;
-    return allowed-- > 0 ? aligned_alloc(alignment, (size + alignment - 1) / alignment * alignment) : NULL;
-}
-static void scarce_free(void *memory, size_t size, void *user)
-{
-    (void)size, (void)user;
-    free(memory);
-}
-static moed_context *scarce_context(void)
-{
-    moed_context *c = NULL;
-    moed_context_options o;
-    assert_ok(moed_options_init(MOED_STRUCT_CONTEXT_OPTIONS, &o, sizeof o));
-    o.flags = MOED_CONTEXT_NO_ENV, o.kernels = "reference", o.threads = 1, o.alloc = scarce_alloc, o.free = scarce_free;
-    allowed = INT64_MAX;
-    assert_ok(moed_context_create(&c, &o));
-    return c;
-}
-static int64_t held(const moed_context *c)
-{
-    moed_context_info info = {.struct_size = sizeof info};
-    assert_ok(moed_context_get_info(c, &info));
-    return info.host_in_use;
-}
-
 static moed_status build_open_divide_sample(moed_context *c)
 {
     char path[4200], prefix[4200];
@@ -848,14 +816,15 @@ static moed_status build_open_divide_sample(moed_context *c)
 static void running_out_of_memory_anywhere_is_survived(void **state)
 {
     (void)state;
-    moed_context *c = scarce_context();
+    int64_t allowed;
+    moed_context *c = support_scarce_context(&allowed);
     folder("f"), put("f/a.txt", "one"), put("f/b.jsonl", "{\"text\": \"two\"}\n"), put("f/c.txt", "three");
     int64_t n = 0;
     for (moed_status status = MOED_E_MEMORY; status != MOED_OK; n++) {
         allowed = n;
         status = build_open_divide_sample(c);
         if (status != MOED_OK && status != MOED_E_MEMORY) fail_msg("allocation %d: %s", (int)n, moed_last_error());
-        assert_int_equal(held(c), 0);
+        assert_int_equal(support_held(c), 0);
     }
     assert_true(n > 30);
     assert_int_equal(entries("c"), 3);

@@ -432,12 +432,9 @@ static int setup(void **state)
     return 0;
 }
 
-static int teardown(void **state) /* nothing of any test may be held any more */
+static int teardown(void **state)
 {
-    moed_context_info use = {.struct_size = sizeof use};
-    assert_ok(moed_context_get_info(*state, &use));
-    assert_int_equal(use.host_in_use, 0);
-    moed_context_destroy(*state);
+    support_close(*state);
     return 0;
 }
 

@@ -146,10 +146,7 @@ static void a_memory_limit_is_kept(void **state)
     assert_null(m);
     moed_layout_destroy(l);
     free(big);
-    moed_context_info use = {.struct_size = sizeof use};
-    assert_ok(moed_context_get_info(c, &use));
-    assert_int_equal(use.host_in_use, 0);
-    moed_context_destroy(c);
+    support_close(c);
     (void)state;
 }
 
@@ -522,13 +519,10 @@ static int setup(void **state)
     return 0;
 }
 
-static int teardown(void **state) /* nothing of any test may be held any more */
+static int teardown(void **state)
 {
-    moed_context_info use = {.struct_size = sizeof use};
     while (path_count > 0) free(paths[--path_count]);
-    assert_ok(moed_context_get_info(*state, &use));
-    assert_int_equal(use.host_in_use, 0);
-    moed_context_destroy(*state);
+    support_close(*state);
     return 0;
 }
 

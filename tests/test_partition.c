@@ -20,10 +20,7 @@ static int setup(void **state)
 static int teardown(void **state)
 {
     (void)state;
-    moed_context_info info = {.struct_size = sizeof info};
-    assert_ok(moed_context_get_info(context, &info));
-    assert_int_equal(info.host_in_use, 0);
-    moed_context_destroy(context);
+    support_close(context);
     support_remove(dir);
     return 0;
 }

@@ -22,10 +22,7 @@ static int setup(void **state)
 static int teardown(void **state)
 {
     (void)state;
-    moed_context_info info = {.struct_size = sizeof info};
-    assert_ok(moed_context_get_info(context, &info));
-    assert_int_equal(info.host_in_use, 0); /* nothing in this program leaks */
-    moed_context_destroy(context);
+    support_close(context);
     return 0;
 }
 

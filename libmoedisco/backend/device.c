@@ -181,7 +181,8 @@ static moed_status resolve_options(moed_context_options *o, const moed_context_o
     if (threads && *threads) {
         char *end;
         const long n = strtol(threads, &end, 10);
-        if (*end || n < 1 || n > 4096) return moedi_fail(MOED_E_RANGE, "the environment's MOED_THREADS is \"%.40s\"; it must be from 1 to 4096", threads);
+        if (*end || n < 1 || n > 4096)
+            return moedi_fail(MOED_E_RANGE, "the environment's MOED_THREADS is \"%.40s\"; it must be from 1 to 4096", threads);
         o->threads = (int32_t)n;
     }
     if (!o->threads) o->threads = o->executor ? 1 : moedi_executor_available();

@@ -385,7 +385,8 @@ static moed_status find_valid(const moed_trainer *t, const char *root, char **di
         *dir = NULL;
     }
     if (count)
-        status = moedi_fail_file(MOED_E_CHECKSUM, root, -1, "none of %zu checkpoints is whole: restore one, or remove the folder to start anew", count);
+        status = moedi_fail_file(MOED_E_CHECKSUM, root, -1,
+                                 "none of %zu checkpoints is whole: restore one, or remove the folder to start anew", count);
     else
         status = moedi_fail_file(MOED_E_NOT_FOUND, root, -1, "there is no checkpoint");
 out:

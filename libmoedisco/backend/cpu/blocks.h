@@ -8,7 +8,7 @@
 
 enum { /* of a matrix product */
     MOEDI_GEMM_DEPTH = 384,                        /* of the reduction in one pass: a right panel stays in the first-level cache */
-    MOEDI_GEMM_TILE_ROWS = 168,                    /* of a task: a multiple of 14, 12 and 6; with DEPTH it stays in the second-level cache */
+    MOEDI_GEMM_TILE_ROWS = 168,                    /* of a task: a multiple of 14, 12 and 6; with DEPTH in the second-level cache */
     MOEDI_GEMM_TILE_COLUMNS = 256,
     MOEDI_GEMM_BLOCK_ROWS = 25 * MOEDI_GEMM_TILE_ROWS, /* packed at a time */
     MOEDI_GEMM_BLOCK_COLUMNS = 16 * MOEDI_GEMM_TILE_COLUMNS
