@@ -1,7 +1,7 @@
 #!/bin/sh
 # methods.sh MOEDISCO: disco without and with a common start, upcycle and full at equal money, three seeds, demo scale: mean and
-# spread of the held-out loss. SEEDS ("1 2 3") and MINUTES (2, of the first run of a seed) set how long it takes: about nine
-# times MINUTES for each seed on two cores. WORK (bench-run) is where it lies; finished runs are kept.
+# spread of the held-out loss. SEEDS ("1 2 3") and MINUTES (0.9, of the first run) set how long it takes: about three times MINUTES
+# for each seed on two cores. WORK (bench-run) is where it lies; finished runs are kept.
 set -u
 moedisco=$1
 seeds=${SEEDS:-1 2 3}
@@ -16,7 +16,7 @@ if [ ! -e "$work/text.idx" ]; then
         [ -d "$place" ] && places="$places $place"
     done
     # shellcheck disable=SC2086
-    "$moedisco" corpus build "$work/text" $places > "$work/log" || exit 1
+    "$moedisco" corpus build "$work/text" $places --document-bytes 512 > "$work/log" || exit 1
 fi
 run() { # seed kind name flags...
     seed=$1 kind=$2 name=$3
