@@ -28,18 +28,24 @@ nm -D --undefined-only "$shared" | grep -E ' (exit|_exit|abort|printf|puts|signa
 # struct sizes: what the loaded library says, what the header says, multiples of 8
 . tests/outside/flags.sh
 {
-    echo '#include <stdio.h>'
-    echo '#include "moedisco.h"'
-    echo 'static int wrong;'
-    echo 'static void one(const char *name, size_t header, size_t library) {'
-    echo '  if (header == library && header % 8 == 0) return;'
-    echo '  printf("%s: %zu bytes in the header, %zu in the library\n", name, header, library), wrong = 1; }'
-    echo 'int main(void) {'
+    cat <<'END'
+#include <stdio.h>
+#include "moedisco.h"
+static int wrong;
+static void one(const char *name, size_t header, size_t library)
+{
+    if (header == library && header % 8 == 0) return;
+    printf("%s: %zu bytes in the header, %zu in the library\n", name, header, library);
+    wrong = 1;
+}
+int main(void)
+{
+END
     grep -o 'MOED_STRUCT_[A-Z_]* =' include/moedisco/base.h | while read -r id rest; do
-        type=moed_$(echo "${id#MOED_STRUCT_}" | tr '[:upper:]' '[:lower:]')
-        echo "one(\"$type\", sizeof($type), moed_struct_size($id));"
+        type=moed_$(printf %s "${id#MOED_STRUCT_}" | tr '[:upper:]' '[:lower:]')
+        printf '    one("%s", sizeof(%s), moed_struct_size(%s));\n' "$type" "$type" "$id"
     done
-    echo 'return wrong; }'
+    printf '    return wrong;\n}\n'
 } >"$work/sizes.c"
 ${CC:-cc} -std=c99 $(sanitizer "$shared") -Iinclude -o "$work/sizes" "$work/sizes.c" "$shared" -Wl,-rpath,"$OUT" && "$work/sizes" || failed=1
 exit $failed

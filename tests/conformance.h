@@ -20,12 +20,13 @@ typedef struct test_host {
     char sentence[400];
 } test_host;
 
-static inline void *host_alloc(void *self, size_t size, size_t alignment)
+static inline moed_status host_alloc(void *self, size_t size, void **out)
 {
     test_host *h = self;
-    void *memory = aligned_alloc(alignment, (size + alignment) / alignment * alignment);
-    if (memory) h->blocks++;
-    return memory;
+    *out = aligned_alloc(64, (size + 64) / 64 * 64);
+    if (!*out) return MOED_E_MEMORY;
+    h->blocks++;
+    return MOED_OK;
 }
 
 static inline void host_free(void *self, void *memory)

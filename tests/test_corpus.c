@@ -800,6 +800,68 @@ static void evaluation_rows_hold_every_token_once_as_a_label(void **state)
     }
 }
 
+/* Memory that runs out: the allocation of this number and all after it give NULL. */
+static int64_t allowed;
+static void *scarce_alloc(size_t size, size_t alignment, void *user)
+{
+    (void)user;
+    return allowed-- > 0 ? aligned_alloc(alignment, (size + alignment - 1) / alignment * alignment) : NULL;
+}
+static void scarce_free(void *memory, size_t size, void *user)
+{
+    (void)size, (void)user;
+    free(memory);
+}
+static moed_context *scarce_context(void)
+{
+    moed_context *c = NULL;
+    moed_context_options o;
+    assert_ok(moed_options_init(MOED_STRUCT_CONTEXT_OPTIONS, &o, sizeof o));
+    o.flags = MOED_CONTEXT_NO_ENV, o.kernels = "reference", o.threads = 1, o.alloc = scarce_alloc, o.free = scarce_free;
+    allowed = INT64_MAX;
+    assert_ok(moed_context_create(&c, &o));
+    return c;
+}
+static int64_t held(const moed_context *c)
+{
+    moed_context_info info = {.struct_size = sizeof info};
+    assert_ok(moed_context_get_info(c, &info));
+    return info.host_in_use;
+}
+
+static moed_status build_open_divide_sample(moed_context *c)
+{
+    char path[4200], prefix[4200];
+    int32_t tokens[16], labels[16];
+    moed_corpus *d = NULL, *train = NULL, *held_out = NULL;
+    snprintf(path, sizeof path, "%s/f", dir);
+    snprintf(prefix, sizeof prefix, "%s/c", dir);
+    const char *paths[1] = {path};
+    moed_status status = moed_corpus_build(c, paths, 1, prefix, NULL, NULL, NULL);
+    if (status == MOED_OK) status = moed_corpus_open(&d, c, prefix, NULL);
+    if (status == MOED_OK) status = moed_corpus_divide(&train, &held_out, d, 0.5, 1);
+    if (status == MOED_OK) status = moed_corpus_sample(train, 1, 0, 2, 8, tokens, labels, NULL);
+    moed_corpus_destroy(d), moed_corpus_destroy(train), moed_corpus_destroy(held_out);
+    return status;
+}
+
+static void running_out_of_memory_anywhere_is_survived(void **state)
+{
+    (void)state;
+    moed_context *c = scarce_context();
+    folder("f"), put("f/a.txt", "one"), put("f/b.jsonl", "{\"text\": \"two\"}\n"), put("f/c.txt", "three");
+    int64_t n = 0;
+    for (moed_status status = MOED_E_MEMORY; status != MOED_OK; n++) {
+        allowed = n;
+        status = build_open_divide_sample(c);
+        if (status != MOED_OK && status != MOED_E_MEMORY) fail_msg("allocation %d: %s", (int)n, moed_last_error());
+        assert_int_equal(held(c), 0);
+    }
+    assert_true(n > 30);
+    assert_int_equal(entries("c"), 3);
+    moed_context_destroy(c);
+}
+
 #define T(f) cmocka_unit_test_setup_teardown(f, setup, teardown)
 int main(void)
 {
@@ -831,6 +893,7 @@ int main(void)
         T(a_document_shorter_than_a_row_repeats_with_boundaries),
         T(without_end_token_documents_follow_each_other),
         T(evaluation_rows_hold_every_token_once_as_a_label),
+        T(running_out_of_memory_anywhere_is_survived),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -15,7 +15,8 @@ static double objective(moedi_transformer *t, const moed_batch *b, const moedi_o
 }
 
 /* Norm of the difference of gradient and central differences, divided by the larger norm. */
-static double tensor_error(moedi_transformer *t, const moed_batch *b, const moedi_objective *o, const moed_layout *l, size_t param)
+static double tensor_error(moedi_transformer *t, const moed_batch *b, const moedi_objective *o,
+                           const moed_layout *l, size_t param)
 {
     const double step = 1e-5;
     double *weight = moedi_transformer_weight(t, param);
@@ -52,7 +53,8 @@ static double check_config(const char *name, const char *config, const moedi_obj
     moedi_transformer_replay(t, 1);
     for (size_t p = 0; p < l->count; p++) {
         const double error = tensor_error(t, &b.batch, o, l, p);
-        if (!(error < 1e-4)) fail_msg("%s: gradient of %s is off by %g of its norm", name, l->params[p].name, error);
+        if (!(error < 1e-4))
+            fail_msg("%s: gradient of %s is off by %g of its norm", name, l->params[p].name, error);
         worst = fmax(worst, error);
     }
     print_message("gradients: %s: worst relative error %.1e\n", name, worst);
@@ -67,7 +69,8 @@ static void gradients_are_central_differences(void **state)
     (void)state;
     const moedi_objective o = {.load_balance = 0.3, .z_loss = 0.2, .scale = 1};
     double worst = 0;
-    for (int i = 0; i < TINY_CONFIGS; i++) worst = fmax(worst, check_config(tiny_configs[i].name, tiny_configs[i].config, &o, 3 + (uint64_t)i));
+    for (int i = 0; i < TINY_CONFIGS; i++)
+        worst = fmax(worst, check_config(tiny_configs[i].name, tiny_configs[i].config, &o, 3 + (uint64_t)i));
     print_message("gradients: worst of all %.1e\n", worst);
 }
 

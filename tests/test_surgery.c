@@ -763,6 +763,85 @@ static void nothing_is_left_of_what_was_stopped(void **state)
     moed_model_destroy(base);
 }
 
+/* Allocations of a context, of which one is refused. */
+typedef struct supply {
+    int left; /* until the refusal; negative: never */
+    int held;
+} supply;
+
+static void *supply_alloc(size_t size, size_t alignment, void *user)
+{
+    supply *s = user;
+    void *memory = NULL;
+    if (s->left-- == 0 || posix_memalign(&memory, alignment, size) != 0) return NULL;
+    __atomic_add_fetch(&s->held, 1, __ATOMIC_RELAXED);
+    return memory;
+}
+static void supply_free(void *memory, size_t size, void *user)
+{
+    (void)size;
+    __atomic_sub_fetch(&((supply *)user)->held, 1, __ATOMIC_RELAXED);
+    free(memory);
+}
+
+/* Split and integrate, in memory (dir NULL) or through directories. */
+static moed_status everything(const moed_model *base, const char *dir)
+{
+    moed_split *s = NULL;
+    moed_integration *i = NULL;
+    moed_split_options so;
+    moed_status status = moed_options_init(MOED_STRUCT_SPLIT_OPTIONS, &so, sizeof so);
+    so.parts = 2;
+    if (status == MOED_OK) status = moed_split_create(&s, base->layout, &so);
+    if (status == MOED_OK) status = moed_integration_create(&i, s, base, NULL);
+    for (int32_t k = 0; k < 2 && status == MOED_OK; k++) {
+        moed_model *m = NULL;
+        status = moed_split_build(&m, s, k, base, dir ? support_path(dir, "part") : NULL, NULL);
+        if (status == MOED_OK) status = moed_integration_add(i, k, m, 1.0);
+        moed_model_destroy(m);
+    }
+    moed_model *out = NULL;
+    if (status == MOED_OK) status = moed_integration_finish(&out, i, dir ? support_path(dir, "whole") : NULL, NULL);
+    moed_model_destroy(out);
+    moed_integration_destroy(i);
+    moed_split_destroy(s);
+    return status;
+}
+
+static void every_allocation_may_be_refused(void **state)
+{
+    (void)state;
+    supply memory = {.left = -1};
+    moed_context *c = NULL, *usual = context;
+    moed_context_options o;
+    char *dir = support_directory();
+    assert_ok(moed_options_init(MOED_STRUCT_CONTEXT_OPTIONS, &o, sizeof o));
+    o.flags = MOED_CONTEXT_NO_ENV, o.threads = 1, o.alloc = supply_alloc, o.free = supply_free, o.alloc_user = &memory;
+    assert_ok(moed_context_create(&c, &o));
+    context = c;
+    moed_model *base = hand_model();
+    context = usual;
+    const int held = memory.held;
+    for (int way = 0; way < 2; way++) {
+        int n = 0;
+        /* in steps through directories: every one is synced to the disk */
+        for (moed_status status = MOED_E_MEMORY; status != MOED_OK; n += way ? 23 : 1) {
+            memory.left = n;
+            status = everything(base, way ? dir : NULL);
+            memory.left = -1;
+            if (status != MOED_OK && status != MOED_E_MEMORY) fail_msg("allocation %d: %s", n, moed_last_error());
+            if (memory.held != held) fail_msg("allocation %d refused: %d are still held", n, memory.held - held);
+        }
+        assert_true(n > 100);
+    }
+    char command[4200];
+    snprintf(command, sizeof command, "ls '%s' | grep -v -x -e part -e whole", dir);
+    assert_int_not_equal(system(command), 0); /* no temporary directory is left */
+    moed_model_destroy(base);
+    moed_context_destroy(c);
+    support_remove(dir);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -781,6 +860,7 @@ int main(void)
         cmocka_unit_test(streamed_and_resident_models_mix),
         cmocka_unit_test(assignments_that_cannot_be_are_refused),
         cmocka_unit_test(nothing_is_left_of_what_was_stopped),
+        cmocka_unit_test(every_allocation_may_be_refused),
     };
     return cmocka_run_group_tests_name("surgery", tests, setup, teardown);
 }

@@ -1,4 +1,5 @@
-/* The transformer's contracts beside its numbers: threads, memory, masks, frozen parameters, borrowed arrays, refusals. */
+/* The transformer's contracts beside its numbers: threads, memory, masks, frozen parameters, borrowed arrays,
+ * refusals. */
 #include "support.h"
 
 #include "core/context.h"
@@ -67,10 +68,11 @@ static void bits_do_not_depend_on_threads(void **state)
 /* Wide enough that the fast kernels cut the work into many tasks. */
 static void bits_do_not_depend_on_threads_in_wide_layers(void **state)
 {
-    static const char config[] =
-        "{\"model_type\": \"mixtral\", \"vocab_size\": 19, \"hidden_size\": 64, \"intermediate_size\": 200, \"num_attention_heads\": 4,"
-        " \"num_key_value_heads\": 2, \"num_hidden_layers\": 1, \"num_local_experts\": 4, \"num_experts_per_tok\": 2,"
-        " \"max_position_embeddings\": 32}";
+    static const char config[] = "{\"model_type\": \"mixtral\", \"vocab_size\": 19, \"hidden_size\": 64, "
+                                 "\"intermediate_size\": 200, \"num_attention_heads\": 4,"
+                                 " \"num_key_value_heads\": 2, \"num_hidden_layers\": 1, "
+                                 "\"num_local_experts\": 4, \"num_experts_per_tok\": 2,"
+                                 " \"max_position_embeddings\": 32}";
     int64_t count, other;
     (void)state;
     double *one = run_once(config, 1, &count);
@@ -120,10 +122,12 @@ static void smaller_batches_give_the_same_logits(void **state)
     logits_of(f->model, &f->b.batch, whole);
     for (int64_t row = 0; row < ROWS; row++) {
         const int64_t at = row * LENGTH, length = LENGTH - 4;
-        const moed_batch b = {.tokens = f->b.tokens + at, .documents = f->b.documents + at, .rows = 1, .length = length};
+        const moed_batch b = {
+            .tokens = f->b.tokens + at, .documents = f->b.documents + at, .rows = 1, .length = length};
         assert_ok(moedi_transformer_forward(t, &b, NULL, NULL));
         assert_ok(moedi_transformer_logits(t, part));
-        for (int64_t i = 0; i < length * TINY_VOCABULARY; i++) assert_float_equal(part[i], whole[at * TINY_VOCABULARY + i], 1e-5);
+        for (int64_t i = 0; i < length * TINY_VOCABULARY; i++)
+            assert_float_equal(part[i], whole[at * TINY_VOCABULARY + i], 1e-5);
     }
     moedi_transformer_destroy(t);
 }
@@ -137,7 +141,8 @@ static void attention_stays_inside_documents(void **state)
     logits_of(f->model, &f->b.batch, after);
     for (int64_t i = 0; i < ROWS * LENGTH; i++) {
         double difference = 0;
-        for (int64_t v = i * TINY_VOCABULARY; v < (i + 1) * TINY_VOCABULARY; v++) difference += fabs((double)before[v] - (double)after[v]);
+        for (int64_t v = i * TINY_VOCABULARY; v < (i + 1) * TINY_VOCABULARY; v++)
+            difference += fabs((double)before[v] - (double)after[v]);
         if (i >= 2 && i <= 4) assert_true(difference > 1e-4);
         else assert_true(difference < 1e-5);
     }
@@ -168,7 +173,8 @@ static void routing_is_the_transformers(void **state)
             assert_int_equal(offsets[e + 1] - offsets[e], counts[e]);
             assert_true((double)counts[e] * 4 / EACH <= l.max_load + 1e-12);
         }
-        for (int i = 0; i < EACH; i += TOP_K) assert_true(some[i] >= some[i + 1] && some[i] + some[i + 1] <= 1.00001f);
+        for (int i = 0; i < EACH; i += TOP_K)
+            assert_true(some[i] >= some[i + 1] && some[i] + some[i + 1] <= 1.00001f);
     }
     moedi_transformer_destroy(t);
 }
@@ -180,7 +186,8 @@ static void frozen_parameters_have_no_gradient_and_change_no_other(void **state)
     uint8_t trained[256] = {0};
     int64_t few, all;
     assert_true(l->count <= sizeof trained);
-    for (size_t p = 0; p < l->count; p++) trained[p] = l->params[p].layer == 1 && l->params[p].role == MOED_ROLE_EXPERT;
+    for (size_t p = 0; p < l->count; p++)
+        trained[p] = l->params[p].layer == 1 && l->params[p].role == MOED_ROLE_EXPERT;
     moedi_transformer *whole = transformer(f->model, MOEDI_TRANSFORMER_TRAIN, NULL);
     moedi_transformer *part = transformer(f->model, MOEDI_TRANSFORMER_TRAIN, trained);
     moedi_transformer *both[2] = {whole, part};
@@ -286,7 +293,8 @@ static void memory_is_what_was_foretold(void **state)
         const int64_t before = in_use(f->context);
         moedi_transformer *t = transformer(f->model, flags, NULL);
         const int64_t taken = in_use(f->context) - before;
-        assert_ok(moedi_transformer_bytes(moed_model_layout(f->model), sizeof(float), ROWS, LENGTH, flags, NULL, &weights, &gradients, &activations));
+        assert_ok(moedi_transformer_bytes(moed_model_layout(f->model), sizeof(float), ROWS, LENGTH, flags,
+                                          NULL, &weights, &gradients, &activations));
         assert_true((gradients != 0) == (flags != 0));
         assert_true(weights > 4000 && activations > 4000);
         /* weights are used in place; the rest is tables of a few bytes per parameter, and the engine */
@@ -322,9 +330,11 @@ static void bad_batches_are_refused(void **state)
     moedi_losses l;
     assert_refused(moedi_transformer_losses(t, &l), MOED_E_STATE, "forward");
     moedi_transformer_destroy(t);
-    assert_refused(moedi_transformer_create(&t, f->model, 1, 33, 0, NULL), MOED_E_RANGE, "max_position_embeddings");
+    assert_refused(moedi_transformer_create(&t, f->model, 1, 33, 0, NULL), MOED_E_RANGE,
+                   "max_position_embeddings");
     assert_refused(moedi_transformer_create(&t, f->model, 0, 4, 0, NULL), MOED_E_RANGE, "rows is 0");
-    assert_refused(moedi_transformer_create(&t, f->model, INT64_MAX / 8, 4, 0, NULL), MOED_E_RANGE, "more than one pass");
+    assert_refused(moedi_transformer_create(&t, f->model, INT64_MAX / 8, 4, 0, NULL), MOED_E_RANGE,
+                   "more than one pass");
 }
 
 static void wrong_arrays_for_logits_are_refused(void **state)
@@ -337,7 +347,8 @@ static void wrong_arrays_for_logits_are_refused(void **state)
     assert_refused(moed_model_logits(f->model, &f->b.batch, &x, NULL), MOED_E_MISMATCH, "axis 2");
     x.rank = 2;
     assert_refused(moed_model_logits(f->model, &f->b.batch, &x, NULL), MOED_E_ARGUMENT, "rank 3");
-    x.rank = 3, x.shape[2] = TINY_VOCABULARY, x.strides[0] = LENGTH * TINY_VOCABULARY, x.strides[1] = TINY_VOCABULARY;
+    x.rank = 3, x.shape[2] = TINY_VOCABULARY, x.strides[0] = LENGTH * TINY_VOCABULARY,
+    x.strides[1] = TINY_VOCABULARY;
     x.dtype = MOED_DTYPE_F64;
     assert_refused(moed_model_logits(f->model, &f->b.batch, &x, NULL), MOED_E_MISMATCH, "F32");
     assert_refused(moed_model_logits(NULL, &f->b.batch, &x, NULL), MOED_E_ARGUMENT, "model");
@@ -356,6 +367,52 @@ static void cancel_stops_between_layers(void **state)
     assert_refused(moedi_transformer_backward(t, NULL), MOED_E_STATE, "forward");
     moed_cancel_destroy(cancel);
     moedi_transformer_destroy(t);
+}
+
+/* Memory that runs out at the countdown's end; negative: never. */
+static int64_t countdown = -1;
+static void *failing_alloc(size_t size, size_t alignment, void *user)
+{
+    (void)user;
+    if (!countdown) return NULL;
+    if (countdown > 0) countdown--;
+    return aligned_alloc(alignment, (size + alignment - 1) / alignment * alignment);
+}
+static void failing_free(void *memory, size_t size, void *user)
+{
+    (void)size, (void)user;
+    free(memory);
+}
+
+static void no_failed_allocation_leaks_or_crashes(void **state)
+{
+    moed_context_options o;
+    moed_context *c = NULL;
+    tiny_batch b;
+    float out[ROWS * LENGTH * TINY_VOCABULARY];
+    const int64_t shape[3] = {ROWS, LENGTH, TINY_VOCABULARY};
+    moed_tensor x;
+    int failures = 0;
+    (void)state;
+    moedi_tensor_set(&x, out, MOED_DTYPE_F32, 3, shape);
+    tiny_fill(&b, ROWS, LENGTH, 5);
+    assert_ok(moed_options_init(MOED_STRUCT_CONTEXT_OPTIONS, &o, sizeof o));
+    o.flags = MOED_CONTEXT_NO_ENV, o.threads = 1, o.alloc = failing_alloc, o.free = failing_free;
+    assert_ok(moed_context_create(&c, &o));
+    moed_model *m = tiny_model(c, tiny_configs[0].config, 4);
+    const int64_t before = in_use(c);
+    for (int64_t at = 0;; at++) {
+        countdown = at;
+        const moed_status status = moed_model_logits(m, &b.batch, &x, NULL);
+        countdown = -1;
+        assert_int_equal(in_use(c), before);
+        if (status == MOED_OK) break;
+        assert_int_equal(status, MOED_E_MEMORY);
+        failures++;
+    }
+    assert_true(failures > 8);
+    moed_model_destroy(m);
+    moed_context_destroy(c);
 }
 
 static void one_expert_is_a_dense_block(void **state)
@@ -380,13 +437,15 @@ static int32_t document_length(int64_t document, int64_t *tokens, void *user)
 static int32_t document_read(int64_t document, int64_t offset, int32_t *tokens, int64_t count, void *user)
 {
     (void)user;
-    for (int64_t i = 0; i < count; i++) tokens[i] = (int32_t)((document * 7 + (offset + i) * (offset + i)) % (TINY_VOCABULARY - 1));
+    for (int64_t i = 0; i < count; i++)
+        tokens[i] = (int32_t)((document * 7 + (offset + i) * (offset + i)) % (TINY_VOCABULARY - 1));
     return 0;
 }
 
 static moed_corpus *corpus(moed_context *c)
 {
-    const moed_documents documents = {.struct_size = sizeof documents, .count = 6, .length = document_length, .read = document_read};
+    const moed_documents documents = {
+        .struct_size = sizeof documents, .count = 6, .length = document_length, .read = document_read};
     moed_corpus_options o;
     moed_corpus *d = NULL;
     assert_ok(moed_options_init(MOED_STRUCT_CORPUS_OPTIONS, &o, sizeof o));
@@ -450,6 +509,7 @@ int main(void)
         WITH_MODEL(bad_batches_are_refused),
         WITH_MODEL(wrong_arrays_for_logits_are_refused),
         WITH_MODEL(cancel_stops_between_layers),
+        cmocka_unit_test(no_failed_allocation_leaks_or_crashes),
         WITH_MODEL(one_expert_is_a_dense_block),
         WITH_MODEL(evaluation_scores_every_token_once_whatever_the_rows),
         WITH_MODEL(usage_is_a_share_per_layer),

@@ -4,7 +4,8 @@
 #include "core/context.h"
 #include "model/transformer.h"
 
-static const char *const fixtures[] = {"qwen2_moe-a", "qwen2_moe-b", "qwen2_moe-c", "mixtral-a", "mixtral-b", "mixtral-c"};
+static const char *const fixtures[] = {"qwen2_moe-a", "qwen2_moe-b", "qwen2_moe-c",
+                                       "mixtral-a",   "mixtral-b",   "mixtral-c"};
 enum { FIXTURES = sizeof fixtures / sizeof fixtures[0] };
 
 /* What a fixture expects. */
@@ -52,7 +53,10 @@ static void close_fixture(fixture *f)
 static moed_batch fixture_batch(const fixture *f, int64_t step, int labels)
 {
     const int64_t at = step * f->rows * f->length;
-    return (moed_batch){.tokens = f->tokens + at, .labels = labels ? f->labels + at : NULL, .rows = f->rows, .length = f->length};
+    return (moed_batch){.tokens = f->tokens + at,
+                        .labels = labels ? f->labels + at : NULL,
+                        .rows = f->rows,
+                        .length = f->length};
 }
 
 /* Largest absolute difference of logits on batch 0. */
@@ -71,7 +75,8 @@ static double logits_error(const fixture *f, const char *name)
     return worst;
 }
 
-/* Difference by norm, relative. A gradient that is zero but for rounding (the router's of a single expert) must be so here too. */
+/* Difference by norm, relative. A gradient that is zero but for rounding (the router's of a single expert)
+ * must be so here too. */
 static double relative_error(const float *found, const float *expected, int64_t count)
 {
     double difference = 0, size = 0;
@@ -119,7 +124,8 @@ static void check_forward_and_gradients(const char *kernels)
         worst_logits = fmax(worst_logits, logits), worst_gradients = fmax(worst_gradients, gradients);
         close_fixture(&f);
     }
-    print_message("transformers (%s kernels): logits within %.1e, gradients within %.1e of their norm\n", kernels, worst_logits, worst_gradients);
+    print_message("transformers (%s kernels): logits within %.1e, gradients within %.1e of their norm\n",
+                  kernels, worst_logits, worst_gradients);
 }
 
 static void reference_kernels_agree_with_transformers(void **state)
@@ -134,7 +140,8 @@ static void best_kernels_agree_with_transformers(void **state)
     check_forward_and_gradients("auto");
 }
 
-/* Documents and rows of the fixtures come from here: the trainer needs a corpus though it is given batches. */
+/* Documents and rows of the fixtures come from here: the trainer needs a corpus though it is given batches.
+ */
 static int32_t corpus_length(int64_t document, int64_t *tokens, void *user)
 {
     (void)document, (void)user;
@@ -160,7 +167,8 @@ static void train_options(moed_train_options *o, const fixture *f)
 /* Ten AdamW steps through the public trainer; the worst difference of a step's loss. */
 static double steps_error(const fixture *f)
 {
-    const moed_documents documents = {.struct_size = sizeof documents, .count = 4, .length = corpus_length, .read = corpus_read};
+    const moed_documents documents = {
+        .struct_size = sizeof documents, .count = 4, .length = corpus_length, .read = corpus_read};
     moed_corpus_options co;
     moed_train_options o;
     moed_corpus *d = NULL;
@@ -197,7 +205,8 @@ static double norms_error(const fixture *f)
         snprintf(name, sizeof name, "norms.%s", l->params[p].name);
         float *expected = read_expected(f, name, NULL);
         assert_ok(moed_model_tensor(f->model, p, &x));
-        for (int64_t i = 0; i < moedi_shape_elements(x.shape, x.rank); i++) sum += (double)((float *)x.data)[i] * (double)((float *)x.data)[i];
+        for (int64_t i = 0; i < moedi_shape_elements(x.shape, x.rank); i++)
+            sum += (double)((float *)x.data)[i] * (double)((float *)x.data)[i];
         worst = fmax(worst, fabs(sqrt(sum) / (double)expected[0] - 1));
         free(expected);
     }
@@ -211,15 +220,19 @@ static void ten_adamw_steps_agree_with_pytorch(void **state)
     for (int i = 0; i < FIXTURES; i++) {
         fixture f;
         open_fixture(&f, fixtures[i], "auto");
-        const double loss = steps_error(&f), logits = logits_error(&f, "final_logits"), norm = norms_error(&f);
+        const double loss = steps_error(&f), logits = logits_error(&f, "final_logits"),
+                     norm = norms_error(&f);
         if (!(loss < 1e-4)) fail_msg("%s: a step's loss is off by %g", fixtures[i], loss);
         if (!(logits < 1e-3)) fail_msg("%s: logits after ten steps are off by %g", fixtures[i], logits);
-        if (!(norm < 1e-4)) fail_msg("%s: a weight's norm after ten steps is off by %g of it", fixtures[i], norm);
-        worst_loss = fmax(worst_loss, loss), worst_logits = fmax(worst_logits, logits), worst_norm = fmax(worst_norm, norm);
+        if (!(norm < 1e-4))
+            fail_msg("%s: a weight's norm after ten steps is off by %g of it", fixtures[i], norm);
+        worst_loss = fmax(worst_loss, loss), worst_logits = fmax(worst_logits, logits),
+        worst_norm = fmax(worst_norm, norm);
         close_fixture(&f);
     }
-    print_message("ten AdamW steps: losses within %.1e, logits after them within %.1e, norms of weights within %.1e\n", worst_loss, worst_logits,
-                  worst_norm);
+    print_message(
+        "ten AdamW steps: losses within %.1e, logits after them within %.1e, norms of weights within %.1e\n",
+        worst_loss, worst_logits, worst_norm);
 }
 
 int main(void)

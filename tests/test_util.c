@@ -282,6 +282,25 @@ static void json_faults_name_file_and_field(void **state)
     json_decref(o);
 }
 
+static void printed_numbers_are_short_and_read_back_exactly(void **state)
+{
+    (void)state;
+    const double values[] = {0.05, 1e-6, 1.0 / 3, 0.1 + 0.2, 1e300};
+    const char *const short_text = "{\n  \"x\": 0.05\n}\n";
+    for (size_t i = 0; i < sizeof values / sizeof *values; i++) {
+        json_t *o = json_pack("{s:f}", "x", values[i]), *back;
+        char *text;
+        size_t size;
+        assert_ok(moedi_json_print(context, o, &text, &size));
+        if (i == 0) assert_string_equal(text, short_text);
+        assert_ok(moedi_json_parse(&back, text, size, "text"));
+        assert_true(json_real_value(json_object_get(back, "x")) == values[i]);
+        moedi_free(context, text);
+        json_decref(back);
+        json_decref(o);
+    }
+}
+
 /* ---- safetensors ---- */
 
 static void safetensors_round_trip_in_pieces_and_any_order(void **state)
@@ -406,6 +425,7 @@ int main(void)
         cmocka_unit_test(names_are_listed_in_order),
         cmocka_unit_test(a_hash_does_not_depend_on_how_the_data_comes),
         cmocka_unit_test(json_faults_name_file_and_field),
+        cmocka_unit_test(printed_numbers_are_short_and_read_back_exactly),
         cmocka_unit_test(safetensors_round_trip_in_pieces_and_any_order),
         cmocka_unit_test(hostile_safetensors_headers_are_refused_with_the_reason),
         cmocka_unit_test(files_of_the_formats_own_collection_are_judged_as_expected),

@@ -1,4 +1,5 @@
-/* tests/tiny.h - models of a few thousand numbers and batches for them, for tests of the transformer. Include after support.h. */
+/* tests/tiny.h - models of a few thousand numbers and batches for them, for tests of the transformer. Include
+ * after support.h. */
 #ifndef MOEDI_TEST_TINY_H
 #define MOEDI_TEST_TINY_H
 
@@ -13,25 +14,27 @@
     " \"intermediate_size\": 5, \"num_attention_heads\": 4, \"max_position_embeddings\": 32, \"rms_norm_eps\": 1e-5,"          \
     " \"hidden_act\": \"silu\", " more "}"
 
-/* Configurations that go through the switches: tied, grouped queries, biases, normalised weights, one expert. */
+/* Configurations that go through the switches: tied, grouped queries, biases, normalised weights, one expert.
+ */
 static const struct {
     const char *name, *config;
 } tiny_configs[] = {
     {"qwen2_moe, untied, biases, grouped queries",
-     TINY_QWEN("\"num_hidden_layers\": 2, \"num_key_value_heads\": 2, \"num_experts\": 4, \"num_experts_per_tok\": 2,"
+     TINY_QWEN("\"num_hidden_layers\": 2, \"num_key_value_heads\": 2, \"num_experts\": 4, "
+               "\"num_experts_per_tok\": 2,"
                " \"norm_topk_prob\": false, \"tie_word_embeddings\": false")},
-    {"qwen2_moe, tied, normalised",
-     TINY_QWEN("\"num_hidden_layers\": 1, \"num_key_value_heads\": 4, \"num_experts\": 5, \"num_experts_per_tok\": 3,"
-               " \"norm_topk_prob\": true, \"tie_word_embeddings\": true")},
-    {"qwen2_moe, one expert",
-     TINY_QWEN("\"num_hidden_layers\": 2, \"num_key_value_heads\": 1, \"num_experts\": 1, \"num_experts_per_tok\": 1,"
-               " \"norm_topk_prob\": false, \"tie_word_embeddings\": false")},
-    {"mixtral, untied, grouped queries",
-     TINY_MIXTRAL("\"num_hidden_layers\": 2, \"num_key_value_heads\": 2, \"num_local_experts\": 4, \"num_experts_per_tok\": 2,"
-                  " \"tie_word_embeddings\": false")},
-    {"mixtral, tied, one choice",
-     TINY_MIXTRAL("\"num_hidden_layers\": 1, \"num_key_value_heads\": 1, \"num_local_experts\": 3, \"num_experts_per_tok\": 1,"
-                  " \"tie_word_embeddings\": true")},
+    {"qwen2_moe, tied, normalised", TINY_QWEN("\"num_hidden_layers\": 1, \"num_key_value_heads\": 4, "
+                                              "\"num_experts\": 5, \"num_experts_per_tok\": 3,"
+                                              " \"norm_topk_prob\": true, \"tie_word_embeddings\": true")},
+    {"qwen2_moe, one expert", TINY_QWEN("\"num_hidden_layers\": 2, \"num_key_value_heads\": 1, "
+                                        "\"num_experts\": 1, \"num_experts_per_tok\": 1,"
+                                        " \"norm_topk_prob\": false, \"tie_word_embeddings\": false")},
+    {"mixtral, untied, grouped queries", TINY_MIXTRAL("\"num_hidden_layers\": 2, \"num_key_value_heads\": 2, "
+                                                      "\"num_local_experts\": 4, \"num_experts_per_tok\": 2,"
+                                                      " \"tie_word_embeddings\": false")},
+    {"mixtral, tied, one choice", TINY_MIXTRAL("\"num_hidden_layers\": 1, \"num_key_value_heads\": 1, "
+                                               "\"num_local_experts\": 3, \"num_experts_per_tok\": 1,"
+                                               " \"tie_word_embeddings\": true")},
 };
 enum { TINY_CONFIGS = sizeof tiny_configs / sizeof tiny_configs[0], TINY_VOCABULARY = 19 };
 
@@ -80,7 +83,12 @@ static inline void tiny_fill(tiny_batch *b, int64_t rows, int64_t length, uint64
         b->weights[i] = noise[3 * i + 2] + 1;
         b->documents[i] = (int32_t)(i / 5);
     }
-    b->batch = (moed_batch){.tokens = b->tokens, .labels = b->labels, .weights = b->weights, .documents = b->documents, .rows = rows, .length = length};
+    b->batch = (moed_batch){.tokens = b->tokens,
+                            .labels = b->labels,
+                            .weights = b->weights,
+                            .documents = b->documents,
+                            .rows = rows,
+                            .length = length};
 }
 
 #endif

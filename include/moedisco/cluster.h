@@ -19,8 +19,10 @@ typedef struct moed_embed_options {
     int32_t centre;     /* 1: subtract the mean over documents (before normalising) */
 } moed_embed_options;
 
-/* out (documents, hidden) f32, host: the mean over a document's tokens of the model's embedding table;
- * zeros for an empty document. Since: 0.1. Source: MoE-DisCo, step 1. */
+/* out (documents, hidden) f32, host, contiguous: the mean over a document's tokens of the model's embedding table (its first
+ * parameter marked MOED_PARAM_EMBEDDING); zeros for an empty document, which has no part in the centre. m may be streamed.
+ * Returns MOED_E_MISMATCH (the corpus' vocabulary is larger than the table), MOED_E_NUMERIC naming the document.
+ * Since: 0.1. Source: MoE-DisCo, step 1. */
 MOED_API moed_status moed_corpus_embed(const moed_corpus *d, const moed_model *m, moed_tensor *out,
                                        const moed_embed_options *o, const moed_cancel *cancel);
 /* Tokens of every document, out (documents): the usual weights of a balanced fit. Since: 0.1. */
@@ -37,7 +39,7 @@ typedef struct moed_kmeans_options {
     int32_t restarts;    /* k-means++ starts, the best inertia wins */
     uint64_t seed;
     double tolerance;    /* stop when the centroids' squared movement is below this times the mean variance */
-    double imbalance;    /* balanced: a cluster's weight may exceed the mean by this share (or by one document) */
+    double imbalance;    /* balanced: clusters weigh the mean give or take this share of it (or the heaviest vector, if that is more) */
 } moed_kmeans_options;
 
 typedef struct moed_kmeans_info {
@@ -46,7 +48,7 @@ typedef struct moed_kmeans_info {
     int64_t clusters;
     int64_t width;
     int64_t iterations;      /* done by the winning start */
-    double inertia;          /* sum of weight * squared distance to the own centroid (plain: weight 1) */
+    double inertia;          /* sum of weight * squared distance to the own centroid */
     const float *centroids;  /* (clusters, width), borrowed until the next fit */
     const double *weights;   /* (clusters) total weight of each, borrowed */
     const int64_t *counts;   /* (clusters) vectors of each, borrowed */
@@ -55,9 +57,11 @@ typedef struct moed_kmeans_info {
 /* Since: 0.1. Ownership: the caller's. Threads: one at a time; assign and get_info may run in parallel. */
 MOED_API moed_status moed_kmeans_create(moed_kmeans **out, moed_context *c, const moed_kmeans_options *o);
 MOED_API void moed_kmeans_destroy(moed_kmeans *k);
-/* x (count, width) f32, host. weights (count) nullable: balance and, when given, weighted centroids
- * (NULL: all 1). starts (clusters, width) nullable: use these centroids instead of k-means++.
- * Returns MOED_E_ARGUMENT (fewer vectors than clusters), MOED_E_NUMERIC naming the row with NaN. Since: 0.1. */
+/* x (count, width) f32, host, contiguous. weights (count) nullable: of a vector in centroids, inertia and balance (NULL: all 1; a
+ * vector of weight 0 gets a label and pulls nothing). starts (clusters, width) nullable: use these centroids instead of
+ * k-means++. No cluster is left without a vector, identical ones included. The same bits for any number of threads. A balanced
+ * fit holds count * clusters floats. A fit that fails leaves the one before.
+ * Returns MOED_E_ARGUMENT (fewer vectors of a weight above 0 than clusters), MOED_E_NUMERIC naming the row with NaN. Since: 0.1. */
 MOED_API moed_status moed_kmeans_fit(moed_kmeans *k, const moed_tensor *x, const float *weights, const moed_tensor *starts,
                                      const moed_cancel *cancel);
 /* Labels of the fit itself (balanced ones included), (count). MOED_E_STATE before a fit. Since: 0.1. */
@@ -77,17 +81,19 @@ typedef struct moed_partition_info {
     char fingerprint[40];     /* of the corpus, "" = not bound to one */
 } moed_partition_info;
 
-/* labels (count) in [0, clusters); centroids (clusters, width) f32 nullable; corpus nullable: binds the
- * partition to it. Since: 0.1. */
+/* labels (count) in [0, clusters), one per document of the whole corpus; centroids (clusters, width) f32 nullable; corpus (or a
+ * view of it) nullable: binds the partition to it. MOED_E_MISMATCH when it has another number of documents. Since: 0.1. */
 MOED_API moed_status moed_partition_create(moed_partition **out, moed_context *c, const int32_t *labels, int64_t count, int64_t clusters,
                                            const moed_tensor *centroids, const moed_corpus *corpus);
-/* A safetensors file: assignments I32 (documents), centroids F32 (clusters, width). Since: 0.1. */
+/* A safetensors file: assignments I32 (documents), centroids F32 (clusters, width; may be absent); metadata: format
+ * "moedisco-partition", version "1", clusters, corpus (the fingerprint or ""). Everything is checked. Since: 0.1. */
 MOED_API moed_status moed_partition_open(moed_partition **out, moed_context *c, const char *path);
 MOED_API moed_status moed_partition_save(const moed_partition *p, const char *path);
 MOED_API moed_status moed_partition_get_info(const moed_partition *p, moed_partition_info *out);
 MOED_API void moed_partition_destroy(moed_partition *p);
 /* The documents of one cluster as a view. Labels are by document of the whole corpus; d may be that corpus or
- * a view of it (then its documents of that cluster). MOED_E_MISMATCH when d is another corpus. Since: 0.1. */
+ * a view of it (then its documents of that cluster). MOED_E_MISMATCH with both fingerprints when d is another corpus, MOED_E_NOT_FOUND
+ * when the cluster has no document in d. Since: 0.1. */
 MOED_API moed_status moed_partition_view(moed_corpus **out, const moed_partition *p, const moed_corpus *d, int32_t cluster);
 
 #ifdef __cplusplus

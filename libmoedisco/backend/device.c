@@ -9,11 +9,9 @@
 
 /* ---- what backends see of a context ---- */
 
-static void *host_alloc(void *self, size_t size, size_t alignment)
+static moed_status host_alloc(void *self, size_t size, void **out)
 {
-    void *memory;
-    if (alignment > 64) return NULL;
-    return moedi_alloc(self, size, &memory) == MOED_OK ? memory : NULL;
+    return moedi_alloc(self, size, out);
 }
 
 static void host_free(void *self, void *memory)

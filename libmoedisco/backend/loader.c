@@ -17,10 +17,13 @@ typedef struct search {
 } search;
 
 /* What a backend sees before any context exists: enough to describe its devices. */
-static void *bare_alloc(void *self, size_t size, size_t alignment)
+static moed_status bare_alloc(void *self, size_t size, void **out)
 {
     (void)self;
-    return aligned_alloc(alignment < 64 ? 64 : alignment, (size + 63) / 64 * 64);
+    void *memory = aligned_alloc(64, (size + 63) / 64 * 64);
+    if (!memory) return moedi_fail(MOED_E_MEMORY, "no memory for %zu bytes", size);
+    *out = memory;
+    return MOED_OK;
 }
 
 static void bare_free(void *self, void *memory)

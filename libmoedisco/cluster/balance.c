@@ -1,9 +1,11 @@
-/* cluster/balance.c - clusters of equal weight. From a plain fit, in rounds: distances to all centroids once; a price per cluster, raised where
- * it is too heavy and lowered where too light, until choosing the cheapest of distance + price is nearly balanced (the dual of the
- * transport problem); then single rows are moved, the cheapest first, until the bound holds; then new centroids.
+/* cluster/balance.c - clusters of equal weight. From a plain fit, in rounds: distances to all centroids once; a
+ * price per cluster, raised where it is too heavy and lowered where too light, until choosing the cheapest of
+ * distance + price is nearly balanced (the dual of the transport problem); then single rows are moved, the
+ * cheapest first, until the bound holds; then new centroids.
  *
- * The bound: every cluster within max(imbalance * mean, heaviest row) of the mean weight. It can always be met: a cluster above it has
- * a row that fits under the bound of one below the mean. Where single rows allow, imbalance * mean is met. */
+ * The bound: every cluster within max(imbalance * mean, heaviest row) of the mean weight. It can always be met:
+ * a cluster above it has a row that fits under the bound of one below the mean. Where single rows allow,
+ * imbalance * mean is met. */
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -12,24 +14,24 @@
 #include "kmeans.h"
 
 enum { ROUNDS = 8, PRICE_STEPS = 80 };
+#define WORTH_A_ROUND 0.001 /* relative gain in inertia */
 
 typedef struct move {
-    double regret;     /* squared distance lost */
+    double regret; /* squared distance lost */
     int64_t row;
     int32_t to;
 } move;
 
 typedef struct balance {
     moedi_fit *fit;
-    float *distance;   /* (clusters, count) squared */
-    double *price;     /* (clusters) in squared distance */
-    double *step;      /* (clusters) of the price */
-    double *before;    /* (clusters) excess of the step before */
-    double *weight;    /* (clusters) of f->labels */
-    int64_t *count;    /* (clusters) */
-    double *part;      /* (blocks, clusters) */
-    move *moves;       /* (count) */
-    int32_t *zeros;    /* (count) */
+    float *distance; /* (clusters, count) squared */
+    double *price;   /* (clusters) in squared distance */
+    double *step;    /* (clusters) of the price */
+    double *before;  /* (clusters) excess of the step before */
+    double *weight;  /* (clusters) of f->labels */
+    int64_t *count;  /* (clusters) */
+    double *part;    /* (blocks, clusters) */
+    move *moves;     /* (count) */
     double mean, heaviest;
     int32_t *best_labels;
     float *best_centroids;
@@ -46,9 +48,9 @@ static moed_status balance_open(balance *b)
     MOEDI_TRY(MOEDI_NEW(c, f->clusters, &b->before));
     MOEDI_TRY(MOEDI_NEW(c, f->clusters, &b->weight));
     MOEDI_TRY(MOEDI_NEW(c, f->clusters, &b->count));
-    MOEDI_TRY(moedi_alloc_array(c, moedi_kmeans_blocks(f->count), (size_t)f->clusters * sizeof *b->part, (void **)&b->part));
+    MOEDI_TRY(moedi_alloc_array(c, moedi_kmeans_blocks(f->count), (size_t)f->clusters * sizeof *b->part,
+                                (void **)&b->part));
     MOEDI_TRY(MOEDI_NEW(c, f->count, &b->moves));
-    MOEDI_TRY(MOEDI_NEW(c, f->count, &b->zeros));
     MOEDI_TRY(MOEDI_NEW(c, f->count, &b->best_labels));
     MOEDI_TRY(MOEDI_NEW(c, f->clusters * f->width, &b->best_centroids));
     for (int64_t i = 0; i < f->count; i++) {
@@ -63,18 +65,33 @@ static moed_status balance_open(balance *b)
 static void balance_close(balance *b)
 {
     const moed_context *c = b->fit->context;
-    void *const memory[] = {b->distance, b->price, b->step, b->before, b->weight, b->count, b->part, b->moves, b->zeros, b->best_labels, b->best_centroids};
+    void *const memory[] = {b->distance, b->price, b->step,  b->before,      b->weight,
+                            b->count,    b->part,  b->moves, b->best_labels, b->best_centroids};
     for (size_t i = 0; i < sizeof memory / sizeof *memory; i++) moedi_free(c, memory[i]);
 }
 
-static moed_status measure_distances(balance *b)
+/* Eight sums side by side: the compiler may not reorder one. */
+static float square_distance(const float *x, const float *c, int64_t width)
 {
-    moedi_fit *f = b->fit;
-    for (int64_t k = 0; k < f->clusters; k++) {
-        MOEDI_TRY(moedi_cancel_check(f->cancel));
-        MOEDI_TRY(moedi_lloyd_assign(&f->lloyd, f->centroids + k * f->width, 1, NULL, b->zeros, b->distance + k * f->count));
-    }
-    return MOED_OK;
+    float sum[8] = {0};
+    int64_t j = 0;
+    for (; j + 8 <= width; j += 8)
+        for (int l = 0; l < 8; l++) sum[l] += (x[j + l] - c[j + l]) * (x[j + l] - c[j + l]);
+    for (; j < width; j++) sum[j & 7] += (x[j] - c[j]) * (x[j] - c[j]);
+    return ((sum[0] + sum[1]) + (sum[2] + sum[3])) + ((sum[4] + sum[5]) + (sum[6] + sum[7]));
+}
+
+/* On the host: engines have an operation for the nearest centroid, not for all distances. */
+static void distance_block(void *argument, int64_t block)
+{
+    const balance *b = argument;
+    const moedi_fit *f = b->fit;
+    const int64_t from = block * MOEDI_KMEANS_BLOCK, most = from + MOEDI_KMEANS_BLOCK,
+                  to = most < f->count ? most : f->count;
+    for (int64_t i = from; i < to; i++)
+        for (int64_t k = 0; k < f->clusters; k++)
+            b->distance[k * f->count + i] =
+                square_distance(f->x + i * f->width, f->centroids + k * f->width, f->width);
 }
 
 /* ---- prices ---- */
@@ -83,7 +100,8 @@ static void choose_block(void *argument, int64_t block)
 {
     const balance *b = argument;
     const moedi_fit *f = b->fit;
-    const int64_t from = block * MOEDI_KMEANS_BLOCK, most = from + MOEDI_KMEANS_BLOCK, to = most < f->count ? most : f->count;
+    const int64_t from = block * MOEDI_KMEANS_BLOCK, most = from + MOEDI_KMEANS_BLOCK,
+                  to = most < f->count ? most : f->count;
     double lowest[MOEDI_KMEANS_BLOCK], *part = b->part + block * f->clusters;
     for (int64_t i = from; i < to; i++) lowest[i - from] = INFINITY;
     for (int64_t k = 0; k < f->clusters; k++) {
@@ -113,7 +131,8 @@ static double choose(balance *b)
     return worst;
 }
 
-/* A price's step grows while its cluster stays on one side of the mean and shrinks when it has crossed: no scale has to be known. */
+/* A price's step grows while its cluster stays on one side of the mean and shrinks when it has crossed: no
+ * scale has to be known. */
 static moed_status set_prices(balance *b, double first_step)
 {
     const moedi_fit *f = b->fit;
@@ -141,22 +160,25 @@ static int by_regret(const void *left, const void *right)
     return a->row < b->row ? -1 : a->row > b->row;
 }
 
-static double distance_of(const balance *b, int64_t row, int64_t cluster) { return (double)b->distance[cluster * b->fit->count + row]; }
+static double distance_of(const balance *b, int64_t row, int64_t cluster)
+{
+    return (double)b->distance[cluster * b->fit->count + row];
+}
 
 static void weigh(balance *b)
 {
     const moedi_fit *f = b->fit;
     for (int64_t k = 0; k < f->clusters; k++) b->weight[k] = 0, b->count[k] = 0;
-    for (int64_t i = 0; i < f->count; i++) b->weight[f->labels[i]] += moedi_fit_weight(f, i), b->count[f->labels[i]]++;
+    for (int64_t i = 0; i < f->count; i++)
+        b->weight[f->labels[i]] += moedi_fit_weight(f, i), b->count[f->labels[i]]++;
 }
 
-/* Whether a row may go: away from a cluster above the band, or into one below it; never making a new breach. */
+/* Whether a row may go: it leaves a cluster above the band or helps one below it, and makes no new breach. */
 static int may_move(const balance *b, double w, int64_t from, int64_t to, double low, double high)
 {
     if (from == to || b->count[from] < 2) return 0;
-    const int heavy = b->weight[from] > high, light = b->weight[to] < low;
-    if (heavy) return b->weight[to] + w <= high;
-    return light && b->weight[from] - w >= low;
+    if (b->weight[from] <= high && b->weight[to] >= low) return 0;
+    return b->weight[from] - w >= low && b->weight[to] + w <= high;
 }
 
 /* The cheapest place that a row may go to, or -1. */
@@ -165,17 +187,22 @@ static int32_t best_target(const balance *b, int64_t row, double w, double low, 
     const moedi_fit *f = b->fit;
     int32_t to = -1;
     for (int32_t k = 0; k < f->clusters; k++)
-        if (may_move(b, w, f->labels[row], k, low, high) && (to < 0 || distance_of(b, row, k) < distance_of(b, row, to))) to = k;
+        if (may_move(b, w, f->labels[row], k, low, high) &&
+            (to < 0 || distance_of(b, row, k) < distance_of(b, row, to)))
+            to = k;
     return to;
 }
 
-/* Moves rows until every weight is in [low, high] or no move is left. Each pass lists what would help, cheapest per weight first, and applies
- * what still does; every move shrinks a breach and makes none, so it ends. */
+/* Moves rows until every weight is in [low, high] or no move is left. Each pass lists what would help, cheapest
+ * per weight first, and applies what still does. Every move shrinks a breach and makes none; a row finds its
+ * next best target in the next pass, so passes are bounded by the clusters (and for weights too small to count
+ * in a sum). */
 static moed_status move_rows(balance *b, double band)
 {
     const moedi_fit *f = b->fit;
     const double low = b->mean - band, high = b->mean + band;
-    for (int64_t applied = 1; applied > 0;) {
+    int64_t applied = 1;
+    for (int64_t pass = 0; pass < 16 + 4 * f->clusters && applied > 0; pass++) {
         int64_t listed = 0, breaches = 0;
         applied = 0;
         MOEDI_TRY(moedi_cancel_check(f->cancel));
@@ -184,7 +211,8 @@ static moed_status move_rows(balance *b, double band)
         for (int64_t i = 0; i < f->count; i++) {
             const double w = moedi_fit_weight(f, i);
             const int32_t to = w > 0 ? best_target(b, i, w, low, high) : -1;
-            if (to >= 0) b->moves[listed++] = (move){distance_of(b, i, to) - distance_of(b, i, f->labels[i]), i, to};
+            if (to >= 0)
+                b->moves[listed++] = (move){distance_of(b, i, to) - distance_of(b, i, f->labels[i]), i, to};
         }
         qsort(b->moves, (size_t)listed, sizeof *b->moves, by_regret);
         for (int64_t m = 0; m < listed; m++) {
@@ -200,8 +228,8 @@ static moed_status move_rows(balance *b, double band)
     return MOED_OK;
 }
 
-/* A cluster without weight takes the row that lies nearest to it of those that leave another behind. Only where single rows outweigh a
- * whole share can there be one. */
+/* A cluster without weight takes the row that lies nearest to it of those that leave another behind. Only where
+ * single rows outweigh a whole share can there be one. */
 static void fill_clusters(balance *b)
 {
     moedi_fit *f = b->fit;
@@ -210,7 +238,9 @@ static void fill_clusters(balance *b)
         if (b->weight[k] > 0) continue;
         for (int64_t i = 0; i < f->count; i++) {
             const double w = moedi_fit_weight(f, i);
-            if (w > 0 && b->weight[f->labels[i]] > w && b->count[f->labels[i]] > 1 && (row < 0 || distance_of(b, i, k) < distance_of(b, row, k))) row = i;
+            if (w > 0 && b->weight[f->labels[i]] > w && b->count[f->labels[i]] > 1 &&
+                (row < 0 || distance_of(b, i, k) < distance_of(b, row, k)))
+                row = i;
         }
         if (row < 0) return;
         b->weight[f->labels[row]] -= moedi_fit_weight(f, row), b->count[f->labels[row]]--;
@@ -225,7 +255,7 @@ static moed_status one_round(balance *b, double first_step)
 {
     moedi_fit *f = b->fit;
     const double tight = f->options.imbalance * b->mean, sure = tight > b->heaviest ? tight : b->heaviest;
-    MOEDI_TRY(measure_distances(b));
+    moedi_parallel(f->context, moedi_kmeans_blocks(f->count), distance_block, b);
     MOEDI_TRY(set_prices(b, first_step));
     weigh(b);
     MOEDI_TRY(move_rows(b, tight));
@@ -238,7 +268,8 @@ moed_status moedi_kmeans_balance(moedi_fit *f)
 {
     balance b = {.fit = f, .best_inertia = INFINITY};
     moed_status status;
-    const size_t labels = (size_t)f->count * sizeof *f->labels, centroids = (size_t)(f->clusters * f->width) * sizeof *f->centroids;
+    const size_t labels = (size_t)f->count * sizeof *f->labels,
+                 centroids = (size_t)(f->clusters * f->width) * sizeof *f->centroids;
     MOEDI_GO(balance_open(&b));
     /* steps in proportion to what separates rows from centroids; any number where nothing does */
     const double scale = f->inertia > 0 ? f->inertia / (b.mean * (double)f->clusters) : 1;
@@ -251,7 +282,7 @@ moed_status moedi_kmeans_balance(moedi_fit *f)
             memcpy(b.best_labels, f->labels, labels);
             memcpy(b.best_centroids, f->centroids, centroids);
         }
-        if (!(f->inertia < before * (1 - f->options.tolerance))) break;
+        if (!(f->inertia < before * (1 - WORTH_A_ROUND))) break;
     }
     memcpy(f->labels, b.best_labels, labels);
     memcpy(f->centroids, b.best_centroids, centroids);

@@ -1,4 +1,5 @@
-/* cluster/embed.c - a document's vector: the mean of a model's embedding rows over its tokens (MoE-DisCo, step 1). */
+/* cluster/embed.c - a document's vector: the mean of a model's embedding rows over its tokens (MoE-DisCo, step
+ * 1). */
 #include <math.h>
 #include <string.h>
 
@@ -15,15 +16,15 @@ typedef struct embedder {
     const moed_corpus *corpus;
     moedi_engine engine;
     int64_t width;
-    void *table;                       /* device: (vocabulary, width) real */
+    void *table; /* device: (vocabulary, width) real */
     void *d_tokens, *d_offsets, *d_out;
-    int32_t *tokens;                   /* (BATCH_TOKENS) */
+    int32_t *tokens; /* (BATCH_TOKENS) */
     int64_t offsets[BATCH_PIECES + 1];
-    int64_t documents[BATCH_PIECES];   /* of each piece */
+    int64_t documents[BATCH_PIECES]; /* of each piece */
     int64_t pieces;
-    float *means;                      /* (BATCH_PIECES, width) */
-    double *sum;                       /* (width) of a document of several pieces */
-    float *out;                        /* (documents, width) */
+    float *means; /* (BATCH_PIECES, width) */
+    double *sum;  /* (width) of a document of several pieces */
+    float *out;   /* (documents, width) */
 } embedder;
 
 static moed_status find_table(const moed_model *m, size_t *param)
@@ -31,7 +32,9 @@ static moed_status find_table(const moed_model *m, size_t *param)
     for (size_t i = 0; i < m->layout->count; i++)
         if (m->layout->params[i].flags & MOED_PARAM_EMBEDDING) {
             if (m->layout->params[i].rank != 2 || !moedi_dtype_is_float(m->layout->params[i].dtype))
-                return moedi_fail_parameter(MOED_E_ARGUMENT, m->layout->params[i].name, "%s: no matrix of floating numbers, so no embedding table", m->layout->params[i].name);
+                return moedi_fail_parameter(MOED_E_ARGUMENT, m->layout->params[i].name,
+                                            "%s: no matrix of floating numbers, so no embedding table",
+                                            m->layout->params[i].name);
             *param = i;
             return MOED_OK;
         }
@@ -53,7 +56,8 @@ static moed_status load_table(embedder *e, const moed_model *m, size_t param)
         const int64_t n = (rows - row < step ? rows - row : step) * e->width;
         MOEDI_GO(moedi_model_read(m, param, row * e->width, n, raw));
         moedi_convert(real, e->engine.info.dtype, raw, p->dtype, n);
-        MOEDI_GO(t->upload(e->engine.self, (char *)e->table + (size_t)(row * e->width) * e->engine.item, real, (size_t)n * e->engine.item));
+        MOEDI_GO(t->upload(e->engine.self, (char *)e->table + (size_t)(row * e->width) * e->engine.item, real,
+                           (size_t)n * e->engine.item));
     }
 out:
     moedi_free(c, raw);
@@ -96,13 +100,18 @@ static moed_status embed_batch(embedder *e, int64_t *seen)
     if (e->pieces == 0) return MOED_OK;
     MOEDI_TRY(t->upload(self, e->d_tokens, e->tokens, (size_t)e->offsets[pieces] * sizeof *e->tokens));
     MOEDI_TRY(t->upload(self, e->d_offsets, e->offsets, (pieces + 1) * sizeof *e->offsets));
-    const moed_op_embed_mean a = {
-        .out = e->d_out, .table = e->table, .tokens = e->d_tokens, .offsets = e->d_offsets, .documents = e->pieces, .width = e->width};
+    const moed_op_embed_mean a = {.out = e->d_out,
+                                  .table = e->table,
+                                  .tokens = e->d_tokens,
+                                  .offsets = e->d_offsets,
+                                  .documents = e->pieces,
+                                  .width = e->width};
     MOEDI_TRY(t->embed_mean(self, &a));
     MOEDI_TRY(t->download(self, e->means, e->d_out, pieces * (size_t)e->width * sizeof *e->means));
     MOEDI_TRY(t->synchronize(self));
     for (int64_t p = 0; p < e->pieces; p++) {
-        const int64_t document = e->documents[p], n = e->offsets[p + 1] - e->offsets[p], all = e->corpus->lengths[document];
+        const int64_t document = e->documents[p], n = e->offsets[p + 1] - e->offsets[p],
+                      all = e->corpus->lengths[document];
         float *out = e->out + document * e->width;
         const float *mean = e->means + p * e->width;
         if (*seen == 0)
@@ -112,7 +121,11 @@ static moed_status embed_batch(embedder *e, int64_t *seen)
         if (*seen < all) continue;
         for (int64_t j = 0; j < e->width; j++) {
             out[j] = n == all ? mean[j] : (float)(e->sum[j] / (double)all);
-            if (!isfinite(out[j])) return moedi_fail(MOED_E_NUMERIC, "the vector of document %lld is NaN or infinite: the model's embedding table is damaged", (long long)document);
+            if (!isfinite(out[j]))
+                return moedi_fail(
+                    MOED_E_NUMERIC,
+                    "the vector of document %lld is NaN or infinite: the model's embedding table is damaged",
+                    (long long)document);
         }
         *seen = 0;
     }
@@ -152,7 +165,8 @@ static moed_status centre(const moed_corpus *d, float *out, int64_t width)
         count++;
     }
     for (int64_t i = 0; i < d->documents && count; i++)
-        for (int64_t j = 0; j < width && d->lengths[i]; j++) out[i * width + j] = (float)((double)out[i * width + j] - mean[j] / (double)count);
+        for (int64_t j = 0; j < width && d->lengths[i]; j++)
+            out[i * width + j] = (float)((double)out[i * width + j] - mean[j] / (double)count);
     moedi_free(d->context, mean);
     return MOED_OK;
 }
@@ -163,19 +177,23 @@ static void normalise(float *out, int64_t rows, int64_t width)
         double square = 0;
         for (int64_t j = 0; j < width; j++) square += (double)out[i * width + j] * (double)out[i * width + j];
         const double length = sqrt(square);
-        for (int64_t j = 0; j < width && length > 0; j++) out[i * width + j] = (float)((double)out[i * width + j] / length);
+        for (int64_t j = 0; j < width && length > 0; j++)
+            out[i * width + j] = (float)((double)out[i * width + j] / length);
     }
 }
 
 static moed_status check_out(const moed_tensor *t, int64_t documents, int64_t width)
 {
-    if (!t->data || t->dtype != MOED_DTYPE_F32 || t->device != 0 || t->rank != 2 || t->shape[0] != documents || t->shape[1] != width ||
-        t->strides[0] != width || t->strides[1] != 1)
-        return moedi_fail_parameter(MOED_E_ARGUMENT, "out", "out: not a contiguous F32 host array of shape (%lld, %lld)", (long long)documents, (long long)width);
+    if (!t->data || t->dtype != MOED_DTYPE_F32 || t->device != 0 || t->rank != 2 || t->shape[0] != documents ||
+        t->shape[1] != width || t->strides[0] != width || t->strides[1] != 1)
+        return moedi_fail_parameter(MOED_E_ARGUMENT, "out",
+                                    "out: not a contiguous F32 host array of shape (%lld, %lld)",
+                                    (long long)documents, (long long)width);
     return MOED_OK;
 }
 
-moed_status moed_corpus_embed(const moed_corpus *d, const moed_model *m, moed_tensor *out, const moed_embed_options *o, const moed_cancel *cancel)
+moed_status moed_corpus_embed(const moed_corpus *d, const moed_model *m, moed_tensor *out,
+                              const moed_embed_options *o, const moed_cancel *cancel)
 {
     moed_embed_options options;
     embedder *e = NULL;
@@ -190,8 +208,9 @@ moed_status moed_corpus_embed(const moed_corpus *d, const moed_model *m, moed_te
     MOEDI_TRY(find_table(m, &param));
     const moed_param *p = &m->layout->params[param];
     if (d->info.vocabulary > p->shape[0])
-        return moedi_fail(MOED_E_MISMATCH, "the corpus has a vocabulary of %lld tokens, the model's %s only %lld", (long long)d->info.vocabulary, p->name,
-                          (long long)p->shape[0]);
+        return moedi_fail(MOED_E_MISMATCH,
+                          "the corpus has a vocabulary of %lld tokens, the model's %s only %lld",
+                          (long long)d->info.vocabulary, p->name, (long long)p->shape[0]);
     MOEDI_TRY(check_out(out, d->documents, p->shape[1]));
     MOEDI_TRY(MOEDI_NEW(m->context, 1, &e));
     e->corpus = d;

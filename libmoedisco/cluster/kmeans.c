@@ -13,7 +13,7 @@ struct moed_kmeans {
     moed_kmeans_options options;
     int fitted;
     int64_t count;
-    int32_t *labels;             /* (count) of the fit */
+    int32_t *labels; /* (count) of the fit */
     float *centroids;
     double *weights;
     int64_t *counts;
@@ -58,16 +58,25 @@ void moed_kmeans_destroy(moed_kmeans *k)
 static moed_status check_matrix(const moed_tensor *x, const char *name, int64_t rows, int64_t width)
 {
     if (!x->data) return moedi_fail_parameter(MOED_E_ARGUMENT, name, "%s: data is NULL", name);
-    if (x->dtype != MOED_DTYPE_F32) return moedi_fail_parameter(MOED_E_ARGUMENT, name, "%s: dtype is %s, not F32", name, moed_dtype_name(x->dtype));
-    if (x->device != 0) return moedi_fail_parameter(MOED_E_ARGUMENT, name, "%s: not in host memory (device %ld)", name, (long)x->device);
-    if (x->rank != 2) return moedi_fail_parameter(MOED_E_ARGUMENT, name, "%s: rank is %ld, not 2", name, (long)x->rank);
+    if (x->dtype != MOED_DTYPE_F32)
+        return moedi_fail_parameter(MOED_E_ARGUMENT, name, "%s: dtype is %s, not F32", name,
+                                    moed_dtype_name(x->dtype));
+    if (x->device != 0)
+        return moedi_fail_parameter(MOED_E_ARGUMENT, name, "%s: not in host memory (device %ld)", name,
+                                    (long)x->device);
+    if (x->rank != 2)
+        return moedi_fail_parameter(MOED_E_ARGUMENT, name, "%s: rank is %ld, not 2", name, (long)x->rank);
     if (x->shape[0] < 1 || x->shape[1] < 1 || x->shape[0] > INT64_MAX / 8 / x->shape[1])
-        return moedi_fail_parameter(MOED_E_ARGUMENT, name, "%s: shape (%lld, %lld)", name, (long long)x->shape[0], (long long)x->shape[1]);
+        return moedi_fail_parameter(MOED_E_ARGUMENT, name, "%s: shape (%lld, %lld)", name,
+                                    (long long)x->shape[0], (long long)x->shape[1]);
     if ((rows && x->shape[0] != rows) || (width && x->shape[1] != width))
-        return moedi_fail_parameter(MOED_E_ARGUMENT, name, "%s: shape (%lld, %lld) where (%lld, %lld) belongs", name, (long long)x->shape[0],
-                                    (long long)x->shape[1], (long long)(rows ? rows : x->shape[0]), (long long)(width ? width : x->shape[1]));
+        return moedi_fail_parameter(MOED_E_ARGUMENT, name, "%s: shape (%lld, %lld) where (%lld, %lld) belongs",
+                                    name, (long long)x->shape[0], (long long)x->shape[1],
+                                    (long long)(rows ? rows : x->shape[0]),
+                                    (long long)(width ? width : x->shape[1]));
     if (x->strides[0] != x->shape[1] || x->strides[1] != 1)
-        return moedi_fail_parameter(MOED_E_ARGUMENT, name, "%s: not contiguous, strides (%lld, %lld)", name, (long long)x->strides[0], (long long)x->strides[1]);
+        return moedi_fail_parameter(MOED_E_ARGUMENT, name, "%s: not contiguous, strides (%lld, %lld)", name,
+                                    (long long)x->strides[0], (long long)x->strides[1]);
     return MOED_OK;
 }
 
@@ -80,13 +89,19 @@ typedef struct rows_check {
 static moed_status check_block(void *argument, int64_t block)
 {
     const rows_check *r = argument;
-    const int64_t from = block * MOEDI_KMEANS_BLOCK, most = from + MOEDI_KMEANS_BLOCK, to = most < r->count ? most : r->count;
+    const int64_t from = block * MOEDI_KMEANS_BLOCK, most = from + MOEDI_KMEANS_BLOCK,
+                  to = most < r->count ? most : r->count;
     for (int64_t i = from; i < to; i++) {
         double square = 0;
-        for (int64_t j = 0; j < r->width; j++) square += (double)r->x[i * r->width + j] * (double)r->x[i * r->width + j];
-        if (!isfinite(square)) return moedi_fail_parameter(MOED_E_NUMERIC, r->name, "%s: row %lld holds NaN or infinity", r->name, (long long)i);
+        for (int64_t j = 0; j < r->width; j++)
+            square += (double)r->x[i * r->width + j] * (double)r->x[i * r->width + j];
+        if (!isfinite(square))
+            return moedi_fail_parameter(MOED_E_NUMERIC, r->name, "%s: row %lld holds NaN or infinity", r->name,
+                                        (long long)i);
         if (square > FLT_MAX / 16)
-            return moedi_fail_parameter(MOED_E_NUMERIC, r->name, "%s: row %lld is too long for squared distances in float: %g", r->name, (long long)i, sqrt(square));
+            return moedi_fail_parameter(MOED_E_NUMERIC, r->name,
+                                        "%s: row %lld is too long for squared distances in float: %g", r->name,
+                                        (long long)i, sqrt(square));
     }
     return MOED_OK;
 }
@@ -102,14 +117,20 @@ static moed_status check_weights(const float *weights, int64_t count, int64_t cl
 {
     int64_t positive = 0;
     for (int64_t i = 0; weights && i < count; i++) {
-        if (!isfinite(weights[i])) return moedi_fail_parameter(MOED_E_NUMERIC, "weights", "weights: number %lld is NaN or infinite", (long long)i);
-        if (weights[i] < 0) return moedi_fail_parameter(MOED_E_RANGE, "weights", "weights: number %lld is %g, below 0", (long long)i, (double)weights[i]);
+        if (!isfinite(weights[i]))
+            return moedi_fail_parameter(MOED_E_NUMERIC, "weights", "weights: number %lld is NaN or infinite",
+                                        (long long)i);
+        if (weights[i] < 0)
+            return moedi_fail_parameter(MOED_E_RANGE, "weights", "weights: number %lld is %g, below 0",
+                                        (long long)i, (double)weights[i]);
         positive += weights[i] > 0;
     }
     if (!weights) positive = count;
     if (positive < clusters)
-        return moedi_fail_parameter(MOED_E_ARGUMENT, "clusters", "%lld clusters of %lld vectors%s", (long long)clusters, (long long)positive,
-                                    weights ? " with a weight above 0: fewer vectors than clusters" : ": fewer vectors than clusters");
+        return moedi_fail_parameter(MOED_E_ARGUMENT, "clusters", "%lld clusters of %lld vectors%s",
+                                    (long long)clusters, (long long)positive,
+                                    weights ? " with a weight above 0: fewer vectors than clusters"
+                                            : ": fewer vectors than clusters");
     return MOED_OK;
 }
 
@@ -117,19 +138,21 @@ static moed_status check_weights(const float *weights, int64_t count, int64_t cl
 
 typedef struct block_sums {
     const moedi_fit *fit;
-    double *part;      /* (blocks) */
+    double *part; /* (blocks) */
 } block_sums;
 
 static void inertia_block(void *argument, int64_t block)
 {
     const block_sums *s = argument;
     const moedi_fit *f = s->fit;
-    const int64_t from = block * MOEDI_KMEANS_BLOCK, most = from + MOEDI_KMEANS_BLOCK, to = most < f->count ? most : f->count;
+    const int64_t from = block * MOEDI_KMEANS_BLOCK, most = from + MOEDI_KMEANS_BLOCK,
+                  to = most < f->count ? most : f->count;
     double sum = 0;
     for (int64_t i = from; i < to; i++) {
         const float *x = f->x + i * f->width, *c = f->centroids + f->labels[i] * f->width;
         double square = 0;
-        for (int64_t j = 0; j < f->width; j++) square += ((double)x[j] - (double)c[j]) * ((double)x[j] - (double)c[j]);
+        for (int64_t j = 0; j < f->width; j++)
+            square += ((double)x[j] - (double)c[j]) * ((double)x[j] - (double)c[j]);
         sum += moedi_fit_weight(f, i) * square;
     }
     s->part[block] = sum;
@@ -169,8 +192,8 @@ static moed_status mean_variance(moedi_fit *f, double *out)
 
 /* ---- Lloyd ---- */
 
-/* A cluster without weight takes the farthest row of those whose cluster keeps another (ties: the lowest number). At most one row per
- * empty cluster; sums, totals and counts follow. */
+/* A cluster without weight takes the farthest row of those whose cluster keeps another (ties: the lowest
+ * number). At most one row per empty cluster; sums, totals and counts follow. */
 static void fill_empty(moedi_fit *f, int64_t *moved)
 {
     *moved = 0;
@@ -180,7 +203,9 @@ static void fill_empty(moedi_fit *f, int64_t *moved)
         for (int64_t i = 0; i < f->count; i++) {
             const double w = moedi_fit_weight(f, i);
             const int64_t from = f->labels[i];
-            if (w > 0 && f->totals[from] > w && f->counts[from] > 1 && (row < 0 || f->distances[i] > f->distances[row])) row = i;
+            if (w > 0 && f->totals[from] > w && f->counts[from] > 1 &&
+                (row < 0 || f->distances[i] > f->distances[row]))
+                row = i;
         }
         if (row < 0) return;
         const int64_t from = f->labels[row];
@@ -232,7 +257,8 @@ static moed_status iterate(moedi_fit *f, double limit)
         f->iterations++;
         if (move_centroids(f) <= limit) break;
     }
-    /* labels belong to the centroids that are handed out; what fills an empty cluster now becomes its centroid */
+    /* labels belong to the centroids that are handed out; what fills an empty cluster now becomes its centroid
+     */
     MOEDI_TRY(moedi_lloyd_assign(&f->lloyd, f->centroids, f->clusters, NULL, f->labels, f->distances));
     MOEDI_TRY(moedi_lloyd_accumulate(&f->lloyd, f->labels, f->sums, f->totals, f->counts));
     fill_empty(f, &moved);
@@ -307,7 +333,8 @@ static moed_status fit_all(moedi_fit *f, moed_kmeans *best, const moed_tensor *s
     return MOED_OK;
 }
 
-moed_status moed_kmeans_fit(moed_kmeans *k, const moed_tensor *x, const float *weights, const moed_tensor *starts, const moed_cancel *cancel)
+moed_status moed_kmeans_fit(moed_kmeans *k, const moed_tensor *x, const float *weights,
+                            const moed_tensor *starts, const moed_cancel *cancel)
 {
     moedi_clear_error();
     MOEDI_REQUIRE(k, "the kmeans is NULL");
@@ -344,7 +371,8 @@ moed_status moed_kmeans_fit(moed_kmeans *k, const moed_tensor *x, const float *w
 
 static moed_status check_fitted(const moed_kmeans *k)
 {
-    return k->fitted ? MOED_OK : moedi_fail(MOED_E_STATE, "nothing has been fitted yet: call moed_kmeans_fit first");
+    return k->fitted ? MOED_OK
+                     : moedi_fail(MOED_E_STATE, "nothing has been fitted yet: call moed_kmeans_fit first");
 }
 
 moed_status moed_kmeans_labels(const moed_kmeans *k, int32_t *labels, int64_t count)
@@ -354,12 +382,15 @@ moed_status moed_kmeans_labels(const moed_kmeans *k, int32_t *labels, int64_t co
     MOEDI_REQUIRE(labels, "labels is NULL");
     MOEDI_TRY(check_fitted(k));
     if (count != k->count)
-        return moedi_fail_parameter(MOED_E_ARGUMENT, "count", "count: %lld labels asked for, %lld vectors were fitted", (long long)count, (long long)k->count);
+        return moedi_fail_parameter(MOED_E_ARGUMENT, "count",
+                                    "count: %lld labels asked for, %lld vectors were fitted", (long long)count,
+                                    (long long)k->count);
     memcpy(labels, k->labels, (size_t)count * sizeof *labels);
     return MOED_OK;
 }
 
-moed_status moed_kmeans_assign(const moed_kmeans *k, const moed_tensor *x, int32_t *labels, float *distances, const moed_cancel *cancel)
+moed_status moed_kmeans_assign(const moed_kmeans *k, const moed_tensor *x, int32_t *labels, float *distances,
+                               const moed_cancel *cancel)
 {
     moedi_lloyd l;
     moedi_clear_error();

@@ -8,30 +8,37 @@ typedef struct moedi_fit {
     moed_context *context;
     const moed_cancel *cancel;
     moed_kmeans_options options;
-    const float *x, *weights;        /* (count, width); (count), NULL = all 1 */
+    const float *x, *weights; /* (count, width); (count), NULL = all 1 */
     int64_t count, width, clusters;
     moedi_lloyd lloyd;
     /* of the start at hand */
-    float *centroids;                /* (clusters, width) */
-    int32_t *labels;                 /* (count) */
-    float *distances;                /* (count) squared, to the own centroid of the last assignment */
-    double *sums, *totals;           /* (clusters, width), (clusters) */
-    int64_t *counts;                 /* (clusters) */
+    float *centroids;      /* (clusters, width) */
+    int32_t *labels;       /* (count) */
+    float *distances;      /* (count) squared, to the own centroid of the last assignment */
+    double *sums, *totals; /* (clusters, width), (clusters) */
+    int64_t *counts;       /* (clusters) */
     double inertia;
     int64_t iterations;
 } moedi_fit;
 
-static inline double moedi_fit_weight(const moedi_fit *f, int64_t i) { return f->weights ? (double)f->weights[i] : 1.0; }
+static inline double moedi_fit_weight(const moedi_fit *f, int64_t i)
+{
+    return f->weights ? (double)f->weights[i] : 1.0;
+}
 
 /* k-means++ with greedy trials, into f->centroids; a pure function of seed and `restart`. */
 moed_status moedi_kmeans_starts(moedi_fit *f, uint64_t restart);
 /* From a converged plain fit to clusters of equal weight: labels, centroids and inertia are replaced. */
 moed_status moedi_kmeans_balance(moedi_fit *f);
-/* Centroids of f->labels (sums, totals and counts too); every cluster must have weight. Then the exact inertia. */
+/* Centroids of f->labels (sums, totals and counts too); every cluster must have weight. Then the exact inertia.
+ */
 moed_status moedi_kmeans_centre(moedi_fit *f);
 
 /* Blocks of rows that work is parted by: fixed, so that sums do not depend on threads. */
 #define MOEDI_KMEANS_BLOCK 2048
-static inline int64_t moedi_kmeans_blocks(int64_t count) { return (count + MOEDI_KMEANS_BLOCK - 1) / MOEDI_KMEANS_BLOCK; }
+static inline int64_t moedi_kmeans_blocks(int64_t count)
+{
+    return (count + MOEDI_KMEANS_BLOCK - 1) / MOEDI_KMEANS_BLOCK;
+}
 
 #endif

@@ -9,7 +9,8 @@ static moed_status device_copy(moedi_lloyd *l, const void *host, size_t size, vo
     return l->engine.table->upload(l->engine.self, *out, host, size);
 }
 
-moed_status moedi_lloyd_open(moedi_lloyd *l, moed_context *c, const float *x, const float *weights, int64_t count, int64_t width, int64_t clusters)
+moed_status moedi_lloyd_open(moedi_lloyd *l, moed_context *c, const float *x, const float *weights,
+                             int64_t count, int64_t width, int64_t clusters)
 {
     moed_status status;
     memset(l, 0, sizeof *l);
@@ -40,7 +41,8 @@ out:
 
 void moedi_lloyd_close(moedi_lloyd *l)
 {
-    void *const memory[] = {l->own_x, l->own_weights, l->labels, l->distances, l->centroids, l->penalty, l->sums, l->totals, l->counts};
+    void *const memory[] = {l->own_x,   l->own_weights, l->labels, l->distances, l->centroids,
+                            l->penalty, l->sums,        l->totals, l->counts};
     if (!l->engine.table) return;
     for (size_t i = 0; i < sizeof memory / sizeof *memory; i++)
         if (memory[i]) l->engine.table->free(l->engine.self, memory[i]);
@@ -48,7 +50,8 @@ void moedi_lloyd_close(moedi_lloyd *l)
     memset(l, 0, sizeof *l);
 }
 
-moed_status moedi_lloyd_assign(moedi_lloyd *l, const float *centroids, int64_t clusters, const double *penalty, int32_t *labels, float *distances)
+moed_status moedi_lloyd_assign(moedi_lloyd *l, const float *centroids, int64_t clusters, const double *penalty,
+                               int32_t *labels, float *distances)
 {
     const moed_backend *t = l->engine.table;
     void *self = l->engine.self;
@@ -71,7 +74,8 @@ moed_status moedi_lloyd_assign(moedi_lloyd *l, const float *centroids, int64_t c
     return t->synchronize(self);
 }
 
-moed_status moedi_lloyd_accumulate(moedi_lloyd *l, const int32_t *labels, double *sums, double *totals, int64_t *counts)
+moed_status moedi_lloyd_accumulate(moedi_lloyd *l, const int32_t *labels, double *sums, double *totals,
+                                   int64_t *counts)
 {
     const moed_backend *t = l->engine.table;
     void *self = l->engine.self;

@@ -1,5 +1,5 @@
-/* cluster/starts.c - k-means++ (Arthur and Vassilvitskii, 2007) with greedy trials: of a few candidates drawn by squared distance, the one
- * that lowers the total most becomes the next centroid. */
+/* cluster/starts.c - k-means++ (Arthur and Vassilvitskii, 2007) with greedy trials: of a few candidates drawn
+ * by squared distance, the one that lowers the total most becomes the next centroid. */
 #include <math.h>
 #include <string.h>
 
@@ -10,9 +10,9 @@
 typedef struct draw {
     moedi_fit *fit;
     uint64_t restart, counter;
-    float *nearest;      /* (count) squared distance to the nearest centroid so far */
+    float *nearest;          /* (count) squared distance to the nearest centroid so far */
     float *candidate, *best; /* (count) the same with a candidate added; with the best one */
-    int32_t *labels;     /* (count) of one-centroid assignments: all 0 */
+    int32_t *labels;         /* (count) of one-centroid assignments: all 0 */
 } draw;
 
 /* A row drawn by weight * distance (distance NULL: by weight), `total` being their sum. */

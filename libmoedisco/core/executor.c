@@ -79,7 +79,7 @@ static void start(moedi_executor *e)
     pthread_sigmask(SIG_SETMASK, &all, &before);
     int32_t made = 0;
     while (made < e->threads - 1 && pthread_create(&e->workers[made], NULL, work, e) == 0) {
-        char name[16];
+        char name[32];
         snprintf(name, sizeof name, "moed-%d", made + 1);
         pthread_setname_np(e->workers[made], name);
         made++;

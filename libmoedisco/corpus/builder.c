@@ -1,4 +1,5 @@
-/* corpus/builder.c - documents of bytes become a corpus; exact copies are dropped. Memory grows with the number of documents only. */
+/* corpus/builder.c - documents of bytes become a corpus; exact copies are dropped. Memory grows with the number
+ * of documents only. */
 #include "builder.h"
 
 #include <string.h>
@@ -38,7 +39,8 @@ moed_status moedi_builder_append(moedi_builder *b, const unsigned char *bytes, i
 static moedi_digest *find_digest(moedi_digest *table, int64_t room, moedi_digest d)
 {
     uint64_t at = d.low & (uint64_t)(room - 1);
-    while ((table[at].low | table[at].high) != 0 && (table[at].low != d.low || table[at].high != d.high)) at = (at + 1) & (uint64_t)(room - 1);
+    while ((table[at].low | table[at].high) != 0 && (table[at].low != d.low || table[at].high != d.high))
+        at = (at + 1) & (uint64_t)(room - 1);
     return &table[at];
 }
 
@@ -104,8 +106,10 @@ static moed_status describe_sources(json_t *description, const char *const *path
     if (!description || !sources || json_object_set_new(description, "source", sources) != 0)
         return moedi_fail(MOED_E_MEMORY, "no memory for the description of the corpus");
     for (size_t i = 0; i < count; i++) {
-        json_t *path = json_string(paths[i]); /* NULL for a name that is not UTF-8: it stays out of the record */
-        if (path && json_array_append_new(sources, path) != 0) return moedi_fail(MOED_E_MEMORY, "no memory for the description of the corpus");
+        json_t *path =
+            json_string(paths[i]); /* NULL for a name that is not UTF-8: it stays out of the record */
+        if (path && json_array_append_new(sources, path) != 0)
+            return moedi_fail(MOED_E_MEMORY, "no memory for the description of the corpus");
     }
     return MOED_OK;
 }
@@ -130,9 +134,12 @@ static moed_status build(moedi_builder *b, const char *const *paths, size_t coun
     b->report.documents = b->writer.documents;
     b->report.tokens = b->writer.tokens;
     if (b->writer.documents == 0) {
-        status = moedi_fail(MOED_E_FORMAT, "no text for a corpus in %s%s: %lld text files read, %lld binary files left out, %lld documents empty or below %lld bytes",
-                            paths[0], count > 1 ? " and the other paths" : "", (long long)b->report.files, (long long)b->report.binary_files,
-                            (long long)b->report.empty, (long long)b->options.minimum_bytes);
+        status = moedi_fail(MOED_E_FORMAT,
+                            "no text for a corpus in %s%s: %lld text files read, %lld binary files left out, "
+                            "%lld documents empty or below %lld bytes",
+                            paths[0], count > 1 ? " and the other paths" : "", (long long)b->report.files,
+                            (long long)b->report.binary_files, (long long)b->report.empty,
+                            (long long)b->options.minimum_bytes);
         goto out;
     }
     description = moedi_corpus_description("bytes", BYTE_VOCABULARY, BYTE_END);
@@ -148,8 +155,9 @@ out:
     return status;
 }
 
-moed_status moed_corpus_build(moed_context *c, const char *const *paths, size_t count, const char *prefix, const moed_corpus_options *o,
-                              moed_corpus_report *report, const moed_cancel *cancel)
+moed_status moed_corpus_build(moed_context *c, const char *const *paths, size_t count, const char *prefix,
+                              const moed_corpus_options *o, moed_corpus_report *report,
+                              const moed_cancel *cancel)
 {
     moedi_builder b;
     moedi_clear_error();
@@ -161,8 +169,11 @@ moed_status moed_corpus_build(moed_context *c, const char *const *paths, size_t 
     memset(&b, 0, sizeof b);
     MOEDI_TRY(moedi_options_read(MOED_STRUCT_CORPUS_OPTIONS, o, &b.options));
     if (b.options.tokenizer && b.options.tokenizer[0] && strcmp(b.options.tokenizer, "bytes") != 0)
-        return moedi_fail_parameter(MOED_E_UNSUPPORTED, "tokenizer", "tokenizer: only \"bytes\" is built in, not \"%s\"", b.options.tokenizer);
-    if (report && report->struct_size < 8) return moedi_fail(MOED_E_STRUCT, "moed_corpus_report.struct_size is %lu", (unsigned long)report->struct_size);
+        return moedi_fail_parameter(MOED_E_UNSUPPORTED, "tokenizer",
+                                    "tokenizer: only \"bytes\" is built in, not \"%s\"", b.options.tokenizer);
+    if (report && report->struct_size < 8)
+        return moedi_fail(MOED_E_STRUCT, "moed_corpus_report.struct_size is %lu",
+                          (unsigned long)report->struct_size);
     if (!b.options.field || !b.options.field[0]) b.options.field = "text";
     b.context = c;
     b.cancel = cancel;

@@ -1,4 +1,5 @@
-/* corpus/builder.h - text becomes documents: the builder takes bytes, text.c finds them in folders, files and JSON lines. */
+/* corpus/builder.h - text becomes documents: the builder takes bytes, text.c finds them in folders, files and
+ * JSON lines. */
 #ifndef MOEDI_BUILDER_H
 #define MOEDI_BUILDER_H
 
@@ -12,15 +13,15 @@ typedef struct moedi_builder {
     moed_corpus_options options;
     moed_corpus_report report;
     moedi_indexed_writer writer;
-    unsigned char *pending;    /* bytes of the document at hand that are not written yet */
-    uint16_t *tokens;          /* the same as tokens */
+    unsigned char *pending; /* bytes of the document at hand that are not written yet */
+    uint16_t *tokens;       /* the same as tokens */
     int64_t used;
-    int64_t size;              /* bytes of the document at hand */
-    int visible;               /* it has more than white space */
-    moedi_hash *hash;          /* of what has been written of it; NULL = nothing yet */
-    moedi_digest *seen;        /* (seen_room) digests of documents kept, by open addressing; zero = free */
+    int64_t size;       /* bytes of the document at hand */
+    int visible;        /* it has more than white space */
+    moedi_hash *hash;   /* of what has been written of it; NULL = nothing yet */
+    moedi_digest *seen; /* (seen_room) digests of documents kept, by open addressing; zero = free */
     int64_t seen_room, seen_count;
-    struct stat own[4];        /* files of the corpus being built, or built here before: never its text */
+    struct stat own[4]; /* files of the corpus being built, or built here before: never its text */
     int owns;
 } moedi_builder;
 

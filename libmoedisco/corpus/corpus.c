@@ -49,7 +49,10 @@ moed_status moedi_corpus_new(moed_corpus **out, moed_context *c, int64_t documen
 
 const moed_corpus *moedi_corpus_whole(const moed_corpus *d) { return d->parent ? d->parent : d; }
 
-int64_t moedi_corpus_number(const moed_corpus *d, int64_t document) { return d->numbers ? d->numbers[document] : document; }
+int64_t moedi_corpus_number(const moed_corpus *d, int64_t document)
+{
+    return d->numbers ? d->numbers[document] : document;
+}
 
 static void count_tokens(moed_corpus *d)
 {
@@ -77,8 +80,8 @@ out:
     return status;
 }
 
-moed_status moedi_corpus_describe(moed_corpus *d, const char *name, const moed_corpus_options *o, int64_t vocabulary, int64_t end_token,
-                                  const char *tokenizer)
+moed_status moedi_corpus_describe(moed_corpus *d, const char *name, const moed_corpus_options *o,
+                                  int64_t vocabulary, int64_t end_token, const char *tokenizer)
 {
     count_tokens(d);
     if (d->info.tokens == 0) return moedi_fail_file(MOED_E_FORMAT, name, -1, "the corpus holds no tokens");
@@ -87,11 +90,13 @@ moed_status moedi_corpus_describe(moed_corpus *d, const char *name, const moed_c
     if (o->tokenizer && o->tokenizer[0]) tokenizer = o->tokenizer;
     if (!tokenizer) tokenizer = "";
     if (strlen(tokenizer) >= sizeof d->info.tokenizer)
-        return moedi_fail_parameter(MOED_E_RANGE, "tokenizer", "tokenizer: a name of %zu bytes is longer than %zu", strlen(tokenizer),
+        return moedi_fail_parameter(MOED_E_RANGE, "tokenizer",
+                                    "tokenizer: a name of %zu bytes is longer than %zu", strlen(tokenizer),
                                     sizeof d->info.tokenizer - 1);
     memcpy(d->info.tokenizer, tokenizer, strlen(tokenizer) + 1);
     if (vocabulary > (int64_t)INT32_MAX + 1)
-        return moedi_fail_parameter(MOED_E_RANGE, "vocabulary", "vocabulary: %lld is more than 2147483648", (long long)vocabulary);
+        return moedi_fail_parameter(MOED_E_RANGE, "vocabulary", "vocabulary: %lld is more than 2147483648",
+                                    (long long)vocabulary);
     d->info.vocabulary = vocabulary;
     if (vocabulary == 0) {
         int32_t largest = 0;
@@ -100,13 +105,15 @@ moed_status moedi_corpus_describe(moed_corpus *d, const char *name, const moed_c
         d->info.vocabulary = (largest > end_token ? largest : end_token) + 1;
     }
     if (end_token >= d->info.vocabulary)
-        return moedi_fail_parameter(MOED_E_RANGE, "end_token", "end_token: %lld is not below the vocabulary, %lld", (long long)end_token,
+        return moedi_fail_parameter(MOED_E_RANGE, "end_token",
+                                    "end_token: %lld is not below the vocabulary, %lld", (long long)end_token,
                                     (long long)d->info.vocabulary);
     d->info.end_token = end_token;
     return MOED_OK;
 }
 
-moed_status moedi_corpus_tokens(const moed_corpus *d, int64_t document, int64_t offset, int32_t *tokens, int64_t count)
+moed_status moedi_corpus_tokens(const moed_corpus *d, int64_t document, int64_t offset, int32_t *tokens,
+                                int64_t count)
 {
     if (count == 0) return MOED_OK;
     const moed_corpus *whole = moedi_corpus_whole(d);
@@ -114,15 +121,17 @@ moed_status moedi_corpus_tokens(const moed_corpus *d, int64_t document, int64_t 
     MOEDI_TRY(whole->source->read(whole, number, offset, tokens, count));
     for (int64_t i = 0; i < count; i++)
         if (tokens[i] < 0 || tokens[i] >= whole->info.vocabulary)
-            return moedi_fail(MOED_E_FORMAT, "document %lld of the corpus: token %lld is %ld, outside the vocabulary of %lld", (long long)number,
-                              (long long)(offset + i), (long)tokens[i], (long long)whole->info.vocabulary);
+            return moedi_fail(
+                MOED_E_FORMAT, "document %lld of the corpus: token %lld is %ld, outside the vocabulary of %lld",
+                (long long)number, (long long)(offset + i), (long)tokens[i], (long long)whole->info.vocabulary);
     return MOED_OK;
 }
 
 static moed_status check_document(const moed_corpus *d, int64_t document)
 {
     if (document < 0 || document >= d->documents)
-        return moedi_fail_parameter(MOED_E_RANGE, "document", "document %lld of a corpus of %lld", (long long)document, (long long)d->documents);
+        return moedi_fail_parameter(MOED_E_RANGE, "document", "document %lld of a corpus of %lld",
+                                    (long long)document, (long long)d->documents);
     return MOED_OK;
 }
 
@@ -134,7 +143,8 @@ moed_status moed_corpus_get_info(const moed_corpus *d, moed_corpus_info *out)
     return moedi_info_write(MOED_STRUCT_CORPUS_INFO, &d->info, out);
 }
 
-moed_status moed_corpus_read(const moed_corpus *d, int64_t document, int64_t offset, int32_t *tokens, int64_t capacity, int64_t *count)
+moed_status moed_corpus_read(const moed_corpus *d, int64_t document, int64_t offset, int32_t *tokens,
+                             int64_t capacity, int64_t *count)
 {
     moedi_clear_error();
     MOEDI_REQUIRE(d, "the corpus is NULL");
@@ -143,9 +153,10 @@ moed_status moed_corpus_read(const moed_corpus *d, int64_t document, int64_t off
     MOEDI_TRY(moedi_context_check(d->context));
     MOEDI_TRY(check_document(d, document));
     if (offset < 0 || offset > d->lengths[document])
-        return moedi_fail_parameter(MOED_E_RANGE, "offset", "offset %lld in document %lld of %lld tokens", (long long)offset, (long long)document,
-                                    (long long)d->lengths[document]);
-    if (capacity < 0) return moedi_fail_parameter(MOED_E_RANGE, "capacity", "capacity: %lld is below 0", (long long)capacity);
+        return moedi_fail_parameter(MOED_E_RANGE, "offset", "offset %lld in document %lld of %lld tokens",
+                                    (long long)offset, (long long)document, (long long)d->lengths[document]);
+    if (capacity < 0)
+        return moedi_fail_parameter(MOED_E_RANGE, "capacity", "capacity: %lld is below 0", (long long)capacity);
     const int64_t left = d->lengths[document] - offset, n = left < capacity ? left : capacity;
     MOEDI_TRY(moedi_corpus_tokens(d, document, offset, tokens, n));
     *count = n;
@@ -162,7 +173,8 @@ moed_status moed_corpus_source_document(const moed_corpus *d, int64_t document, 
     return MOED_OK;
 }
 
-/* A view of a view goes back to the whole corpus, so that reading takes one step however often views are made. */
+/* A view of a view goes back to the whole corpus, so that reading takes one step however often views are made.
+ */
 static moed_status subset(moed_corpus **out, const moed_corpus *d, const int64_t *documents, int64_t count)
 {
     moed_corpus *v = NULL;
@@ -192,17 +204,21 @@ moed_status moed_corpus_subset(moed_corpus **out, const moed_corpus *d, const in
     MOEDI_REQUIRE(d, "the corpus is NULL");
     MOEDI_REQUIRE(documents, "documents is NULL");
     MOEDI_TRY(moedi_context_check(d->context));
-    if (count < 1) return moedi_fail_parameter(MOED_E_ARGUMENT, "count", "count: a view of %lld documents", (long long)count);
+    if (count < 1)
+        return moedi_fail_parameter(MOED_E_ARGUMENT, "count", "count: a view of %lld documents",
+                                    (long long)count);
     return subset(out, d, documents, count);
 }
 
-/* Whether a document is held out depends on its number in the whole corpus alone: views of one corpus divided with one seed agree. */
+/* Whether a document is held out depends on its number in the whole corpus alone: views of one corpus divided
+ * with one seed agree. */
 static int64_t draw_held_out(const moed_corpus *d, double fraction, uint64_t seed, unsigned char *held)
 {
     int64_t count = 0, lowest = 0, highest = 0;
     double least = 2, most = -1;
     for (int64_t i = 0; i < d->documents; i++) {
-        const double u = moedi_random_uniform(seed, MOEDI_RANDOM_DIVIDE, 0, (uint64_t)moedi_corpus_number(d, i));
+        const double u =
+            moedi_random_uniform(seed, MOEDI_RANDOM_DIVIDE, 0, (uint64_t)moedi_corpus_number(d, i));
         held[i] = u < fraction;
         count += held[i];
         if (u < least) least = u, lowest = i;
@@ -213,7 +229,8 @@ static int64_t draw_held_out(const moed_corpus *d, double fraction, uint64_t see
     return count;
 }
 
-moed_status moed_corpus_divide(moed_corpus **train, moed_corpus **held_out, const moed_corpus *d, double fraction, uint64_t seed)
+moed_status moed_corpus_divide(moed_corpus **train, moed_corpus **held_out, const moed_corpus *d,
+                               double fraction, uint64_t seed)
 {
     moedi_clear_error();
     MOEDI_REQUIRE(train && held_out, "train or held_out is NULL");
@@ -222,7 +239,9 @@ moed_status moed_corpus_divide(moed_corpus **train, moed_corpus **held_out, cons
     if (!(fraction > 0 && fraction < 1))
         return moedi_fail_parameter(MOED_E_RANGE, "fraction", "fraction: %g is not between 0 and 1", fraction);
     if (d->documents < 2)
-        return moedi_fail(MOED_E_ARGUMENT, "a corpus of %lld document cannot be divided: held-out data needs at least 2", (long long)d->documents);
+        return moedi_fail(MOED_E_ARGUMENT,
+                          "a corpus of %lld document cannot be divided: held-out data needs at least 2",
+                          (long long)d->documents);
     unsigned char *held = NULL;
     int64_t *order = NULL;
     moed_corpus *a = NULL, *b = NULL;

@@ -1,4 +1,5 @@
-/* corpus/indexed.c - reading an indexed dataset from strangers: every field is held against the file sizes before it is believed. */
+/* corpus/indexed.c - reading an indexed dataset from strangers: every field is held against the file sizes
+ * before it is believed. */
 #include "indexed.h"
 
 #include <string.h>
@@ -7,14 +8,15 @@
 
 typedef struct indexed {
     moedi_file bin;
-    int64_t item;        /* bytes per token */
+    int64_t item; /* bytes per token */
     int64_t sequences;
-    int64_t *pointers;   /* (sequences) bytes in bin */
-    int64_t *starts;     /* (sequences + 1) tokens before each sequence */
-    int64_t *first;      /* (documents + 1) first sequence of each document */
+    int64_t *pointers; /* (sequences) bytes in bin */
+    int64_t *starts;   /* (sequences + 1) tokens before each sequence */
+    int64_t *first;    /* (documents + 1) first sequence of each document */
 } indexed;
 
-/* The sequence that holds token `at` of the corpus, counted through all sequences. Empty ones never hold any. */
+/* The sequence that holds token `at` of the corpus, counted through all sequences. Empty ones never hold any.
+ */
 static int64_t find_sequence(const indexed *x, int64_t at)
 {
     int64_t low = 0, high = x->sequences;
@@ -26,7 +28,8 @@ static int64_t find_sequence(const indexed *x, int64_t at)
     return low;
 }
 
-/* uint16 tokens are read into the upper half of the place of their int32 and widened from below: each is read before it is overwritten. */
+/* uint16 tokens are read into the upper half of the place of their int32 and widened from below: each is read
+ * before it is overwritten. */
 static moed_status read_tokens(const indexed *x, int64_t byte, int32_t *tokens, int64_t count)
 {
     if (x->item == 4) return moedi_file_read(&x->bin, byte, tokens, (size_t)count * 4);
@@ -40,12 +43,14 @@ static moed_status read_tokens(const indexed *x, int64_t byte, int32_t *tokens, 
     return MOED_OK;
 }
 
-static moed_status indexed_read(const moed_corpus *d, int64_t document, int64_t offset, int32_t *tokens, int64_t count)
+static moed_status indexed_read(const moed_corpus *d, int64_t document, int64_t offset, int32_t *tokens,
+                                int64_t count)
 {
     const indexed *x = d->state;
     int64_t at = x->starts[x->first[document]] + offset;
     for (int64_t done = 0; done < count;) {
-        const int64_t s = find_sequence(x, at), left = x->starts[s + 1] - at, n = left < count - done ? left : count - done;
+        const int64_t s = find_sequence(x, at), left = x->starts[s + 1] - at,
+                      n = left < count - done ? left : count - done;
         MOEDI_TRY(read_tokens(x, x->pointers[s] + (at - x->starts[s]) * x->item, tokens + done, n));
         done += n;
         at += n;
@@ -73,27 +78,39 @@ static moed_status read_header(indexed *x, const moedi_file *idx, int64_t *bound
     unsigned char h[MOEDI_INDEXED_HEADER];
     uint64_t version, sequences, documents;
     if (idx->size < MOEDI_INDEXED_HEADER)
-        return moedi_fail_file(MOED_E_FORMAT, idx->path, -1, "%lld bytes are too few for an index: its header has %d", (long long)idx->size, MOEDI_INDEXED_HEADER);
+        return moedi_fail_file(MOED_E_FORMAT, idx->path, -1,
+                               "%lld bytes are too few for an index: its header has %d", (long long)idx->size,
+                               MOEDI_INDEXED_HEADER);
     MOEDI_TRY(moedi_file_read(idx, 0, h, sizeof h));
     memcpy(&version, h + 9, 8);
     memcpy(&sequences, h + 18, 8);
     memcpy(&documents, h + 26, 8);
-    if (memcmp(h, MOEDI_INDEXED_MAGIC, 9) != 0) return moedi_fail_file(MOED_E_FORMAT, idx->path, 0, "does not begin with MMIDIDX: no indexed dataset");
-    if (version != 1) return moedi_fail_file(MOED_E_UNSUPPORTED, idx->path, 9, "version %llu of the index is not known, only 1", (unsigned long long)version);
+    if (memcmp(h, MOEDI_INDEXED_MAGIC, 9) != 0)
+        return moedi_fail_file(MOED_E_FORMAT, idx->path, 0, "does not begin with MMIDIDX: no indexed dataset");
+    if (version != 1)
+        return moedi_fail_file(MOED_E_UNSUPPORTED, idx->path, 9,
+                               "version %llu of the index is not known, only 1", (unsigned long long)version);
     if (h[17] != MOEDI_INDEXED_INT32 && h[17] != MOEDI_INDEXED_UINT16)
-        return moedi_fail_file(MOED_E_UNSUPPORTED, idx->path, 17, "token type %d is neither 4 (int32) nor 8 (uint16)", h[17]);
+        return moedi_fail_file(MOED_E_UNSUPPORTED, idx->path, 17,
+                               "token type %d is neither 4 (int32) nor 8 (uint16)", h[17]);
     const uint64_t room = (uint64_t)(idx->size - MOEDI_INDEXED_HEADER);
-    if (sequences > room / 12 || documents > (room - sequences * 12) / 8 || sequences * 12 + documents * 8 != room)
-        return moedi_fail_file(MOED_E_FORMAT, idx->path, 18, "%llu sequences and %llu document bounds do not make a file of %lld bytes: it is cut short or damaged",
-                               (unsigned long long)sequences, (unsigned long long)documents, (long long)idx->size);
-    if (documents < 2 || sequences < 1) return moedi_fail_file(MOED_E_FORMAT, idx->path, 18, "the index holds no documents");
+    if (sequences > room / 12 || documents > (room - sequences * 12) / 8 ||
+        sequences * 12 + documents * 8 != room)
+        return moedi_fail_file(MOED_E_FORMAT, idx->path, 18,
+                               "%llu sequences and %llu document bounds do not make a file of %lld bytes: it "
+                               "is cut short or damaged",
+                               (unsigned long long)sequences, (unsigned long long)documents,
+                               (long long)idx->size);
+    if (documents < 2 || sequences < 1)
+        return moedi_fail_file(MOED_E_FORMAT, idx->path, 18, "the index holds no documents");
     x->item = h[17] == MOEDI_INDEXED_UINT16 ? 2 : 4;
     x->sequences = (int64_t)sequences;
     *bounds = (int64_t)documents;
     return MOED_OK;
 }
 
-/* Lengths and pointers: sequences lie in the token file one after another. The lengths come as int32 and become token counts. */
+/* Lengths and pointers: sequences lie in the token file one after another. The lengths come as int32 and become
+ * token counts. */
 static moed_status read_sequences(indexed *x, const moed_context *c, const moedi_file *idx)
 {
     int32_t *lengths = NULL;
@@ -102,18 +119,24 @@ static moed_status read_sequences(indexed *x, const moed_context *c, const moedi
     MOEDI_GO(MOEDI_NEW(c, x->sequences, &x->pointers));
     MOEDI_GO(MOEDI_NEW(c, x->sequences + 1, &x->starts));
     MOEDI_GO(moedi_file_read(idx, MOEDI_INDEXED_HEADER, lengths, (size_t)x->sequences * 4));
-    MOEDI_GO(moedi_file_read(idx, MOEDI_INDEXED_HEADER + x->sequences * 4, x->pointers, (size_t)x->sequences * 8));
+    MOEDI_GO(
+        moedi_file_read(idx, MOEDI_INDEXED_HEADER + x->sequences * 4, x->pointers, (size_t)x->sequences * 8));
     int64_t end = 0;
     for (int64_t i = 0; i < x->sequences; i++) {
         const int64_t pointer = x->pointers[i];
         if (lengths[i] < 0) {
-            status = moedi_fail_file(MOED_E_FORMAT, idx->path, MOEDI_INDEXED_HEADER + i * 4, "sequence %lld has a length of %ld tokens", (long long)i, (long)lengths[i]);
+            status =
+                moedi_fail_file(MOED_E_FORMAT, idx->path, MOEDI_INDEXED_HEADER + i * 4,
+                                "sequence %lld has a length of %ld tokens", (long long)i, (long)lengths[i]);
             goto out;
         }
-        if (pointer < end || pointer % x->item != 0 || pointer > x->bin.size || lengths[i] > (x->bin.size - pointer) / x->item) {
+        if (pointer < end || pointer % x->item != 0 || pointer > x->bin.size ||
+            lengths[i] > (x->bin.size - pointer) / x->item) {
             status = moedi_fail_file(MOED_E_FORMAT, idx->path, MOEDI_INDEXED_HEADER + x->sequences * 4 + i * 8,
-                                     "sequence %lld, %ld tokens of %lld bytes at byte %lld, overlaps the one before or lies outside %s (%lld bytes)", (long long)i,
-                                     (long)lengths[i], (long long)x->item, (long long)pointer, x->bin.path, (long long)x->bin.size);
+                                     "sequence %lld, %ld tokens of %lld bytes at byte %lld, overlaps the one "
+                                     "before or lies outside %s (%lld bytes)",
+                                     (long long)i, (long)lengths[i], (long long)x->item, (long long)pointer,
+                                     x->bin.path, (long long)x->bin.size);
             goto out;
         }
         end = pointer + lengths[i] * x->item;
@@ -132,17 +155,20 @@ static moed_status read_documents(indexed *x, const moed_context *c, const moedi
     for (int64_t i = 0; i < bounds; i++) {
         const int64_t least = i ? x->first[i - 1] : 0, most = i ? x->sequences : 0;
         if (x->first[i] < least || x->first[i] > most)
-            return moedi_fail_file(MOED_E_FORMAT, idx->path, place + i * 8, "document bound %lld is sequence %lld, outside %lld to %lld", (long long)i,
+            return moedi_fail_file(MOED_E_FORMAT, idx->path, place + i * 8,
+                                   "document bound %lld is sequence %lld, outside %lld to %lld", (long long)i,
                                    (long long)x->first[i], (long long)least, (long long)most);
     }
     if (x->first[bounds - 1] != x->sequences)
-        return moedi_fail_file(MOED_E_FORMAT, idx->path, place + (bounds - 1) * 8, "the last document bound is sequence %lld of %lld",
+        return moedi_fail_file(MOED_E_FORMAT, idx->path, place + (bounds - 1) * 8,
+                               "the last document bound is sequence %lld of %lld",
                                (long long)x->first[bounds - 1], (long long)x->sequences);
     return MOED_OK;
 }
 
 /* corpus.json, when it is there: what the token files do not say, and whose they are. */
-static moed_status read_description(moed_corpus *d, const moed_corpus_options *o, const char *bin, const char *path)
+static moed_status read_description(moed_corpus *d, const moed_corpus_options *o, const char *bin,
+                                    const char *path)
 {
     json_t *j = NULL;
     const char *format = NULL, *fingerprint = NULL, *tokenizer = NULL;
@@ -161,7 +187,9 @@ static moed_status read_description(moed_corpus *d, const moed_corpus_options *o
     MOEDI_GO(moedi_json_text(j, path, "tokenizer", 0, &tokenizer));
     MOEDI_GO(moedi_json_text(j, path, "fingerprint", 0, &fingerprint));
     if (fingerprint && strcmp(fingerprint, d->info.fingerprint) != 0) {
-        status = moedi_fail_file(MOED_E_CHECKSUM, path, -1, "it describes the corpus %s, but the token files beside it are %s: one of them was replaced or damaged",
+        status = moedi_fail_file(MOED_E_CHECKSUM, path, -1,
+                                 "it describes the corpus %s, but the token files beside it are %s: one of "
+                                 "them was replaced or damaged",
                                  fingerprint, d->info.fingerprint);
         goto out;
     }
@@ -171,7 +199,8 @@ out:
     return status;
 }
 
-static moed_status open_pair(moed_corpus **out, moed_context *c, const char *prefix, const moed_corpus_options *o)
+static moed_status open_pair(moed_corpus **out, moed_context *c, const char *prefix,
+                             const moed_corpus_options *o)
 {
     char *paths[3] = {NULL, NULL, NULL};
     const char *const suffixes[3] = {".idx", ".bin", ".json"};
@@ -193,7 +222,8 @@ static moed_status open_pair(moed_corpus **out, moed_context *c, const char *pre
     MOEDI_GO(moedi_corpus_new(&d, c, bounds - 1));
     d->source = &indexed_source;
     d->state = x;
-    for (int64_t i = 0; i < d->documents; i++) d->lengths[i] = x->starts[x->first[i + 1]] - x->starts[x->first[i]];
+    for (int64_t i = 0; i < d->documents; i++)
+        d->lengths[i] = x->starts[x->first[i + 1]] - x->starts[x->first[i]];
     MOEDI_GO(moedi_indexed_fingerprint(c, &idx, &x->bin, d->info.fingerprint));
     MOEDI_GO(read_description(d, o, paths[1], paths[2]));
     *out = d;
@@ -207,7 +237,8 @@ out:
     return status;
 }
 
-moed_status moed_corpus_open(moed_corpus **out, moed_context *c, const char *prefix, const moed_corpus_options *o)
+moed_status moed_corpus_open(moed_corpus **out, moed_context *c, const char *prefix,
+                             const moed_corpus_options *o)
 {
     moed_corpus_options options;
     int taken = 0;

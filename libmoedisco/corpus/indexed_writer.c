@@ -1,4 +1,5 @@
-/* corpus/indexed_writer.c - writing PREFIX.bin, .idx and .json so that a kill at any instant leaves a whole corpus or none. */
+/* corpus/indexed_writer.c - writing PREFIX.bin, .idx and .json so that a kill at any instant leaves a whole
+ * corpus or none. */
 #include <stdio.h>
 #include <string.h>
 #include <unistd.h>
@@ -19,7 +20,8 @@ moed_status moedi_path_suffix(const moed_context *c, const char *prefix, const c
     return MOED_OK;
 }
 
-moed_status moedi_indexed_fingerprint(const moed_context *c, const moedi_file *idx, const moedi_file *bin, char out[33])
+moed_status moedi_indexed_fingerprint(const moed_context *c, const moedi_file *idx, const moedi_file *bin,
+                                      char out[33])
 {
     unsigned char *block = NULL;
     moedi_hash *h = NULL;
@@ -35,7 +37,8 @@ moed_status moedi_indexed_fingerprint(const moed_context *c, const moedi_file *i
     moedi_hash_update(h, &size, sizeof size);
     const int64_t whole = (bin->size + BLOCK - 1) / BLOCK, blocks = whole < BLOCKS ? whole : BLOCKS;
     for (int64_t i = 0; i < blocks; i++) {
-        /* few blocks: the file from end to end; many: spread over it, the last one at its end (without overflow of i * range) */
+        /* few blocks: the file from end to end; many: spread over it, the last one at its end (without overflow
+         * of i * range) */
         const int64_t range = bin->size - BLOCK, steps = BLOCKS - 1;
         const int64_t at = whole <= BLOCKS ? i * BLOCK : range / steps * i + range % steps * i / steps;
         const size_t n = bin->size - at < BLOCK ? (size_t)(bin->size - at) : BLOCK;
@@ -49,7 +52,8 @@ out:
     return status;
 }
 
-moed_status moedi_indexed_create(moedi_indexed_writer *w, const moed_context *c, const char *prefix, int64_t item)
+moed_status moedi_indexed_create(moedi_indexed_writer *w, const moed_context *c, const char *prefix,
+                                 int64_t item)
 {
     moed_status status;
     memset(w, 0, sizeof *w);
@@ -81,7 +85,8 @@ void moedi_indexed_abort(moedi_indexed_writer *w)
 moed_status moedi_indexed_append(moedi_indexed_writer *w, const void *tokens, int64_t count)
 {
     if (count > INT32_MAX - w->open)
-        return moedi_fail_file(MOED_E_RANGE, w->bin_path, -1, "document %lld has more than %ld tokens, the most that the format holds",
+        return moedi_fail_file(MOED_E_RANGE, w->bin_path, -1,
+                               "document %lld has more than %ld tokens, the most that the format holds",
                                (long long)w->documents, (long)INT32_MAX);
     MOEDI_TRY(moedi_writer_write(&w->bin, tokens, (size_t)(count * w->item)));
     w->open += count;
@@ -128,7 +133,8 @@ static moed_status write_idx(moedi_indexed_writer *w)
     return MOED_OK;
 }
 
-/* Everything is on the disk under its temporary name afterwards: no rename can be followed by "no space left". */
+/* Everything is on the disk under its temporary name afterwards: no rename can be followed by "no space left".
+ */
 static moed_status settle(moedi_writer *w, int64_t size, const char *path)
 {
     MOEDI_TRY(moedi_writer_seek(w, size));
@@ -172,8 +178,10 @@ moed_status moedi_indexed_commit(moedi_indexed_writer *w, json_t *description)
     MOEDI_GO(settle(&w->idx, MOEDI_INDEXED_HEADER + w->documents * 20 + 8, w->idx_path));
     MOEDI_GO(describe(w, description));
     /* An older corpus goes first: from here to the last rename nothing at PREFIX opens. */
-    if (moedi_path_exists(w->idx_path) && unlink(w->idx_path) != 0) MOEDI_GO(moedi_fail_errno(w->idx_path, "replace"));
-    if ((status = moedi_writer_commit(&w->bin)) != MOED_OK || (status = moedi_writer_commit(&w->json)) != MOED_OK ||
+    if (moedi_path_exists(w->idx_path) && unlink(w->idx_path) != 0)
+        MOEDI_GO(moedi_fail_errno(w->idx_path, "replace"));
+    if ((status = moedi_writer_commit(&w->bin)) != MOED_OK ||
+        (status = moedi_writer_commit(&w->json)) != MOED_OK ||
         (status = moedi_writer_commit(&w->idx)) != MOED_OK) {
         moedi_error_save(&error);
         unlink(w->idx_path);
@@ -237,7 +245,8 @@ moed_status moed_corpus_save(const moed_corpus *d, const char *prefix, const moe
     MOEDI_TRY(moedi_indexed_create(&w, d->context, prefix, d->info.vocabulary <= 65536 ? 2 : 4));
     MOEDI_GO(save_documents(&w, d, cancel));
     description = moedi_corpus_description(d->info.tokenizer, d->info.vocabulary, d->info.end_token);
-    if (!description || (d->parent && json_object_set_new(description, "view_of", json_string(d->info.fingerprint)) != 0)) {
+    if (!description ||
+        (d->parent && json_object_set_new(description, "view_of", json_string(d->info.fingerprint)) != 0)) {
         status = moedi_fail(MOED_E_MEMORY, "no memory for the description of %s", prefix);
         goto out;
     }

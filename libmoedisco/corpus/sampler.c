@@ -1,4 +1,5 @@
-/* corpus/sampler.c - rows of packed documents: one endless stream, in an order drawn per epoch, and rows for evaluation. */
+/* corpus/sampler.c - rows of packed documents: one endless stream, in an order drawn per epoch, and rows for
+ * evaluation. */
 #include "corpus.h"
 #include "util/random.h"
 
@@ -12,10 +13,10 @@ typedef struct order {
 struct moedi_sampler {
     moed_corpus *corpus;
     uint64_t seed;
-    int64_t stream;      /* tokens of one epoch, end tokens included */
-    order epochs[2];     /* by the epoch's lowest bit: a row at a seam needs two */
-    order plain;         /* documents as they come, for evaluation */
-    int32_t *row;        /* a row and the token after it */
+    int64_t stream;  /* tokens of one epoch, end tokens included */
+    order epochs[2]; /* by the epoch's lowest bit: a row at a seam needs two */
+    order plain;     /* documents as they come, for evaluation */
+    int32_t *row;    /* a row and the token after it */
     int32_t *numbers;
     int64_t capacity;
 };
@@ -38,7 +39,9 @@ moed_status moedi_sampler_create(moedi_sampler **out, const moed_corpus *d, uint
 {
     moedi_sampler *s = NULL;
     moed_status status;
-    if (d->info.tokens == 0) return moedi_fail(MOED_E_ARGUMENT, "a corpus of %lld documents without tokens cannot be sampled", (long long)d->documents);
+    if (d->info.tokens == 0)
+        return moedi_fail(MOED_E_ARGUMENT, "a corpus of %lld documents without tokens cannot be sampled",
+                          (long long)d->documents);
     MOEDI_TRY(MOEDI_NEW(d->context, 1, &s));
     s->corpus = moedi_corpus_retain(d);
     s->seed = seed;
@@ -74,7 +77,8 @@ static const order *epoch_order(moedi_sampler *s, int64_t epoch)
 {
     order *o = &s->epochs[epoch & 1];
     if (o->epoch != epoch) {
-        moedi_random_permutation(s->seed, MOEDI_RANDOM_EPOCH, (uint64_t)epoch, o->document, s->corpus->documents);
+        moedi_random_permutation(s->seed, MOEDI_RANDOM_EPOCH, (uint64_t)epoch, o->document,
+                                 s->corpus->documents);
         order_start(s->corpus, o);
         o->epoch = epoch;
     }
@@ -93,9 +97,10 @@ static int64_t find_place(const order *o, int64_t documents, int64_t at)
     return low;
 }
 
-/* Stream positions [at, at + count) of one epoch; numbers count documents up from *number. A document without any stream position
- * (empty, and no end token) is passed over. */
-static moed_status fill(const moedi_sampler *s, const order *o, int64_t at, int64_t count, int32_t *tokens, int32_t *numbers, int32_t *number)
+/* Stream positions [at, at + count) of one epoch; numbers count documents up from *number. A document without
+ * any stream position (empty, and no end token) is passed over. */
+static moed_status fill(const moedi_sampler *s, const order *o, int64_t at, int64_t count, int32_t *tokens,
+                        int32_t *numbers, int32_t *number)
 {
     const moed_corpus *d = s->corpus;
     int64_t place = find_place(o, d->documents, at);
@@ -118,11 +123,17 @@ static moed_status fill(const moedi_sampler *s, const order *o, int64_t at, int6
 static moed_status check_rows(moedi_sampler *s, int64_t first_row, int64_t rows, int64_t length)
 {
     const moed_context *c = s->corpus->context;
-    if (first_row < 0) return moedi_fail_parameter(MOED_E_RANGE, "first_row", "first_row: %lld is below 0", (long long)first_row);
+    if (first_row < 0)
+        return moedi_fail_parameter(MOED_E_RANGE, "first_row", "first_row: %lld is below 0",
+                                    (long long)first_row);
     if (rows < 0) return moedi_fail_parameter(MOED_E_RANGE, "rows", "rows: %lld is below 0", (long long)rows);
-    if (length < 1 || length > INT32_MAX - 2) return moedi_fail_parameter(MOED_E_RANGE, "length", "length: %lld is outside 1 to %ld", (long long)length, (long)INT32_MAX - 2);
+    if (length < 1 || length > INT32_MAX - 2)
+        return moedi_fail_parameter(MOED_E_RANGE, "length", "length: %lld is outside 1 to %ld",
+                                    (long long)length, (long)INT32_MAX - 2);
     if (first_row > INT64_MAX / 2 - rows || first_row + rows > INT64_MAX / 2 / length)
-        return moedi_fail_parameter(MOED_E_RANGE, "first_row", "first_row: row %lld of length %lld is past the end of counting", (long long)first_row, (long long)length);
+        return moedi_fail_parameter(MOED_E_RANGE, "first_row",
+                                    "first_row: row %lld of length %lld is past the end of counting",
+                                    (long long)first_row, (long long)length);
     if (length + 1 > s->capacity) {
         MOEDI_TRY(moedi_realloc_array(c, length + 1, sizeof *s->row, (void **)&s->row));
         MOEDI_TRY(moedi_realloc_array(c, length + 1, sizeof *s->numbers, (void **)&s->numbers));
@@ -131,7 +142,8 @@ static moed_status check_rows(moedi_sampler *s, int64_t first_row, int64_t rows,
     return MOED_OK;
 }
 
-moed_status moedi_sampler_rows(moedi_sampler *s, int64_t first_row, int64_t rows, int64_t length, int32_t *tokens, int32_t *labels, int32_t *documents)
+moed_status moedi_sampler_rows(moedi_sampler *s, int64_t first_row, int64_t rows, int64_t length,
+                               int32_t *tokens, int32_t *labels, int32_t *documents)
 {
     MOEDI_TRY(check_rows(s, first_row, rows, length));
     for (int64_t r = 0; r < rows; r++) {
@@ -139,7 +151,8 @@ moed_status moedi_sampler_rows(moedi_sampler *s, int64_t first_row, int64_t rows
         for (int64_t done = 0; done < length + 1;) {
             const int64_t position = (first_row + r) * length + done, at = position % s->stream;
             const int64_t left = s->stream - at, n = left < length + 1 - done ? left : length + 1 - done;
-            MOEDI_TRY(fill(s, epoch_order(s, position / s->stream), at, n, s->row + done, s->numbers + done, &number));
+            MOEDI_TRY(fill(s, epoch_order(s, position / s->stream), at, n, s->row + done, s->numbers + done,
+                           &number));
             done += n;
         }
         for (int64_t i = 0; i < length; i++) {
@@ -151,14 +164,19 @@ moed_status moedi_sampler_rows(moedi_sampler *s, int64_t first_row, int64_t rows
     return MOED_OK;
 }
 
-int64_t moedi_sampler_evaluation_rows(const moedi_sampler *s, int64_t length) { return (s->stream - 1) / length + 1; }
+int64_t moedi_sampler_evaluation_rows(const moedi_sampler *s, int64_t length)
+{
+    return (s->stream - 1) / length + 1;
+}
 
-moed_status moedi_sampler_evaluation(moedi_sampler *s, int64_t first_row, int64_t rows, int64_t length, int32_t *tokens, int32_t *labels, int32_t *documents)
+moed_status moedi_sampler_evaluation(moedi_sampler *s, int64_t first_row, int64_t rows, int64_t length,
+                                     int32_t *tokens, int32_t *labels, int32_t *documents)
 {
     MOEDI_TRY(check_rows(s, first_row, rows, length));
     const int64_t all = moedi_sampler_evaluation_rows(s, length);
     if (first_row + rows > all)
-        return moedi_fail_parameter(MOED_E_RANGE, "rows", "rows: row %lld of %lld evaluation rows", (long long)(first_row + rows - 1), (long long)all);
+        return moedi_fail_parameter(MOED_E_RANGE, "rows", "rows: row %lld of %lld evaluation rows",
+                                    (long long)(first_row + rows - 1), (long long)all);
     const int32_t end = (int32_t)s->corpus->info.end_token, blank = end >= 0 ? end : 0;
     for (int64_t r = 0; r < rows; r++) {
         /* inputs are positions [from - 1, from + length - 1), labels [from, from + length) */
@@ -178,8 +196,8 @@ moed_status moedi_sampler_evaluation(moedi_sampler *s, int64_t first_row, int64_
     return MOED_OK;
 }
 
-moed_status moed_corpus_sample(const moed_corpus *d, uint64_t seed, int64_t first_row, int64_t rows, int64_t length, int32_t *tokens, int32_t *labels,
-                               int32_t *documents)
+moed_status moed_corpus_sample(const moed_corpus *d, uint64_t seed, int64_t first_row, int64_t rows,
+                               int64_t length, int32_t *tokens, int32_t *labels, int32_t *documents)
 {
     moedi_sampler *s = NULL;
     moedi_clear_error();

@@ -1,5 +1,6 @@
-/* corpus/shard.c - llm.c token shards: 256 int32 of header (magic, version, tokens), then tokens; the end-of-text token parts documents.
- * 20240520 version 1: uint16, GPT-2 (50256); 20240801 version 7: uint32, Llama 3 (128000). */
+/* corpus/shard.c - llm.c token shards: 256 int32 of header (magic, version, tokens), then tokens; the
+ * end-of-text token parts documents. 20240520 version 1: uint16, GPT-2 (50256); 20240801 version 7: uint32,
+ * Llama 3 (128000). */
 #include <string.h>
 #include <sys/stat.h>
 
@@ -9,9 +10,9 @@
 
 typedef struct shard {
     moedi_file file;
-    int64_t item;    /* bytes per token */
-    int64_t tokens;  /* in the file, end tokens included */
-    int64_t *first;  /* (documents) first token of each */
+    int64_t item;   /* bytes per token */
+    int64_t tokens; /* in the file, end tokens included */
+    int64_t *first; /* (documents) first token of each */
 } shard;
 
 static const struct kind {
@@ -34,7 +35,8 @@ static moed_status read_tokens(const shard *x, int64_t at, int32_t *tokens, int6
     return MOED_OK;
 }
 
-static moed_status shard_read(const moed_corpus *d, int64_t document, int64_t offset, int32_t *tokens, int64_t count)
+static moed_status shard_read(const moed_corpus *d, int64_t document, int64_t offset, int32_t *tokens,
+                              int64_t count)
 {
     const shard *x = d->state;
     return read_tokens(x, x->first[document] + offset, tokens, count);
@@ -52,8 +54,10 @@ static void shard_close(moed_corpus *d) { shard_free(d->context, d->state); }
 
 static const moedi_corpus_source shard_source = {shard_read, shard_close};
 
-/* Documents between end tokens: bounds (2 per document: first token, token after the last). Nothing between two end tokens is no document. */
-static moed_status cut(const shard *x, const moed_context *c, int64_t end_token, int64_t **bounds, int64_t *documents, int32_t *largest)
+/* Documents between end tokens: bounds (2 per document: first token, token after the last). Nothing between two
+ * end tokens is no document. */
+static moed_status cut(const shard *x, const moed_context *c, int64_t end_token, int64_t **bounds,
+                       int64_t *documents, int32_t *largest)
 {
     int32_t *chunk = NULL;
     int64_t capacity = 0, count = 0, from = 0;
@@ -61,9 +65,11 @@ static moed_status cut(const shard *x, const moed_context *c, int64_t end_token,
     MOEDI_GO(MOEDI_NEW(c, MOEDI_CORPUS_CHUNK, &chunk));
     for (int64_t at = 0; at <= x->tokens; at++) {
         const int64_t in = at % MOEDI_CORPUS_CHUNK, left = x->tokens - at;
-        if (in == 0 && left > 0) MOEDI_GO(read_tokens(x, at, chunk, left < MOEDI_CORPUS_CHUNK ? left : MOEDI_CORPUS_CHUNK));
+        if (in == 0 && left > 0)
+            MOEDI_GO(read_tokens(x, at, chunk, left < MOEDI_CORPUS_CHUNK ? left : MOEDI_CORPUS_CHUNK));
         if (left > 0 && chunk[in] < 0) {
-            status = moedi_fail_file(MOED_E_FORMAT, x->file.path, HEADER + at * x->item, "token %lld is %lu, too large for any vocabulary", (long long)at,
+            status = moedi_fail_file(MOED_E_FORMAT, x->file.path, HEADER + at * x->item,
+                                     "token %lld is %lu, too large for any vocabulary", (long long)at,
                                      (unsigned long)(uint32_t)chunk[in]);
             goto out;
         }
@@ -85,7 +91,8 @@ out:
     return status;
 }
 
-static moed_status build(moed_corpus **out, moed_context *c, shard *x, const moed_corpus_options *o, int64_t end_token)
+static moed_status build(moed_corpus **out, moed_context *c, shard *x, const moed_corpus_options *o,
+                         int64_t end_token)
 {
     int64_t *bounds = NULL, documents = 0;
     int32_t largest = 0;
@@ -104,7 +111,8 @@ static moed_status build(moed_corpus **out, moed_context *c, shard *x, const moe
         d->lengths[i] = bounds[i * 2 + 1] - bounds[i * 2];
     }
     MOEDI_GO(moedi_indexed_fingerprint(c, NULL, &x->file, d->info.fingerprint));
-    MOEDI_GO(moedi_corpus_describe(d, x->file.path, o, (largest > end_token ? largest : end_token) + 1, end_token, NULL));
+    MOEDI_GO(moedi_corpus_describe(d, x->file.path, o, (largest > end_token ? largest : end_token) + 1,
+                                   end_token, NULL));
     d->source = &shard_source;
     d->state = x;
     *out = d;
@@ -115,7 +123,8 @@ out:
     return status;
 }
 
-moed_status moedi_shard_open(moed_corpus **out, moed_context *c, const char *path, const moed_corpus_options *o, int *taken)
+moed_status moedi_shard_open(moed_corpus **out, moed_context *c, const char *path, const moed_corpus_options *o,
+                             int *taken)
 {
     struct stat s;
     int32_t header[3];
@@ -132,14 +141,17 @@ moed_status moedi_shard_open(moed_corpus **out, moed_context *c, const char *pat
         if (header[0] == kinds[i].magic) kind = &kinds[i];
     if (!kind) goto out;
     if (header[1] != kind->version) {
-        status = moedi_fail_file(MOED_E_UNSUPPORTED, path, 4, "version %ld of the shard is not known, only %ld", (long)header[1], (long)kind->version);
+        status = moedi_fail_file(MOED_E_UNSUPPORTED, path, 4, "version %ld of the shard is not known, only %ld",
+                                 (long)header[1], (long)kind->version);
         goto out;
     }
     x->item = kind->item;
     x->tokens = header[2];
     if (x->tokens < 0 || x->file.size != HEADER + x->tokens * x->item) {
-        status = moedi_fail_file(MOED_E_FORMAT, path, 8, "%lld tokens of %lld bytes do not make a file of %lld bytes: it is cut short or damaged",
-                                 (long long)x->tokens, (long long)x->item, (long long)x->file.size);
+        status = moedi_fail_file(
+            MOED_E_FORMAT, path, 8,
+            "%lld tokens of %lld bytes do not make a file of %lld bytes: it is cut short or damaged",
+            (long long)x->tokens, (long long)x->item, (long long)x->file.size);
         goto out;
     }
     MOEDI_GO(build(out, c, x, o, kind->end_token));

@@ -11,11 +11,12 @@
 /* ---- is it text? UTF-8 without NUL ---- */
 
 typedef struct utf8 {
-    int need;             /* continuation bytes still to come */
-    unsigned low, high;   /* range of the next one */
+    int need;           /* continuation bytes still to come */
+    unsigned low, high; /* range of the next one */
 } utf8;
 
-/* 0 at the first byte that cannot stand here: overlong forms, surrogates and numbers above U+10FFFF included. */
+/* 0 at the first byte that cannot stand here: overlong forms, surrogates and numbers above U+10FFFF included.
+ */
 static int utf8_take(utf8 *u, const unsigned char *bytes, int64_t count)
 {
     for (int64_t i = 0; i < count; i++) {
@@ -36,7 +37,8 @@ static int utf8_take(utf8 *u, const unsigned char *bytes, int64_t count)
     return 1;
 }
 
-static moed_status read_chunk(const moedi_builder *b, const moedi_file *f, int64_t at, unsigned char *chunk, int64_t *count)
+static moed_status read_chunk(const moedi_builder *b, const moedi_file *f, int64_t at, unsigned char *chunk,
+                              int64_t *count)
 {
     MOEDI_TRY(moedi_cancel_check(b->cancel));
     *count = f->size - at < CHUNK ? f->size - at : CHUNK;
@@ -58,13 +60,14 @@ static moed_status check_text(const moedi_builder *b, const moedi_file *f, unsig
 
 /* ---- cutting ---- */
 
-/* Where a long file is parted: after a blank line once a document has its size; where there is none for as long again, after any line;
- * and at twice that, between two characters. What is left at the end is not parted into a crumb. */
+/* Where a long file is parted: after a blank line once a document has its size; where there is none for as long
+ * again, after any line; and at twice that, between two characters. What is left at the end is not parted into
+ * a crumb. */
 typedef struct cutter {
-    int64_t target;   /* bytes; 0 = never cut */
-    int64_t size;     /* of the document at hand */
-    int64_t left;     /* bytes of the file from the next on */
-    int breaks;       /* line feeds in the run that ends here */
+    int64_t target; /* bytes; 0 = never cut */
+    int64_t size;   /* of the document at hand */
+    int64_t left;   /* bytes of the file from the next on */
+    int breaks;     /* line feeds in the run that ends here */
 } cutter;
 
 static int cut_before(cutter *k, unsigned char byte)
@@ -113,10 +116,13 @@ static moed_status take_line(moedi_builder *b, const char *path, int64_t number,
     const json_t *text = json_object_get(o, b->options.field);
     moed_status status;
     if (!json_is_string(text)) {
-        status = moedi_fail_file(MOED_E_FORMAT, name, -1, text ? "field \"%s\" is no string" : "there is no field \"%s\"", b->options.field);
+        status =
+            moedi_fail_file(MOED_E_FORMAT, name, -1,
+                            text ? "field \"%s\" is no string" : "there is no field \"%s\"", b->options.field);
         goto out;
     }
-    MOEDI_GO(moedi_builder_append(b, (const unsigned char *)json_string_value(text), (int64_t)json_string_length(text)));
+    MOEDI_GO(moedi_builder_append(b, (const unsigned char *)json_string_value(text),
+                                  (int64_t)json_string_length(text)));
     status = moedi_builder_end(b);
 out:
     json_decref(o);
@@ -134,7 +140,8 @@ static moed_status read_lines(moedi_builder *b, const moedi_file *f, unsigned ch
             const unsigned char *end = memchr(chunk + from, '\n', (size_t)(n - from));
             const int64_t count = end ? end - (chunk + from) : n - from;
             if (used + count > LINE_LIMIT) {
-                status = moedi_fail_file(MOED_E_LIMIT, f->path, at, "line %lld has more than %d bytes", (long long)number, LINE_LIMIT);
+                status = moedi_fail_file(MOED_E_LIMIT, f->path, at, "line %lld has more than %d bytes",
+                                         (long long)number, LINE_LIMIT);
                 goto out;
             }
             if (used + count > capacity) {
@@ -198,8 +205,8 @@ static int is_own(const moedi_builder *b, const struct stat *s)
     return 0;
 }
 
-/* Symbolic links inside a folder are not followed: nothing from outside, nothing twice, no loops. Hidden entries, devices and pipes
- * are passed over. */
+/* Symbolic links inside a folder are not followed: nothing from outside, nothing twice, no loops. Hidden
+ * entries, devices and pipes are passed over. */
 static moed_status read_folder(moedi_builder *b, const char *path)
 {
     char **names = NULL, *inner = NULL;

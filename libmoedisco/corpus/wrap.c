@@ -5,7 +5,8 @@
 #include "corpus.h"
 #include "util/hash.h"
 
-static moed_status wrap_read(const moed_corpus *d, int64_t document, int64_t offset, int32_t *tokens, int64_t count)
+static moed_status wrap_read(const moed_corpus *d, int64_t document, int64_t offset, int32_t *tokens,
+                             int64_t count)
 {
     const moed_documents *own = d->state;
     const int32_t code = own->read(document, offset, tokens, count, own->user);
@@ -27,7 +28,8 @@ static moed_status wrap_fingerprint(moed_corpus *d)
     MOEDI_GO(moedi_hash_create(&h, d->context));
     moedi_hash_update(h, d->lengths, (size_t)d->documents * sizeof *d->lengths);
     for (int64_t i = 0; i < samples; i++) {
-        const int64_t document = samples == 1 ? 0 : (int64_t)((double)i * (double)(d->documents - 1) / (double)(samples - 1));
+        const int64_t document =
+            samples == 1 ? 0 : (int64_t)((double)i * (double)(d->documents - 1) / (double)(samples - 1));
         const int64_t n = d->lengths[document] < MOEDI_CORPUS_CHUNK ? d->lengths[document] : MOEDI_CORPUS_CHUNK;
         MOEDI_GO(moedi_corpus_tokens(d, document, 0, chunk, n));
         moedi_hash_update(h, chunk, (size_t)n * sizeof *chunk);
@@ -48,14 +50,17 @@ static moed_status wrap_lengths(moed_corpus *d)
         const int32_t code = own->length(i, &n, own->user);
         if (code) return moedi_fail_callback("moed_documents.length", code);
         if (n < 0 || n > INT64_MAX / 8 - total)
-            return moedi_fail_parameter(MOED_E_RANGE, "length", "moed_documents.length: document %lld has %lld tokens", (long long)i, (long long)n);
+            return moedi_fail_parameter(MOED_E_RANGE, "length",
+                                        "moed_documents.length: document %lld has %lld tokens", (long long)i,
+                                        (long long)n);
         d->lengths[i] = n;
         total += n;
     }
     return MOED_OK;
 }
 
-moed_status moed_corpus_wrap(moed_corpus **out, moed_context *c, const moed_documents *documents, const moed_corpus_options *o)
+moed_status moed_corpus_wrap(moed_corpus **out, moed_context *c, const moed_documents *documents,
+                             const moed_corpus_options *o)
 {
     moed_corpus_options options;
     moed_corpus *d = NULL;
@@ -67,10 +72,12 @@ moed_status moed_corpus_wrap(moed_corpus **out, moed_context *c, const moed_docu
     MOEDI_TRY(moedi_context_check(c));
     MOEDI_TRY(moedi_options_read(MOED_STRUCT_CORPUS_OPTIONS, o, &options));
     if (documents->struct_size < sizeof *documents)
-        return moedi_fail(MOED_E_STRUCT, "moed_documents.struct_size is %lu, not %zu", (unsigned long)documents->struct_size, sizeof *documents);
+        return moedi_fail(MOED_E_STRUCT, "moed_documents.struct_size is %lu, not %zu",
+                          (unsigned long)documents->struct_size, sizeof *documents);
     MOEDI_REQUIRE(documents->length && documents->read, "documents.length or documents.read is NULL");
     if (documents->count < 1)
-        return moedi_fail_parameter(MOED_E_ARGUMENT, "count", "count: a corpus of %lld documents", (long long)documents->count);
+        return moedi_fail_parameter(MOED_E_ARGUMENT, "count", "count: a corpus of %lld documents",
+                                    (long long)documents->count);
     MOEDI_TRY(moedi_corpus_new(&d, c, documents->count));
     MOEDI_GO(moedi_alloc(c, sizeof *documents, &d->state));
     memcpy(d->state, documents, sizeof *documents);

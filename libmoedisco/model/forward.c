@@ -1,6 +1,7 @@
 /* model/forward.c - the forward pass as calls of the operation table, and what it brings back.
- * The architecture is that of Mixtral and Qwen2-MoE (arXiv 2401.04088, 2407.10671): pre-norm blocks of grouped-query attention with rotary
- * positions and a top-k mixture of SwiGLU experts, with an optional shared expert behind a sigmoid switch. */
+ * The architecture is that of Mixtral and Qwen2-MoE (arXiv 2401.04088, 2407.10671): pre-norm blocks of
+ * grouped-query attention with rotary positions and a top-k mixture of SwiGLU experts, with an optional
+ * shared expert behind a sigmoid switch. */
 #include <math.h>
 
 #include "core/cancel.h"
@@ -14,24 +15,29 @@ static moed_status check_batch(const moedi_transformer *t, const moed_batch *b, 
     const int64_t vocabulary = t->config->vocabulary;
     if (!b->tokens) return moedi_fail(MOED_E_ARGUMENT, "the batch has no tokens");
     if (b->rows < 1 || b->rows > t->rows || b->length < 1 || b->length > t->length) {
-        return moedi_fail(MOED_E_RANGE, "a batch of %lld rows of %lld tokens where there is room for 1 to %lld rows of 1 to %lld", (long long)b->rows,
-                          (long long)b->length, (long long)t->rows, (long long)t->length);
+        return moedi_fail(
+            MOED_E_RANGE,
+            "a batch of %lld rows of %lld tokens where there is room for 1 to %lld rows of 1 to %lld",
+            (long long)b->rows, (long long)b->length, (long long)t->rows, (long long)t->length);
     }
     double sum = 0;
     for (int64_t i = 0; i < b->rows * b->length; i++) {
         if (b->tokens[i] < 0 || b->tokens[i] >= vocabulary) {
-            return moedi_fail(MOED_E_RANGE, "token %d in row %lld of the batch is outside the vocabulary of %lld", (int)b->tokens[i],
-                              (long long)(i / b->length), (long long)vocabulary);
+            return moedi_fail(MOED_E_RANGE,
+                              "token %d in row %lld of the batch is outside the vocabulary of %lld",
+                              (int)b->tokens[i], (long long)(i / b->length), (long long)vocabulary);
         }
         if (!b->labels || b->labels[i] == -1) continue;
         if (b->labels[i] < 0 || b->labels[i] >= vocabulary) {
-            return moedi_fail(MOED_E_RANGE, "label %d in row %lld of the batch is neither -1 nor in the vocabulary of %lld", (int)b->labels[i],
-                              (long long)(i / b->length), (long long)vocabulary);
+            return moedi_fail(MOED_E_RANGE,
+                              "label %d in row %lld of the batch is neither -1 nor in the vocabulary of %lld",
+                              (int)b->labels[i], (long long)(i / b->length), (long long)vocabulary);
         }
         const double weight = b->weights ? (double)b->weights[i] : 1.0;
         if (!(weight >= 0) || isinf(weight)) {
-            return moedi_fail(MOED_E_NUMERIC, "label weight %g in row %lld of the batch: it must be finite and not negative", weight,
-                              (long long)(i / b->length));
+            return moedi_fail(MOED_E_NUMERIC,
+                              "label weight %g in row %lld of the batch: it must be finite and not negative",
+                              weight, (long long)(i / b->length));
         }
         sum += weight;
     }
@@ -39,7 +45,8 @@ static moed_status check_batch(const moedi_transformer *t, const moed_batch *b, 
     return MOED_OK;
 }
 
-/* Positions restart in every row; attention starts at the row's first token, or at the first of the run of its document number. */
+/* Positions restart in every row; attention starts at the row's first token, or at the first of the run of
+ * its document number. */
 static moed_status upload_batch(moedi_transformer *t, const moed_batch *b)
 {
     const moed_backend *table = t->engine.table;
@@ -55,24 +62,27 @@ static moed_status upload_batch(moedi_transformer *t, const moed_batch *b)
     MOEDI_TRY(table->upload(t->engine.self, t->positions, positions, bytes));
     MOEDI_TRY(table->upload(t->engine.self, t->start, start, bytes));
     if (b->labels) MOEDI_TRY(table->upload(t->engine.self, t->labels, b->labels, bytes));
-    if (b->labels && b->weights) MOEDI_TRY(table->upload(t->engine.self, t->label_weights, b->weights, bytes));
+    if (b->labels && b->weights) {
+        MOEDI_TRY(table->upload(t->engine.self, t->label_weights, b->weights, bytes));
+    }
     return MOED_OK;
 }
 
 /* ---- layers ---- */
 
 /* out (rows, n) [+]= x (rows, k) w (n, k)^T [+ bias] */
-static moed_status linear(moedi_transformer *t, void *out, const void *x, const void *w, const void *bias, int64_t n, int64_t k, int accumulate)
+static moed_status linear(moedi_transformer *t, void *out, const void *x, const void *w, const void *bias,
+                          int64_t n, int64_t k, int accumulate)
 {
-    MOEDI_OP(t, gemm, moed_op_gemm, .c = out, .a = x, .b = w, .bias = bias, .m = t->tokens_now, .n = n, .k = k, .lda = k, .ldb = k, .ldc = n,
-             .transpose_b = 1, .accumulate = accumulate);
+    MOEDI_OP(t, gemm, moed_op_gemm, .c = out, .a = x, .b = w, .bias = bias, .m = t->tokens_now, .n = n,
+             .k = k, .lda = k, .ldb = k, .ldc = n, .transpose_b = 1, .accumulate = accumulate);
     return MOED_OK;
 }
 
 static moed_status norm(moedi_transformer *t, void *out, void *rstd, const void *x, const moedi_group *weight)
 {
-    MOEDI_OP(t, rmsnorm, moed_op_rmsnorm, .out = out, .rstd = rstd, .x = x, .weight = weight->weight, .rows = t->tokens_now,
-             .width = t->config->hidden, .epsilon = t->config->epsilon);
+    MOEDI_OP(t, rmsnorm, moed_op_rmsnorm, .out = out, .rstd = rstd, .x = x, .weight = weight->weight,
+             .rows = t->tokens_now, .width = t->config->hidden, .epsilon = t->config->epsilon);
     return MOED_OK;
 }
 
@@ -83,17 +93,24 @@ static moed_status forward_attention(moedi_transformer *t, int64_t layer)
     const moedi_activations *a = &t->layers[layer];
     const moedi_group *bias = moedi_group_of(t, layer, MOEDI_GROUP_QKV_BIAS);
     const int64_t width = moedi_qkv_width(c), heads = c->heads * c->head_dim;
-    MOEDI_TRY(norm(t, a->normed, a->attention_rstd, a->x, moedi_group_of(t, layer, MOEDI_GROUP_ATTENTION_NORM)));
-    MOEDI_TRY(linear(t, a->qkv, a->normed, moedi_group_of(t, layer, MOEDI_GROUP_QKV)->weight, bias->count ? bias->weight : NULL, width, c->hidden, 0));
-    MOEDI_OP(t, rope, moed_op_rope, .x = a->qkv, .cosine = t->cosine, .sine = t->sine, .positions = t->positions, .count = t->tokens_now,
-             .heads = c->heads + c->kv_heads, .head_dim = c->head_dim, .stride = width);
-    MOEDI_OP(t, attention, moed_op_attention, .out = a->attended, .lse = a->attention_lse, .q = a->qkv, .k = moedi_at(t, a->qkv, heads),
-             .v = moedi_at(t, a->qkv, heads + c->kv_heads * c->head_dim), .start = t->start, .rows = t->last_rows, .length = t->last_length,
-             .heads = c->heads, .kv_heads = c->kv_heads, .head_dim = c->head_dim, .stride = width, .scale = 1.0 / sqrt((double)c->head_dim));
+    MOEDI_TRY(
+        norm(t, a->normed, a->attention_rstd, a->x, moedi_group_of(t, layer, MOEDI_GROUP_ATTENTION_NORM)));
+    MOEDI_TRY(linear(t, a->qkv, a->normed, moedi_group_of(t, layer, MOEDI_GROUP_QKV)->weight,
+                     bias->count ? bias->weight : NULL, width, c->hidden, 0));
+    MOEDI_OP(t, rope, moed_op_rope, .x = a->qkv, .cosine = t->cosine, .sine = t->sine,
+             .positions = t->positions, .count = t->tokens_now, .heads = c->heads + c->kv_heads,
+             .head_dim = c->head_dim, .stride = width);
+    MOEDI_OP(t, attention, moed_op_attention, .out = a->attended, .lse = a->attention_lse, .q = a->qkv,
+             .k = moedi_at(t, a->qkv, heads), .v = moedi_at(t, a->qkv, heads + c->kv_heads * c->head_dim),
+             .start = t->start, .rows = t->last_rows, .length = t->last_length, .heads = c->heads,
+             .kv_heads = c->kv_heads, .head_dim = c->head_dim, .stride = width,
+             .scale = 1.0 / sqrt((double)c->head_dim));
     if (a->mid != a->x) {
-        MOEDI_TRY(t->engine.table->copy(t->engine.self, a->mid, a->x, (size_t)(t->tokens_now * c->hidden) * t->item));
+        MOEDI_TRY(t->engine.table->copy(t->engine.self, a->mid, a->x,
+                                        (size_t)(t->tokens_now * c->hidden) * t->item));
     }
-    return linear(t, a->mid, a->attended, moedi_group_of(t, layer, MOEDI_GROUP_O)->weight, NULL, c->hidden, heads, 1);
+    return linear(t, a->mid, a->attended, moedi_group_of(t, layer, MOEDI_GROUP_O)->weight, NULL, c->hidden,
+                  heads, 1);
 }
 
 /* Which experts see which tokens, and the two router losses (means over layers). */
@@ -101,32 +118,38 @@ static moed_status forward_router(moedi_transformer *t, int64_t layer)
 {
     const moedi_config *c = t->config;
     const moedi_activations *a = &t->layers[layer];
-    MOEDI_TRY(linear(t, a->router_logits, a->h, moedi_group_of(t, layer, MOEDI_GROUP_ROUTER)->weight, NULL, c->experts, c->hidden, 0));
-    MOEDI_OP(t, router, moed_op_router, .probabilities = a->probabilities, .weights = a->weights, .lse = a->router_lse, .ids = a->ids,
-             .logits = a->router_logits, .losses = moedi_at(t, t->results, 1), .rows = t->tokens_now, .experts = c->experts, .top_k = c->top_k,
-             .normalise = c->normalise_top_k, .replay = t->replay, .loss_scale = 1.0 / (double)c->layers);
-    MOEDI_OP(t, dispatch, moed_op_dispatch, .ids = a->ids, .offsets = a->offsets, .slot = a->slot, .source = a->source, .rows = t->tokens_now,
-             .experts = c->experts, .top_k = c->top_k);
+    MOEDI_TRY(linear(t, a->router_logits, a->h, moedi_group_of(t, layer, MOEDI_GROUP_ROUTER)->weight, NULL,
+                     c->experts, c->hidden, 0));
+    MOEDI_OP(t, router, moed_op_router, .probabilities = a->probabilities, .weights = a->weights,
+             .lse = a->router_lse, .ids = a->ids, .logits = a->router_logits,
+             .losses = moedi_at(t, t->results, 1), .rows = t->tokens_now, .experts = c->experts,
+             .top_k = c->top_k, .normalise = c->normalise_top_k, .replay = t->replay,
+             .loss_scale = 1.0 / (double)c->layers);
+    MOEDI_OP(t, dispatch, moed_op_dispatch, .ids = a->ids, .offsets = a->offsets, .slot = a->slot,
+             .source = a->source, .rows = t->tokens_now, .experts = c->experts, .top_k = c->top_k);
     return MOED_OK;
 }
 
-/* x += sum of the chosen experts, weighted. The places of an expert are adjacent: one grouped gemm does all experts. */
+/* x += sum of the chosen experts, weighted. The places of an expert are adjacent: one grouped gemm does all
+ * experts. */
 static moed_status forward_experts(moedi_transformer *t, int64_t layer, void *x)
 {
     const moedi_config *c = t->config;
     const moedi_activations *a = &t->layers[layer];
     const int64_t places = t->tokens_now * c->top_k, width = c->expert_width, hidden = c->hidden;
-    MOEDI_OP(t, gather, moed_op_gather, .out = t->gathered, .x = a->h, .source = a->source, .slot = a->slot, .rows = t->tokens_now,
-             .top_k = c->top_k, .width = hidden);
-    MOEDI_OP(t, grouped_gemm, moed_op_grouped_gemm, .c = a->gate_up, .a = t->gathered, .b = moedi_group_of(t, layer, MOEDI_GROUP_GATE_UP)->weight,
-             .offsets = a->offsets, .groups = c->experts, .m = places, .n = 2 * width, .k = hidden, .lda = hidden, .ldb = hidden,
+    MOEDI_OP(t, gather, moed_op_gather, .out = t->gathered, .x = a->h, .source = a->source, .slot = a->slot,
+             .rows = t->tokens_now, .top_k = c->top_k, .width = hidden);
+    MOEDI_OP(t, grouped_gemm, moed_op_grouped_gemm, .c = a->gate_up, .a = t->gathered,
+             .b = moedi_group_of(t, layer, MOEDI_GROUP_GATE_UP)->weight, .offsets = a->offsets,
+             .groups = c->experts, .m = places, .n = 2 * width, .k = hidden, .lda = hidden, .ldb = hidden,
              .ldc = 2 * width, .stride_b = 2 * width * hidden, .transpose_b = 1);
     MOEDI_OP(t, swiglu, moed_op_swiglu, .out = a->act, .gate_up = a->gate_up, .rows = places, .width = width);
-    MOEDI_OP(t, grouped_gemm, moed_op_grouped_gemm, .c = a->y, .a = a->act, .b = moedi_group_of(t, layer, MOEDI_GROUP_DOWN)->weight,
-             .offsets = a->offsets, .groups = c->experts, .m = places, .n = hidden, .k = width, .lda = width, .ldb = width, .ldc = hidden,
-             .stride_b = hidden * width, .transpose_b = 1);
-    MOEDI_OP(t, combine, moed_op_combine, .out = x, .y = a->y, .weights = a->weights, .slot = a->slot, .rows = t->tokens_now, .top_k = c->top_k,
-             .width = hidden);
+    MOEDI_OP(t, grouped_gemm, moed_op_grouped_gemm, .c = a->y, .a = a->act,
+             .b = moedi_group_of(t, layer, MOEDI_GROUP_DOWN)->weight, .offsets = a->offsets,
+             .groups = c->experts, .m = places, .n = hidden, .k = width, .lda = width, .ldb = width,
+             .ldc = hidden, .stride_b = hidden * width, .transpose_b = 1);
+    MOEDI_OP(t, combine, moed_op_combine, .out = x, .y = a->y, .weights = a->weights, .slot = a->slot,
+             .rows = t->tokens_now, .top_k = c->top_k, .width = hidden);
     return MOED_OK;
 }
 
@@ -136,11 +159,16 @@ static moed_status forward_shared(moedi_transformer *t, int64_t layer, void *x)
     const moedi_config *c = t->config;
     const moedi_activations *a = &t->layers[layer];
     const int64_t width = c->shared_width;
-    MOEDI_TRY(linear(t, a->shared_gate_up, a->h, moedi_group_of(t, layer, MOEDI_GROUP_SHARED_GATE_UP)->weight, NULL, 2 * width, c->hidden, 0));
-    MOEDI_OP(t, swiglu, moed_op_swiglu, .out = a->shared_act, .gate_up = a->shared_gate_up, .rows = t->tokens_now, .width = width);
-    MOEDI_TRY(linear(t, a->shared_y, a->shared_act, moedi_group_of(t, layer, MOEDI_GROUP_SHARED_DOWN)->weight, NULL, c->hidden, width, 0));
-    MOEDI_TRY(linear(t, a->shared_switch, a->h, moedi_group_of(t, layer, MOEDI_GROUP_SHARED_SWITCH)->weight, NULL, 1, c->hidden, 0));
-    MOEDI_OP(t, sigmoid_gate, moed_op_sigmoid_gate, .out = x, .x = a->shared_y, .gate = a->shared_switch, .rows = t->tokens_now, .width = c->hidden);
+    MOEDI_TRY(linear(t, a->shared_gate_up, a->h, moedi_group_of(t, layer, MOEDI_GROUP_SHARED_GATE_UP)->weight,
+                     NULL, 2 * width, c->hidden, 0));
+    MOEDI_OP(t, swiglu, moed_op_swiglu, .out = a->shared_act, .gate_up = a->shared_gate_up,
+             .rows = t->tokens_now, .width = width);
+    MOEDI_TRY(linear(t, a->shared_y, a->shared_act, moedi_group_of(t, layer, MOEDI_GROUP_SHARED_DOWN)->weight,
+                     NULL, c->hidden, width, 0));
+    MOEDI_TRY(linear(t, a->shared_switch, a->h, moedi_group_of(t, layer, MOEDI_GROUP_SHARED_SWITCH)->weight,
+                     NULL, 1, c->hidden, 0));
+    MOEDI_OP(t, sigmoid_gate, moed_op_sigmoid_gate, .out = x, .x = a->shared_y, .gate = a->shared_switch,
+             .rows = t->tokens_now, .width = c->hidden);
     return MOED_OK;
 }
 
@@ -152,27 +180,34 @@ static moed_status forward_layer(moedi_transformer *t, int64_t layer)
     MOEDI_TRY(forward_attention(t, layer));
     MOEDI_TRY(norm(t, a->h, a->ffn_rstd, a->mid, moedi_group_of(t, layer, MOEDI_GROUP_FFN_NORM)));
     MOEDI_TRY(forward_router(t, layer));
-    if (next != a->mid) MOEDI_TRY(t->engine.table->copy(t->engine.self, next, a->mid, (size_t)(t->tokens_now * c->hidden) * t->item));
+    if (next != a->mid) {
+        MOEDI_TRY(t->engine.table->copy(t->engine.self, next, a->mid,
+                                        (size_t)(t->tokens_now * c->hidden) * t->item));
+    }
     MOEDI_TRY(forward_experts(t, layer, next));
     return c->shared_width ? forward_shared(t, layer, next) : MOED_OK;
 }
 
-/* The mean loss and, when backward will follow, the gradient of the final norm's output in d_h and of the head. */
+/* The mean loss and, when backward will follow, the gradient of the final norm's output in d_h and of the
+ * head. */
 static moed_status forward_loss(moedi_transformer *t, const moed_batch *b)
 {
     const moedi_config *c = t->config;
     const double mean = t->objective.label_weight > 0 ? 1.0 / t->objective.label_weight : 0.0;
     const moedi_group *head = moedi_group_head(t);
-    MOEDI_OP(t, cross_entropy, moed_op_cross_entropy, .losses = t->token_losses, .h = t->final_h, .head = head->weight, .labels = t->labels,
-             .weights = b->weights ? t->label_weights : NULL, .d_h = t->ready ? t->d_h : NULL,
-             .d_head = t->ready ? moedi_group_gradient(t, head) : NULL, .rows = t->tokens_now, .width = c->hidden, .vocabulary = c->vocabulary,
+    MOEDI_OP(t, cross_entropy, moed_op_cross_entropy, .losses = t->token_losses, .h = t->final_h,
+             .head = head->weight, .labels = t->labels, .weights = b->weights ? t->label_weights : NULL,
+             .d_h = t->ready ? t->d_h : NULL, .d_head = t->ready ? moedi_group_gradient(t, head) : NULL,
+             .rows = t->tokens_now, .width = c->hidden, .vocabulary = c->vocabulary,
              .scale = t->objective.scale * mean);
-    MOEDI_OP(t, sum, moed_op_sum, .out = t->results, .x = t->token_losses, .count = t->tokens_now, .scale = mean);
+    MOEDI_OP(t, sum, moed_op_sum, .out = t->results, .x = t->token_losses, .count = t->tokens_now,
+             .scale = mean);
     return MOED_OK;
 }
 
 /* The objective in force: the given one, or that of an evaluation. */
-static void set_objective(moedi_transformer *t, const moed_batch *b, const moedi_objective *o, double label_weight)
+static void set_objective(moedi_transformer *t, const moed_batch *b, const moedi_objective *o,
+                          double label_weight)
 {
     t->last_rows = b->rows, t->last_length = b->length, t->tokens_now = b->rows * b->length;
     t->label_weight = label_weight;
@@ -186,8 +221,9 @@ static moed_status forward_all(moedi_transformer *t, const moed_batch *b, const 
     const moedi_config *c = t->config;
     MOEDI_TRY(upload_batch(t, b));
     MOEDI_TRY(t->engine.table->zero(t->engine.self, t->results, 3 * t->item));
-    MOEDI_OP(t, embedding, moed_op_embedding, .out = t->layers[0].x, .table = moedi_group_embedding(t)->weight, .tokens = t->tokens,
-             .count = t->tokens_now, .width = c->hidden, .vocabulary = c->vocabulary);
+    MOEDI_OP(t, embedding, moed_op_embedding, .out = t->layers[0].x,
+             .table = moedi_group_embedding(t)->weight, .tokens = t->tokens, .count = t->tokens_now,
+             .width = c->hidden, .vocabulary = c->vocabulary);
     for (int64_t l = 0; l < c->layers; l++) {
         MOEDI_TRY(moedi_cancel_check(cancel));
         MOEDI_TRY(forward_layer(t, l));
@@ -197,12 +233,14 @@ static moed_status forward_all(moedi_transformer *t, const moed_batch *b, const 
     return b->labels ? forward_loss(t, b) : MOED_OK;
 }
 
-moed_status moedi_transformer_forward(moedi_transformer *t, const moed_batch *b, const moedi_objective *o, const moed_cancel *cancel)
+moed_status moedi_transformer_forward(moedi_transformer *t, const moed_batch *b, const moedi_objective *o,
+                                      const moed_cancel *cancel)
 {
     double label_weight = 0;
     MOEDI_TRY(check_batch(t, b, &label_weight));
     if (t->replay && b->rows * b->length != t->tokens_now) {
-        return moedi_fail(MOED_E_STATE, "replayed routing needs a batch as large as the last one: %lld tokens, not %lld",
+        return moedi_fail(MOED_E_STATE,
+                          "replayed routing needs a batch as large as the last one: %lld tokens, not %lld",
                           (long long)t->tokens_now, (long long)(b->rows * b->length));
     }
     set_objective(t, b, o, label_weight);
@@ -215,7 +253,9 @@ moed_status moedi_transformer_forward(moedi_transformer *t, const moed_batch *b,
 
 moed_status moedi_transformer_check_forwarded(const moedi_transformer *t)
 {
-    return t->tokens_now ? MOED_OK : moedi_fail(MOED_E_STATE, "there was no forward pass yet, or the last one did not end");
+    return t->tokens_now
+               ? MOED_OK
+               : moedi_fail(MOED_E_STATE, "there was no forward pass yet, or the last one did not end");
 }
 
 const int64_t *moedi_transformer_offsets(const moedi_transformer *t, int32_t layer)
@@ -230,14 +270,20 @@ moed_status moedi_transformer_losses(moedi_transformer *t, moedi_losses *out)
     char raw[3 * sizeof(double)];
     MOEDI_TRY(moedi_transformer_check_forwarded(t));
     MOEDI_TRY(t->engine.table->download(t->engine.self, raw, t->results, 3 * t->item));
-    MOEDI_TRY(t->engine.table->download(t->engine.self, t->host_offsets, t->offsets, (size_t)(c->layers * (c->experts + 1)) * sizeof *t->offsets));
+    MOEDI_TRY(t->engine.table->download(t->engine.self, t->host_offsets, t->offsets,
+                                        (size_t)(c->layers * (c->experts + 1)) * sizeof *t->offsets));
     MOEDI_TRY(t->engine.table->synchronize(t->engine.self));
     moedi_to_double(numbers, raw, t->engine.info.dtype, 3);
     for (int32_t l = 0; l < c->layers; l++) {
         const int64_t *offsets = moedi_transformer_offsets(t, l);
-        for (int64_t e = 0; e < c->experts; e++) largest = fmax(largest, (double)(offsets[e + 1] - offsets[e]));
+        for (int64_t e = 0; e < c->experts; e++) {
+            largest = fmax(largest, (double)(offsets[e + 1] - offsets[e]));
+        }
     }
-    *out = (moedi_losses){.loss = numbers[0], .label_weight = t->label_weight, .load_balance = numbers[1], .z_loss = numbers[2]};
+    *out = (moedi_losses){.loss = numbers[0],
+                          .label_weight = t->label_weight,
+                          .load_balance = numbers[1],
+                          .z_loss = numbers[2]};
     out->max_load = largest * (double)c->experts / (double)(t->tokens_now * c->top_k);
     return MOED_OK;
 }
@@ -249,10 +295,11 @@ moed_status moedi_transformer_logits(moedi_transformer *t, void *out)
     t->ready = 0; /* the piece of logits lies where gradients would */
     for (int64_t first = 0; first < t->tokens_now; first += t->logit_rows) {
         const int64_t rows = t->tokens_now - first < t->logit_rows ? t->tokens_now - first : t->logit_rows;
-        MOEDI_OP(t, gemm, moed_op_gemm, .c = t->logits, .a = moedi_at(t, t->final_h, first * c->hidden), .b = moedi_group_head(t)->weight,
-                 .m = rows, .n = c->vocabulary, .k = c->hidden, .lda = c->hidden, .ldb = c->hidden, .ldc = c->vocabulary, .transpose_b = 1);
-        MOEDI_TRY(t->engine.table->download(t->engine.self, moedi_at(t, out, first * c->vocabulary), t->logits,
-                                            (size_t)(rows * c->vocabulary) * t->item));
+        MOEDI_OP(t, gemm, moed_op_gemm, .c = t->logits, .a = moedi_at(t, t->final_h, first * c->hidden),
+                 .b = moedi_group_head(t)->weight, .m = rows, .n = c->vocabulary, .k = c->hidden,
+                 .lda = c->hidden, .ldb = c->hidden, .ldc = c->vocabulary, .transpose_b = 1);
+        MOEDI_TRY(t->engine.table->download(t->engine.self, moedi_at(t, out, first * c->vocabulary),
+                                            t->logits, (size_t)(rows * c->vocabulary) * t->item));
     }
     return t->engine.table->synchronize(t->engine.self);
 }

@@ -8,7 +8,8 @@ enum { TOKENS_AT_ONCE = 4096 };
 /* Called after the forward pass of each stretch of rows; first: the stretch's first token. */
 typedef moed_status (*visit_fn)(moedi_transformer *t, int64_t first, int64_t tokens, void *user);
 
-static moed_status visit_rows(const moed_model *m, const moed_batch *b, visit_fn visit, void *user, const moed_cancel *cancel)
+static moed_status visit_rows(const moed_model *m, const moed_batch *b, visit_fn visit, void *user,
+                              const moed_cancel *cancel)
 {
     moedi_transformer *t = NULL;
     moed_status status;
@@ -17,7 +18,9 @@ static moed_status visit_rows(const moed_model *m, const moed_batch *b, visit_fn
     MOEDI_TRY(moedi_transformer_create(&t, m, rows, b->length, 0, NULL));
     for (int64_t row = 0; row < b->rows; row += rows) {
         const int64_t first = row * b->length;
-        moed_batch part = {.tokens = b->tokens + first, .rows = b->rows - row < rows ? b->rows - row : rows, .length = b->length};
+        moed_batch part = {.tokens = b->tokens + first,
+                           .rows = b->rows - row < rows ? b->rows - row : rows,
+                           .length = b->length};
         if (b->documents) part.documents = b->documents + first;
         MOEDI_GO(moedi_transformer_forward(t, &part, NULL, cancel));
         MOEDI_GO(visit(t, first, part.rows * part.length, user));
@@ -31,10 +34,15 @@ out:
 static moed_status check_model_and_batch(const moed_model *m, const moed_batch *b)
 {
     MOEDI_TRY(moedi_context_check(m->context));
-    if (!m->layout->family) return moedi_fail(MOED_E_UNSUPPORTED, "a layout made by hand has no forward pass: only a family's layout has");
+    if (!m->layout->family) {
+        return moedi_fail(MOED_E_UNSUPPORTED,
+                          "a layout made by hand has no forward pass: only a family's layout has");
+    }
     if (!b->tokens) return moedi_fail(MOED_E_ARGUMENT, "the batch has no tokens");
     if (b->rows < 1 || b->length < 1 || b->rows > INT32_MAX || b->length > INT32_MAX) {
-        return moedi_fail(MOED_E_RANGE, "a batch of %lld rows of %lld tokens: both must be from 1 to 2^31 - 1", (long long)b->rows, (long long)b->length);
+        return moedi_fail(MOED_E_RANGE,
+                          "a batch of %lld rows of %lld tokens: both must be from 1 to 2^31 - 1",
+                          (long long)b->rows, (long long)b->length);
     }
     return MOED_OK;
 }
@@ -48,25 +56,34 @@ static moed_status visit_logits(moedi_transformer *t, int64_t first, int64_t tok
 {
     const logits_job *job = user;
     (void)tokens;
-    return moedi_transformer_logits(t, job->out + (size_t)(first * job->vocabulary) * moedi_transformer_engine(t)->item);
+    return moedi_transformer_logits(t, job->out + (size_t)(first * job->vocabulary) *
+                                                      moedi_transformer_engine(t)->item);
 }
 
-moed_status moed_model_logits(const moed_model *m, const moed_batch *b, moed_tensor *out, const moed_cancel *cancel)
+moed_status moed_model_logits(const moed_model *m, const moed_batch *b, moed_tensor *out,
+                              const moed_cancel *cancel)
 {
     moedi_clear_error();
     MOEDI_REQUIRE(m && b && out && out->data, "model, batch and out must be given");
     MOEDI_TRY(check_model_and_batch(m, b));
     const int64_t shape[3] = {b->rows, b->length, m->layout->config.vocabulary};
     const int64_t strides[3] = {shape[1] * shape[2], shape[2], 1};
-    if (out->rank != 3) return moedi_fail(MOED_E_ARGUMENT, "logits go to an array of rank 3 (rows, length, vocabulary), not %d", (int)out->rank);
+    if (out->rank != 3) {
+        return moedi_fail(MOED_E_ARGUMENT,
+                          "logits go to an array of rank 3 (rows, length, vocabulary), not %d",
+                          (int)out->rank);
+    }
     for (int i = 2; i >= 0; i--) {
         if (out->shape[i] == shape[i] && (out->strides[i] == strides[i] || shape[i] == 1)) continue;
-        return moedi_fail(MOED_E_MISMATCH, "axis %d of the array for logits has size %lld and stride %lld, not %lld and %lld", i,
-                          (long long)out->shape[i], (long long)out->strides[i], (long long)shape[i], (long long)strides[i]);
+        return moedi_fail(MOED_E_MISMATCH,
+                          "axis %d of the array for logits has size %lld and stride %lld, not %lld and %lld",
+                          i, (long long)out->shape[i], (long long)out->strides[i], (long long)shape[i],
+                          (long long)strides[i]);
     }
     if (out->dtype != m->context->backend_info.dtype || out->device) {
-        return moedi_fail(MOED_E_MISMATCH, "logits are %s in host memory, not %s on device %d", moed_dtype_name(m->context->backend_info.dtype),
-                          moed_dtype_name(out->dtype), (int)out->device);
+        return moedi_fail(MOED_E_MISMATCH, "logits are %s in host memory, not %s on device %d",
+                          moed_dtype_name(m->context->backend_info.dtype), moed_dtype_name(out->dtype),
+                          (int)out->device);
     }
     logits_job job = {.out = out->data, .vocabulary = shape[2]};
     return visit_rows(m, b, visit_logits, &job, cancel);
@@ -87,20 +104,27 @@ static moed_status visit_routing(moedi_transformer *t, int64_t first, int64_t to
     for (int32_t l = 0; l < job->config->layers; l++) {
         const int64_t at = (l * job->tokens + first) * top_k;
         MOEDI_TRY(moedi_transformer_routing(t, l, job->experts + at, job->raw));
-        if (job->weights) moedi_convert(job->weights + at, MOED_DTYPE_F32, job->raw, moedi_transformer_engine(t)->info.dtype, tokens * top_k);
+        if (job->weights) {
+            moedi_convert(job->weights + at, MOED_DTYPE_F32, job->raw,
+                          moedi_transformer_engine(t)->info.dtype, tokens * top_k);
+        }
     }
     return MOED_OK;
 }
 
-moed_status moed_model_routing(const moed_model *m, const moed_batch *b, int32_t *experts, float *weights, const moed_cancel *cancel)
+moed_status moed_model_routing(const moed_model *m, const moed_batch *b, int32_t *experts, float *weights,
+                               const moed_cancel *cancel)
 {
     moedi_clear_error();
     MOEDI_REQUIRE(m && b && experts, "model, batch and experts must be given");
     MOEDI_TRY(check_model_and_batch(m, b));
-    routing_job job = {.experts = experts, .weights = weights, .config = &m->layout->config, .tokens = b->rows * b->length};
+    routing_job job = {
+        .experts = experts, .weights = weights, .config = &m->layout->config, .tokens = b->rows * b->length};
     /* one stretch is a row at least, TOKENS_AT_ONCE otherwise */
     const int64_t stretch = b->length > TOKENS_AT_ONCE ? b->length : TOKENS_AT_ONCE;
-    if (weights) MOEDI_TRY(moedi_alloc_array(m->context, stretch * job.config->top_k, sizeof(double), &job.raw));
+    if (weights) {
+        MOEDI_TRY(moedi_alloc_array(m->context, stretch * job.config->top_k, sizeof(double), &job.raw));
+    }
     const moed_status status = visit_rows(m, b, visit_routing, &job, cancel);
     moedi_free(m->context, job.raw);
     return status;

@@ -1,10 +1,11 @@
-/* model/state.h - what transformer.c lays out and forward.c and backward.c work on. Private to these three. */
+/* model/state.h - what transformer.c lays out and forward.c and backward.c work on. Private to them. */
 #ifndef MOEDI_STATE_H
 #define MOEDI_STATE_H
 
 #include "transformer.h"
 
-/* Parameters that one operation takes as one matrix, or one stack of matrices. They lie one after another in memory. */
+/* Parameters that one operation takes as one matrix, or one stack of matrices. They lie one after another in
+ * memory. */
 typedef struct moedi_group {
     size_t first, count;            /* in moedi_transformer.order; count 0: the model has no such group */
     int64_t size;                   /* elements */
@@ -28,10 +29,10 @@ enum { /* groups of a layer */
     MOEDI_GROUPS_PER_LAYER
 };
 
-/* What a layer's forward leaves behind. In TRAIN mode every layer has its own; otherwise all share one, but for the routing.
- * N tokens, P = N * top_k places. */
+/* What a layer's forward leaves behind. In TRAIN mode every layer has its own; otherwise all share one, but
+ * for the routing. N tokens, P = N * top_k places. */
 typedef struct moedi_activations {
-    void *x, *mid;                  /* (N, D) residual stream: entering, and between attention and experts (the same outside TRAIN) */
+    void *x, *mid;                  /* (N, D) residual stream: entering; before the experts (outside TRAIN: x) */
     void *attention_rstd, *ffn_rstd; /* (N) */
     void *normed;                   /* (N, D) what q, k, v are made of */
     void *qkv;                      /* (N, (heads + 2 kv_heads) * head_dim), rotated */
@@ -64,7 +65,7 @@ struct moedi_transformer {
     int64_t gradient_count;
     void *own_weights, *own_gradients, *arena; /* device memory */
     void *gradients;                /* the block in use */
-    int64_t lowest;                 /* layer below which nothing is trained: -1 the embedding, layers: only what is above them */
+    int64_t lowest;                 /* trained layer, -1: the embedding is, config.layers: no layer is */
 
     /* activations outside layers */
     int32_t *tokens, *labels, *positions, *start; /* (N) */
@@ -132,7 +133,8 @@ static inline void *moedi_group_gradient(const moedi_transformer *t, const moedi
 #define MOEDI_OP(t, operation, type, ...) \
     MOEDI_TRY((t)->engine.table->operation((t)->engine.self, &(type){__VA_ARGS__}))
 
-/* What moedi_transformer_losses and _logits need of the transformer at rest: MOED_E_STATE before the first forward. */
+/* What moedi_transformer_losses and _logits need of the transformer at rest: MOED_E_STATE before the first
+ * forward. */
 moed_status moedi_transformer_check_forwarded(const moedi_transformer *t);
 
 #endif

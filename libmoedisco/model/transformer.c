@@ -1,4 +1,5 @@
-/* model/transformer.c - the transformer's memory: weights, gradients, activations. The arithmetic is in forward.c and backward.c. */
+/* model/transformer.c - the transformer's memory: weights, gradients, activations. The arithmetic is in
+ * forward.c and backward.c. */
 #include <limits.h>
 #include <math.h>
 #include <string.h>
@@ -35,7 +36,9 @@ static moed_status walk_group(walk *w, moedi_group *g, int from, int to, int32_t
             char name[512] = "";
             moedi_family_tensor(l->family, (moedi_slot)s, layer, (int32_t)e, name, sizeof name);
             const int64_t p = moedi_layout_find(l, name);
-            if (p < 0) return moedi_fail_parameter(MOED_E_MISMATCH, name, "the layout lacks parameter %s", name);
+            if (p < 0) {
+                return moedi_fail_parameter(MOED_E_MISMATCH, name, "the layout lacks parameter %s", name);
+            }
             if (w->order) w->order[w->used] = (size_t)p;
             w->used++, g->count++;
             g->size += moedi_shape_elements(l->params[p].shape, l->params[p].rank);
@@ -145,7 +148,8 @@ static void plan_layer(arena *a, const moedi_transformer *t, int64_t tokens, moe
     out->shared_switch = take(a, tokens, 1, t->item);
 }
 
-/* Gradients of a layer's activations. Attention's, the experts' and a piece of logits take turns in the same memory. */
+/* Gradients of a layer's activations. Attention's, the experts' and a piece of logits take turns in the same
+ * memory. */
 static void plan_backward(arena *a, moedi_transformer *t, int64_t tokens)
 {
     const moedi_config *c = t->config;
@@ -173,7 +177,8 @@ static void plan_backward(arena *a, moedi_transformer *t, int64_t tokens)
     a->used = a->peak;
 }
 
-/* Everything an engine needs beside weights and gradients: t's pointers into a->base, or only its size in a->peak. */
+/* Everything an engine needs beside weights and gradients: t's pointers into a->base, or only its size in
+ * a->peak. */
 static void plan(arena *a, moedi_transformer *t)
 {
     const moedi_config *c = t->config;
@@ -213,22 +218,30 @@ static void plan(arena *a, moedi_transformer *t)
 /* A family's layout and sizes that the arithmetic can index. */
 static moed_status check_sizes(const moed_layout *l, int64_t rows, int64_t length)
 {
-    if (!l->family) return moedi_fail(MOED_E_UNSUPPORTED, "a layout made by hand has no forward pass: only a family's layout has");
+    if (!l->family) {
+        return moedi_fail(MOED_E_UNSUPPORTED,
+                          "a layout made by hand has no forward pass: only a family's layout has");
+    }
     const moedi_config *c = &l->config;
     if (rows < 1) return moedi_fail(MOED_E_RANGE, "rows is %lld: it must be at least 1", (long long)rows);
-    if (length < 1) return moedi_fail(MOED_E_RANGE, "length is %lld: it must be at least 1", (long long)length);
+    if (length < 1) {
+        return moedi_fail(MOED_E_RANGE, "length is %lld: it must be at least 1", (long long)length);
+    }
     if (length > c->context_length) {
-        return moedi_fail(MOED_E_RANGE, "rows of %lld tokens are longer than the model's max_position_embeddings, %lld", (long long)length,
-                          (long long)c->context_length);
+        return moedi_fail(MOED_E_RANGE,
+                          "rows of %lld tokens are longer than the model's max_position_embeddings, %lld",
+                          (long long)length, (long long)c->context_length);
     }
     if (rows > INT32_MAX / length || rows * length > INT32_MAX / c->top_k) {
-        return moedi_fail(MOED_E_RANGE, "%lld rows of %lld tokens are more than one pass can take", (long long)rows, (long long)length);
+        return moedi_fail(MOED_E_RANGE, "%lld rows of %lld tokens are more than one pass can take",
+                          (long long)rows, (long long)length);
     }
     return MOED_OK;
 }
 
-moed_status moedi_transformer_bytes(const moed_layout *l, size_t item, int64_t rows, int64_t length, uint32_t flags, const uint8_t *trained,
-                                    int64_t *weights, int64_t *gradients, int64_t *activations)
+moed_status moedi_transformer_bytes(const moed_layout *l, size_t item, int64_t rows, int64_t length,
+                                    uint32_t flags, const uint8_t *trained, int64_t *weights,
+                                    int64_t *gradients, int64_t *activations)
 {
     MOEDI_TRY(check_sizes(l, rows, length));
     walk w = {.layout = l, .trained = trained, .item = item};
@@ -237,7 +250,10 @@ moed_status moedi_transformer_bytes(const moed_layout *l, size_t item, int64_t r
     t.train = (flags & MOEDI_TRANSFORMER_TRAIN) != 0;
     arena a = {0};
     plan(&a, &t);
-    if (a.overflow) return moedi_fail(MOED_E_RANGE, "%lld rows of %lld tokens do not fit in any memory", (long long)rows, (long long)length);
+    if (a.overflow) {
+        return moedi_fail(MOED_E_RANGE, "%lld rows of %lld tokens do not fit in any memory", (long long)rows,
+                          (long long)length);
+    }
     if (weights) *weights = w.total * (int64_t)item;
     if (gradients) *gradients = t.train ? w.gradient * (int64_t)item : 0;
     if (activations) *activations = a.peak;
@@ -295,7 +311,8 @@ static moed_status move_tensor(moedi_transformer *t, size_t param, int up)
     const size_t bytes = (size_t)count * t->item;
     const moed_backend *b = t->engine.table;
     if (x->dtype == t->engine.info.dtype) {
-        return up ? b->upload(t->engine.self, t->weight[param], x->data, bytes) : b->download(t->engine.self, x->data, t->weight[param], bytes);
+        return up ? b->upload(t->engine.self, t->weight[param], x->data, bytes)
+                  : b->download(t->engine.self, x->data, t->weight[param], bytes);
     }
     void *copy = NULL;
     moed_status status;
@@ -318,7 +335,9 @@ static moed_status move_weights(moedi_transformer *t, int up)
 {
     for (size_t i = 0; i < t->group_count; i++) {
         const moedi_group *g = &t->groups[i];
-        for (size_t j = g->first; g->owned && j < g->first + g->count; j++) MOEDI_TRY(move_tensor(t, t->order[j], up));
+        for (size_t j = g->first; g->owned && j < g->first + g->count; j++) {
+            MOEDI_TRY(move_tensor(t, t->order[j], up));
+        }
     }
     return t->engine.table->synchronize(t->engine.self);
 }
@@ -354,7 +373,8 @@ static moed_status upload_rope(moedi_transformer *t)
     }
     moedi_from_double(narrow, t->engine.info.dtype, wide, 2 * count);
     MOEDI_GO(t->engine.table->upload(t->engine.self, t->cosine, narrow, (size_t)count * t->item));
-    MOEDI_GO(t->engine.table->upload(t->engine.self, t->sine, moedi_at(t, narrow, count), (size_t)count * t->item));
+    MOEDI_GO(t->engine.table->upload(t->engine.self, t->sine, moedi_at(t, narrow, count),
+                                     (size_t)count * t->item));
     MOEDI_GO(t->engine.table->synchronize(t->engine.self));
 out:
     moedi_free(t->engine.context, wide);
@@ -395,14 +415,18 @@ static moed_status allocate_device(moedi_transformer *t)
     }
     arena a = {0};
     plan(&a, t);
-    if (a.overflow) return moedi_fail(MOED_E_RANGE, "%lld rows of %lld tokens do not fit in any memory", (long long)t->rows, (long long)t->length);
+    if (a.overflow) {
+        return moedi_fail(MOED_E_RANGE, "%lld rows of %lld tokens do not fit in any memory",
+                          (long long)t->rows, (long long)t->length);
+    }
     MOEDI_TRY(b->alloc(t->engine.self, (size_t)a.peak, &t->arena));
     a = (arena){.base = t->arena};
     plan(&a, t);
     return MOED_OK;
 }
 
-moed_status moedi_transformer_create(moedi_transformer **out, const moed_model *m, int64_t rows, int64_t length, uint32_t flags, const uint8_t *trained)
+moed_status moedi_transformer_create(moedi_transformer **out, const moed_model *m, int64_t rows,
+                                     int64_t length, uint32_t flags, const uint8_t *trained)
 {
     moedi_transformer *t = NULL;
     moed_status status;

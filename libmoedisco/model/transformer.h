@@ -1,4 +1,5 @@
-/* model/transformer.h - the one transformer: weights on an engine, forward and backward over the operation table. */
+/* model/transformer.h - the one transformer: weights on an engine, forward and backward over the operation
+ * table. */
 #ifndef MOEDI_TRANSFORMER_H
 #define MOEDI_TRANSFORMER_H
 
@@ -25,29 +26,36 @@ typedef struct moedi_losses {
     double max_load;             /* largest share of an expert in any layer, times experts */
 } moedi_losses;
 
-/* Weights of m on an engine of its context (host memory is used in place where the engine can, so that updates change m), room for
- * `rows` x `length` tokens, and with TRAIN gradients of the parameters with trained[param] != 0 (NULL = all). Memory for gradients is
- * had by whole groups (q, k and v of a layer; its experts' gates and ups; its experts' downs): a frozen member costs it, and has none. */
-moed_status moedi_transformer_create(moedi_transformer **out, const moed_model *m, int64_t rows, int64_t length, uint32_t flags, const uint8_t *trained);
+/* Weights of m on an engine of its context (host memory is used in place where the engine can, so that
+ * updates change m), room for `rows` x `length` tokens, and with TRAIN gradients of the parameters with
+ * trained[param] != 0 (NULL = all). Memory for gradients is had by whole groups (q, k and v of a layer; its
+ * experts' gates and ups; its experts' downs): a frozen member costs it, and has none. */
+moed_status moedi_transformer_create(moedi_transformer **out, const moed_model *m, int64_t rows,
+                                     int64_t length, uint32_t flags, const uint8_t *trained);
 void moedi_transformer_destroy(moedi_transformer *t);
 /* Bytes that create will take on the device. */
-moed_status moedi_transformer_bytes(const moed_layout *l, size_t item, int64_t rows, int64_t length, uint32_t flags, const uint8_t *trained,
-                                    int64_t *weights, int64_t *gradients, int64_t *activations);
+moed_status moedi_transformer_bytes(const moed_layout *l, size_t item, int64_t rows, int64_t length,
+                                    uint32_t flags, const uint8_t *trained, int64_t *weights,
+                                    int64_t *gradients, int64_t *activations);
 moedi_engine *moedi_transformer_engine(moedi_transformer *t);
 const moedi_config *moedi_transformer_config(const moedi_transformer *t);
 
-/* Forward; with labels also the loss. With an objective too, in TRAIN mode, the head's gradients are added and backward may follow;
- * without one (NULL) gradients are left alone: evaluation. Rows up to those of create, length likewise. */
-moed_status moedi_transformer_forward(moedi_transformer *t, const moed_batch *b, const moedi_objective *o, const moed_cancel *cancel);
+/* Forward; with labels also the loss. With an objective too, in TRAIN mode, the head's gradients are added
+ * and backward may follow; without one (NULL) gradients are left alone: evaluation. Rows up to those of
+ * create, length likewise. */
+moed_status moedi_transformer_forward(moedi_transformer *t, const moed_batch *b, const moedi_objective *o,
+                                      const moed_cancel *cancel);
 /* After a forward with labels and objective in TRAIN mode, once: adds to the gradients. */
 moed_status moedi_transformer_backward(moedi_transformer *t, const moed_cancel *cancel);
 /* Waits, and brings back the losses of the last forward. */
 moed_status moedi_transformer_losses(moedi_transformer *t, moedi_losses *out);
-/* Choices per expert in a layer of the last forward as running sums: (experts + 1) from 0. Valid after moedi_transformer_losses. */
+/* Choices per expert in a layer of the last forward as running sums: (experts + 1) from 0. Valid after
+ * moedi_transformer_losses. */
 const int64_t *moedi_transformer_offsets(const moedi_transformer *t, int32_t layer);
 /* Logits of the last forward (rows * length, vocabulary) to host memory of the engine's dtype. */
 moed_status moedi_transformer_logits(moedi_transformer *t, void *out);
-/* Routing of the last forward in a layer, to host memory: ids (tokens, top_k), weights (same, engine's dtype, nullable). */
+/* Routing of the last forward in a layer, to host memory: ids (tokens, top_k), weights (same, engine's dtype,
+ * nullable). */
 moed_status moedi_transformer_routing(moedi_transformer *t, int32_t layer, int32_t *ids, void *weights);
 /* 1: the next forwards keep the expert choices of the last one (gradient checks, recomputation). */
 void moedi_transformer_replay(moedi_transformer *t, int replay);
@@ -63,7 +71,8 @@ void moedi_transformer_set_gradients(moedi_transformer *t, void *block);
 moed_status moedi_transformer_store(moedi_transformer *t);
 moed_status moedi_transformer_load(moedi_transformer *t);  /* the other way, after the model changed */
 
-/* Floating-point operations per token of a forward pass over rows of `length`: 2 per active matmul weight + causal attention. */
+/* Floating-point operations per token of a forward pass over rows of `length`: 2 per active matmul weight +
+ * causal attention. */
 double moedi_transformer_flops(const moed_layout *l, int64_t length);
 
 #endif

@@ -16,8 +16,16 @@ static moed_status plan_parameter(moedi_plan *out, const moedi_surgery *s, size_
     MOEDI_TRY(MOEDI_NEW(c, list.capacity, &list.pieces));
     list.count = 0;
     MOEDI_GO(s->pieces(s->user, param, &list));
-    moedi_plan_request request = {.context = c, .pieces = list.pieces, .count = list.count, .name = p->name, .dtype = dtype, .rank = p->rank,
-                                  .shape = p->shape, .resolve = s->resolve, .user = s->user, .measure = s->measure && p->role == MOED_ROLE_SHARED};
+    moedi_plan_request request = {.context = c,
+                                  .pieces = list.pieces,
+                                  .count = list.count,
+                                  .name = p->name,
+                                  .dtype = dtype,
+                                  .rank = p->rank,
+                                  .shape = p->shape,
+                                  .resolve = s->resolve,
+                                  .user = s->user,
+                                  .measure = s->measure && p->role == MOED_ROLE_SHARED};
     status = moedi_plan_create(out, &request);
 out:
     moedi_free(c, list.pieces);
@@ -43,7 +51,8 @@ static moed_status assemble_memory(moed_model **out, moedi_surgery *s, const moe
             int64_t count = plan.elements - at < SLICE ? plan.elements - at : SLICE;
             status = moedi_cancel_check(cancel);
             if (status == MOED_OK)
-                status = moedi_plan_fill(&plan, at, count, (char *)t->data + (size_t)at * moedi_dtype_size(t->dtype));
+                status = moedi_plan_fill(&plan, at, count,
+                                         (char *)t->data + (size_t)at * moedi_dtype_size(t->dtype));
         }
         close_plan(s, &plan);
         if (status != MOED_OK) goto out;
@@ -83,7 +92,8 @@ static moed_status stream_produce(void *user, size_t param, int64_t first, int64
 static moed_status assemble_directory(moedi_surgery *s, const char *dir, const moed_cancel *cancel)
 {
     stream state = {.surgery = s};
-    moed_status status = moedi_model_save_at(s->layout->context, s->layout, dir, MOED_DTYPE_NONE, stream_produce, &state, cancel);
+    moed_status status = moedi_model_save_at(s->layout->context, s->layout, dir, MOED_DTYPE_NONE,
+                                             stream_produce, &state, cancel);
     stream_close(&state);
     return status;
 }

@@ -15,8 +15,8 @@ typedef struct moedi_surgery {
     double moved, original;        /* out */
 } moedi_surgery;
 
-/* In memory when dir is NULL; otherwise written there tensor by tensor, all or nothing, with a few MB of memory whatever the model's
- * size, and opened as a stream (out nullable). */
+/* In memory when dir is NULL; otherwise written there tensor by tensor, all or nothing, with a few MB of memory
+ * whatever the model's size, and opened as a stream (out nullable). */
 moed_status moedi_assemble(moed_model **out, moedi_surgery *s, const char *dir, const moed_cancel *cancel);
 
 #endif

@@ -50,7 +50,8 @@ static moed_status find_owners(moed_integration *i)
     return MOED_OK;
 }
 
-moed_status moed_integration_create(moed_integration **out, moed_split *s, const moed_model *base, const moed_integration_options *options)
+moed_status moed_integration_create(moed_integration **out, moed_split *s, const moed_model *base,
+                                    const moed_integration_options *options)
 {
     moedi_clear_error();
     MOEDI_REQUIRE(out && s && base, "out, the split or the base is NULL");
@@ -60,7 +61,8 @@ moed_status moed_integration_create(moed_integration **out, moed_split *s, const
     MOEDI_TRY(moedi_context_check(s->context));
     MOEDI_TRY(moedi_options_read(MOED_STRUCT_INTEGRATION_OPTIONS, options, &o));
     if (o.flags & ~(uint32_t)MOED_INTEGRATION_CLONES)
-        return moedi_fail(MOED_E_ARGUMENT, "integration options: flags 0x%x hold a bit that is not known", (unsigned)o.flags);
+        return moedi_fail(MOED_E_ARGUMENT, "integration options: flags 0x%x hold a bit that is not known",
+                          (unsigned)o.flags);
     MOEDI_TRY(moedi_split_use(s));
     MOEDI_TRY(moedi_layout_equal(s->layout, base->layout, 1));
     MOEDI_TRY(MOEDI_NEW(s->context, 1, &i));
@@ -119,7 +121,8 @@ moed_status moed_integration_add(moed_integration *i, int32_t part, const moed_m
     MOEDI_TRY(moedi_split_part(i->split, part, &made));
     if (i->members[part].model) return moedi_fail(MOED_E_EXISTS, "part %d was added already", part);
     if (!isfinite(weight) || weight < 0.0)
-        return moedi_fail_parameter(MOED_E_ARGUMENT, "weight", "part %d: weight %g is not a finite number of at least 0", part, weight);
+        return moedi_fail_parameter(MOED_E_ARGUMENT, "weight",
+                                    "part %d: weight %g is not a finite number of at least 0", part, weight);
     MOEDI_TRY(check_provenance(i, part, submodel));
     MOEDI_TRY(moedi_layout_equal(submodel->layout, made->layout, 1));
     i->members[part].model = moedi_model_retain(submodel);
@@ -150,8 +153,9 @@ static moed_status check_weights(const moed_integration *i, int32_t *present, do
     int32_t missing = -1;
     count_members(i, present, &missing, sum);
     if (i->options.merge == MOED_MERGE_WEIGHTED && *present && !(*sum > 0.0 && isfinite(*sum)))
-        return moedi_fail_parameter(MOED_E_STATE, "weight", "the weights of the %d submodels add up to %g: there is nothing to divide by",
-                                    *present, *sum);
+        return moedi_fail_parameter(
+            MOED_E_STATE, "weight",
+            "the weights of the %d submodels add up to %g: there is nothing to divide by", *present, *sum);
     return MOED_OK;
 }
 
@@ -171,6 +175,7 @@ moed_status moed_integration_get_info(const moed_integration *i, moed_integratio
 {
     moedi_clear_error();
     MOEDI_REQUIRE(i && out, "the integration or out is NULL");
+    MOEDI_TRY(moedi_context_check(i->context));
     moed_integration_info info = {.struct_size = sizeof info};
     double sum = 0.0;
     info.parts = i->split->parts;
@@ -215,16 +220,20 @@ static moed_status check_gate(const moed_integration *i, int32_t layer, const mo
     const float *x = rows->data;
     if (!router) return moedi_fail(MOED_E_ARGUMENT, "layer %d has no router", layer);
     if (router->rank != 2 || router->shape[1] != rows->shape[1])
-        return moedi_fail_parameter(MOED_E_MISMATCH, router->name, "the gate's rows have %lld columns, and tensor \"%s\" has rank %d and rows of %lld",
-                                    (long long)rows->shape[1], router->name, router->rank,
-                                    (long long)(router->rank > 1 ? router->shape[1] : 1));
+        return moedi_fail_parameter(
+            MOED_E_MISMATCH, router->name,
+            "the gate's rows have %lld columns, and tensor \"%s\" has rank %d and rows of %lld",
+            (long long)rows->shape[1], router->name, router->rank,
+            (long long)(router->rank > 1 ? router->shape[1] : 1));
     for (int64_t n = 0; n < rows->shape[0] * rows->shape[1]; n++)
         if (!isfinite(x[n]))
-            return moedi_fail(MOED_E_NUMERIC, "the gate's row %lld holds %g in column %lld", (long long)(n / rows->shape[1]), (double)x[n],
-                              (long long)(n % rows->shape[1]));
+            return moedi_fail(MOED_E_NUMERIC, "the gate's row %lld holds %g in column %lld",
+                              (long long)(n / rows->shape[1]), (double)x[n], (long long)(n % rows->shape[1]));
     for (int64_t r = 0; r < rows->shape[0]; r++)
         if (centred_rms(rows, r) == 0.0)
-            return moedi_fail(MOED_E_ARGUMENT, "the gate's row %lld is the mean of all rows: nothing of it is left to scale", (long long)r);
+            return moedi_fail(MOED_E_ARGUMENT,
+                              "the gate's row %lld is the mean of all rows: nothing of it is left to scale",
+                              (long long)r);
     return MOED_OK;
 }
 
@@ -235,11 +244,16 @@ moed_status moed_integration_set_gate(moed_integration *i, int32_t layer, const 
     MOEDI_TRY(moedi_context_check(i->context));
     const moed_layout *l = i->split->layout;
     if (i->options.gate != MOED_GATE_CENTROIDS)
-        return moedi_fail(MOED_E_STATE, "the integration was made without gate = MOED_GATE_CENTROIDS, so it takes no rows");
-    if (layer < -1 || layer >= l->layers) return moedi_fail(MOED_E_RANGE, "layer %d of %d asked for", layer, l->layers);
-    if (rows->device != 0 || rows->dtype != MOED_DTYPE_F32 || rows->rank != 2 || rows->shape[0] != i->split->parts || rows->shape[1] < 1 ||
-        rows->strides[1] != 1 || rows->strides[0] != rows->shape[1])
-        return moedi_fail(MOED_E_ARGUMENT, "the gate's rows must be a contiguous F32 array of shape (%d, width) in host memory", i->split->parts);
+        return moedi_fail(MOED_E_STATE,
+                          "the integration was made without gate = MOED_GATE_CENTROIDS, so it takes no rows");
+    if (layer < -1 || layer >= l->layers)
+        return moedi_fail(MOED_E_RANGE, "layer %d of %d asked for", layer, l->layers);
+    if (rows->device != 0 || rows->dtype != MOED_DTYPE_F32 || rows->rank != 2 ||
+        rows->shape[0] != i->split->parts || rows->shape[1] < 1 || rows->strides[1] != 1 ||
+        rows->strides[0] != rows->shape[1])
+        return moedi_fail(MOED_E_ARGUMENT,
+                          "the gate's rows must be a contiguous F32 array of shape (%d, width) in host memory",
+                          i->split->parts);
     for (int32_t n = 0; n < l->layers; n++)
         if (l->experts[n] && (layer == -1 || layer == n)) MOEDI_TRY(check_gate(i, n, rows));
     if (layer >= 0 && !l->experts[layer]) return moedi_fail(MOED_E_ARGUMENT, "layer %d has no experts", layer);
@@ -265,14 +279,18 @@ moed_status moed_integration_set_scale(moed_integration *i, const double *weight
     int outputs = 0;
     double *scales = NULL;
     if (top_k < 1 || top_k > i->most) return moedi_fail(MOED_E_RANGE, "top_k %d of %d experts", top_k, i->most);
-    for (size_t p = 0; p < l->count; p++) outputs |= l->params[p].role == MOED_ROLE_EXPERT && l->params[p].flags & MOED_PARAM_EXPERT_OUTPUT;
-    if (!outputs) return moedi_fail(MOED_E_ARGUMENT, "no expert parameter of the layout has the flag MOED_PARAM_EXPERT_OUTPUT: there is nothing to scale");
+    for (size_t p = 0; p < l->count; p++)
+        outputs |= l->params[p].role == MOED_ROLE_EXPERT && l->params[p].flags & MOED_PARAM_EXPERT_OUTPUT;
+    if (!outputs)
+        return moedi_fail(MOED_E_ARGUMENT, "no expert parameter of the layout has the flag "
+                                           "MOED_PARAM_EXPERT_OUTPUT: there is nothing to scale");
     for (int32_t layer = 0; layer < l->layers; layer++)
         for (int32_t e = 0; e < l->experts[layer]; e++) {
             double w = weight[(int64_t)layer * i->most + e];
             if (!isfinite(w) || w < 0.0 || (w > 0.0 && !isfinite(1.0 / (top_k * w))))
-                return moedi_fail_parameter(MOED_E_ARGUMENT, "weight", "layer %d, expert %d: routed weight %g is not a finite number of at least 0",
-                                            layer, e, w);
+                return moedi_fail_parameter(
+                    MOED_E_ARGUMENT, "weight",
+                    "layer %d, expert %d: routed weight %g is not a finite number of at least 0", layer, e, w);
         }
     MOEDI_TRY(MOEDI_NEW(i->context, (int64_t)l->layers * i->most, &scales));
     for (int64_t n = 0; n < (int64_t)l->layers * i->most; n++) scales[n] = 1.0;
@@ -311,7 +329,8 @@ static moed_piece expert_piece(const moed_integration *i, size_t param, int32_t 
 static void expert_pieces(const moed_integration *i, size_t param, moedi_piece_list *list)
 {
     const moed_param *p = &i->split->layout->params[param];
-    int32_t first = p->expert >= 0 ? p->expert : 0, last = p->expert >= 0 ? p->expert : i->split->layout->experts[p->layer] - 1;
+    int32_t first = p->expert >= 0 ? p->expert : 0,
+            last = p->expert >= 0 ? p->expert : i->split->layout->experts[p->layer] - 1;
     for (int32_t e = first; e <= last; e++) {
         moed_piece piece = expert_piece(i, param, e);
         moedi_piece_add(list, &piece);
@@ -351,8 +370,10 @@ static moed_status base_rms(const moed_integration *i, size_t param, int64_t row
     for (int64_t n = 0; n < width; n++) sum += x[n] * x[n];
     *out = sqrt(sum / (double)width);
     if (!isfinite(*out))
-        status = moedi_fail_parameter(MOED_E_NUMERIC, p->name, "tensor \"%s\": the base's row %lld holds a NaN or is too large: give gate_std",
-                                      p->name, (long long)row);
+        status = moedi_fail_parameter(
+            MOED_E_NUMERIC, p->name,
+            "tensor \"%s\": the base's row %lld holds a NaN or is too large: give gate_std", p->name,
+            (long long)row);
 out:
     moedi_free(i->context, bytes);
     moedi_free(i->context, x);
@@ -371,7 +392,8 @@ static moed_status random_rows(const moed_integration *i, size_t param, moedi_pi
     const moed_param *p = &i->split->layout->params[param];
     moed_piece piece = {.op = MOED_PIECE_DRAW, .count = 1};
     /* of the name: the same tensor has the same numbers wherever it stands in a layout */
-    piece.seed = moedi_random(i->options.seed, MOEDI_RANDOM_PIECE, moedi_hash_bytes(p->name, strlen(p->name)).low, 0);
+    piece.seed =
+        moedi_random(i->options.seed, MOEDI_RANDOM_PIECE, moedi_hash_bytes(p->name, strlen(p->name)).low, 0);
     for (int64_t e = 0; e < p->shape[0]; e++) {
         piece.at = e;
         MOEDI_TRY(row_std(i, param, e, &piece.scale));
@@ -387,7 +409,8 @@ static moed_status centroid_rows(const moed_integration *i, size_t param, moedi_
     const moed_tensor *rows = &i->gates[p->layer];
     int32_t parts = i->split->parts, source = 1 + parts;
     if (!rows->data)
-        return moedi_fail(MOED_E_STATE, "layer %d has no rows for its gate yet: call moed_integration_set_gate", p->layer);
+        return moedi_fail(MOED_E_STATE, "layer %d has no rows for its gate yet: call moed_integration_set_gate",
+                          p->layer);
     for (int32_t e = 0; e < (int32_t)p->shape[0]; e++) {
         int32_t part = i->owners[(int64_t)p->layer * i->most + e].part;
         moed_piece piece = moedi_piece_copy(0, param, 1);
@@ -416,7 +439,8 @@ static moed_status router_pieces(const moed_integration *i, size_t param, moedi_
     const moed_param *p = &i->split->layout->params[param];
     moed_piece piece = moedi_piece_copy(0, param, moedi_piece_whole(p));
     if (p->role == MOED_ROLE_ROUTER && i->options.gate == MOED_GATE_RANDOM) return random_rows(i, param, list);
-    if (p->role == MOED_ROLE_ROUTER && i->options.gate == MOED_GATE_CENTROIDS) return centroid_rows(i, param, list);
+    if (p->role == MOED_ROLE_ROUTER && i->options.gate == MOED_GATE_CENTROIDS)
+        return centroid_rows(i, param, list);
     /* biases that were learnt for other rows mean nothing to new ones */
     if (i->options.gate != MOED_GATE_BASE) piece.scale = 0.0;
     moedi_piece_add(list, &piece);
@@ -444,14 +468,17 @@ static moed_status check_ready(const moed_integration *i)
     int32_t present = 0, missing = -1;
     double sum = 0.0;
     count_members(i, &present, &missing, &sum);
-    if (present == 0) return moedi_fail(MOED_E_STATE, "no submodel was added: part 0 of %d is missing", i->split->parts);
+    if (present == 0)
+        return moedi_fail(MOED_E_STATE, "no submodel was added: part 0 of %d is missing", i->split->parts);
     if (missing >= 0 && !i->options.allow_missing)
-        return moedi_fail(MOED_E_STATE, "part %d of %d is missing (allow_missing = 1 takes its experts from the base)", missing,
-                          i->split->parts);
+        return moedi_fail(MOED_E_STATE,
+                          "part %d of %d is missing (allow_missing = 1 takes its experts from the base)",
+                          missing, i->split->parts);
     return check_weights(i, &present, &sum);
 }
 
-moed_status moed_integration_pieces(moed_integration *i, size_t param, moed_piece *pieces, size_t capacity, size_t *count)
+moed_status moed_integration_pieces(moed_integration *i, size_t param, moed_piece *pieces, size_t capacity,
+                                    size_t *count)
 {
     moedi_clear_error();
     MOEDI_REQUIRE(i && count, "the integration or count is NULL");
@@ -460,7 +487,8 @@ moed_status moed_integration_pieces(moed_integration *i, size_t param, moed_piec
     MOEDI_TRY(check_ready(i));
     moedi_piece_list list = {.pieces = pieces, .capacity = capacity};
     if (param >= i->split->layout->count)
-        return moedi_fail(MOED_E_RANGE, "parameter %zu of a layout of %zu asked for", param, i->split->layout->count);
+        return moedi_fail(MOED_E_RANGE, "parameter %zu of a layout of %zu asked for", param,
+                          i->split->layout->count);
     MOEDI_TRY(list_pieces(i, param, &list));
     *count = list.count;
     return MOED_OK;
@@ -478,7 +506,8 @@ static moed_status resolve(void *user, int32_t source, int64_t param, moedi_piec
     return MOED_OK;
 }
 
-moed_status moed_integration_finish(moed_model **out, moed_integration *i, const char *dir, const moed_cancel *cancel)
+moed_status moed_integration_finish(moed_model **out, moed_integration *i, const char *dir,
+                                    const moed_cancel *cancel)
 {
     moedi_clear_error();
     MOEDI_REQUIRE(i, "the integration is NULL");
@@ -486,7 +515,8 @@ moed_status moed_integration_finish(moed_model **out, moed_integration *i, const
     MOEDI_REQUIRE(!dir || dir[0], "the directory's name is empty");
     MOEDI_TRY(moedi_context_check(i->context));
     MOEDI_TRY(check_ready(i));
-    moedi_surgery surgery = {.layout = i->base->layout, .pieces = list_pieces, .resolve = resolve, .user = i, .measure = 1};
+    moedi_surgery surgery = {
+        .layout = i->base->layout, .pieces = list_pieces, .resolve = resolve, .user = i, .measure = 1};
     int32_t present = 0, missing = -1;
     double sum = 0.0;
     MOEDI_TRY(moedi_assemble(out, &surgery, dir, cancel));

@@ -25,7 +25,8 @@ void moedi_piece_add(moedi_piece_list *list, const moed_piece *piece)
     moed_piece *last = list->count && list->count <= list->capacity ? &list->pieces[list->count - 1] : NULL;
     if (last && last->op == MOED_PIECE_COPY && piece->op == MOED_PIECE_COPY && last->axis == piece->axis &&
         last->source == piece->source && last->source_param == piece->source_param &&
-        last->from + last->count == piece->from && last->at + last->count == piece->at && last->scale == piece->scale) {
+        last->from + last->count == piece->from && last->at + last->count == piece->at &&
+        last->scale == piece->scale) {
         last->count += piece->count;
         return;
     }
@@ -35,7 +36,8 @@ void moedi_piece_add(moedi_piece_list *list, const moed_piece *piece)
 
 moed_piece moedi_piece_copy(int32_t source, size_t param, int64_t count)
 {
-    moed_piece p = {.op = MOED_PIECE_COPY, .source = source, .source_param = (int64_t)param, .count = count, .scale = 1.0};
+    moed_piece p = {
+        .op = MOED_PIECE_COPY, .source = source, .source_param = (int64_t)param, .count = count, .scale = 1.0};
     return p;
 }
 
@@ -49,8 +51,8 @@ int64_t moedi_piece_whole(const moed_param *p)
 moed_status moedi_piece_source_model(const moed_model *m, int64_t param, moedi_piece_source *out)
 {
     if (param < 0 || (uint64_t)param >= m->layout->count)
-        return moedi_fail(MOED_E_RANGE, "a piece asks for parameter %lld of a model with %zu parameters", (long long)param,
-                          m->layout->count);
+        return moedi_fail(MOED_E_RANGE, "a piece asks for parameter %lld of a model with %zu parameters",
+                          (long long)param, m->layout->count);
     const moed_param *p = &m->layout->params[param];
     out->data = m->tensors ? m->tensors[param].data : NULL;
     out->dtype = out->data ? m->tensors[param].dtype : p->dtype;
@@ -69,21 +71,25 @@ static place place_of(const moedi_plan_request *r, size_t index)
     return p;
 }
 
-static moed_status check_source(const moedi_plan_request *r, size_t index, const moedi_piece_source *s, int64_t from, const char *what)
+static moed_status check_source(const moedi_plan_request *r, size_t index, const moedi_piece_source *s,
+                                int64_t from, const char *what)
 {
     const moed_piece *p = &r->pieces[index];
     if (s->rank != r->rank)
-        return moedi_fail(MOED_E_ARGUMENT, "%s: its %s has rank %d, the destination %d", place_of(r, index).text, what, s->rank, r->rank);
+        return moedi_fail(MOED_E_ARGUMENT, "%s: its %s has rank %d, the destination %d",
+                          place_of(r, index).text, what, s->rank, r->rank);
     for (int32_t a = 0; a < s->rank; a++)
         if (a != p->axis && s->shape[a] != r->shape[a])
-            return moedi_fail(MOED_E_ARGUMENT, "%s: its %s has %lld along axis %d, the destination %lld", place_of(r, index).text, what,
-                              (long long)s->shape[a], a, (long long)r->shape[a]);
+            return moedi_fail(MOED_E_ARGUMENT, "%s: its %s has %lld along axis %d, the destination %lld",
+                              place_of(r, index).text, what, (long long)s->shape[a], a, (long long)r->shape[a]);
     if (moedi_shape_elements(s->shape, s->rank) < 0)
-        return moedi_fail(MOED_E_ARGUMENT, "%s: its %s has a negative or too large shape", place_of(r, index).text, what);
+        return moedi_fail(MOED_E_ARGUMENT, "%s: its %s has a negative or too large shape",
+                          place_of(r, index).text, what);
     int64_t length = s->rank ? s->shape[p->axis] : 1;
     if (from < 0 || p->count > length || from > length - p->count)
-        return moedi_fail(MOED_E_RANGE, "%s: takes [%lld, +%lld) of a %s that has %lld along axis %d", place_of(r, index).text,
-                          (long long)from, (long long)p->count, what, (long long)length, p->axis);
+        return moedi_fail(MOED_E_RANGE, "%s: takes [%lld, +%lld) of a %s that has %lld along axis %d",
+                          place_of(r, index).text, (long long)from, (long long)p->count, what,
+                          (long long)length, p->axis);
     return MOED_OK;
 }
 
@@ -121,12 +127,14 @@ static moed_status check_piece(const moedi_plan_request *r, size_t index, int64_
 {
     const moed_piece *p = &r->pieces[index];
     if (p->axis != r->pieces[0].axis)
-        return moedi_fail(MOED_E_ARGUMENT, "%s: lies along axis %d, the first piece along %d", place_of(r, index).text, p->axis,
-                          r->pieces[0].axis);
+        return moedi_fail(MOED_E_ARGUMENT, "%s: lies along axis %d, the first piece along %d",
+                          place_of(r, index).text, p->axis, r->pieces[0].axis);
     if (p->at < 0 || p->count < 0 || p->count > length || p->at > length - p->count)
-        return moedi_fail(MOED_E_RANGE, "%s: makes [%lld, +%lld) of a destination that has %lld along axis %d", place_of(r, index).text,
-                          (long long)p->at, (long long)p->count, (long long)length, p->axis);
-    if (!isfinite(p->scale)) return moedi_fail(MOED_E_ARGUMENT, "%s: scale %g is not finite", place_of(r, index).text, p->scale);
+        return moedi_fail(MOED_E_RANGE, "%s: makes [%lld, +%lld) of a destination that has %lld along axis %d",
+                          place_of(r, index).text, (long long)p->at, (long long)p->count, (long long)length,
+                          p->axis);
+    if (!isfinite(p->scale))
+        return moedi_fail(MOED_E_ARGUMENT, "%s: scale %g is not finite", place_of(r, index).text, p->scale);
     out->piece = *p;
     switch (p->op) {
     case MOED_PIECE_COPY: return check_copy(r, index, out);
@@ -149,12 +157,13 @@ static moed_status check_tiling(const moedi_plan *plan, const char *name)
     for (size_t i = 0; i < plan->base_count; i++) {
         const moed_piece *p = &plan->bases[i].piece;
         if (p->at != end)
-            return moedi_fail(MOED_E_ARGUMENT, "%s: pieces make index %lld %s", before, (long long)(p->at < end ? p->at : end),
-                              p->at < end ? "twice" : "not at all");
+            return moedi_fail(MOED_E_ARGUMENT, "%s: pieces make index %lld %s", before,
+                              (long long)(p->at < end ? p->at : end), p->at < end ? "twice" : "not at all");
         end = p->at + p->count;
     }
     if (end == plan->length) return MOED_OK;
-    return moedi_fail(MOED_E_ARGUMENT, "%s: pieces make %lld indices of %lld", before, (long long)end, (long long)plan->length);
+    return moedi_fail(MOED_E_ARGUMENT, "%s: pieces make %lld indices of %lld", before, (long long)end,
+                      (long long)plan->length);
 }
 
 /* The shard as a stretch of every row of the whole tensor: (outer, whole) elements, of which count from start. */
@@ -165,11 +174,12 @@ static moed_status set_part(moedi_plan *plan, const moedi_plan_request *r)
     plan->part.count = plan->part.whole = plan->elements = elements;
     if (!s) return MOED_OK;
     if (r->rank == 0 || s->axis < 0 || s->axis >= r->rank)
-        return moedi_fail(MOED_E_ARGUMENT, "the shard lies along axis %d of a tensor of rank %d", s->axis, r->rank);
+        return moedi_fail(MOED_E_ARGUMENT, "the shard lies along axis %d of a tensor of rank %d", s->axis,
+                          r->rank);
     int64_t length = r->shape[s->axis], inner = 1, outer = 1;
     if (s->start < 0 || s->count < 0 || s->count > length || s->start > length - s->count)
-        return moedi_fail(MOED_E_RANGE, "the shard is [%lld, +%lld) of %lld along axis %d", (long long)s->start, (long long)s->count,
-                          (long long)length, s->axis);
+        return moedi_fail(MOED_E_RANGE, "the shard is [%lld, +%lld) of %lld along axis %d", (long long)s->start,
+                          (long long)s->count, (long long)length, s->axis);
     for (int32_t a = 0; a < r->rank; a++) {
         if (a < s->axis) outer *= r->shape[a];
         if (a > s->axis) inner *= r->shape[a];
@@ -188,10 +198,12 @@ moed_status moedi_plan_create(moedi_plan *out, const moedi_plan_request *r)
     if (r->rank < 0 || r->rank > MOED_RANK_MAX || moedi_shape_elements(r->shape, r->rank) < 0)
         return moedi_fail(MOED_E_ARGUMENT, "%s: rank %d, or a negative or too large shape", name, r->rank);
     if (moedi_dtype_size(r->dtype) == 0)
-        return moedi_fail(MOED_E_UNSUPPORTED, "%s: elements of type %s have no bytes of their own", name, moed_dtype_name(r->dtype));
+        return moedi_fail(MOED_E_UNSUPPORTED, "%s: elements of type %s have no bytes of their own", name,
+                          moed_dtype_name(r->dtype));
     int32_t axis = r->pieces[0].axis;
     if (axis < 0 || axis >= (r->rank ? r->rank : 1))
-        return moedi_fail(MOED_E_ARGUMENT, "%s: lies along axis %d of a tensor of rank %d", place_of(r, 0).text, axis, r->rank);
+        return moedi_fail(MOED_E_ARGUMENT, "%s: lies along axis %d of a tensor of rank %d", place_of(r, 0).text,
+                          axis, r->rank);
     if (r->rank) plan.length = r->shape[axis];
     for (int32_t a = axis + 1; a < r->rank; a++) plan.inner *= r->shape[a];
     MOEDI_TRY(set_part(&plan, r));
@@ -222,10 +234,12 @@ void moedi_plan_destroy(moedi_plan *plan)
 
 /* ---- execution ---- */
 
-/* Elements of a source that were read from disk: short stretches of one source come in ascending order, so that one read
- * serves many of them. */
+/* Elements of a source that were read from disk: short stretches of one source come in ascending order, so that
+ * one read serves many of them. */
 typedef struct window {
-    unsigned char *memory;         /* BLOCK elements of up to 8 bytes, or 16 for complex ones */
+    unsigned char *memory;         /* (BLOCK) elements */
+    const moed_model *model;       /* whose parameter it holds: one base serves all DELTAs of a block */
+    size_t param;
     int64_t first, count;
 } window;
 
@@ -236,7 +250,7 @@ typedef struct scratch {
     double moved, original;
 } scratch;
 
-enum { ELEMENT_MOST = 16 };
+enum { ELEMENT_MOST = 16 }; /* bytes of the widest type, with room */
 
 static moed_status scratch_create(const moed_context *c, scratch *s)
 {
@@ -252,43 +266,45 @@ static moed_status scratch_create(const moed_context *c, scratch *s)
     return MOED_OK;
 }
 
-/* The bytes of elements [first, first + count) of a source, count <= BLOCK. `last` is one past the last element that this
- * sweep over the source will ask for. */
-static moed_status source_bytes(const moedi_piece_source *s, window *w, int64_t first, int64_t count, int64_t last, const void **out)
+/* The bytes of elements [first, first + count) of a source, count <= BLOCK. `last` is one past the last element
+ * that this sweep over the source will ask for. */
+static moed_status source_bytes(const moedi_piece_source *s, window *w, int64_t first, int64_t count,
+                                int64_t last, const void **out)
 {
     size_t size = moedi_dtype_size(s->dtype);
     if (s->data) {
         *out = (const unsigned char *)s->data + (size_t)first * size;
         return MOED_OK;
     }
-    if (first < w->first || first + count > w->first + w->count) {
+    if (w->model != s->model || w->param != s->param || first < w->first || first + count > w->first + w->count) {
         int64_t ahead = last - first < BLOCK ? last - first : BLOCK;
         w->count = 0;
         MOEDI_TRY(moedi_model_read(s->model, s->param, first, ahead, w->memory));
+        w->model = s->model, w->param = s->param;
         w->first = first, w->count = ahead;
     }
     *out = w->memory + (size_t)(first - w->first) * size;
     return MOED_OK;
 }
 
-/* One stretch of a block that a piece makes: [lo, hi) of the block, from element `source` (and `reference`) on. */
+/* One stretch of a block that a piece makes: [lo, hi) of the block, from element `source` (and `reference`) on.
+ */
 typedef struct stretch {
     int64_t lo, hi, source, reference, source_last, reference_last;
 } stretch;
 
-typedef moed_status (*stretch_fn)(const moedi_plan *plan, const moedi_plan_piece *p, const stretch *at, int64_t first, scratch *s,
-                                  unsigned char *out);
+typedef moed_status (*stretch_fn)(const moedi_plan *plan, const moedi_plan_piece *p, const stretch *at,
+                                  int64_t first, scratch *s, unsigned char *out);
 
 /* Calls f for every stretch that piece p has in the block [first, first + count) of the whole tensor. */
-static moed_status sweep(const moedi_plan *plan, const moedi_plan_piece *p, int64_t first, int64_t count, scratch *s, unsigned char *out,
-                         stretch_fn f)
+static moed_status sweep(const moedi_plan *plan, const moedi_plan_piece *p, int64_t first, int64_t count,
+                         scratch *s, unsigned char *out, stretch_fn f)
 {
     const moed_piece *q = &p->piece;
     int64_t row = plan->length * plan->inner, width = q->count * plan->inner;
     int64_t row_last = (first + count - 1) / row;
     int64_t source_row = p->source.rank ? p->source.shape[q->axis] * plan->inner : 1;
     int64_t reference_row = p->reference.rank ? p->reference.shape[q->axis] * plan->inner : 1;
-    s->windows[0].count = s->windows[1].count = 0;
     for (int64_t r = first / row; r <= row_last; r++) {
         int64_t begin = r * row + q->at * plan->inner, end = begin + width;
         int64_t lo = begin > first ? begin : first, hi = end < first + count ? end : first + count;
@@ -303,8 +319,8 @@ static moed_status sweep(const moedi_plan *plan, const moedi_plan_piece *p, int6
     return MOED_OK;
 }
 
-static moed_status run_copy(const moedi_plan *plan, const moedi_plan_piece *p, const stretch *at, int64_t first, scratch *s,
-                            unsigned char *out)
+static moed_status run_copy(const moedi_plan *plan, const moedi_plan_piece *p, const stretch *at, int64_t first,
+                            scratch *s, unsigned char *out)
 {
     (void)first;
     int64_t count = at->hi - at->lo;
@@ -327,20 +343,22 @@ static moed_status run_copy(const moedi_plan *plan, const moedi_plan_piece *p, c
     return MOED_OK;
 }
 
-static moed_status run_draw(const moedi_plan *plan, const moedi_plan_piece *p, const stretch *at, int64_t first, scratch *s,
-                            unsigned char *out)
+static moed_status run_draw(const moedi_plan *plan, const moedi_plan_piece *p, const stretch *at, int64_t first,
+                            scratch *s, unsigned char *out)
 {
     int64_t count = at->hi - at->lo;
     double *value = s->value + at->lo;
     for (int64_t i = 0; i < count; i++)
-        value[i] = p->piece.scale == 0.0 ? 0.0 : p->piece.scale * moedi_random_normal(p->piece.seed, MOEDI_RANDOM_PIECE, 0,
-                                                                                     (uint64_t)(first + at->lo + i));
+        value[i] = p->piece.scale == 0.0
+                       ? 0.0
+                       : p->piece.scale * moedi_random_normal(p->piece.seed, MOEDI_RANDOM_PIECE, 0,
+                                                              (uint64_t)(first + at->lo + i));
     moedi_from_double(out + (size_t)at->lo * moedi_dtype_size(plan->dtype), plan->dtype, value, count);
     return MOED_OK;
 }
 
-static moed_status run_delta(const moedi_plan *plan, const moedi_plan_piece *p, const stretch *at, int64_t first, scratch *s,
-                             unsigned char *out)
+static moed_status run_delta(const moedi_plan *plan, const moedi_plan_piece *p, const stretch *at,
+                             int64_t first, scratch *s, unsigned char *out)
 {
     (void)first, (void)out;
     int64_t count = at->hi - at->lo;
@@ -369,7 +387,8 @@ static moed_status run_block(const moedi_plan *plan, int64_t first, int64_t coun
     }
     if (!plan->delta_count) return MOED_OK;
     memset(s->sum, 0, (size_t)count * sizeof *s->sum);
-    for (size_t i = 0; i < plan->delta_count; i++) MOEDI_TRY(sweep(plan, &plan->deltas[i], first, count, s, out, run_delta));
+    for (size_t i = 0; i < plan->delta_count; i++)
+        MOEDI_TRY(sweep(plan, &plan->deltas[i], first, count, s, out, run_delta));
     if (plan->measure)
         for (int64_t i = 0; i < count; i++) s->original += s->value[i] * s->value[i];
     for (int64_t i = 0; i < count; i++) s->value[i] += s->sum[i];
@@ -430,14 +449,17 @@ out:
 static moed_status check_tensor(const moed_tensor *t, const char *what)
 {
     int64_t stride = 1;
-    if (t->device != 0) return moedi_fail(MOED_E_UNSUPPORTED, "%s is on device %d: pieces are applied in host memory", what, t->device);
+    if (t->device != 0)
+        return moedi_fail(MOED_E_UNSUPPORTED, "%s is on device %d: pieces are applied in host memory", what,
+                          t->device);
     if (t->rank < 0 || t->rank > MOED_RANK_MAX || moedi_shape_elements(t->shape, t->rank) < 0)
         return moedi_fail(MOED_E_ARGUMENT, "%s: rank %d, or a negative or too large shape", what, t->rank);
-    if (!t->data && moedi_shape_elements(t->shape, t->rank) > 0) return moedi_fail(MOED_E_ARGUMENT, "%s has no data", what);
+    if (!t->data && moedi_shape_elements(t->shape, t->rank) > 0)
+        return moedi_fail(MOED_E_ARGUMENT, "%s has no data", what);
     for (int32_t a = t->rank; a-- > 0;) {
         if (t->shape[a] > 1 && t->strides[a] != stride)
-            return moedi_fail(MOED_E_ARGUMENT, "%s: stride %lld along axis %d, and contiguous would be %lld", what,
-                              (long long)t->strides[a], a, (long long)stride);
+            return moedi_fail(MOED_E_ARGUMENT, "%s: stride %lld along axis %d, and contiguous would be %lld",
+                              what, (long long)t->strides[a], a, (long long)stride);
         stride *= t->shape[a];
     }
     return MOED_OK;
@@ -468,8 +490,8 @@ static moed_status resolve_array(void *user, int32_t source, int64_t param, moed
     return MOED_OK;
 }
 
-moed_status moed_piece_apply(moed_context *c, const moed_piece *pieces, size_t count, const moed_tensor *const *sources,
-                             moed_tensor *dst, const moed_shard *shard)
+moed_status moed_piece_apply(moed_context *c, const moed_piece *pieces, size_t count,
+                             const moed_tensor *const *sources, moed_tensor *dst, const moed_shard *shard)
 {
     moedi_clear_error();
     MOEDI_REQUIRE(c && dst && (pieces || count == 0), "context, pieces or dst is NULL");
@@ -481,13 +503,20 @@ moed_status moed_piece_apply(moed_context *c, const moed_piece *pieces, size_t c
     memcpy(shape, dst->shape, sizeof shape);
     if (shard && shard->axis >= 0 && shard->axis < dst->rank) {
         if (dst->shape[shard->axis] != shard->count)
-            return moedi_fail(MOED_E_ARGUMENT, "the shard has %lld indices along axis %d, the destination %lld", (long long)shard->count,
-                              shard->axis, (long long)dst->shape[shard->axis]);
+            return moedi_fail(MOED_E_ARGUMENT, "the shard has %lld indices along axis %d, the destination %lld",
+                              (long long)shard->count, shard->axis, (long long)dst->shape[shard->axis]);
         shape[shard->axis] = shard->whole;
     }
     arrays a = {.sources = sources, .dst = dst};
-    moedi_plan_request request = {.context = c, .pieces = pieces, .count = count, .dtype = dst->dtype, .rank = dst->rank, .shape = shape,
-                                  .shard = shard, .resolve = resolve_array, .user = &a};
+    moedi_plan_request request = {.context = c,
+                                  .pieces = pieces,
+                                  .count = count,
+                                  .dtype = dst->dtype,
+                                  .rank = dst->rank,
+                                  .shape = shape,
+                                  .shard = shard,
+                                  .resolve = resolve_array,
+                                  .user = &a};
     MOEDI_TRY(moedi_plan_create(&plan, &request));
     MOEDI_GO(moedi_plan_fill(&plan, 0, plan.elements, dst->data));
 out:

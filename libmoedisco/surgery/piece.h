@@ -1,4 +1,4 @@
-/* surgery/piece.h - executes pieces: one engine for tensors in memory and models on disk, whole tensors and shards. */
+/* surgery/piece.h - executes pieces, of tensors in memory and models on disk, into whole tensors and shards. */
 #ifndef MOEDI_PIECE_H
 #define MOEDI_PIECE_H
 
@@ -50,7 +50,8 @@ typedef struct moedi_plan {
 /* Checks everything: ranges, axes, ranks, shapes, types, tiling. Nothing was written when it refuses. */
 moed_status moedi_plan_create(moedi_plan *out, const moedi_plan_request *request);
 void moedi_plan_destroy(moedi_plan *plan);
-/* Makes elements [first, first + count) of what is at hand. The same bits for any number of threads and any way of cutting. */
+/* Makes elements [first, first + count) of what is at hand. The same bits for any number of threads and any way
+ * of cutting. */
 moed_status moedi_plan_fill(moedi_plan *plan, int64_t first, int64_t count, void *out);
 
 /* A list of pieces being written for a caller: counts all, keeps what there is room for. */

@@ -5,8 +5,8 @@
 
 enum { SAMPLE = 512 };
 
-moed_status moedi_provenance_create(json_t **out, int32_t part, int32_t parts, int32_t layers, int32_t *const *experts,
-                                    const int32_t *counts, const char *base)
+moed_status moedi_provenance_create(json_t **out, int32_t part, int32_t parts, int32_t layers,
+                                    int32_t *const *experts, const int32_t *counts, const char *base)
 {
     json_t *lists = json_array();
     for (int32_t l = 0; l < layers; l++) {
@@ -15,8 +15,9 @@ moed_status moedi_provenance_create(json_t **out, int32_t part, int32_t parts, i
         json_array_append_new(lists, list);
     }
     json_t *o = json_object();
-    if (json_object_set_new(o, "part", json_integer(part)) || json_object_set_new(o, "parts", json_integer(parts)) ||
-        json_object_set_new(o, "experts", lists) || (base && json_object_set_new(o, "base", json_string(base)))) {
+    if (json_object_set_new(o, "part", json_integer(part)) ||
+        json_object_set_new(o, "parts", json_integer(parts)) || json_object_set_new(o, "experts", lists) ||
+        (base && json_object_set_new(o, "base", json_string(base)))) {
         json_decref(o);
         return moedi_fail(MOED_E_MEMORY, "no memory for the provenance of part %d", part);
     }
@@ -61,13 +62,17 @@ moed_status moedi_provenance_compare(const json_t *expected, const json_t *found
         const json_t *want = json_object_get(expected, fields[i]), *has = json_object_get(found, fields[i]);
         if (!want || !has || json_equal(want, has)) continue;
         if (i == 0)
-            return moedi_fail_parameter(MOED_E_MISMATCH, "base", "the submodel was split from another base (base %.40s, not %.40s)",
-                                        json_is_string(has) ? json_string_value(has) : "?", json_string_value(want));
+            return moedi_fail_parameter(
+                MOED_E_MISMATCH, "base", "the submodel was split from another base (base %.40s, not %.40s)",
+                json_is_string(has) ? json_string_value(has) : "?", json_string_value(want));
         if (clone) continue;
         if (i < 3)
-            return moedi_fail_parameter(MOED_E_MISMATCH, fields[i], "the submodel's %s is %lld, not %lld", fields[i],
-                                        (long long)json_integer_value(has), (long long)json_integer_value(want));
-        return moedi_fail_parameter(MOED_E_MISMATCH, "experts", "the submodel holds other experts of the base than the split gives this part");
+            return moedi_fail_parameter(MOED_E_MISMATCH, fields[i], "the submodel's %s is %lld, not %lld",
+                                        fields[i], (long long)json_integer_value(has),
+                                        (long long)json_integer_value(want));
+        return moedi_fail_parameter(
+            MOED_E_MISMATCH, "experts",
+            "the submodel holds other experts of the base than the split gives this part");
     }
     return MOED_OK;
 }

@@ -71,7 +71,8 @@ moed_status moed_split_create(moed_split **out, const moed_layout *l, const moed
     int32_t parts = o.parts ? o.parts : most;
     for (int32_t layer = 0; layer < l->layers; layer++)
         if (l->experts[layer] && l->experts[layer] < parts)
-            return moedi_fail(MOED_E_ARGUMENT, "layer %d has %d experts, too few for %d parts", layer, l->experts[layer], parts);
+            return moedi_fail(MOED_E_ARGUMENT, "layer %d has %d experts, too few for %d parts", layer,
+                              l->experts[layer], parts);
     MOEDI_TRY(MOEDI_NEW(l->context, 1, &s));
     atomic_init(&s->references, 1);
     s->context = moedi_context_retain(l->context);
@@ -99,7 +100,8 @@ void moed_split_destroy(moed_split *s)
 {
     if (!s || atomic_fetch_sub(&s->references, 1) != 1) return;
     moed_context *c = s->context;
-    for (int64_t i = 0; s->experts && i < (int64_t)s->parts * s->layout->layers; i++) moedi_free(c, s->experts[i]);
+    for (int64_t i = 0; s->experts && i < (int64_t)s->parts * s->layout->layers; i++)
+        moedi_free(c, s->experts[i]);
     for (int32_t part = 0; s->made && part < s->parts; part++) {
         moed_layout_destroy(s->made[part].layout);
         moedi_free(c, s->made[part].base);
@@ -119,15 +121,17 @@ static moed_status check_part(const moed_split *s, int32_t part)
     return moedi_fail(MOED_E_RANGE, "part %d of %d asked for", part, s->parts);
 }
 
-static moed_status check_list(const moed_split *s, int32_t part, int32_t layer, const int32_t *experts, int32_t count)
+static moed_status check_list(const moed_split *s, int32_t part, int32_t layer, const int32_t *experts,
+                              int32_t count)
 {
     for (int32_t i = 0; i < count; i++) {
         if (experts[i] < 0 || experts[i] >= s->layout->experts[layer])
-            return moedi_fail(MOED_E_RANGE, "part %d: expert %d of %d asked for in layer %d", part, experts[i], s->layout->experts[layer],
-                              layer);
+            return moedi_fail(MOED_E_RANGE, "part %d: expert %d of %d asked for in layer %d", part, experts[i],
+                              s->layout->experts[layer], layer);
         for (int32_t j = 0; j < i; j++)
             if (experts[j] == experts[i])
-                return moedi_fail(MOED_E_ARGUMENT, "part %d: expert %d is listed twice for layer %d", part, experts[i], layer);
+                return moedi_fail(MOED_E_ARGUMENT, "part %d: expert %d is listed twice for layer %d", part,
+                                  experts[i], layer);
     }
     return MOED_OK;
 }
@@ -139,10 +143,14 @@ moed_status moed_split_assign(moed_split *s, int32_t part, int32_t layer, const 
     MOEDI_REQUIRE(count > 0, "no experts are listed");
     MOEDI_TRY(moedi_context_check(s->context));
     MOEDI_TRY(check_part(s, part));
-    if (s->used) return moedi_fail(MOED_E_STATE, "the split is in use: assign experts before its layouts, pieces or models are asked for");
+    if (s->used)
+        return moedi_fail(
+            MOED_E_STATE,
+            "the split is in use: assign experts before its layouts, pieces or models are asked for");
     if (layer < -1 || layer >= s->layout->layers)
         return moedi_fail(MOED_E_RANGE, "layer %d of %d asked for", layer, s->layout->layers);
-    if (layer >= 0 && !s->layout->experts[layer]) return moedi_fail(MOED_E_ARGUMENT, "layer %d has no experts", layer);
+    if (layer >= 0 && !s->layout->experts[layer])
+        return moedi_fail(MOED_E_ARGUMENT, "layer %d has no experts", layer);
     int32_t first = layer < 0 ? 0 : layer, last = layer < 0 ? s->layout->layers - 1 : layer;
     for (int32_t l = first; l <= last; l++)
         if (s->layout->experts[l]) MOEDI_TRY(check_list(s, part, l, experts, count));
@@ -151,7 +159,8 @@ moed_status moed_split_assign(moed_split *s, int32_t part, int32_t layer, const 
     return MOED_OK;
 }
 
-moed_status moed_split_experts(const moed_split *s, int32_t part, int32_t layer, int32_t *experts, int32_t capacity, int32_t *count)
+moed_status moed_split_experts(const moed_split *s, int32_t part, int32_t layer, int32_t *experts,
+                               int32_t capacity, int32_t *count)
 {
     moedi_clear_error();
     MOEDI_REQUIRE(s && count, "the split or count is NULL");
@@ -182,12 +191,15 @@ static moed_status check_layer(const moed_split *s, int32_t layer, int32_t *owne
     for (int32_t e = 0; e < s->layout->experts[layer]; e++) owner[e] = -1;
     for (int32_t part = 0; part < s->parts; part++) {
         if (count_of(s, part, layer) != count_of(s, 0, layer))
-            return moedi_fail(MOED_E_ARGUMENT, "layer %d: part %d holds %d experts and part 0 holds %d; every part holds the same number",
-                              layer, part, count_of(s, part, layer), count_of(s, 0, layer));
+            return moedi_fail(
+                MOED_E_ARGUMENT,
+                "layer %d: part %d holds %d experts and part 0 holds %d; every part holds the same number",
+                layer, part, count_of(s, part, layer), count_of(s, 0, layer));
         for (int32_t j = 0; j < count_of(s, part, layer); j++) {
             int32_t e = list_of(s, part, layer)[j];
             if (owner[e] >= 0)
-                return moedi_fail(MOED_E_ARGUMENT, "layer %d: expert %d is given to part %d and to part %d", layer, e, owner[e], part);
+                return moedi_fail(MOED_E_ARGUMENT, "layer %d: expert %d is given to part %d and to part %d",
+                                  layer, e, owner[e], part);
             owner[e] = part;
         }
     }
@@ -208,8 +220,11 @@ moed_status moedi_split_use(moed_split *s)
         MOEDI_GO(check_layer(s, layer, owner));
         if (first < 0) first = layer;
         if (l->family && count_of(s, 0, layer) != count_of(s, 0, first)) {
-            status = moedi_fail(MOED_E_ARGUMENT, "layer %d: parts hold %d experts, and %d of layer %d; a %s model has the same number in "
-                                "every layer", layer, count_of(s, 0, layer), count_of(s, 0, first), first, l->family->name);
+            status = moedi_fail(
+                MOED_E_ARGUMENT,
+                "layer %d: parts hold %d experts, and %d of layer %d; a %s model has the same number in "
+                "every layer",
+                layer, count_of(s, 0, layer), count_of(s, 0, first), first, l->family->name);
             goto out;
         }
     }
@@ -227,7 +242,8 @@ moed_status moedi_split_provenance(const moed_split *s, int32_t part, const char
     return moedi_provenance_create(out, part, s->parts, s->layout->layers, s->experts + at, s->counts + at, base);
 }
 
-/* By hand: the base's parameters without the experts of others; stacks get shorter, own tensors keep their names. */
+/* By hand: the base's parameters without the experts of others; stacks get shorter, own tensors keep their
+ * names. */
 static moed_status hand_layout(const moed_split *s, int32_t part, moed_layout **out)
 {
     const moed_layout *l = s->layout;
@@ -275,9 +291,12 @@ static moed_status map_parameters(const moed_split *s, int32_t part, moedi_part 
     for (size_t i = 0; i < made->layout->count; i++) {
         const moed_param *p = &made->layout->params[i];
         int64_t base = l->family && p->expert >= 0
-                           ? expert_parameter(l, p->layer, list_of(s, part, p->layer)[p->expert], rank_in_expert(made->layout, i))
+                           ? expert_parameter(l, p->layer, list_of(s, part, p->layer)[p->expert],
+                                              rank_in_expert(made->layout, i))
                            : moedi_layout_find(l, p->name);
-        if (base < 0) return moedi_fail(MOED_E_INTERNAL, "tensor \"%s\" of part %d has no counterpart in the base", p->name, part);
+        if (base < 0)
+            return moedi_fail(MOED_E_INTERNAL, "tensor \"%s\" of part %d has no counterpart in the base",
+                              p->name, part);
         made->base[i] = (size_t)base;
         made->own[base] = i;
     }
@@ -357,7 +376,8 @@ const moed_layout *moed_split_layout(moed_split *s, int32_t part)
 
 /* ---- pieces and models ---- */
 
-static moed_status list_pieces(const moed_split *s, int32_t part, const moedi_part *made, size_t param, moedi_piece_list *list)
+static moed_status list_pieces(const moed_split *s, int32_t part, const moedi_part *made, size_t param,
+                               moedi_piece_list *list)
 {
     size_t base = made->base[param];
     const moed_param *p = &s->layout->params[base];
@@ -375,7 +395,8 @@ static moed_status list_pieces(const moed_split *s, int32_t part, const moedi_pa
     return MOED_OK;
 }
 
-moed_status moed_split_pieces(moed_split *s, int32_t part, size_t param, moed_piece *pieces, size_t capacity, size_t *count)
+moed_status moed_split_pieces(moed_split *s, int32_t part, size_t param, moed_piece *pieces, size_t capacity,
+                              size_t *count)
 {
     moedi_clear_error();
     MOEDI_REQUIRE(s && count, "the split or count is NULL");
@@ -410,8 +431,8 @@ static moed_status build_resolve(void *user, int32_t source, int64_t param, moed
     return moedi_piece_source_model(((const build *)user)->base, param, out);
 }
 
-moed_status moed_split_build(moed_model **out, moed_split *s, int32_t part, const moed_model *base, const char *dir,
-                             const moed_cancel *cancel)
+moed_status moed_split_build(moed_model **out, moed_split *s, int32_t part, const moed_model *base,
+                             const char *dir, const moed_cancel *cancel)
 {
     moedi_clear_error();
     MOEDI_REQUIRE(s && base, "the split or the base is NULL");

@@ -253,7 +253,10 @@ moed_status moedi_checkpoint_save(moed_trainer *t)
     MOEDI_GO(moedi_fresh_directory_commit(&fresh));
     t->saved = t->step;
     moedi_log(t->context, MOED_LOG_INFO, "%s: saved", path);
-    MOEDI_GO(remove_old(t, root));
+    if (remove_old(t, root) != MOED_OK) { /* the checkpoint is there: what was to go may stay until the next */
+        moedi_log(t->context, MOED_LOG_WARNING, "an old checkpoint was not removed: %s", moed_last_error());
+        moedi_clear_error();
+    }
 out:
     moedi_fresh_directory_abort(&fresh);
     moedi_free(t->context, steps);
@@ -381,7 +384,10 @@ static moed_status find_valid(const moed_trainer *t, const char *root, char **di
         moedi_free(t->context, *dir);
         *dir = NULL;
     }
-    status = moedi_fail_file(MOED_E_NOT_FOUND, root, -1, count ? "none of %zu checkpoints is whole" : "there is no checkpoint", count);
+    if (count)
+        status = moedi_fail_file(MOED_E_CHECKSUM, root, -1, "none of %zu checkpoints is whole: restore one, or remove the folder to start anew", count);
+    else
+        status = moedi_fail_file(MOED_E_NOT_FOUND, root, -1, "there is no checkpoint");
 out:
     moedi_free(t->context, steps);
     if (status != MOED_OK) {

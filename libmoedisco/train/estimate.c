@@ -10,6 +10,30 @@
 #include "selection.h"
 #include "settings.h"
 
+static int64_t least(int64_t a, int64_t b)
+{
+    return a < b ? a : b;
+}
+
+/* Packed panels of a product (m, k) by (k, n), at the CPU's block sizes. */
+static int64_t panel_bytes(int64_t m, int64_t n, int64_t k)
+{
+    return least(k, 384) * (least(m, 4200) + least(n, 4096)) * (int64_t)sizeof(float);
+}
+
+/* Room that the CPU's operations keep: the largest is a piece of the logits with the panels of its products, or the experts' panels. */
+static int64_t workspace_bytes(const moedi_config *c, int64_t tokens)
+{
+    int64_t rows = ((int64_t)1 << 23) / c->vocabulary;
+    rows = least(rows < 84 ? 84 : least(rows, 1008), tokens);
+    int64_t panels = panel_bytes(rows, c->vocabulary, c->hidden);
+    if (panels < panel_bytes(rows, c->hidden, c->vocabulary)) panels = panel_bytes(rows, c->hidden, c->vocabulary);
+    if (panels < panel_bytes(c->vocabulary, c->hidden, rows)) panels = panel_bytes(c->vocabulary, c->hidden, rows);
+    const int64_t loss = rows * c->vocabulary * (int64_t)sizeof(float) + panels;
+    const int64_t experts = panel_bytes(tokens * c->top_k, 2 * c->expert_width, c->hidden);
+    return loss > experts ? loss : experts;
+}
+
 /* Three orders of the documents and where each begins, and a row. */
 static int64_t sampler_bytes(int64_t documents, int64_t length)
 {
@@ -24,6 +48,7 @@ moed_status moedi_budget_compute(const moed_layout *l, size_t item, const moed_t
     const int64_t shard = o->rows / o->micro_batches;
     MOEDI_TRY(moedi_transformer_bytes(l, item, shard, o->length, MOEDI_TRANSFORMER_TRAIN, trained, &b.weights, &b.gradients,
                                       &b.activations));
+    b.workspace = workspace_bytes(&l->config, shard * o->length);
     b.gradients *= 1 + moedi_accumulator_extra(o->micro_batches);
     b.moments = moedi_optimizer_bytes(l, item, trained);
     int64_t slices = 0;
@@ -69,6 +94,7 @@ moed_status moed_train_estimate(const moed_layout *l, const moed_device_info *d,
     MOEDI_GO(moedi_budget_compute(l, item, &options, trained, 0, &b));
 
     const int on_host = !d || strcmp(d->backend, "cpu") == 0;
+    if (on_host) b.activations += b.workspace;
     const int64_t work = b.weights + b.gradients + b.moments + b.activations;
     moed_estimate e;
     memset(&e, 0, sizeof e);

@@ -9,6 +9,7 @@ typedef struct moedi_budget {
     int64_t weights;               /* of the arithmetic's dtype */
     int64_t gradients, moments;
     int64_t activations;
+    int64_t workspace;             /* of the CPU's operations; other devices count it in their own memory */
     int64_t rest;                  /* host: rows, routing, lists, the order of the corpus' documents */
 } moedi_budget;
 

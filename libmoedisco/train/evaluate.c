@@ -1,4 +1,5 @@
-/* train/evaluate.c - what a model makes of a corpus without being trained on it: held-out loss, and how its routers use experts. */
+/* train/evaluate.c - what a model makes of a corpus without being trained on it: held-out loss, and how its
+ * routers use experts. */
 #include "evaluate.h"
 
 #include <math.h>
@@ -20,7 +21,8 @@ typedef struct stream {
 
 static moed_status stream_open(stream *s, const moed_corpus *d, int64_t tokens, int64_t rows, int64_t length)
 {
-    *s = (stream){.context = d->context, .rows = rows, .length = length, .left = tokens > 0 ? tokens : INT64_MAX};
+    *s = (stream){
+        .context = d->context, .rows = rows, .length = length, .left = tokens > 0 ? tokens : INT64_MAX};
     MOEDI_TRY(moedi_sampler_create(&s->sampler, d, 0));
     s->all_rows = moedi_sampler_evaluation_rows(s->sampler, length);
     MOEDI_TRY(MOEDI_NEW(s->context, rows * length, &s->tokens));
@@ -37,15 +39,20 @@ static void stream_close(stream *s)
     moedi_free(s->context, s->documents);
 }
 
-/* The next rows; labels [out] how many positions count, 0 at the end. Labels past the wanted number become -1. */
+/* The next rows; labels [out] how many positions count, 0 at the end. Labels past the wanted number become
+ * -1. */
 static moed_status stream_next(stream *s, moed_batch *out, int64_t *labels)
 {
     const int64_t rest = s->all_rows - s->row;
     *labels = 0;
     if (rest <= 0 || s->left <= 0) return MOED_OK;
-    *out = (moed_batch){.tokens = s->tokens, .labels = s->labels, .documents = s->documents, .rows = rest < s->rows ? rest : s->rows,
+    *out = (moed_batch){.tokens = s->tokens,
+                        .labels = s->labels,
+                        .documents = s->documents,
+                        .rows = rest < s->rows ? rest : s->rows,
                         .length = s->length};
-    MOEDI_TRY(moedi_sampler_evaluation(s->sampler, s->row, out->rows, s->length, s->tokens, s->labels, s->documents));
+    MOEDI_TRY(moedi_sampler_evaluation(s->sampler, s->row, out->rows, s->length, s->tokens, s->labels,
+                                       s->documents));
     s->row += out->rows;
     for (int64_t i = 0; i < out->rows * s->length; i++) {
         if (s->labels[i] < 0) continue;
@@ -79,7 +86,9 @@ static void tally_add(tally *y, const moedi_transformer *t, const moedi_losses *
     y->report.z_loss += l->z_loss * (double)labels;
     for (int32_t layer = 0; layer < y->layers; layer++) {
         const int64_t *offsets = moedi_transformer_offsets(t, layer);
-        for (int64_t e = 0; e < y->experts; e++) y->choices[layer * y->experts + e] += offsets[e + 1] - offsets[e];
+        for (int64_t e = 0; e < y->experts; e++) {
+            y->choices[layer * y->experts + e] += offsets[e + 1] - offsets[e];
+        }
     }
 }
 
@@ -93,7 +102,9 @@ static moed_status tally_finish(tally *y, double seconds, moed_report *out)
     for (int64_t layer = 0; layer < y->layers; layer++) {
         const int64_t *choices = y->choices + layer * y->experts;
         double total = 0, largest = 0;
-        for (int64_t e = 0; e < y->experts; e++) total += (double)choices[e], largest = fmax(largest, (double)choices[e]);
+        for (int64_t e = 0; e < y->experts; e++) {
+            total += (double)choices[e], largest = fmax(largest, (double)choices[e]);
+        }
         r->max_load = fmax(r->max_load, largest * (double)y->experts / total);
     }
     r->struct_size = (uint32_t)sizeof *r;
@@ -104,8 +115,8 @@ static moed_status tally_finish(tally *y, double seconds, moed_report *out)
     return MOED_OK;
 }
 
-moed_status moedi_evaluate(moedi_transformer *t, const moed_corpus *d, int64_t tokens, int64_t rows, int64_t length, int32_t document_mask,
-                           moed_report *out, const moed_cancel *cancel)
+moed_status moedi_evaluate(moedi_transformer *t, const moed_corpus *d, int64_t tokens, int64_t rows,
+                           int64_t length, int32_t document_mask, moed_report *out, const moed_cancel *cancel)
 {
     const moedi_config *c = moedi_transformer_config(t);
     const double started = now();
@@ -136,16 +147,21 @@ out:
 static moed_status check_pair(const moed_model *m, const moed_corpus *d)
 {
     MOEDI_TRY(moedi_context_check(m->context));
-    if (!m->layout->family) return moedi_fail(MOED_E_UNSUPPORTED, "a layout made by hand has no forward pass: only a family's layout has");
+    if (!m->layout->family) {
+        return moedi_fail(MOED_E_UNSUPPORTED,
+                          "a layout made by hand has no forward pass: only a family's layout has");
+    }
     if (d->info.vocabulary > m->layout->config.vocabulary) {
-        return moedi_fail(MOED_E_MISMATCH, "the corpus has a vocabulary of %lld tokens, the model one of %lld", (long long)d->info.vocabulary,
-                          (long long)m->layout->config.vocabulary);
+        return moedi_fail(MOED_E_MISMATCH,
+                          "the corpus has a vocabulary of %lld tokens, the model one of %lld",
+                          (long long)d->info.vocabulary, (long long)m->layout->config.vocabulary);
     }
     return MOED_OK;
 }
 
-moed_status moed_model_evaluate(const moed_model *m, const moed_corpus *d, int64_t tokens, int64_t rows, int64_t length, int32_t document_mask,
-                                moed_report *out, const moed_cancel *cancel)
+moed_status moed_model_evaluate(const moed_model *m, const moed_corpus *d, int64_t tokens, int64_t rows,
+                                int64_t length, int32_t document_mask, moed_report *out,
+                                const moed_cancel *cancel)
 {
     moedi_transformer *t = NULL;
     moed_report full;
@@ -165,7 +181,8 @@ out:
 /* ---- usage ---- */
 
 /* Adds one batch's choices where a label counts. counts, sums (layers, experts); sums of routed weights. */
-static moed_status count_choices(moedi_transformer *t, const moed_batch *b, int32_t *ids, void *raw, double *weights, double *counts, double *sums)
+static moed_status count_choices(moedi_transformer *t, const moed_batch *b, int32_t *ids, void *raw,
+                                 double *weights, double *counts, double *sums)
 {
     const moedi_config *c = moedi_transformer_config(t);
     const int64_t choices = b->rows * b->length * c->top_k;
@@ -181,8 +198,10 @@ static moed_status count_choices(moedi_transformer *t, const moed_batch *b, int3
     return MOED_OK;
 }
 
-/* counts, sums (layers, experts), zeroed. Attention stays inside documents: a corpus' usage does not depend on how it is packed. */
-static moed_status measure_usage(moedi_transformer *t, stream *s, double *counts, double *sums, const moed_cancel *cancel)
+/* counts, sums (layers, experts), zeroed. Attention stays inside documents: a corpus' usage does not depend
+ * on how it is packed. */
+static moed_status measure_usage(moedi_transformer *t, stream *s, double *counts, double *sums,
+                                 const moed_cancel *cancel)
 {
     const moedi_config *c = moedi_transformer_config(t);
     const int64_t choices = s->rows * s->length * c->top_k;
@@ -198,7 +217,8 @@ static moed_status measure_usage(moedi_transformer *t, stream *s, double *counts
     for (;;) {
         MOEDI_GO(stream_next(s, &b, &labels));
         if (!labels) break;
-        const moed_batch unlabelled = {.tokens = b.tokens, .documents = b.documents, .rows = b.rows, .length = b.length};
+        const moed_batch unlabelled = {
+            .tokens = b.tokens, .documents = b.documents, .rows = b.rows, .length = b.length};
         MOEDI_GO(moedi_transformer_forward(t, &unlabelled, NULL, cancel));
         MOEDI_GO(count_choices(t, &b, ids, raw, weights, counts, sums));
     }
@@ -210,7 +230,8 @@ out:
 }
 
 /* Counts to shares, sums to means. */
-static moed_status finish_usage(const moedi_config *c, const double *counts, const double *sums, double *usage, double *weight)
+static moed_status finish_usage(const moedi_config *c, const double *counts, const double *sums,
+                                double *usage, double *weight)
 {
     for (int64_t layer = 0; layer < c->layers; layer++) {
         const int64_t at = layer * c->experts;
@@ -225,7 +246,8 @@ static moed_status finish_usage(const moedi_config *c, const double *counts, con
     return MOED_OK;
 }
 
-moed_status moed_model_usage(const moed_model *m, const moed_corpus *d, int64_t tokens, double *usage, double *weight, const moed_cancel *cancel)
+moed_status moed_model_usage(const moed_model *m, const moed_corpus *d, int64_t tokens, double *usage,
+                             double *weight, const moed_cancel *cancel)
 {
     moedi_transformer *t = NULL;
     double *counts = NULL;
@@ -236,7 +258,8 @@ moed_status moed_model_usage(const moed_model *m, const moed_corpus *d, int64_t 
     MOEDI_REQUIRE(tokens >= 0, "tokens must not be negative");
     MOEDI_TRY(check_pair(m, d));
     const moedi_config *c = &m->layout->config;
-    const int64_t length = c->context_length < 512 ? c->context_length : 512, rows = 4096 / length < 8 ? 4096 / length : 8;
+    const int64_t length = c->context_length < 512 ? c->context_length : 512,
+                  rows = 4096 / length < 8 ? 4096 / length : 8;
     MOEDI_GO(moedi_transformer_create(&t, m, rows, length, 0, NULL));
     MOEDI_GO(MOEDI_NEW(m->context, 2 * c->layers * c->experts, &counts));
     MOEDI_GO(stream_open(&s, d, tokens, rows, length));

@@ -6,10 +6,11 @@
 #include "model/transformer.h"
 #include "moedisco/train.h"
 
-/* Scores tokens of d (0 = all) once each, in order, packed in rows of `length`, `rows` at a time (room for both in t). out: labels,
- * tokens, loss, load_balance, z_loss, max_load, seconds and tokens_per_second; the rest 0. Leaves gradients alone.
- * MOED_E_NUMERIC when the loss is NaN or infinite. */
-moed_status moedi_evaluate(moedi_transformer *t, const moed_corpus *d, int64_t tokens, int64_t rows, int64_t length, int32_t document_mask,
-                           moed_report *out, const moed_cancel *cancel);
+/* Scores tokens of d (0 = all) once each, in order, packed in rows of `length`, `rows` at a time (room for
+ * both in t). out: labels, tokens, loss, load_balance, z_loss, max_load, seconds and tokens_per_second; the
+ * rest 0. Leaves gradients alone. MOED_E_NUMERIC when the loss is NaN or infinite. */
+moed_status moedi_evaluate(moedi_transformer *t, const moed_corpus *d, int64_t tokens, int64_t rows,
+                           int64_t length, int32_t document_mask, moed_report *out,
+                           const moed_cancel *cancel);
 
 #endif

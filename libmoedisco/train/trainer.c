@@ -7,7 +7,6 @@
 #include "core/cancel.h"
 #include "core/options.h"
 #include "estimate.h"
-#include "evaluate.h"
 #include "selection.h"
 #include "settings.h"
 #include "step.h"
@@ -65,7 +64,7 @@ static moed_status check_fits(const moed_trainer *t)
     MOEDI_TRY(moedi_budget_compute(l, item, &t->options, t->trained, t->corpus->documents, &b));
     int64_t host = b.rest, device = b.gradients + b.moments + b.activations;
     if (!weights_in_place(t->model, c)) device += b.weights;
-    if (c->backend_info.host_memory) host += device, device = 0;
+    if (c->backend_info.host_memory) host += device + b.workspace, device = 0;
     const int64_t used = atomic_load(&((moed_context *)c)->in_use), most = c->options.host_limit;
     if (most > 0 && host > most - used)
         return moedi_fail(MOED_E_LIMIT, "training needs %lld bytes beside the %lld in use, the limit is %lld: gradients %lld, moments %lld, "
@@ -227,8 +226,10 @@ moed_status moed_trainer_resume(moed_trainer *t)
         return moedi_fail_parameter(MOED_E_STATE, "directory", "options.directory is NULL: there is nothing to resume from");
     if (t->step > 0 || t->pending.calls > 0)
         return moedi_fail(MOED_E_STATE, "the trainer is at step %lld already: only a fresh one can resume", (long long)t->step);
-    t->resuming = 1;
-    return moedi_checkpoint_resume(t);
+    t->resuming = 1; /* restoring takes the directory */
+    const moed_status status = moedi_checkpoint_resume(t);
+    t->resuming = status == MOED_OK || status == MOED_E_NOT_FOUND;
+    return status;
 }
 
 /* ---- evaluation and the loop ---- */

@@ -115,12 +115,26 @@ static int append(const char *part, size_t size, void *user)
     return 0;
 }
 
+/* 1 when the text reads back as the same object. */
+static int reads_back(const text *t, const json_t *o)
+{
+    json_t *again = json_loadb(t->data, t->size, 0, NULL);
+    const int same = again && json_equal(again, o);
+    json_decref(again);
+    return same;
+}
+
+/* Fifteen digits print 0.05 as 0.05; numbers that need seventeen get them. */
 moed_status moedi_json_print(const moed_context *c, const json_t *o, char **out, size_t *size)
 {
     text t = {.context = c};
-    if (json_dump_callback(o, append, &t, JSON_INDENT(2) | JSON_REAL_PRECISION(17)) != 0 || append("\n", 1, &t) != 0) {
-        moedi_free(c, t.data);
-        return moedi_fail(MOED_E_MEMORY, "no memory to print JSON");
+    for (size_t digits = 15; digits <= 17; digits += 2) {
+        t.size = 0;
+        if (json_dump_callback(o, append, &t, JSON_INDENT(2) | JSON_REAL_PRECISION(digits)) != 0 || append("\n", 1, &t) != 0) {
+            moedi_free(c, t.data);
+            return moedi_fail(MOED_E_MEMORY, "no memory to print JSON");
+        }
+        if (reads_back(&t, o)) break;
     }
     t.data[t.size] = 0;
     *out = t.data;

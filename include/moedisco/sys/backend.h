@@ -28,7 +28,8 @@ typedef struct moed_host_api {
     uint32_t struct_size;
     uint32_t abi;
     void *self;
-    void *(*alloc)(void *self, size_t size, size_t alignment); /* counted against the host limit */
+    /* Counted against the host limit, aligned to 64 bytes; on failure the error text is set and nothing needs to be added. */
+    moed_status (*alloc)(void *self, size_t size, void **out);
     void (*free)(void *self, void *memory);
     /* Runs task(argument, i) for i in [0, count) on the context's threads; returns when all are done. */
     void (*parallel)(void *self, int64_t count, moed_task_fn task, void *argument);
@@ -160,7 +161,9 @@ typedef struct moed_op_swiglu {
 /* Softmax over experts, top_k choice (ties: the lower index), weights = chosen probabilities, divided by their sum when normalise.
  * logits, probabilities (rows, experts); ids, weights (rows, top_k); lse (rows) of the logits. replay = 1: ids is an input.
  * losses (2, real) += { experts * sum_e f_e P_e, mean lse^2 } * loss_scale: f_e share of choices, P_e mean probability (nullable).
- * ids are valid and distinct even where logits are not numbers. backward: ids and f_e are constants, d_logits = of d_weights, plus load_balance * loss_scale and z_loss * loss_scale times the gradients of those two. */
+ * ids are valid and distinct even where logits are not numbers.
+ * backward: d_logits = of d_weights, plus load_balance * loss_scale and z_loss * loss_scale times the gradients of those two; ids and
+ * f_e are constants. */
 typedef struct moed_op_router {
     void *probabilities, *weights, *lse;
     int32_t *ids;

@@ -131,8 +131,10 @@ moed_status moedi_cpu_open(const moed_host_api *host, const moed_backend_config 
     const kernel_set *set = choose_kernels(config->kernels);
     if (!set) return refuse_kernels(host, config->kernels);
 
-    moedi_cpu *e = host->alloc(host->self, sizeof *e, ALIGNMENT);
-    if (!e) return host->fail(host->self, MOED_E_MEMORY, "no memory for a CPU engine");
+    void *memory;
+    const moed_status status = host->alloc(host->self, sizeof(moedi_cpu), &memory);
+    if (status != MOED_OK) return status;
+    moedi_cpu *e = memory;
     *e = (moedi_cpu){.host = host, .limit = config->memory_limit, .kernels = set->name};
     e->reason = is_automatic(config->kernels) ? "the best kernel set that this CPU runs" : "the kernel set asked for";
     *self = e;
@@ -182,14 +184,12 @@ moed_status moedi_cpu_alloc(void *self, size_t size, void **out)
                  (long long)e->in_use, (long long)e->limit);
         return e->host->fail(e->host->self, MOED_E_LIMIT, sentence);
     }
-    char *block = e->host->alloc(e->host->self, size + ALIGNMENT, ALIGNMENT);
-    if (!block) {
-        snprintf(sentence, sizeof sentence, "no memory for %zu bytes on the CPU", size);
-        return e->host->fail(e->host->self, MOED_E_MEMORY, sentence);
-    }
+    void *block;
+    const moed_status status = e->host->alloc(e->host->self, size + ALIGNMENT, &block);
+    if (status != MOED_OK) return status;
     memcpy(block, &size, sizeof size);
     e->in_use += (int64_t)size;
-    *out = block + ALIGNMENT;
+    *out = (char *)block + ALIGNMENT;
     return MOED_OK;
 }
 
@@ -207,11 +207,11 @@ void moedi_cpu_free(void *self, void *memory)
 moed_status moedi_cpu_scratch(moedi_cpu *e, size_t size, void **out)
 {
     if (size > e->scratch_size || !e->scratch) {
-        void *larger;
-        const moed_status status = moedi_cpu_alloc(e, size, &larger);
+        moedi_cpu_free(e, e->scratch); /* first: its content is nobody's, and both at once would double the peak */
+        e->scratch = NULL;
+        e->scratch_size = 0;
+        const moed_status status = moedi_cpu_alloc(e, size, &e->scratch);
         if (status != MOED_OK) return status;
-        moedi_cpu_free(e, e->scratch);
-        e->scratch = larger;
         e->scratch_size = size;
     }
     *out = e->scratch;

@@ -76,17 +76,17 @@ static void softmax_step(float *scores, int64_t low, int64_t high, int64_t colum
         clear(scores, 0, columns);
         return;
     }
-    float highest = scores[low] * scale;
-    for (int64_t j = low; j < high; j += VECTOR) {
-        const int64_t left = high - j;
-        const vfloat s = scale * get(scores + j, left);
-        put(scores + j, s, left);
-        if (left >= VECTOR) {
-            const float m = lanes_max(s);
-            highest = m > highest ? m : highest;
-        } else {
-            for (int64_t l = 0; l < left; l++) highest = s[l] > highest ? s[l] : highest;
-        }
+    vfloat top = splat(-INFINITY);
+    int64_t j = low;
+    for (; j + VECTOR <= high; j += VECTOR) {
+        const vfloat s = scale * load(scores + j);
+        store(scores + j, s);
+        top = vmax(s, top);
+    }
+    float highest = lanes_max(top);
+    for (; j < high; j++) {
+        scores[j] *= scale;
+        highest = scores[j] > highest ? scores[j] : highest;
     }
     if (highest > *maximum) {
         const float shrink = exp1(*maximum - highest);
@@ -95,10 +95,14 @@ static void softmax_step(float *scores, int64_t low, int64_t high, int64_t colum
         *maximum = highest;
     }
     vfloat total = {0};
-    for (int64_t j = low; j < high; j += VECTOR) {
-        const int64_t left = high - j;
-        put(scores + j, vexp(get(scores + j, left) - *maximum), left);
-        total += get(scores + j, left);
+    for (j = low; j + VECTOR <= high; j += VECTOR) {
+        const vfloat weight = vexp(load(scores + j) - *maximum);
+        store(scores + j, weight);
+        total += weight;
+    }
+    if (j < high) {
+        put(scores + j, vexp(get(scores + j, high - j) - *maximum), high - j);
+        total += get(scores + j, high - j);
     }
     *sum += lanes_sum(total);
     clear(scores, 0, low);

@@ -19,7 +19,6 @@ enum {
 
 /* ---- packing ---- */
 
-typedef float v4 __attribute__((vector_size(16)));
 typedef int32_t i4 __attribute__((vector_size(16)));
 #if defined(__clang__)
 #define MIX(a, b, i, j, k, l) __builtin_shufflevector(a, b, i, j, k, l)
@@ -30,14 +29,14 @@ typedef int32_t i4 __attribute__((vector_size(16)));
 /* out[p * panel + i] = source[i * si + p] for a square of four */
 INLINE void transpose4(float *out, int panel, const float *source, int64_t si)
 {
-    v4 a, b, c, d;
+    quad a, b, c, d;
     __builtin_memcpy(&a, source, 16);
     __builtin_memcpy(&b, source + si, 16);
     __builtin_memcpy(&c, source + 2 * si, 16);
     __builtin_memcpy(&d, source + 3 * si, 16);
-    const v4 ab = MIX(a, b, 0, 4, 1, 5), cd = MIX(c, d, 0, 4, 1, 5), ab2 = MIX(a, b, 2, 6, 3, 7), cd2 = MIX(c, d, 2, 6, 3, 7);
-    const v4 r0 = MIX(ab, cd, 0, 1, 4, 5), r1 = MIX(ab, cd, 2, 3, 6, 7);
-    const v4 r2 = MIX(ab2, cd2, 0, 1, 4, 5), r3 = MIX(ab2, cd2, 2, 3, 6, 7);
+    const quad ab = MIX(a, b, 0, 4, 1, 5), cd = MIX(c, d, 0, 4, 1, 5), ab2 = MIX(a, b, 2, 6, 3, 7), cd2 = MIX(c, d, 2, 6, 3, 7);
+    const quad r0 = MIX(ab, cd, 0, 1, 4, 5), r1 = MIX(ab, cd, 2, 3, 6, 7);
+    const quad r2 = MIX(ab2, cd2, 0, 1, 4, 5), r3 = MIX(ab2, cd2, 2, 3, 6, 7);
     __builtin_memcpy(out, &r0, 16);
     __builtin_memcpy(out + panel, &r1, 16);
     __builtin_memcpy(out + 2 * panel, &r2, 16);
@@ -230,8 +229,10 @@ size_t moedi_gemm_scratch(int64_t m, int64_t n, int64_t k)
     return (size_t)(round_up(rows * depth, 16) + columns * depth) * sizeof(float);
 }
 
+/* A product over nothing. */
 static void fill(float *c, int64_t m, int64_t n, int64_t ldc, const float *bias, bool accumulate)
 {
+    if (accumulate && !bias) return;
     for (int64_t i = 0; i < m; i++)
         for (int64_t j = 0; j < n; j++) c[i * ldc + j] = (accumulate ? c[i * ldc + j] : 0.0f) + (bias ? bias[j] : 0.0f);
 }

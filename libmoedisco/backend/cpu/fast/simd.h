@@ -73,28 +73,25 @@ INLINE vfloat vmax(vfloat a, vfloat b)
 {
     return choose(a > b, a, b);
 }
-/* Sums and maxima over the lanes, always in the same order. */
+/* Sums and maxima over the lanes, always in the same order: quarters of four first. */
+typedef float quad __attribute__((vector_size(16)));
+
 INLINE float lanes_sum(vfloat v)
 {
-    union {
-        vfloat v;
-        float f[VECTOR];
-    } u;
-    u.v = v;
-    for (int w = VECTOR / 2; w > 0; w /= 2)
-        for (int i = 0; i < w; i++) u.f[i] += u.f[i + w];
-    return u.f[0];
+    quad q[VECTOR / 4];
+    __builtin_memcpy(q, &v, sizeof v);
+    for (int w = VECTOR / 8; w > 0; w /= 2)
+        for (int i = 0; i < w; i++) q[i] += q[i + w];
+    return (q[0][0] + q[0][2]) + (q[0][1] + q[0][3]);
 }
 INLINE float lanes_max(vfloat v)
 {
-    union {
-        vfloat v;
-        float f[VECTOR];
-    } u;
-    u.v = v;
-    for (int w = VECTOR / 2; w > 0; w /= 2)
-        for (int i = 0; i < w; i++) u.f[i] = u.f[i] > u.f[i + w] ? u.f[i] : u.f[i + w];
-    return u.f[0];
+    quad q[VECTOR / 4];
+    __builtin_memcpy(q, &v, sizeof v);
+    float highest = q[0][0];
+    for (int i = 0; i < VECTOR / 4; i++)
+        for (int l = 0; l < 4; l++) highest = q[i][l] > highest ? q[i][l] : highest;
+    return highest;
 }
 
 /* e^x to about one unit in the last place: x = n ln 2 + r with |r| <= ln 2 / 2, e^r by its series to r^7 (the next term is below
