@@ -11,18 +11,14 @@ LC_ALL=C
 export LC_ALL
 mkdir -p "$work" || exit 1
 if [ ! -e "$work/text.idx" ]; then
-    places=
-    for place in /usr/include /usr/share/common-licenses /usr/share/perl /usr/lib/python3*/email /usr/lib/python3*/json /usr/lib/python3*/http; do
-        [ -d "$place" ] && places="$places $place"
-    done
-    # shellcheck disable=SC2086
-    "$moedisco" corpus build "$work/text" $places --document-bytes 512 > "$work/log" || exit 1
+    DEMO_TEXT_ONLY=1 DEMO_WORK=$work sh "$(dirname "$0")/../../examples/demo.sh" "$moedisco" > "$work/log" || exit 1
+    "$moedisco" corpus build "$work/text" "$work/text" --document-bytes 512 > "$work/log" || exit 1
 fi
 run() { # seed kind name flags...
     seed=$1 kind=$2 name=$3
     shift 3
     echo "seed $seed: $name" >&2
-    "$moedisco" run "$kind" "$work/$seed" --name "$name" --corpus "$work/text" --seed "$seed" "$@" > "$work/log" || exit 1
+    "$moedisco" run "$kind" "$work/$seed" --name "$name" --corpus "$work/text" --seed "$seed" --warmup 0.2 "$@" > "$work/log" || exit 1
 }
 for seed in $seeds; do
     # Every seed costs what the first one's first run costs, so that seeds are compared at equal money too.
