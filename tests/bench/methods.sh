@@ -30,7 +30,7 @@ for seed in $seeds; do
     run "$seed" full full --equal-money-to disco
 done
 for seed in $seeds; do "$moedisco" info "$work/$seed" --json; done | grep '"event":"result"' |
-    sed 's/.*"held_out_loss":\([0-9.e+-]*\).*"money":\([0-9.e+-]*\).*"flops":\([0-9.e+-]*\).*"seconds_here":\([0-9.e+-]*\).*"pipeline":"\([^"]*\)".*/\5 \1 \2 \3 \4/' |
+    sed 's/.*"held_out_loss":\([^,]*\),.*"cost":{"money":\([^,]*\),"flops":\([^,]*\),"hours":[^,]*,"device_hours":[^,]*,"seconds_here":\([^,}]*\)}.*"pipeline":"\([^"]*\)".*/\5 \1 \2 \3 \4/' |
     awk '{ n[$1]++; sum[$1] += $2; square[$1] += $2 * $2; money[$1] += $3; flops[$1] += $4; here[$1] += $5
            if (n[$1] == 1 || $2 < low[$1]) low[$1] = $2
            if (n[$1] == 1 || $2 > high[$1]) high[$1] = $2 }
