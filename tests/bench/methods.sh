@@ -22,7 +22,8 @@ run() { # seed kind name flags...
 }
 for seed in $seeds; do
     # Every seed costs what the first one's first run costs, so that seeds are compared at equal money too.
-    if [ -e "$work/money" ]; then run "$seed" disco disco --money "$(cat "$work/money")"
+    if [ -e "$work/$seed/disco/run.json" ]; then run "$seed" disco disco # goes on with the budget it has
+    elif [ -e "$work/money" ]; then run "$seed" disco disco --money "$(cat "$work/money")"
     else run "$seed" disco disco --minutes "$minutes"; fi
     [ -e "$work/money" ] || sed -n '/"plan"/,$ s/^    "money": \([0-9.e+-]*\).*/\1/p' "$work/$seed/disco/run.json" | head -n 1 > "$work/money"
     run "$seed" disco disco-start --equal-money-to disco --start-share 0.2 --branch-share 0.3
