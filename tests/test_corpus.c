@@ -813,6 +813,38 @@ static moed_status build_open_divide_sample(moed_context *c)
     return status;
 }
 
+static int32_t length_one(int64_t document, int64_t *tokens, void *user)
+{
+    (void)document, (void)user;
+    *tokens = 1;
+    return 0;
+}
+static int32_t read_zero(int64_t document, int64_t offset, int32_t *tokens, int64_t count, void *user)
+{
+    (void)document, (void)offset, (void)user;
+    memset(tokens, 0, (size_t)count * sizeof *tokens);
+    return 0;
+}
+
+/* What estimates of a run go by. */
+static void a_sampler_holds_the_bytes_it_says(void **state)
+{
+    (void)state;
+    enum { DOCUMENTS = 5000, LENGTH = 700 };
+    const moed_documents documents = {.struct_size = sizeof documents, .count = DOCUMENTS, .length = length_one, .read = read_zero};
+    moed_corpus *d = NULL;
+    moedi_sampler *s = NULL;
+    int32_t tokens[LENGTH], labels[LENGTH];
+    assert_ok(moed_corpus_wrap(&d, context, &documents, NULL));
+    const int64_t before = support_held(context);
+    assert_ok(moedi_sampler_create(&s, d, 1));
+    assert_ok(moedi_sampler_rows(s, 0, 1, LENGTH, tokens, labels, NULL));
+    const int64_t held = support_held(context) - before, said = moedi_sampler_bytes(DOCUMENTS, LENGTH);
+    assert_in_range(held, said, said + 7 * 128); /* each block has a head and is filled up */
+    moedi_sampler_destroy(s);
+    moed_corpus_destroy(d);
+}
+
 static void running_out_of_memory_anywhere_is_survived(void **state)
 {
     (void)state;
@@ -862,6 +894,7 @@ int main(void)
         T(a_document_shorter_than_a_row_repeats_with_boundaries),
         T(without_end_token_documents_follow_each_other),
         T(evaluation_rows_hold_every_token_once_as_a_label),
+        T(a_sampler_holds_the_bytes_it_says),
         T(running_out_of_memory_anywhere_is_survived),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

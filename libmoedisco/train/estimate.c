@@ -7,6 +7,7 @@
 #include "backend/cpu/blocks.h"
 #include "checkpoint.h"
 #include "core/options.h"
+#include "corpus/corpus.h"
 #include "optimizer.h"
 #include "selection.h"
 #include "settings.h"
@@ -17,12 +18,6 @@ static int64_t workspace_bytes(const moedi_config *c, int64_t tokens)
     const size_t loss = moedi_loss_logit_bytes(tokens, c->vocabulary) + moedi_loss_panel_bytes(tokens, c->vocabulary, c->hidden, 1, 1);
     const size_t experts = moedi_gemm_bytes(tokens * c->top_k, 2 * c->expert_width, c->hidden, 1, 1);
     return (int64_t)(loss > experts ? loss : experts);
-}
-
-/* Three orders of the documents and where each begins, and a row. */
-static int64_t sampler_bytes(int64_t documents, int64_t length)
-{
-    return 6 * (documents + 1) * (int64_t)sizeof(int64_t) + 2 * (length + 1) * (int64_t)sizeof(int32_t);
 }
 
 moed_status moedi_budget_compute(const moed_layout *l, size_t item, const moed_train_options *o, const uint8_t *trained,
@@ -41,9 +36,9 @@ moed_status moedi_budget_compute(const moed_layout *l, size_t item, const moed_t
     const int64_t batch = 3 * o->rows * o->length * (int64_t)sizeof(int32_t);
     const int64_t loads = l->config.layers * l->config.experts * (int64_t)sizeof(int64_t);
     const int64_t lists = (int64_t)l->count + slices * (int64_t)(sizeof(moed_op_slice) + sizeof(size_t));
-    b.rest = batch + loads + lists + sampler_bytes(documents, o->length);
+    b.rest = batch + loads + lists + moedi_sampler_bytes(documents, o->length);
     /* An evaluation has a sampler and rows of its own, a checkpoint two pieces of a tensor: not at the same time. */
-    int64_t passing = o->held_out ? sampler_bytes(o->held_out->documents, o->length) + 3 * shard * o->length * (int64_t)sizeof(int32_t) : 0;
+    int64_t passing = o->held_out ? moedi_sampler_bytes(o->held_out->documents, o->length) + 3 * shard * o->length * (int64_t)sizeof(int32_t) : 0;
     if (o->directory && passing < MOEDI_CHECKPOINT_SAVING) passing = MOEDI_CHECKPOINT_SAVING;
     b.rest += passing;
     *out = b;
