@@ -6,8 +6,9 @@
 #include "model/model.h"
 #include "util/file.h"
 
-static const char QWEN[] = "{\"model_type\":\"qwen2_moe\",\"architectures\":[\"Qwen2MoeForCausalLM\"],\"vocab_size\":50,\"hidden_size\":16,\"num_hidden_layers\":2,"
-                           "\"num_attention_heads\":4,\"num_key_value_heads\":2,\"num_experts\":3,\"num_experts_per_tok\":2,\"moe_intermediate_size\":6,"
+static const char QWEN[] = "{\"model_type\":\"qwen2_moe\",\"architectures\":[\"Qwen2MoeForCausalLM\"],\"vocab_size\":50,"
+                           "\"hidden_size\":16,\"num_hidden_layers\":2,\"num_attention_heads\":4,\"num_key_value_heads\":2,"
+                           "\"num_experts\":3,\"num_experts_per_tok\":2,\"moe_intermediate_size\":6,"
                            "\"shared_expert_intermediate_size\":10,\"max_position_embeddings\":64,\"torch_dtype\":\"bfloat16\",\"mine\":1}";
 static const char TIED[] = "{\"model_type\":\"mixtral\",\"vocab_size\":50,\"hidden_size\":16,\"num_hidden_layers\":1,\"num_attention_heads\":4,"
                            "\"num_key_value_heads\":2,\"num_local_experts\":2,\"num_experts_per_tok\":1,\"intermediate_size\":6,"
@@ -432,8 +433,9 @@ static void borrowed_arrays_are_released_once_at_the_last_reference(void **state
     assert_ok(moed_layout_create(&l, *state, p, 2));
     moed_tensor t[2] = {support_tensor(a, MOED_DTYPE_F32, 3, 4), support_tensor(b, MOED_DTYPE_F32, 4, 0)};
 
-    const struct { int tensor; const char *words; } bad[] = {{0, "tensor a: size 4 of axis 0"}, {0, "tensor a: stride 5 of axis 0"}, {1, "tensor b: dtype"},
-                                                             {1, "tensor b: rank 2"}, {1, "tensor b: on device 1"}, {1, "tensor b: its data is not aligned"}};
+    const struct { int tensor; const char *words; } bad[] = {
+        {0, "tensor a: size 4 of axis 0"}, {0, "tensor a: stride 5 of axis 0"}, {1, "tensor b: dtype"},
+        {1, "tensor b: rank 2"}, {1, "tensor b: on device 1"}, {1, "tensor b: its data is not aligned"}};
     for (int i = 0; i < 6; i++) {
         moed_tensor s[2] = {t[0], t[1]};
         moed_tensor *x = &s[bad[i].tensor];

@@ -104,7 +104,9 @@ static void views_hold_the_documents_of_a_cluster(void **state)
 static void another_corpus_is_refused_with_both_fingerprints(void **state)
 {
     (void)state;
-    moed_corpus *d = six(), *other = corpus_of("other", "{\"text\":\"1\"}\n{\"text\":\"2\"}\n{\"text\":\"3\"}\n{\"text\":\"4\"}\n{\"text\":\"5\"}\n{\"text\":\"6\"}\n");
+    moed_corpus *d = six();
+    moed_corpus *other = corpus_of("other", "{\"text\":\"1\"}\n{\"text\":\"2\"}\n{\"text\":\"3\"}\n"
+                                    "{\"text\":\"4\"}\n{\"text\":\"5\"}\n{\"text\":\"6\"}\n");
     moed_corpus *few = corpus_of("few", "{\"text\":\"1\"}\n"), *v = NULL;
     moed_partition *p = NULL, *loose = NULL;
     moed_corpus_info a = {.struct_size = sizeof a}, b = {.struct_size = sizeof b};
@@ -139,7 +141,8 @@ static void bad_arguments_are_refused(void **state)
 }
 
 /* a partition file as this library would not write it */
-static void write_file(const char *clusters, const char *corpus, const char *format, const char *version, const char *name, int32_t dtype, int32_t label)
+static void write_file(const char *clusters, const char *corpus, const char *format, const char *version, const char *name,
+                       int32_t dtype, int32_t label)
 {
     moedi_safetensors_writer w;
     const int32_t labels[4] = {0, 1, label, 0};

@@ -365,7 +365,8 @@ static void test_router_chooses_valid_experts_from_logits_that_are_not_numbers(v
     double logits[4] = {1, NAN, 2, 3}, p[4], weights[3], lse[1];
     int32_t ids[3] = {-1, -1, -1};
     (void)state;
-    CALL(router, (&(moed_op_router){.probabilities = p, .weights = weights, .lse = lse, .ids = ids, .logits = logits, .rows = 1, .experts = 4, .top_k = 3}));
+    CALL(router, (&(moed_op_router){.probabilities = p, .weights = weights, .lse = lse, .ids = ids, .logits = logits, .rows = 1, .experts = 4,
+                                    .top_k = 3}));
     for (int i = 0; i < 3; i++) {
         assert_in_range(ids[i], 0, 3);
         for (int j = 0; j < i; j++) assert_int_not_equal(ids[i], ids[j]);

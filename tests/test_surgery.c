@@ -322,7 +322,8 @@ static void trained_numbers_end_where_they_belong(void **state)
             assert_true(x[3] == 20.0 + k);
             free(x);
         }
-        double *gate = numbers(out, "model.layers.1.block_sparse_moe.gate.weight"), *was = numbers(base, "model.layers.1.block_sparse_moe.gate.weight");
+        double *gate = numbers(out, "model.layers.1.block_sparse_moe.gate.weight");
+        double *was = numbers(base, "model.layers.1.block_sparse_moe.gate.weight");
         assert_memory_equal(gate, was, 6 * 16 * sizeof *gate); /* trained rows are ignored with the gate of the base */
         free(gate);
         free(was);

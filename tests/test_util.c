@@ -384,7 +384,8 @@ static void hostile_safetensors_headers_are_refused_with_the_reason(void **state
     expect_header(dir, "{\"t\":{\"dtype\":\"F32\",\"shape\":[2],\"data_offsets\":[0,8]}}", 4, MOED_E_FORMAT, "outside the file");
     expect_header(dir, "{\"t\":{\"dtype\":\"F32\",\"shape\":[2],\"data_offsets\":[0,8]}}", 9, MOED_E_FORMAT, "cover 8");
     expect_header(dir, "{\"t\":{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[4,8]}}", 8, MOED_E_FORMAT, "hole");
-    expect_header(dir, "{\"t\":{\"dtype\":\"F32\",\"shape\":[2],\"data_offsets\":[0,8]},\"u\":{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[4,8]}}", 8,
+    expect_header(dir, "{\"t\":{\"dtype\":\"F32\",\"shape\":[2],\"data_offsets\":[0,8]},"
+                       "\"u\":{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[4,8]}}", 8,
                   MOED_E_FORMAT, "overlaps");
     expect_header(dir, "{\"t\":{\"dtype\":\"F32\",\"shape\":[2],\"data_offsets\":[8,0]}}", 8, MOED_E_FORMAT, "outside the file");
     expect_header(dir, "{\"t\":{\"dtype\":\"F32\",\"shape\":[-2],\"data_offsets\":[0,8]}}", 8, MOED_E_FORMAT, "not a count");
@@ -392,7 +393,8 @@ static void hostile_safetensors_headers_are_refused_with_the_reason(void **state
     expect_header(dir, "{\"t\":{\"dtype\":\"Q7\",\"shape\":[2],\"data_offsets\":[0,8]}}", 8, MOED_E_UNSUPPORTED, "Q7");
     expect_header(dir, "{\"t\":{\"dtype\":\"F4\",\"shape\":[3],\"data_offsets\":[0,2]}}", 2, MOED_E_FORMAT, "inside a byte");
     expect_header(dir, "{\"t\":{\"dtype\":\"U8\",\"shape\":[1,1,1,1,1,1,1],\"data_offsets\":[0,1]}}", 1, MOED_E_UNSUPPORTED, "7 dimensions");
-    expect_header(dir, "{\"t\":{\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[0,1]},\"t\":{\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[0,1]}}", 1,
+    expect_header(dir, "{\"t\":{\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[0,1]},"
+                       "\"t\":{\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[0,1]}}", 1,
                   MOED_E_FORMAT, "not JSON");
     expect_header(dir, "{\"__metadata__\":{\"a\":1}}", 0, MOED_E_FORMAT, "not text");
     support_remove(dir);
