@@ -222,11 +222,6 @@ static int64_t block_of(int64_t n, int64_t most, int64_t step)
     return blocks > 0 ? least_of(most, round_up((n + blocks - 1) / blocks, step)) : step;
 }
 
-size_t moedi_gemm_scratch(int64_t m, int64_t n, int64_t k)
-{
-    return moedi_gemm_bytes(m, n, k, ROWS, COLUMNS);
-}
-
 /* A product over nothing. */
 static void fill(float *c, int64_t m, int64_t n, int64_t ldc, const float *bias, bool accumulate)
 {
@@ -264,7 +259,7 @@ void moedi_gemm_with(moedi_cpu *e, const moed_op_gemm *a, void *scratch)
 moed_status MOEDI_VARIED(gemm)(void *self, const moed_op_gemm *a)
 {
     void *scratch;
-    const moed_status status = moedi_cpu_scratch(self, moedi_gemm_scratch(a->m, a->n, a->k), &scratch);
+    const moed_status status = moedi_cpu_scratch(self, moedi_gemm_bytes(a->m, a->n, a->k, ROWS, COLUMNS), &scratch);
     if (status == MOED_OK) moedi_gemm_with(self, a, scratch);
     return status;
 }
@@ -275,8 +270,8 @@ moed_status MOEDI_VARIED(grouped_gemm)(void *self, const moed_op_grouped_gemm *a
     for (int64_t g = 0; g < a->groups; g++)
         if (a->offsets[g + 1] - a->offsets[g] > largest) largest = a->offsets[g + 1] - a->offsets[g];
     void *scratch;
-    const moed_status status =
-        moedi_cpu_scratch(self, moedi_gemm_scratch(a->reduce ? a->m : largest, a->n, a->reduce ? largest : a->k), &scratch);
+    const size_t bytes = moedi_gemm_bytes(a->reduce ? a->m : largest, a->n, a->reduce ? largest : a->k, ROWS, COLUMNS);
+    const moed_status status = moedi_cpu_scratch(self, bytes, &scratch);
     if (status != MOED_OK) return status;
     for (int64_t g = 0; g < a->groups; g++) {
         const int64_t from = a->offsets[g], count = a->offsets[g + 1] - from;
