@@ -306,6 +306,7 @@ typedef struct moed_backend {
     /* memory: uninitialised, aligned to 64 bytes at least */
     moed_status (*alloc)(void *self, size_t size, void **out);
     void (*free)(void *self, void *memory);
+    /* the host array has been read when upload returns; download has written it after synchronize */
     moed_status (*upload)(void *self, void *device, const void *host, size_t size);
     moed_status (*download)(void *self, void *host, const void *device, size_t size);
     moed_status (*copy)(void *self, void *to, const void *from, size_t size);
