@@ -474,6 +474,26 @@ static void what_does_not_fit_is_refused_with_the_figures(void **state)
     moed_context_destroy(c);
 }
 
+/* A report of the wrong size is seen before the work, not after it. */
+static void a_report_that_cannot_be_filled_in_stops_nothing_half_way(void **state)
+{
+    (void)state;
+    const moed_train_options o = tiny_options(4);
+    rig r = rig_open(&o, 1);
+    moed_report empty = {0};
+    moed_trainer_info info = {.struct_size = sizeof info};
+    assert_refused(moed_trainer_run(r.trainer, 0, &empty, NULL), MOED_E_STRUCT, "struct_size is 0");
+    assert_refused(moed_trainer_forward_backward(r.trainer, NULL, &empty), MOED_E_STRUCT, "struct_size is 0");
+    assert_refused(moed_trainer_update(r.trainer, 1, NULL), MOED_E_STATE, "no gradient waits");
+    assert_ok(moed_trainer_forward_backward(r.trainer, NULL, NULL));
+    assert_refused(moed_trainer_update(r.trainer, 1, &empty), MOED_E_STRUCT, "struct_size is 0");
+    assert_ok(moed_trainer_get_info(r.trainer, &info));
+    assert_int_equal(info.step, 0);
+    assert_refused(moed_trainer_update(r.trainer, 1e300, NULL), MOED_E_RANGE, "100 is the most");
+    assert_ok(moed_trainer_update(r.trainer, 1, NULL)); /* the gradient still waited */
+    rig_close(&r);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -496,6 +516,7 @@ int main(void)
         cmocka_unit_test(memory_does_not_grow_after_the_first_step),
         cmocka_unit_test(the_estimate_is_within_a_tenth_of_the_peak),
         cmocka_unit_test(the_estimate_prices_time_and_other_devices),
+        cmocka_unit_test(a_report_that_cannot_be_filled_in_stops_nothing_half_way),
         cmocka_unit_test(what_does_not_fit_is_refused_with_the_figures),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -240,6 +240,7 @@ moed_status moed_trainer_evaluate(moed_trainer *t, const moed_corpus *d, int64_t
     MOEDI_REQUIRE(t, "t is NULL");
     MOEDI_REQUIRE(d, "d is NULL");
     MOEDI_REQUIRE(out, "out is NULL");
+    MOEDI_TRY(moedi_info_check(MOED_STRUCT_REPORT, out));
     MOEDI_TRY(moedi_step_check(t));
     if (tokens < 0) return moedi_fail_parameter(MOED_E_RANGE, "tokens", "tokens is %lld, less than 0", (long long)tokens);
     MOEDI_TRY(check_corpus(d, t->model->layout, "the corpus"));
@@ -289,6 +290,7 @@ moed_status moed_trainer_run(moed_trainer *t, int64_t steps, moed_report *last, 
 {
     moedi_clear_error();
     MOEDI_REQUIRE(t, "t is NULL");
+    if (last) MOEDI_TRY(moedi_info_check(MOED_STRUCT_REPORT, last));
     MOEDI_TRY(moedi_step_check(t));
     if (steps < 0) return moedi_fail_parameter(MOED_E_RANGE, "steps", "steps is %lld, less than 0", (long long)steps);
     if (t->pending.calls > 0)
