@@ -235,6 +235,25 @@ static void leftovers_of_a_process_of_the_same_number_are_neither_used_nor_remov
     support_remove(dir);
 }
 
+static void a_directory_behind_a_link_is_replaced_and_the_link_stays(void **state)
+{
+    (void)state;
+    char *dir = support_directory();
+    struct stat s;
+    moedi_fresh_directory d;
+    assert_int_equal(mkdir(support_path(dir, "real"), 0777), 0);
+    support_write(support_path(dir, "real/old"), "old", 3);
+    assert_int_equal(symlink("real", support_path(dir, "link")), 0);
+    assert_ok(moedi_fresh_directory_begin(&d, context, support_path(dir, "link")));
+    support_write(support_path(d.temporary, "new"), "new", 3);
+    assert_ok(moedi_fresh_directory_commit(&d));
+    assert_int_equal(lstat(support_path(dir, "link"), &s), 0);
+    assert_true(S_ISLNK(s.st_mode));
+    assert_int_equal(stat(support_path(dir, "real/new"), &s), 0);
+    assert_int_not_equal(stat(support_path(dir, "real/old"), &s), 0);
+    support_remove(dir);
+}
+
 static void names_are_listed_in_order(void **state)
 {
     (void)state;
@@ -478,6 +497,7 @@ int main(void)
         cmocka_unit_test(a_full_disk_leaves_the_old_file_and_nothing_else),
         cmocka_unit_test(a_fresh_directory_appears_whole_and_replaces_an_old_one),
         cmocka_unit_test(leftovers_of_a_process_of_the_same_number_are_neither_used_nor_removed),
+        cmocka_unit_test(a_directory_behind_a_link_is_replaced_and_the_link_stays),
         cmocka_unit_test(names_are_listed_in_order),
         cmocka_unit_test(a_hash_does_not_depend_on_how_the_data_comes),
         cmocka_unit_test(json_faults_name_file_and_field),

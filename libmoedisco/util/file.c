@@ -364,7 +364,10 @@ moed_status moedi_fresh_directory_begin(moedi_fresh_directory *out, const moed_c
     moedi_fresh_directory d = {.context = c};
     int made;
     moed_status status;
-    MOEDI_GO(moedi_strdup(c, path, &d.path));
+    char *real = moedi_path_is_directory(path) ? realpath(path, NULL) : NULL; /* behind a link it is the link's target that is replaced */
+    status = moedi_strdup(c, real ? real : path, &d.path);
+    free(real);
+    if (status != MOED_OK) goto out;
     for (size_t n = strlen(d.path); n > 1 && d.path[n - 1] == '/'; n--) d.path[n - 1] = 0;
     MOEDI_GO(with_parent(c, d.path, moedi_directory_make));
     MOEDI_GO(make_temporary(c, d.path, 1, &d.temporary, &made));
