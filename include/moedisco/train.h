@@ -128,7 +128,8 @@ typedef struct moed_trainer_info {
 } moed_trainer_info;
 
 /* Trains m in place; m and d are kept alive and must not be used elsewhere meanwhile. comm NULL. Allocates all
- * it will need but what evaluations and checkpoints hold for a while. Writes nothing yet. Returns MOED_E_LIMIT with the figures, MOED_E_STATE for a streamed model, MOED_E_RANGE, MOED_E_MISMATCH (the corpus has tokens
+ * it will need but what evaluations and checkpoints hold for a while. Writes nothing yet. Borrowed arrays must not overlap where they are
+ * trained (MOED_E_ARGUMENT naming both). Returns MOED_E_LIMIT with the figures, MOED_E_STATE for a streamed model, MOED_E_RANGE, MOED_E_MISMATCH (the corpus has tokens
  * outside the model's vocabulary). Since: 0.1. */
 MOED_API moed_status moed_trainer_create(moed_trainer **out, moed_context *c, moed_model *m, const moed_corpus *d, moed_comm *comm,
                                          const moed_train_options *o);
@@ -145,7 +146,7 @@ MOED_API moed_status moed_trainer_run(moed_trainer *t, int64_t steps, moed_repor
 MOED_API moed_status moed_trainer_forward_backward(moed_trainer *t, const moed_batch *b, moed_report *out);
 /* The sum over calls since the last update of the gradient of parameter `param` (of the context's dtype), host memory, borrowed until the next call; data NULL when frozen. Since: 0.1. */
 MOED_API moed_status moed_trainer_gradient(moed_trainer *t, size_t param, moed_tensor *out);
-/* Clip, AdamW, schedule's rate times factor, then gradients are zero again; a line goes to the metrics. Does not evaluate or save by itself.
+/* Clip, AdamW, schedule's rate times factor (together 100 at most), then gradients are zero again; a line goes to the metrics. Does not evaluate or save by itself.
  * MOED_E_STATE when no gradient waits, MOED_E_NUMERIC as in moed_trainer_run. out nullable. Since: 0.1. */
 MOED_API moed_status moed_trainer_update(moed_trainer *t, double factor, moed_report *out);
 /* Held-out loss, tokens at most (0 = all): every token of d scored once, in order, packed in rows. Since: 0.1. */
