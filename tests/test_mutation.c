@@ -1,10 +1,10 @@
-/* tests/test_mutation.c - files from strangers: every reader meets thousands of damaged copies of a good file. Each is taken or refused with
- * a sentence, nothing stays behind in memory, and what is taken can be used. More with `test_mutation COUNT`. */
+/* tests/test_mutation.c - files from strangers: every reader meets damaged copies of a good file. Each is taken or refused with
+ * a sentence, nothing stays behind in memory, and what is taken can be used. More with `test_mutation COUNT SEED`. */
 #include "train_support.h"
 
 #include "util/hash.h"
 
-static int per_file = 200;
+static int per_file = 100;
 static uint64_t random_state = 88172645463325252u;
 
 static uint32_t draw(uint32_t below)
