@@ -1,10 +1,11 @@
 #!/bin/sh
 # demo.sh MOEDISCO: real text of this machine into a corpus, its clusters, and three ways to train the same MoE model at equal money.
-# Everything lies in demo-run/ of the present folder; run again, it goes on or shows what is there. DEMO_MINUTES (3.5) sets the time.
+# Everything lies in demo-run/ of the present folder; run again, it goes on or shows what is there. DEMO_MINUTES (3.5) sets the time,
+# DEMO_WORK another folder; with DEMO_TEXT_ONLY=1 it stops when the text is there.
 set -u
 moedisco=$1
 minutes=${DEMO_MINUTES:-3.5}
-work=demo-run
+work=${DEMO_WORK:-demo-run}
 began=$(date +%s)
 LC_ALL=C
 export LC_ALL
@@ -48,14 +49,15 @@ if [ ! -d "$work/text" ]; then
     [ "$kilobytes" -ge 300 ] || fault "only $kilobytes kB of text in the usual places of Debian; moedisco try FOLDER works on your own"
     mv "$work/text.tmp" "$work/text"
 fi
+[ "${DEMO_TEXT_ONLY:-}" != 1 ] || exit 0
 
 # At equal money disco does about 3 times the arithmetic of full and upcycle 3.3 times, since their first phases run on cheap devices:
 # of the time, disco's part is two fifths.
 part=$(awk -v m="$minutes" 'BEGIN { printf "%.3f", m * 0.38 }')
 go() { echo; "$moedisco" "$@" || fault "moedisco $* stopped with exit code $?"; }
-go run disco "$work/run" --text "$work/text" --minutes "$part"
-go run upcycle "$work/run" --equal-money-to disco
-go run full "$work/run" --equal-money-to disco > "$work/full.log"
+go run disco "$work/run" --text "$work/text" --document-bytes 512 --warmup 0.2 --minutes "$part"
+go run upcycle "$work/run" --warmup 0.2 --equal-money-to disco
+go run full "$work/run" --warmup 0.2 --equal-money-to disco > "$work/full.log"
 sed -n '/^== /p; /^F-phase/p; /^ *$/q' "$work/full.log"
 echo
 echo 'MoE-DisCo, a cloned dense model, and plain full training at the same money:'

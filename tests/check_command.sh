@@ -167,7 +167,7 @@ for signal in TERM KILL TERM KILL TERM; do
     process=$!
     sleep 0.4
     kill -$signal $process 2> /dev/null
-    wait $process
+    wait $process 2> /dev/null
     got=$?
     case $signal-$got in
     TERM-75 | KILL-137 | TERM-0 | KILL-0) ;;

@@ -699,36 +699,35 @@ static void large_vocabularies_are_saved_in_four_bytes(void **state)
 
 /* ---- the sampler ---- */
 
-/* 7 rows of 13 are one stream: labels are the next tokens, rows join, and every epoch holds every document whole, with its end. */
-static void the_stream_holds_every_document_once_an_epoch(void **state)
+/* The stream of an epoch is a ring of 75 positions, cut into 5 pieces of 15 that come in a drawn order. */
+static void an_epoch_holds_every_document_once_in_shuffled_pieces(void **state)
 {
     (void)state;
-    enum { ROWS = 40, LENGTH = 13, EPOCH = 50 + 25 };
+    enum { LENGTH = 15, PIECES = 5, EPOCHS = 8, ROWS = PIECES * EPOCHS };
     moed_corpus *d = wrapped(25, 0);
     int32_t tokens[ROWS * LENGTH], labels[ROWS * LENGTH], numbers[ROWS * LENGTH];
     assert_ok(moed_corpus_sample(d, 3, 0, ROWS, LENGTH, tokens, labels, numbers));
-    for (int i = 0; i + 1 < ROWS * LENGTH; i++) assert_int_equal(labels[i], tokens[i + 1]);
-    int orders_differ = 0, first_order[25];
-    for (int e = 0; e < ROWS * LENGTH / EPOCH; e++) {
-        int count[40] = {0}, ends = 0;
-        for (int i = e * EPOCH; i < (e + 1) * EPOCH; i++) {
-            if (tokens[i] == 0) {
-                if (e == 0) first_order[ends] = i ? tokens[i - 1] : 0;
-                else orders_differ |= first_order[ends] != tokens[i - 1];
-                ends++;
-            } else {
-                count[tokens[i]]++;
-            }
+    int orders_differ = 0, in_order = 0;
+    for (int e = 0; e < EPOCHS; e++) {
+        const int32_t *t = tokens + e * PIECES * LENGTH, *l = labels + e * PIECES * LENGTH, *n = numbers + e * PIECES * LENGTH;
+        int count[40] = {0}, label_count[40] = {0};
+        for (int i = 0; i < PIECES * LENGTH; i++) {
+            count[t[i]]++, label_count[l[i]]++;
+            if ((i + 1) % LENGTH == 0) continue;
+            assert_int_equal(l[i], t[i + 1]);
+            assert_int_equal(n[i + 1] - n[i], t[i] == 0); /* a boundary is just after an end */
         }
-        assert_int_equal(ends, 25);
+        assert_int_equal(count[0], 25);
         for (int k = 0; k < 25; k++) assert_int_equal(count[k + 10], k % 5);
+        assert_memory_equal(count, label_count, sizeof count);
+        orders_differ |= e > 0 && memcmp(t, tokens, PIECES * LENGTH * sizeof *t) != 0;
+        /* pieces that follow each other in the stream: the last label of one is the first token of the next */
+        for (int p = 0; p + 1 < PIECES; p++) in_order += l[p * LENGTH + LENGTH - 1] == t[(p + 1) * LENGTH];
     }
-    assert_true(orders_differ);
-    for (int i = 0; i + 1 < ROWS * LENGTH; i++)
-        if ((i + 1) % LENGTH) assert_int_equal(numbers[i + 1] - numbers[i], tokens[i] == 0); /* a boundary is just after an end */
+    assert_true(orders_differ && in_order < EPOCHS * (PIECES - 1) / 2);
     /* a pure function of (seed, row) */
     int32_t one[LENGTH], next[LENGTH];
-    for (int r = ROWS - 1; r >= 0; r -= 5) {
+    for (int r = ROWS - 1; r >= 0; r -= 3) {
         assert_ok(moed_corpus_sample(d, 3, r, 1, LENGTH, one, next, NULL));
         assert_memory_equal(one, tokens + r * LENGTH, sizeof one);
         assert_memory_equal(next, labels + r * LENGTH, sizeof next);
@@ -747,9 +746,10 @@ static void a_document_shorter_than_a_row_repeats_with_boundaries(void **state)
     assert_ok(moed_corpus_subset(&v, d, &third, 1));
     assert_ok(moed_corpus_sample(v, 1, 0, 2, 9, tokens, labels, numbers));
     for (int i = 0; i < 18; i++) {
-        assert_int_equal(tokens[i], i % 4 == 3 ? 0 : 13);
-        assert_int_equal(labels[i], i % 4 == 2 ? 0 : 13);
-        assert_int_equal(numbers[i], i % 9 == i ? i / 4 : i / 4 - 2);
+        const int at = i % 9; /* every row is the document from its beginning */
+        assert_int_equal(tokens[i], at % 4 == 3 ? 0 : 13);
+        assert_int_equal(labels[i], at % 4 == 2 ? 0 : 13);
+        assert_int_equal(numbers[i], at / 4);
     }
     assert_ok(moed_corpus_subset(&none, d, &empty, 1));
     assert_refused(moed_corpus_sample(none, 1, 0, 1, 4, tokens, labels, NULL), MOED_E_ARGUMENT, "without tokens");
@@ -765,7 +765,7 @@ static void without_end_token_documents_follow_each_other(void **state)
     moed_corpus *d = wrapped(8, -1);
     int32_t tokens[16], labels[16], numbers[16];
     int count[20] = {0};
-    assert_ok(moed_corpus_sample(d, 1, 0, 1, 16, tokens, labels, numbers)); /* 1+2+3+4 + 1+2 = 13 tokens an epoch */
+    assert_ok(moed_corpus_sample(d, 1, 0, 1, 16, tokens, labels, numbers)); /* 1+2+3+4 + 1+2 = 13 tokens in a ring */
     for (int i = 0; i < 13; i++) count[tokens[i]]++;
     for (int k = 0; k < 8; k++) assert_int_equal(count[k + 10], k % 5);
     for (int i = 1; i < 16; i++)
@@ -890,7 +890,7 @@ int main(void)
         T(dividing_parts_every_document_once),
         T(a_saved_view_opens_as_a_corpus_of_its_own),
         T(large_vocabularies_are_saved_in_four_bytes),
-        T(the_stream_holds_every_document_once_an_epoch),
+        T(an_epoch_holds_every_document_once_in_shuffled_pieces),
         T(a_document_shorter_than_a_row_repeats_with_boundaries),
         T(without_end_token_documents_follow_each_other),
         T(evaluation_rows_hold_every_token_once_as_a_label),

@@ -135,6 +135,24 @@ static void a_permutation_holds_every_number_once_and_depends_on_seed_and_step(v
     assert_memory_equal(a, b, sizeof a);
 }
 
+static void a_place_is_a_bijection_for_every_count(void **state)
+{
+    (void)state;
+    for (int64_t count = 1; count < 70; count++) {
+        char seen[70] = {0};
+        for (int64_t i = 0; i < count; i++) {
+            const int64_t at = moedi_random_place(9, MOEDI_RANDOM_ROW, 2, i, count);
+            assert_true(at >= 0 && at < count && !seen[at]);
+            seen[at] = 1;
+        }
+    }
+    int64_t fixed = 0;
+    for (int64_t i = 0; i < 10000; i++) fixed += moedi_random_place(9, MOEDI_RANDOM_ROW, 2, i, 10000) == i;
+    assert_true(fixed < 12); /* one is expected */
+    const int64_t huge = INT64_C(1) << 60, place = moedi_random_place(9, MOEDI_RANDOM_ROW, 2, huge - 1, huge);
+    assert_true(place >= 0 && place < huge && place != moedi_random_place(9, MOEDI_RANDOM_ROW, 3, huge - 1, huge));
+}
+
 /* ---- files ---- */
 
 static void a_written_file_is_whole_or_not_there(void **state)
@@ -493,6 +511,7 @@ int main(void)
         cmocka_unit_test(normal_numbers_are_the_same_on_every_machine),
         cmocka_unit_test(normal_numbers_follow_the_distribution_function),
         cmocka_unit_test(a_permutation_holds_every_number_once_and_depends_on_seed_and_step),
+        cmocka_unit_test(a_place_is_a_bijection_for_every_count),
         cmocka_unit_test(a_written_file_is_whole_or_not_there),
         cmocka_unit_test(a_full_disk_leaves_the_old_file_and_nothing_else),
         cmocka_unit_test(a_fresh_directory_appears_whole_and_replaces_an_old_one),

@@ -1,7 +1,9 @@
 /* main.c - the verb table, general help, and stopping on SIGINT and SIGTERM. */
+#include <poll.h>
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "app.h"
 
@@ -109,6 +111,13 @@ static const verb *find_verb(int argc, char **argv, int *words)
     return NULL;
 }
 
+/* A pipe whose reader has seen enough (| head) is no fault. */
+static int reader_left(void)
+{
+    struct pollfd end = {.fd = STDOUT_FILENO, .events = POLLOUT};
+    return poll(&end, 1, 0) == 1 && (end.revents & POLLERR);
+}
+
 int main(int argc, char **argv)
 {
     if (argc < 2) return general_help(), EXIT_INPUT;
@@ -123,9 +132,8 @@ int main(int argc, char **argv)
     sigaction(SIGTERM, &action, NULL);
     signal(SIGPIPE, SIG_IGN);
     int code = v->run(v, argc - 1 - words, argv + 1 + words);
-    if (fflush(stdout) || ferror(stdout)) {
-        if (code == EXIT_DONE) code = fail(EXIT_OTHER, "standard output could not be written");
-    }
+    if ((fflush(stdout) || ferror(stdout)) && !reader_left() && code == EXIT_DONE)
+        code = fail(EXIT_OTHER, "standard output could not be written");
     moed_cancel_destroy(app_cancel);
     return code;
 }

@@ -94,9 +94,9 @@ MOED_API moed_status moed_corpus_divide(moed_corpus **train, moed_corpus **held_
 MOED_API moed_status moed_corpus_save(const moed_corpus *d, const char *prefix, const moed_cancel *cancel);
 
 /* Fills rows of `length` tokens and their labels as the trainer's sampler does: documents in an order drawn
- * per epoch, each followed by the end token, packed without gaps into one endless stream, so that a corpus
- * shorter than a row is repeated. Row r holds stream positions [r * length, (r + 1) * length]; a pure
- * function of (seed, r). documents nullable: 0 for the first document of a row, one more after each end of a document.
+ * per epoch, each followed by the end token, packed without gaps into one stream; the stream, which past its end begins
+ * again, is cut into ceil(stream / length) pieces, and these become the epoch's rows in a drawn order. A corpus shorter than a row is
+ * repeated. A pure function of (seed, row). documents nullable: 0 for the first document of a row, one more after each end of a document.
  * Arrays (rows, length). Since: 0.1. */
 MOED_API moed_status moed_corpus_sample(const moed_corpus *d, uint64_t seed, int64_t first_row, int64_t rows, int64_t length,
                                         int32_t *tokens, int32_t *labels, int32_t *documents);

@@ -1,5 +1,6 @@
-/* corpus/sampler.c - rows of packed documents: one endless stream, in an order drawn per epoch, and rows for
- * evaluation. */
+/* corpus/sampler.c - rows of packed documents, and rows for evaluation. The documents of an epoch, in an order drawn for it, are one
+ * stream that is cut into pieces; the pieces become rows in a drawn order too, so that the rows of a small batch do not come from
+ * one long document. */
 #include "corpus.h"
 #include "util/random.h"
 
@@ -14,7 +15,7 @@ struct moedi_sampler {
     moed_corpus *corpus;
     uint64_t seed;
     int64_t stream;  /* tokens of one epoch, end tokens included */
-    order epochs[2]; /* by the epoch's lowest bit: a row at a seam needs two */
+    order drawn;     /* of the epoch at hand */
     order plain;     /* documents as they come, for evaluation */
     int32_t *row;    /* a row and the token after it */
     int32_t *numbers;
@@ -46,8 +47,7 @@ moed_status moedi_sampler_create(moedi_sampler **out, const moed_corpus *d, uint
     s->corpus = moedi_corpus_retain(d);
     s->seed = seed;
     s->stream = d->info.tokens + (d->info.end_token >= 0 ? d->documents : 0);
-    MOEDI_GO(order_new(d, &s->epochs[0]));
-    MOEDI_GO(order_new(d, &s->epochs[1]));
+    MOEDI_GO(order_new(d, &s->drawn));
     MOEDI_GO(order_new(d, &s->plain));
     for (int64_t i = 0; i < d->documents; i++) s->plain.document[i] = i;
     order_start(d, &s->plain);
@@ -62,8 +62,8 @@ void moedi_sampler_destroy(moedi_sampler *s)
 {
     if (!s) return;
     moed_corpus *d = s->corpus;
-    order *all[3] = {&s->epochs[0], &s->epochs[1], &s->plain};
-    for (int i = 0; i < 3; i++) {
+    order *all[2] = {&s->drawn, &s->plain};
+    for (int i = 0; i < 2; i++) {
         moedi_free(d->context, all[i]->document);
         moedi_free(d->context, all[i]->start);
     }
@@ -75,7 +75,7 @@ void moedi_sampler_destroy(moedi_sampler *s)
 
 static const order *epoch_order(moedi_sampler *s, int64_t epoch)
 {
-    order *o = &s->epochs[epoch & 1];
+    order *o = &s->drawn;
     if (o->epoch != epoch) {
         moedi_random_permutation(s->seed, MOEDI_RANDOM_EPOCH, (uint64_t)epoch, o->document,
                                  s->corpus->documents);
@@ -130,7 +130,7 @@ static moed_status check_rows(moedi_sampler *s, int64_t first_row, int64_t rows,
     if (length < 1 || length > INT32_MAX - 2)
         return moedi_fail_parameter(MOED_E_RANGE, "length", "length: %lld is outside 1 to %ld",
                                     (long long)length, (long)INT32_MAX - 2);
-    if (first_row > INT64_MAX / 2 - rows || first_row + rows > INT64_MAX / 2 / length)
+    if (first_row > INT64_MAX / 2 - rows || first_row + rows > INT64_MAX / 2 / length || s->stream > INT64_MAX / 4)
         return moedi_fail_parameter(MOED_E_RANGE, "first_row",
                                     "first_row: row %lld of length %lld is past the end of counting",
                                     (long long)first_row, (long long)length);
@@ -146,13 +146,15 @@ moed_status moedi_sampler_rows(moedi_sampler *s, int64_t first_row, int64_t rows
                                int32_t *tokens, int32_t *labels, int32_t *documents)
 {
     MOEDI_TRY(check_rows(s, first_row, rows, length));
+    const int64_t pieces = (s->stream - 1) / length + 1;
     for (int64_t r = 0; r < rows; r++) {
+        const int64_t epoch = (first_row + r) / pieces;
+        const int64_t piece = moedi_random_place(s->seed, MOEDI_RANDOM_ROW, (uint64_t)epoch, (first_row + r) % pieces, pieces);
         int32_t number = 0;
-        for (int64_t done = 0; done < length + 1;) {
-            const int64_t position = (first_row + r) * length + done, at = position % s->stream;
+        for (int64_t done = 0; done < length + 1;) { /* past its end the stream begins again */
+            const int64_t at = (piece * length + done) % s->stream;
             const int64_t left = s->stream - at, n = left < length + 1 - done ? left : length + 1 - done;
-            MOEDI_TRY(fill(s, epoch_order(s, position / s->stream), at, n, s->row + done, s->numbers + done,
-                           &number));
+            MOEDI_TRY(fill(s, epoch_order(s, epoch), at, n, s->row + done, s->numbers + done, &number));
             done += n;
         }
         for (int64_t i = 0; i < length; i++) {

@@ -98,3 +98,23 @@ void moedi_random_permutation(uint64_t seed, uint32_t purpose, uint64_t step, in
         order[j] = kept;
     }
 }
+
+/* A Feistel network over the next power of four, walked until it lands below count: a bijection of 0..count-1. */
+int64_t moedi_random_place(uint64_t seed, uint32_t purpose, uint64_t step, int64_t index, int64_t count)
+{
+    enum { ROUNDS = 6 };
+    int half = 1; /* bits of a half */
+    while (half < 31 && (uint64_t)count > UINT64_C(1) << 2 * half) half++;
+    const uint64_t mask = (UINT64_C(1) << half) - 1;
+    uint64_t at = (uint64_t)index;
+    do {
+        uint64_t left = at >> half, right = at & mask;
+        for (uint64_t round = 0; round < ROUNDS; round++) {
+            const uint64_t mixed = left ^ (moedi_random(seed, purpose, step, round << 32 | right) & mask);
+            left = right;
+            right = mixed;
+        }
+        at = left << half | right;
+    } while (at >= (uint64_t)count);
+    return (int64_t)at;
+}

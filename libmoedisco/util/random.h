@@ -11,7 +11,8 @@ enum { /* purpose: one per use, so that streams never meet */
     MOEDI_RANDOM_DIVIDE = 3,
     MOEDI_RANDOM_KMEANS = 4,   /* step: restart */
     MOEDI_RANDOM_PIECE = 5,
-    MOEDI_RANDOM_SAMPLE = 6    /* text */
+    MOEDI_RANDOM_SAMPLE = 6,   /* text */
+    MOEDI_RANDOM_ROW = 7       /* step: epoch */
 };
 
 uint64_t moedi_random(uint64_t seed, uint32_t purpose, uint64_t step, uint64_t index);
@@ -19,5 +20,8 @@ double moedi_random_uniform(uint64_t seed, uint32_t purpose, uint64_t step, uint
 double moedi_random_normal(uint64_t seed, uint32_t purpose, uint64_t step, uint64_t index);
 /* An order of 0..count-1, in place of `order`. */
 void moedi_random_permutation(uint64_t seed, uint32_t purpose, uint64_t step, int64_t *order, int64_t count);
+/* Where such an order puts `index` of 0..count-1, without holding the order: for counts too large to hold. Another order than
+ * moedi_random_permutation's. */
+int64_t moedi_random_place(uint64_t seed, uint32_t purpose, uint64_t step, int64_t index, int64_t count);
 
 #endif

@@ -1,7 +1,7 @@
 #!/bin/sh
 # methods.sh MOEDISCO: disco without and with a common start, upcycle and full at equal money, three seeds, demo scale: mean and
-# spread of the held-out loss. SEEDS ("1 2 3") and MINUTES (2, of the first run of a seed) set how long it takes: about nine
-# times MINUTES for each seed on two cores. WORK (bench-run) is where it lies; finished runs are kept.
+# spread of the held-out loss. SEEDS ("1 2 3") and MINUTES (0.9, of the first run) set how long it takes: about three times MINUTES
+# for each seed on two cores. WORK (bench-run) is where it lies; finished runs are kept.
 set -u
 moedisco=$1
 seeds=${SEEDS:-1 2 3}
@@ -11,22 +11,19 @@ LC_ALL=C
 export LC_ALL
 mkdir -p "$work" || exit 1
 if [ ! -e "$work/text.idx" ]; then
-    places=
-    for place in /usr/include /usr/share/common-licenses /usr/share/perl /usr/lib/python3*/email /usr/lib/python3*/json /usr/lib/python3*/http; do
-        [ -d "$place" ] && places="$places $place"
-    done
-    # shellcheck disable=SC2086
-    "$moedisco" corpus build "$work/text" $places > "$work/log" || exit 1
+    DEMO_TEXT_ONLY=1 DEMO_WORK=$work sh "$(dirname "$0")/../../examples/demo.sh" "$moedisco" > "$work/log" || exit 1
+    "$moedisco" corpus build "$work/text" "$work/text" --document-bytes 512 > "$work/log" || exit 1
 fi
 run() { # seed kind name flags...
     seed=$1 kind=$2 name=$3
     shift 3
     echo "seed $seed: $name" >&2
-    "$moedisco" run "$kind" "$work/$seed" --name "$name" --corpus "$work/text" --seed "$seed" "$@" > "$work/log" || exit 1
+    "$moedisco" run "$kind" "$work/$seed" --name "$name" --corpus "$work/text" --seed "$seed" --warmup 0.2 "$@" > "$work/log" || exit 1
 }
 for seed in $seeds; do
     # Every seed costs what the first one's first run costs, so that seeds are compared at equal money too.
-    if [ -e "$work/money" ]; then run "$seed" disco disco --money "$(cat "$work/money")"
+    if [ -e "$work/$seed/disco/run.json" ]; then run "$seed" disco disco # goes on with the budget it has
+    elif [ -e "$work/money" ]; then run "$seed" disco disco --money "$(cat "$work/money")"
     else run "$seed" disco disco --minutes "$minutes"; fi
     [ -e "$work/money" ] || sed -n '/"plan"/,$ s/^    "money": \([0-9.e+-]*\).*/\1/p' "$work/$seed/disco/run.json" | head -n 1 > "$work/money"
     run "$seed" disco disco-start --equal-money-to disco --start-share 0.2 --branch-share 0.3
@@ -34,7 +31,7 @@ for seed in $seeds; do
     run "$seed" full full --equal-money-to disco
 done
 for seed in $seeds; do "$moedisco" info "$work/$seed" --json; done | grep '"event":"result"' |
-    sed 's/.*"held_out_loss":\([0-9.e+-]*\).*"money":\([0-9.e+-]*\).*"flops":\([0-9.e+-]*\).*"seconds_here":\([0-9.e+-]*\).*"pipeline":"\([^"]*\)".*/\5 \1 \2 \3 \4/' |
+    sed 's/.*"held_out_loss":\([^,]*\),.*"cost":{"money":\([^,]*\),"flops":\([^,]*\),"hours":[^,]*,"device_hours":[^,]*,"seconds_here":\([^,}]*\)}.*"pipeline":"\([^"]*\)".*/\5 \1 \2 \3 \4/' |
     awk '{ n[$1]++; sum[$1] += $2; square[$1] += $2 * $2; money[$1] += $3; flops[$1] += $4; here[$1] += $5
            if (n[$1] == 1 || $2 < low[$1]) low[$1] = $2
            if (n[$1] == 1 || $2 > high[$1]) high[$1] = $2 }
