@@ -634,6 +634,7 @@ static void dividing_parts_every_document_once(void **state)
     moed_corpus_destroy(again), moed_corpus_destroy(other), moed_corpus_destroy(train), moed_corpus_destroy(held);
     assert_refused(moed_corpus_divide(&train, &held, d, 1.0, 5), MOED_E_RANGE, "fraction: 1");
     assert_refused(moed_corpus_divide(&train, &held, d, NAN, 5), MOED_E_RANGE, "fraction");
+    assert_refused(moed_corpus_divide(&train, &train, d, 0.5, 5), MOED_E_ARGUMENT, "one variable");
     const int64_t one = 4;
     moed_corpus *single = NULL;
     assert_ok(moed_corpus_subset(&single, d, &one, 1));

@@ -133,7 +133,7 @@ static void bad_arguments_are_refused(void **state)
     assert_refused(moed_partition_create(&p, context, labels, 3, 3, NULL, NULL), MOED_E_RANGE, "document 1 is in cluster 3 of 3");
     assert_refused(moed_partition_create(&p, context, negative, 3, 3, NULL, NULL), MOED_E_RANGE, "document 1 is in cluster -1");
     assert_refused(moed_partition_create(&p, context, labels, 0, 3, NULL, NULL), MOED_E_ARGUMENT, "0 documents");
-    assert_refused(moed_partition_create(&p, context, labels, 3, 0, NULL, NULL), MOED_E_RANGE, "clusters: 0");
+    assert_refused(moed_partition_create(&p, context, labels, 3, 0, NULL, NULL), MOED_E_RANGE, "clusters is 0");
     assert_refused(moed_partition_create(&p, context, labels, 3, 4, &t, NULL), MOED_E_ARGUMENT, "(4, width)");
     assert_refused(moed_partition_create(&p, context, labels, 1, 2, &t, NULL), MOED_E_NUMERIC, "centroid of cluster 1");
     assert_refused(moed_partition_open(&p, context, support_path(dir, "none")), MOED_E_NOT_FOUND, "none");

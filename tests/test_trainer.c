@@ -586,6 +586,50 @@ static void what_does_not_fit_is_refused_with_the_figures(void **state)
     moed_context_destroy(c);
 }
 
+/* A report of the wrong size is seen before the work, not after it. */
+static void a_report_that_cannot_be_filled_in_stops_nothing_half_way(void **state)
+{
+    (void)state;
+    const moed_train_options o = tiny_options(4);
+    rig r = rig_open(&o, 1);
+    moed_report empty = {0};
+    moed_trainer_info info = {.struct_size = sizeof info};
+    assert_refused(moed_trainer_run(r.trainer, 0, &empty, NULL), MOED_E_STRUCT, "struct_size is 0");
+    assert_refused(moed_trainer_forward_backward(r.trainer, NULL, &empty), MOED_E_STRUCT, "struct_size is 0");
+    assert_refused(moed_trainer_update(r.trainer, 1, NULL), MOED_E_STATE, "no gradient waits");
+    assert_ok(moed_trainer_forward_backward(r.trainer, NULL, NULL));
+    assert_refused(moed_trainer_update(r.trainer, 1, &empty), MOED_E_STRUCT, "struct_size is 0");
+    assert_ok(moed_trainer_get_info(r.trainer, &info));
+    assert_int_equal(info.step, 0);
+    assert_refused(moed_trainer_update(r.trainer, 1e300, NULL), MOED_E_RANGE, "100 is the most");
+    assert_ok(moed_trainer_update(r.trainer, 1, NULL)); /* the gradient still waited */
+    rig_close(&r);
+}
+
+static void borrowed_arrays_that_overlap_are_not_trained(void **state)
+{
+    (void)state;
+    moed_context *c = support_context("auto", 1);
+    moed_model *m = tiny_model(c), *twin = NULL;
+    moed_corpus *d = tiny_corpus(c, NULL);
+    moed_trainer *t = NULL;
+    moed_train_options o = tiny_options(2);
+    moed_tensor tensors[64];
+    const size_t count = model_params(m), k = model_find(m, "model.layers.0.self_attn.k_proj.weight"),
+                 v = model_find(m, "model.layers.0.self_attn.v_proj.weight");
+    for (size_t i = 0; i < count; i++) tensors[i] = model_tensor(m, i);
+    tensors[v].data = tensors[k].data;
+    assert_ok(moed_model_borrow(&twin, c, moed_model_layout(m), tensors, count, NULL, NULL));
+    assert_refused(moed_trainer_create(&t, c, twin, d, NULL, &o), MOED_E_ARGUMENT, "self_attn.v_proj.weight overlap");
+    o.freeze = "*.k_proj.weight,*.v_proj.weight";
+    assert_ok(moed_trainer_create(&t, c, twin, d, NULL, &o));
+    moed_trainer_destroy(t);
+    moed_model_destroy(twin);
+    moed_corpus_destroy(d);
+    moed_model_destroy(m);
+    moed_context_destroy(c);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -611,6 +655,8 @@ int main(void)
         cmocka_unit_test(memory_does_not_grow_after_the_first_step),
         cmocka_unit_test(the_estimate_is_within_a_tenth_of_the_peak),
         cmocka_unit_test(the_estimate_prices_time_and_other_devices),
+        cmocka_unit_test(borrowed_arrays_that_overlap_are_not_trained),
+        cmocka_unit_test(a_report_that_cannot_be_filled_in_stops_nothing_half_way),
         cmocka_unit_test(what_does_not_fit_is_refused_with_the_figures),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

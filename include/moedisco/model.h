@@ -104,8 +104,9 @@ MOED_API moed_status moed_model_routing(const moed_model *m, const moed_batch *b
                                         const moed_cancel *cancel);
 
 /* Writes a Hugging Face directory, all or nothing: a fresh directory is filled, synced and renamed. An existing
- * directory that holds a model and nothing else is replaced in the same way, any other is MOED_E_EXISTS. config.json
- * keeps its unknown fields and names the dtype written. o nullable (dtype). Since: 0.1. */
+ * directory that holds a model and nothing else is replaced in the same way (behind a symbolic link the link's target),
+ * any other is MOED_E_EXISTS. config.json keeps its unknown fields and names the dtype written. o nullable (dtype).
+ * Since: 0.1. */
 MOED_API moed_status moed_model_save(const moed_model *m, const char *dir, const moed_model_options *o);
 MOED_API void moed_model_destroy(moed_model *m);
 

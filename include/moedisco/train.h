@@ -133,7 +133,8 @@ typedef struct moed_trainer_info {
  * what evaluations and checkpoints hold for a while. Writes nothing yet. A parameter that does not train keeps its
  * bits, has no moments and no part in the gradient's norm; it still takes memory for a gradient where another of its
  * group trains, since the group's is computed as one (q, k and v of a layer; their biases; its experts' gates and ups;
- * its experts' downs; the shared expert's gate and up).
+ * its experts' downs; the shared expert's gate and up). Borrowed arrays must not overlap where they are trained
+ * (MOED_E_ARGUMENT naming both).
  * Returns MOED_E_LIMIT with the figures, MOED_E_STATE for a streamed model, MOED_E_RANGE, MOED_E_MISMATCH (the corpus
  * has tokens outside the model's vocabulary, or m is of another context). Since: 0.1. */
 MOED_API moed_status moed_trainer_create(moed_trainer **out, moed_context *c, moed_model *m, const moed_corpus *d,
@@ -153,9 +154,10 @@ MOED_API moed_status moed_trainer_forward_backward(moed_trainer *t, const moed_b
 /* The sum over calls since the last update of the gradient of parameter `param` (of the context's dtype), host memory, borrowed
  * until the next call; data NULL when frozen. Since: 0.1. */
 MOED_API moed_status moed_trainer_gradient(moed_trainer *t, size_t param, moed_tensor *out);
-/* Clip, AdamW, schedule's rate times factor, then gradients are zero again; a line goes to the metrics. Does not
- * evaluate or save by itself. MOED_E_STATE when no gradient waits, MOED_E_NUMERIC as in moed_trainer_run; MOED_E_IO or
- * MOED_E_SPACE when the line could not be written: the step is done nevertheless. out nullable. Since: 0.1. */
+/* Clip, AdamW, schedule's rate times factor (together 100 at most), then gradients are zero again; a line goes to the
+ * metrics. Does not evaluate or save by itself. MOED_E_STATE when no gradient waits, MOED_E_NUMERIC as in
+ * moed_trainer_run; MOED_E_IO or MOED_E_SPACE when the line could not be written: the step is done nevertheless. out
+ * nullable. Since: 0.1. */
 MOED_API moed_status moed_trainer_update(moed_trainer *t, double factor, moed_report *out);
 /* Held-out loss, tokens at most (0 = all): every token of d scored once, in order, packed in rows. Since: 0.1. */
 MOED_API moed_status moed_trainer_evaluate(moed_trainer *t, const moed_corpus *d, int64_t tokens, moed_report *out,

@@ -267,13 +267,15 @@ static moed_status check_field(const structure *s, const field *f, const char *b
     }
 }
 
+enum { MOST = 65536 }; /* bytes that a struct may grow to: anything above is memory that nobody set */
+
 /* A larger struct's tail must be zero; a smaller one must end where a field does. */
 static moed_status check_size(const structure *s, const char *given)
 {
     const uint32_t size = *(const uint32_t *)(const void *)given;
     if (size < 8)
         return moedi_fail(MOED_E_STRUCT, "%s: struct_size is %u; set it to sizeof(%s), for options by moed_options_init", s->name, size, s->name);
-    if (size > 65536) return moedi_fail(MOED_E_STRUCT, "%s: struct_size is %u, which no version has", s->name, size);
+    if (size > MOST) return moedi_fail(MOED_E_STRUCT, "%s: struct_size is %u, which no version has", s->name, size);
     for (size_t i = s->size; i < size; i++)
         if (given[i])
             return moedi_fail(MOED_E_STRUCT, "%s: byte %zu is set, but this library knows only %zu bytes: it is older than the caller", s->name, i,
@@ -312,13 +314,21 @@ moed_status moedi_options_read(int32_t id, const void *given, void *out)
     return MOED_OK;
 }
 
-moed_status moedi_info_write(int32_t id, const void *full, void *out)
+moed_status moedi_info_check(int32_t id, const void *out)
 {
     const structure *s = find(id);
     if (!out) return moedi_fail(MOED_E_ARGUMENT, "the %s to fill in is NULL", s->name);
     const uint32_t size = *(const uint32_t *)out;
-    if (size < 8)
+    if (size < 8 || size > MOST)
         return moedi_fail(MOED_E_STRUCT, "%s: struct_size is %u; set it to sizeof(%s) before the call", s->name, size, s->name);
+    return MOED_OK;
+}
+
+moed_status moedi_info_write(int32_t id, const void *full, void *out)
+{
+    MOEDI_TRY(moedi_info_check(id, out));
+    const structure *s = find(id);
+    const uint32_t size = *(const uint32_t *)out;
     char *to = out;
     memcpy(to, full, size < s->size ? size : s->size);
     if (size > s->size) memset(to + s->size, 0, size - s->size);

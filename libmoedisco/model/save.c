@@ -131,7 +131,7 @@ static moed_status check_replaceable(const moed_context *c, const char *dir)
     moed_status status = MOED_OK;
 
     if (!moedi_path_exists(dir)) return MOED_OK;
-    if (!moedi_path_is_directory(dir)) return moedi_fail_file(MOED_E_EXISTS, dir, -1, "this is a file: a model is saved as a directory");
+    if (!moedi_path_is_directory(dir)) return moedi_fail_file(MOED_E_EXISTS, dir, -1, "this is no directory (a file, or a link to nothing): a model is saved as a directory");
     MOEDI_TRY(moedi_directory_list(c, dir, &names, &count));
     for (size_t i = 0; i < count; i++) config += !strcmp(names[i], "config.json");
     for (size_t i = 0; i < count && status == MOED_OK; i++)

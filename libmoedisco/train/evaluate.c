@@ -154,6 +154,7 @@ moed_status moed_model_evaluate(const moed_model *m, const moed_corpus *d, int64
     moedi_clear_error();
     MOEDI_REQUIRE(m && d && out, "model, corpus and out must be given");
     MOEDI_REQUIRE(tokens >= 0, "tokens must not be negative");
+    MOEDI_TRY(moedi_info_check(MOED_STRUCT_REPORT, out));
     MOEDI_TRY(check_pair(m, d));
     MOEDI_TRY(moedi_transformer_create(&t, m, rows, length, 0, NULL));
     MOEDI_GO(moedi_evaluate(t, d, tokens, rows, length, document_mask, &full, cancel));

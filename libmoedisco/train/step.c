@@ -12,6 +12,8 @@
 #include "schedule.h"
 #include "util/clock.h"
 
+#define LARGEST_RATE 100.0 /* of the option learning_rate too: beyond it weights leave the range of float */
+
 moed_status moedi_step_check(const moed_trainer *t)
 {
     MOEDI_TRY(moedi_context_check(t->context));
@@ -185,6 +187,7 @@ moed_status moed_trainer_forward_backward(moed_trainer *t, const moed_batch *b, 
 {
     moedi_clear_error();
     MOEDI_REQUIRE(t, "t is NULL");
+    if (out) MOEDI_TRY(moedi_info_check(MOED_STRUCT_REPORT, out));
     MOEDI_TRY(moedi_step_check(t));
     MOEDI_TRY(moedi_trainer_claim(t));
     moed_report report;
@@ -196,9 +199,13 @@ moed_status moed_trainer_update(moed_trainer *t, double factor, moed_report *out
 {
     moedi_clear_error();
     MOEDI_REQUIRE(t, "t is NULL");
+    if (out) MOEDI_TRY(moedi_info_check(MOED_STRUCT_REPORT, out));
     MOEDI_TRY(moedi_step_check(t));
     if (!(factor >= 0) || !isfinite(factor))
         return moedi_fail_parameter(MOED_E_RANGE, "factor", "factor is %g, not a number from 0 up", factor);
+    const double rate = moedi_schedule_rate(&t->options, t->step + 1) * factor;
+    if (rate > LARGEST_RATE)
+        return moedi_fail_parameter(MOED_E_RANGE, "factor", "factor %g makes a learning rate of %g; %g is the most", factor, rate, LARGEST_RATE);
     if (t->pending.calls == 0) return moedi_fail(MOED_E_STATE, "no gradient waits: call moed_trainer_forward_backward first");
     moed_report report;
     MOEDI_TRY(moedi_step_store(t, moedi_step_update(t, factor, &report)));

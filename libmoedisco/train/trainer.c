@@ -1,6 +1,7 @@
 /* train/trainer.c - the handle: made, asked, run to the end. One step is in step.c. */
 #include "trainer.h"
 
+#include <stdlib.h>
 #include <string.h>
 
 #include "checkpoint.h"
@@ -11,6 +12,7 @@
 #include "selection.h"
 #include "settings.h"
 #include "step.h"
+#include "util/dtype.h"
 #include "util/file.h"
 
 /* ---- made and destroyed ---- */
@@ -33,6 +35,42 @@ static moed_status copy_options(moed_trainer *t, const moed_train_options *o)
         t->options.directory = directory;
     }
     return MOED_OK;
+}
+
+typedef struct extent {
+    uintptr_t start, end;
+    size_t param;
+} extent;
+
+static int by_start(const void *a, const void *b)
+{
+    const extent *x = a, *y = b;
+    return x->start < y->start ? -1 : x->start > y->start;
+}
+
+/* Borrowed arrays may share memory to be read; training one of them would change the other, in an order left to chance. */
+static moed_status check_apart(const moed_trainer *t)
+{
+    const moed_model *m = t->model;
+    const size_t count = m->layout->count;
+    extent *list = NULL;
+    moed_status status = MOED_OK;
+    if (!m->borrowed) return MOED_OK;
+    MOEDI_TRY(MOEDI_NEW(t->context, count, &list));
+    for (size_t i = 0; i < count; i++) {
+        const moed_param *p = &m->layout->params[i];
+        const uintptr_t start = (uintptr_t)m->tensors[i].data;
+        list[i] = (extent){start, start + (size_t)moedi_shape_elements(p->shape, p->rank) * moedi_dtype_size(p->dtype), i};
+    }
+    qsort(list, count, sizeof *list, by_start);
+    for (size_t i = 1, last = 0; i < count && status == MOED_OK; i++) { /* last: the one that ends last of those before */
+        const char *a = m->layout->params[list[last].param].name, *b = m->layout->params[list[i].param].name;
+        if (list[i].start < list[last].end && (t->trained[list[i].param] || t->trained[list[last].param]))
+            status = moedi_fail_parameter(MOED_E_ARGUMENT, b, "the borrowed arrays of %.100s and %.100s overlap: training needs each apart", a, b);
+        if (list[i].end > list[last].end) last = i;
+    }
+    moedi_free(t->context, list);
+    return status;
 }
 
 /* Weights that the engine cannot use where they are take memory a second time. */
@@ -114,6 +152,7 @@ moed_status moed_trainer_create(moed_trainer **out, moed_context *c, moed_model 
     if (options.held_out) t->held_out = moedi_corpus_retain(options.held_out);
     MOEDI_GO(MOEDI_NEW(c, m->layout->count, &t->trained));
     MOEDI_GO(moedi_selection(m->layout, options.train, options.freeze, t->trained));
+    MOEDI_GO(check_apart(t));
     MOEDI_GO(check_fits(t));
     MOEDI_GO(allocate(t));
     *out = t;
@@ -229,6 +268,7 @@ moed_status moed_trainer_evaluate(moed_trainer *t, const moed_corpus *d, int64_t
     MOEDI_REQUIRE(t, "t is NULL");
     MOEDI_REQUIRE(d, "d is NULL");
     MOEDI_REQUIRE(out, "out is NULL");
+    MOEDI_TRY(moedi_info_check(MOED_STRUCT_REPORT, out));
     MOEDI_TRY(moedi_step_check(t));
     if (tokens < 0) return moedi_fail_parameter(MOED_E_RANGE, "tokens", "tokens is %lld, less than 0", (long long)tokens);
     MOEDI_TRY(moedi_evaluate_check(t->model->layout, d, "the corpus"));
@@ -278,6 +318,7 @@ moed_status moed_trainer_run(moed_trainer *t, int64_t steps, moed_report *last, 
 {
     moedi_clear_error();
     MOEDI_REQUIRE(t, "t is NULL");
+    if (last) MOEDI_TRY(moedi_info_check(MOED_STRUCT_REPORT, last));
     MOEDI_TRY(moedi_step_check(t));
     if (steps < 0) return moedi_fail_parameter(MOED_E_RANGE, "steps", "steps is %lld, less than 0", (long long)steps);
     if (t->pending.calls > 0)
