@@ -143,6 +143,19 @@ ubsan:
 tsan:
 	@$(MAKE) --no-print-directory check-run CFLAGS='-O1 -g' SANITIZE='-fsanitize=thread'
 
+# ---- fuzzing: clang's libFuzzer over tests/fuzz/*.c; what `make check` replays lies in tests/fuzz/corpus ----
+FUZZERS := $(patsubst tests/fuzz/%.c,$(OUT)/tests/fuzz/%,$(sort $(wildcard tests/fuzz/*.c)))
+FUZZ_SECONDS ?= 600
+FUZZ_FLAGS := CC=clang CFLAGS='-O1 -g' SANITIZE='-fsanitize=fuzzer-no-link,address,undefined -fno-sanitize-recover=all' LDFLAGS=-fsanitize=fuzzer
+fuzz fuzz-merge:
+	@sh .ci/packages build check fuzz
+	@$(MAKE) --no-print-directory $@-run $(FUZZ_FLAGS)
+fuzz-run: $(FUZZERS)
+	@OUT='$(abspath $(OUT))' sh tests/fuzz/run.sh fuzz '$(FUZZ_SECONDS)' $(FUZZERS)
+fuzz-merge-run: $(FUZZERS)
+	@OUT='$(abspath $(OUT))' sh tests/fuzz/run.sh merge 0 $(FUZZERS)
+fuzz-build: $(FUZZERS)
+
 # ---- install ----
 PC = $(DESTDIR)$(LIBDIR)/pkgconfig/moedisco.pc
 install: all
