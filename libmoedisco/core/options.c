@@ -314,20 +314,28 @@ moed_status moedi_options_read(int32_t id, const void *given, void *out)
     return MOED_OK;
 }
 
-moed_status moedi_info_check(int32_t id, const void *out)
+static moed_status info_structure(int32_t id, const void *out, const structure **found)
 {
     const structure *s = find(id);
+    if (!s) return moedi_fail(MOED_E_INTERNAL, "no info struct has the id %d", id);
     if (!out) return moedi_fail(MOED_E_ARGUMENT, "the %s to fill in is NULL", s->name);
     const uint32_t size = *(const uint32_t *)out;
     if (size < 8 || size > MOST)
         return moedi_fail(MOED_E_STRUCT, "%s: struct_size is %u; set it to sizeof(%s) before the call", s->name, size, s->name);
+    *found = s;
     return MOED_OK;
+}
+
+moed_status moedi_info_check(int32_t id, const void *out)
+{
+    const structure *s = NULL;
+    return info_structure(id, out, &s);
 }
 
 moed_status moedi_info_write(int32_t id, const void *full, void *out)
 {
-    MOEDI_TRY(moedi_info_check(id, out));
-    const structure *s = find(id);
+    const structure *s = NULL;
+    MOEDI_TRY(info_structure(id, out, &s));
     const uint32_t size = *(const uint32_t *)out;
     char *to = out;
     memcpy(to, full, size < s->size ? size : s->size);

@@ -149,7 +149,7 @@ static moed_status read_lines(moedi_builder *b, const moedi_file *f, unsigned ch
                 MOEDI_GO(moedi_realloc_array(b->context, larger, 1, (void **)&line));
                 capacity = larger;
             }
-            memcpy(line + used, chunk + from, (size_t)count);
+            if (count) memcpy(line + used, chunk + from, (size_t)count); /* no line yet while blank ones come first */
             used += count;
             from += count;
             if (!end) continue;
