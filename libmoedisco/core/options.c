@@ -19,7 +19,7 @@ typedef struct field {
 #define MAX_U64 18446744073709549568.0
 
 /* Each row names its struct's member: size and offset are the compiler's. The _Generic check refuses a row whose type is not the member's. */
-#define MEMBER(s, f) ((s *)0)->f
+#define MEMBER(s, f) (((s *)0)->f)
 #define ROW(s, f, t, ctype, init, lo, hi, ch, says)                                                                      \
     {.name = #f, .choices = (ch), .sentence = (says), .offset = offsetof(s, f),                                          \
      .size = sizeof(MEMBER(s, f)) / (_Generic(MEMBER(s, f), ctype: 1)), .type = (t), .initial = (init), .minimum = (lo), .maximum = (hi)}

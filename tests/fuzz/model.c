@@ -4,7 +4,7 @@
 
 #include "util/safetensors.h"
 
-static char model_dir[4200];
+static char model_dir[2048];
 static fuzz_part good_index, good_config, good_shard;
 
 static const char *model_file(const char *name)
@@ -15,7 +15,7 @@ static const char *model_file(const char *name)
 /* Tensors of a one-file model, every other one, as one shard of two. */
 static void write_shard(const moedi_safetensors *from, const char *path, size_t odd, json_t *map, const char *name)
 {
-    moedi_safetensors_entry entries[64];
+    moedi_safetensors_entry entries[64] = {0};
     moedi_safetensors_writer w;
     size_t count = 0;
     for (size_t i = odd; i < from->count; i += 2) {

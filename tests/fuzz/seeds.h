@@ -140,10 +140,12 @@ static void seed_directories(void)
     seed("model", "shard", (const fuzz_part[]){none, none, good_shard}, 3);
     fuzz_checkpoint((const uint8_t *)"", 0);
     const fuzz_part manifest = fuzz_read(step_file("manifest.json"));
-    seed("checkpoint", "manifest", (const fuzz_part[]){manifest, none, none, none}, 4);
+    seed("checkpoint", "manifest", (const fuzz_part[]){manifest, none, none, none, none, none}, 6);
+    seed("checkpoint", "state", (const fuzz_part[]){none, good_metrics, good[0], none, none, none}, 6);
+    seed("checkpoint", "config", (const fuzz_part[]){none, none, none, good[1], none, none}, 6);
+    seed("checkpoint", "weights", (const fuzz_part[]){none, none, none, none, good[2], none}, 6);
+    seed("checkpoint", "optimizer", (const fuzz_part[]){none, none, none, none, none, good[3]}, 6);
     fuzz_free(manifest);
-    seed("checkpoint", "state", (const fuzz_part[]){none, good_state, good_metrics, none}, 4);
-    seed("checkpoint", "optimizer", (const fuzz_part[]){none, none, none, good_optimizer}, 4);
 }
 
 static void write_seeds(const char *root)
