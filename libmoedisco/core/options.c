@@ -22,7 +22,8 @@ typedef struct field {
 #define MEMBER(s, f) (((s *)0)->f)
 #define ROW(s, f, t, ctype, init, lo, hi, ch, says)                                                                      \
     {.name = #f, .choices = (ch), .sentence = (says), .offset = offsetof(s, f),                                          \
-     .size = sizeof(MEMBER(s, f)) / (_Generic(MEMBER(s, f), ctype: 1)), .type = (t), .initial = (init), .minimum = (lo), .maximum = (hi)}
+     .size = sizeof(MEMBER(s, f)) / (_Generic(MEMBER(s, f), ctype: 1)), /* NOLINT(bugprone-macro-parentheses): a type */ \
+     .type = (t), .initial = (init), .minimum = (lo), .maximum = (hi)}
 #define I32(s, f, init, lo, hi, says) ROW(s, f, MOED_FIELD_I32, int32_t, init, lo, hi, "", says)
 #define I64(s, f, init, lo, hi, says) ROW(s, f, MOED_FIELD_I64, int64_t, init, lo, hi, "", says)
 #define U64(s, f, init, says) ROW(s, f, MOED_FIELD_U64, uint64_t, init, 0, MAX_U64, "", says)

@@ -180,9 +180,8 @@ moed_status moedi_indexed_commit(moedi_indexed_writer *w, json_t *description)
     /* An older corpus goes first: from here to the last rename nothing at PREFIX opens. */
     if (moedi_path_exists(w->idx_path) && unlink(w->idx_path) != 0)
         MOEDI_GO(moedi_fail_errno(w->idx_path, "replace"));
-    if ((status = moedi_writer_commit(&w->bin)) != MOED_OK ||
-        (status = moedi_writer_commit(&w->json)) != MOED_OK ||
-        (status = moedi_writer_commit(&w->idx)) != MOED_OK) {
+    if (moedi_writer_commit(&w->bin) != MOED_OK || moedi_writer_commit(&w->json) != MOED_OK ||
+        moedi_writer_commit(&w->idx) != MOED_OK) {
         moedi_error_save(&error);
         unlink(w->idx_path);
         unlink(w->bin_path);

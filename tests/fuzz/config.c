@@ -17,7 +17,9 @@ static void use_layout(const moed_layout *l)
     const moed_status status = moed_split_create(&split, l, NULL);
     if (status == MOED_OK) {
         const moed_layout *part = moed_split_layout(split, 0);
-        if (!part) fuzz_refused(MOED_E_RANGE, moed_last_error());
+        moed_error_info e = {.struct_size = sizeof e};
+        assert_ok(moed_last_error_get(&e));
+        if (!part) fuzz_refused(e.status, e.message);
     }
     moed_split_destroy(split);
 }

@@ -95,10 +95,12 @@ static inline void fuzz_free(fuzz_part p)
 {
     free((void *)(uintptr_t)p.data);
 }
-static inline void fuzz_write(const char *path, fuzz_part given, fuzz_part otherwise)
+/* changed: whether the file is not `otherwise` now. */
+static inline void fuzz_write(const char *path, fuzz_part given, fuzz_part otherwise, int *changed)
 {
     const fuzz_part p = given.size ? given : otherwise;
-    support_write(path, p.data, p.size);
+    if (given.size || *changed) support_write(path, p.data, p.size);
+    *changed = given.size > 0;
 }
 
 #endif

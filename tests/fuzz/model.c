@@ -73,9 +73,10 @@ FUZZ_TARGET(model)
     if (!good_index.data) make_model();
     fuzz_part shard = {data, size};
     const fuzz_part index = fuzz_take(&shard), config = fuzz_take(&shard);
-    fuzz_write(model_file("model.safetensors.index.json"), index, good_index);
-    fuzz_write(model_file("config.json"), config, good_config);
-    fuzz_write(model_file("a.safetensors"), shard, good_shard);
+    static int changed[3];
+    fuzz_write(model_file("model.safetensors.index.json"), index, good_index, &changed[0]);
+    fuzz_write(model_file("config.json"), config, good_config, &changed[1]);
+    fuzz_write(model_file("a.safetensors"), shard, good_shard, &changed[2]);
     moed_model *m = NULL, *streamed = NULL;
     moed_model_options o;
     assert_ok(moed_options_init(MOED_STRUCT_MODEL_OPTIONS, &o, sizeof o));
