@@ -22,7 +22,8 @@ static const moed_field WORK_FIELDS[] = {
     {sizeof(moed_field), 0, "held_out_seed", "", "draws the held-out documents", MOED_FIELD_U64, offsetof(pipeline, held_out_seed), 0, 0, 0},
 };
 static const moed_field STEP_FIELDS[] = {
-    FIELD_INTEGER(pipeline, start_steps, 0, -1, 1e15, "steps of the common start: one dense model on all data, cloned into every expert; -1 = by the budget"),
+    FIELD_INTEGER(pipeline, start_steps, 0, -1, 1e15,
+                  "steps of the common start: one dense model on all data, cloned into every expert; -1 = by the budget"),
     FIELD_INTEGER(pipeline, branch_steps, 0, -1, 1e15, "S-phase: steps of each submodel on its cluster; -1 = by the budget"),
     FIELD_INTEGER(pipeline, steps, 0, -1, 1e15, "F-phase: steps of the whole model on all data; -1 = by the budget"),
     FIELD_NUMBER(pipeline, start_learning_rate, 0, 0, 100, "learning rate of the start, constant after its warm-up"),
@@ -175,7 +176,7 @@ static int take_lock(pipeline *p)
     char *path = path_join(p->dir, ".lock");
     p->lock = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0666);
     int code = EXIT_DONE;
-    if (p->lock < 0) code = fail(EXIT_OTHER, "%s: %s", path, strerror(errno));
+    if (p->lock < 0) code = fail_errno(path, "cannot be made", errno);
     int busy = !code && flock(p->lock, LOCK_EX | LOCK_NB) && errno == EWOULDBLOCK;
     for (int i = 0; busy && i < 30; i++) { /* one that was just killed is still letting go */
         nanosleep(&(struct timespec){.tv_nsec = 100000000}, NULL);
@@ -185,6 +186,20 @@ static int take_lock(pipeline *p)
         code = fail(EXIT_INPUT, "%s: another moedisco is at work there; wait for it or stop it first", p->dir);
     free(path);
     return code;
+}
+
+/* So that the same command builds it anew, once there is (more) text. */
+static void remove_corpus(const pipeline *p)
+{
+    static const char *const FILES[] = {"text.bin", "text.idx", "text.json", "source.json"};
+    char *folder = path_join(p->root, "corpus");
+    for (size_t i = 0; i < sizeof FILES / sizeof *FILES; i++) {
+        char *path = path_join(folder, FILES[i]);
+        unlink(path);
+        free(path);
+    }
+    rmdir(folder);
+    free(folder);
 }
 
 /* The run directory's own corpus, built now unless it is there; source.json says what of. */
@@ -199,26 +214,12 @@ static int shared_corpus(pipeline *p)
         code = fail(EXIT_INPUT, "%s: has no corpus yet; give --text FOLDER or --corpus PREFIX", p->root);
     } else if (!(code = make_folder(folder)) && !(code = settings_write_source(source, p->text))) {
         code = corpus_build(p->context, &p->text, 1, p->corpus_prefix, &p->build);
-        if (code) unlink(source);
+        if (code) remove_corpus(p);
     }
     free(folder);
     free(index);
     free(source);
     return code;
-}
-
-/* So that the same command builds it anew once there is more text. */
-static void remove_corpus(const pipeline *p)
-{
-    static const char *const FILES[] = {"text.bin", "text.idx", "text.json", "source.json"};
-    char *folder = path_join(p->root, "corpus");
-    for (size_t i = 0; i < sizeof FILES / sizeof *FILES; i++) {
-        char *path = path_join(folder, FILES[i]);
-        unlink(path);
-        free(path);
-    }
-    rmdir(folder);
-    free(folder);
 }
 
 static int open_data(pipeline *p)
@@ -282,11 +283,13 @@ int pipeline_open(pipeline *p, flags *f, const char *dir)
     return open_layouts(p);
 }
 
-static int wrong_together(const pipeline *p)
+int pipeline_check(const pipeline *p)
 {
     if (p->text && p->corpus) return fail(EXIT_INPUT, "--text and --corpus: give one of them");
     if ((p->minutes > 0) + (p->money > 0) + (p->equal_money_to != NULL) > 1)
         return fail(EXIT_INPUT, "--minutes, --money and --equal-money-to: give one of them");
+    if ((p->minutes > 0 || p->money > 0 || p->equal_money_to) && (p->cheap_price <= 0 || p->dear_price <= 0))
+        return fail(EXIT_INPUT, "--%s-price 0: a budget is shared out by prices; give steps instead", p->cheap_price <= 0 ? "cheap" : "dear");
     if (p->start_share + p->branch_share >= 1)
         return fail(EXIT_INPUT, "--start-share %g and --branch-share %g leave nothing to the F-phase", p->start_share, p->branch_share);
     if (p->kind == KIND_FULL && (p->start_steps > 0 || p->branch_steps > 0))
@@ -308,7 +311,7 @@ static void remove_unstarted(const pipeline *p)
 
 int pipeline_run(pipeline *p, flags *f, const char *root)
 {
-    int code = wrong_together(p);
+    int code = pipeline_check(p);
     if (code) return code;
     p->root = must(strdup(root));
     if (!p->name) p->name = kind_name(p->kind);

@@ -1,5 +1,6 @@
 /* report.c - what a run directory holds: the table of its pipelines. */
 #include <dirent.h>
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -56,14 +57,20 @@ static const char *text_of(const json_t *o, const char *field)
     return text ? text : "not known";
 }
 
+typedef struct table {
+    int rows, tiny;   /* tiny: some run costs less than a cent */
+} table;
+
 static void row(const char *name, const json_t *o, void *user)
 {
     char money[32], flops[32], here[32], device_hours[32], hours[32];
-    ++*(int *)user;
+    const double loss = number(o, "held_out_loss", NULL);
+    table *t = user;
+    t->rows++;
+    t->tiny |= number(o, "cost", "money") < 0.01;
     snprintf(device_hours, sizeof device_hours, "%.3g", number(o, "cost", "device_hours"));
     snprintf(hours, sizeof hours, "%.3g", number(o, "cost", "hours"));
-    say("  %-16s %13.4f %11.3f %12s %9s %12s %13s %13s", name, number(o, "held_out_loss", NULL), number(o, "perplexity", NULL),
-        human_money(number(o, "cost", "money"), money), human_count(number(o, "cost", "flops"), flops),
+    say("  %-16s %13.4f %11.3f %12s %10s %12s %13s %13s", name, loss, exp(loss), human_money(number(o, "cost", "money"), money), human_flops(number(o, "cost", "flops"), flops),
         human_time(number(o, "cost", "seconds_here"), here), device_hours, hours);
     json_t *copy = json_deep_copy(o);
     json_object_set_new(copy, "event", json_string("result"));
@@ -77,8 +84,8 @@ static void prices(const char *name, const json_t *o, void *user)
     const json_t *s = json_object_get(o, "settings");
     char text[512], line[640];
     (void)name;
-    snprintf(text, sizeof text, "%s $%.4g/h at an inferred %.3g TFLOP/s (start, S-phase), %s $%.4g/h at %.3g TFLOP/s (F-phase), prices of %s",
-             text_of(s, "cheap-device"), number(s, "cheap-price", NULL), number(s, "cheap-flops", NULL) / 1e12, text_of(s, "dear-device"),
+    snprintf(text, sizeof text,
+             "%s $%.4g/h at an inferred %.3g TFLOP/s (start, S-phase), %s $%.4g/h at %.3g TFLOP/s (F-phase), prices of %s", text_of(s, "cheap-device"), number(s, "cheap-price", NULL), number(s, "cheap-flops", NULL) / 1e12, text_of(s, "dear-device"),
              number(s, "dear-price", NULL), number(s, "dear-flops", NULL) / 1e12, text_of(s, "price-date"));
     snprintf(line, sizeof line, "%s", text);
     if (!strcmp(seen, line)) return;
@@ -88,15 +95,17 @@ static void prices(const char *name, const json_t *o, void *user)
 
 int report_table(const char *root)
 {
-    int rows = 0;
+    table t = {0};
     char seen[640] = "";
     say(" ");
-    say("  %-16s %13s %11s %12s %9s %12s %13s %13s", "pipeline", "held-out loss", "perplexity", "money", "FLOP", "time here", "device-hours",
+    say("  %-16s %13s %11s %12s %10s %12s %13s %13s", "pipeline", "held-out loss", "perplexity", "money", "FLOP", "time here", "device-hours",
         "hours (there)");
-    each(root, "result.json", row, &rows);
-    if (!rows) say("  (no pipeline in %s is finished yet)", root);
+    each(root, "result.json", row, &t);
+    if (!t.rows) say("  (no pipeline in %s is finished yet)", root);
     each(root, "run.json", prices, seen);
-    say("  time here is wall-clock measured on this machine's CPU. Published beside it (MoE-DisCo paper, GPUs, loss of full training): 47.6 to 69.5 %% of the money saved.");
+    if (t.tiny) say("  money is tiny because the model is: a GPU would be done with it in a moment.");
+    say("  time here is wall-clock measured on this machine's CPU. Published beside it (MoE-DisCo paper, GPUs, loss of full "
+        "training): 47.6 to 69.5 %% of the money saved.");
     return EXIT_DONE;
 }
 
@@ -116,13 +125,15 @@ int report_pipeline(const char *dir)
     free(result_path);
     if (!o) return EXIT_INPUT;
     const json_t *s = json_object_get(o, "settings");
+    char money[32], flops[32];
     const char *stage = result ? "finished" : in_dir(dir, "model") ? "trained" : in_dir(dir, "integrated") ? "in its F-phase"
                         : in_dir(dir, "submodels") ? "in its S-phase" : "begun";
     say("pipeline %s: %s, %s; corpus %s, seed %lld, kernels %s", dir, text_of(o, "command"), stage, text_of(s, "corpus"),
         (long long)json_integer_value(json_object_get(o, "seed")), text_of(o, "kernels"));
-    say("  steps: start %lld, S-phase %lld, F-phase %lld; planned: $%.4g, %.3g FLOP", (long long)json_integer_value(json_object_get(s, "start-steps")),
+    say("  steps: start %lld, S-phase %lld, F-phase %lld; planned: %s, %s",
+        (long long)json_integer_value(json_object_get(s, "start-steps")),
         (long long)json_integer_value(json_object_get(s, "branch-steps")), (long long)json_integer_value(json_object_get(s, "steps")),
-        number(o, "plan", "money"), number(o, "plan", "flops"));
+        human_money(number(o, "plan", "money"), money), human_flops(number(o, "plan", "flops"), flops));
     if (result) say("  held-out loss %.4f, perplexity %.3f", number(result, "held_out_loss", NULL), number(result, "perplexity", NULL));
     json_object_set_new(o, "event", json_string("run"));
     json_object_set_new(o, "stage", json_string(stage));

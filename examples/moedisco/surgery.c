@@ -158,16 +158,18 @@ int verb_split(const verb *v, int argc, char **argv)
     if ((code = common_open(&c, &context))) return code;
     const int64_t parts = split_parts(context, f.positionals[0], s.options.parts);
     const int64_t from = s.part < 0 ? 0 : s.part, to = s.part < 0 ? (parts > 0 ? parts : 1) : s.part + 1;
-    code = make_folder(f.positionals[1]);
+    char *made = NULL;
+    code = make_folder_for(f.positionals[1], &made);
     for (int64_t k = from; k < to && !code; k++) {
         char *name = text_format("%s/%lld", f.positionals[1], (long long)k);
         code = surgery_split(context, f.positionals[0], parts, k, name);
         if (!code) {
             say("submodel %lld: %s", (long long)k, name);
-            emit(json_pack("{s:s, s:I, s:s}", "event", "submodel", "part", (json_int_t)k, "path", name));
+            emit(json_pack("{s:s, s:I, s:s}", "event", "submodel", "part", (json_int_t)k, "path", utf8(name)));
         }
         free(name);
     }
+    unmake_folder(code, f.positionals[1], made);
     moed_context_destroy(context);
     return code;
 }
@@ -180,7 +182,8 @@ typedef struct integrate_settings {
 
 static const moed_field INTEGRATE_FIELDS[] = {
     FIELD_TEXT_(integrate_settings, weights, "comma-separated weight of each submodel, for merge weighted and explicit"),
-    FIELD_TEXT_(integrate_settings, partition, "partition file: its centroids make the gate (gate centroids), its tokens the weights (merge weighted)"),
+    FIELD_TEXT_(integrate_settings, partition,
+                "partition file: its centroids make the gate (gate centroids), its tokens the weights (merge weighted)"),
     FIELD_TEXT_(integrate_settings, corpus, "corpus of the partition: counts tokens and measures the scale of experts"),
     FIELD_SWITCH_(integrate_settings, scale_experts, "for gates that do not renormalise: scale each expert by its mean routed weight on --corpus"),
     FIELD_INTEGER(integrate_settings, scale_tokens, 100000, 0, 1e15, "tokens looked at to scale experts, 0 = all"),
@@ -229,7 +232,7 @@ static int integrate_with(const integrate_settings *s, moed_context *c, merger *
     if (!code) code = surgery_integrate(c, base, m, out, &drift);
     if (!code) {
         say("integrated %lld submodels: %s; their shared parts moved by %.2g of the base's size", (long long)m->parts, out, drift);
-        emit(json_pack("{s:s, s:s, s:f}", "event", "integrated", "path", out, "drift", drift));
+        emit(json_pack("{s:s, s:s, s:f}", "event", "integrated", "path", utf8(out), "drift", drift));
     }
     free(weights);
     moed_corpus_destroy(d);

@@ -32,7 +32,7 @@ typedef struct crew {
     worker *workers;         /* (count) */
     int64_t count, at_once;
     int32_t threads;
-    int told_to_stop;
+    int told_to_stop, told_failure;
     progress progress;
 } crew;
 
@@ -181,7 +181,7 @@ static void finish(crew *c, int64_t k)
     if (WIFSIGNALED(status)) snprintf(words, sizeof words, "killed by signal %d", WTERMSIG(status));
     else last_words(c, k, words, sizeof words);
     if (again) say("worker %lld stopped (%s); it is started once more", (long long)k, words);
-    else fail(w->code, "worker %lld: %s", (long long)k, words);
+    else if (!c->told_failure++) fail(w->code, "worker %lld: %s", (long long)k, words); /* the others' lines are in their worker.log */
 }
 
 static void stop_all(crew *c)
