@@ -23,7 +23,7 @@ int corpus_build(moed_context *c, const char *const *paths, size_t count, const 
     moed_corpus_report r = {.struct_size = sizeof r};
     const moed_status status = moed_corpus_build(c, paths, count, prefix, o, &r, app_cancel);
     if (status) return fail_status(status);
-    say("built %s from %lld files: %lld documents, %lld tokens; left out: %lld copies, %lld empty or short, %lld binary files", prefix,
+    say("built %s from %lld files: %lld documents, %lld tokens; left out: %lld copies, %lld empty or short, %lld binary or not UTF-8", prefix,
         (long long)r.files, (long long)r.documents, (long long)r.tokens, (long long)r.duplicates, (long long)r.empty,
         (long long)r.binary_files);
     emit(json_pack("{s:s, s:s, s:I, s:I, s:I, s:I, s:I, s:I}", "event", "built", "path", utf8(prefix), "files", (json_int_t)r.files, "documents",

@@ -78,10 +78,30 @@ static int train_into(pipeline *p, const char *label, const char *from_dir, cons
     return code;
 }
 
+/* run.json may have been edited since the base was made. */
+static int same_sizes(const pipeline *p, const char *base)
+{
+    moed_model_options o;
+    moed_model *m = NULL;
+    moed_layout_info wanted = {.struct_size = sizeof wanted}, there = {.struct_size = sizeof there};
+    OPTIONS_INIT(MODEL_OPTIONS, &o);
+    o.flags = MOED_MODEL_STREAM;
+    const moed_status status = moed_model_open(&m, p->context, base, &o);
+    if (status) return fail_status(status);
+    moed_layout_get_info(moed_model_layout(m), &there);
+    moed_layout_get_info(p->layout, &wanted);
+    moed_model_destroy(m);
+    if (there.total == wanted.total && there.hidden == wanted.hidden && there.layers == wanted.layers && there.experts == wanted.experts &&
+        there.top_k == wanted.top_k && there.vocabulary == wanted.vocabulary)
+        return EXIT_DONE;
+    return fail(EXIT_INPUT, "%s: %lld layers, hidden %lld, %lld experts, %lld parameters: not the model that run.json describes", base,
+                (long long)there.layers, (long long)there.hidden, (long long)there.experts, (long long)there.total);
+}
+
 static int phase_base(pipeline *p, const char *base)
 {
     moed_model *m = NULL;
-    if (path_exists(base)) return EXIT_DONE;
+    if (path_exists(base)) return same_sizes(p, base);
     moed_status status = moed_model_init(&m, p->context, p->layout, &p->size.init);
     if (!status) status = moed_model_save(m, base, NULL);
     moed_model_destroy(m);

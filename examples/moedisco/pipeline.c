@@ -203,7 +203,7 @@ static void remove_corpus(const pipeline *p)
 }
 
 /* The run directory's own corpus, built now unless it is there; source.json says what of. */
-static int shared_corpus(pipeline *p)
+static int corpus_at_hand(pipeline *p)
 {
     char *folder = path_join(p->root, "corpus"), *index = path_join(folder, "text.idx"), *source = path_join(folder, "source.json");
     p->corpus_prefix = path_join(folder, "text");
@@ -219,6 +219,16 @@ static int shared_corpus(pipeline *p)
     free(folder);
     free(index);
     free(source);
+    return code;
+}
+
+/* Two pipelines of one run directory may begin at once: the second waits for the first one's corpus. */
+static int shared_corpus(pipeline *p)
+{
+    const int lock = open(p->root, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    while (lock >= 0 && flock(lock, LOCK_EX) && errno == EINTR && !app_stopped()) {}
+    const int code = app_stopped() ? fail(EXIT_STOPPED, "stopped; the same command starts again") : corpus_at_hand(p);
+    if (lock >= 0) close(lock);
     return code;
 }
 
@@ -323,7 +333,7 @@ int pipeline_run(pipeline *p, flags *f, const char *root)
     if ((code = make_folder(p->dir)) || (code = take_lock(p))) return code;
     code = started ? go_on(p, f) : start_fresh(p, f);
     if (!code) code = phases_run(p, f);
-    if (!code) code = report_table(root);
+    if (!code) report_table(root); /* a damaged neighbour is told of, and is not this run's fault */
     if (code && !started) remove_unstarted(p);
     return code;
 }

@@ -14,14 +14,17 @@ static int visible(const struct dirent *e) { return e->d_name[0] != '.'; }
 
 static char *pipeline_file(const char *root, const char *name, const char *file) { return text_format("%s/%s/%s", root, name, file); }
 
-/* Calls take for every pipeline below root, in name order. */
-static void each(const char *root, const char *file, void (*take)(const char *name, const json_t *o, void *user), void *user)
+/* Calls take for every pipeline below root, in name order; EXIT_INPUT after telling of a damaged file. */
+static int each(const char *root, const char *file, void (*take)(const char *name, const json_t *o, void *user), void *user)
 {
     struct dirent **entries = NULL;
     const int count = scandir(root, &entries, visible, alphasort);
+    int code = EXIT_DONE;
     for (int i = 0; i < count; i++) {
         char *run = pipeline_file(root, entries[i]->d_name, "run.json"), *path = pipeline_file(root, entries[i]->d_name, file);
-        json_t *o = path_exists(run) && path_exists(path) ? read_json(path) : NULL;
+        const int there = path_exists(run) && path_exists(path);
+        json_t *o = there ? read_json(path) : NULL;
+        if (there && !o) code = EXIT_INPUT;
         if (o) take(entries[i]->d_name, o, user);
         json_decref(o);
         free(run);
@@ -29,20 +32,22 @@ static void each(const char *root, const char *file, void (*take)(const char *na
         free(entries[i]);
     }
     free(entries);
-}
-
-static void count_one(const char *name, const json_t *o, void *user)
-{
-    (void)name;
-    (void)o;
-    ++*(int *)user;
+    return code;
 }
 
 int report_holds_pipelines(const char *root)
 {
-    int count = 0;
-    each(root, "run.json", count_one, &count);
-    return count > 0;
+    struct dirent **entries = NULL;
+    const int count = scandir(root, &entries, visible, alphasort);
+    int found = 0;
+    for (int i = 0; i < count; i++) {
+        char *run = pipeline_file(root, entries[i]->d_name, "run.json");
+        found |= path_exists(run);
+        free(run);
+        free(entries[i]);
+    }
+    free(entries);
+    return found;
 }
 
 static double number(const json_t *o, const char *a, const char *b)
@@ -100,13 +105,13 @@ int report_table(const char *root)
     say(" ");
     say("  %-16s %13s %11s %12s %10s %12s %13s %13s", "pipeline", "held-out loss", "perplexity", "money", "FLOP", "time here", "device-hours",
         "hours (there)");
-    each(root, "result.json", row, &t);
+    const int results = each(root, "result.json", row, &t);
     if (!t.rows) say("  (no pipeline in %s is finished yet)", root);
-    each(root, "run.json", prices, seen);
+    const int runs = each(root, "run.json", prices, seen);
     if (t.tiny) say("  money is tiny because the model is: a GPU would be done with it in a moment.");
     say("  time here is wall-clock measured on this machine's CPU. Published beside it (MoE-DisCo paper, GPUs, loss of full "
         "training): 47.6 to 69.5 %% of the money saved.");
-    return EXIT_DONE;
+    return results ? results : runs;
 }
 
 static int in_dir(const char *dir, const char *name)

@@ -12,21 +12,41 @@
 
 enum { RUN_FORMAT = 1 };
 
-/* Fifteen digits print 0.05 as 0.05; numbers that need seventeen get them. */
+/* Seventeen digits make 0.45 into 0.45000000000000001: fifteen do where they read back the same. Rewrites text in place. */
+static void shorten_reals(char *text)
+{
+    char *out = text;
+    for (int quoted = 0; *text;) {
+        const size_t length = quoted ? 0 : strspn(text, "0123456789+-.eE");
+        char number[40] = "", *end;
+        if (*text != 'e' && length < sizeof number && memchr(text, '.', length)) { /* the e of true and false is no number */
+            const double value = strtod(text, &end);
+            snprintf(number, sizeof number, "%.15g", value);
+            if (strtod(number, NULL) != value) number[0] = 0;
+            else if (!strpbrk(number, ".e")) strcat(number, ".0");
+        }
+        if (number[0] && strlen(number) < length) {
+            memcpy(out, number, strlen(number));
+            out += strlen(number);
+            text += length;
+            continue;
+        }
+        const size_t plain = length ? length : quoted && *text == '\\' ? 2 : 1;
+        if (!length && *text == '"') quoted = !quoted;
+        memmove(out, text, plain);
+        out += plain;
+        text += plain;
+    }
+    *out = 0;
+}
+
 static char *printed(const json_t *o)
 {
-    for (size_t digits = 15;; digits += 2) {
-        char *text = must(json_dumps(o, JSON_INDENT(2) | JSON_REAL_PRECISION(digits)));
-        json_t *again = json_loads(text, 0, NULL);
-        const int same = json_equal(again, o);
-        json_decref(again);
-        if (same || digits > 15) {
-            char *line = text_format("%s\n", text);
-            free(text);
-            return line;
-        }
-        free(text);
-    }
+    char *text = must(json_dumps(o, JSON_INDENT(2) | JSON_REAL_PRECISION(17))), *lines;
+    shorten_reals(text);
+    lines = text_format("%s\n", text);
+    free(text);
+    return lines;
 }
 
 int write_json(const char *path, json_t *o)
@@ -162,7 +182,8 @@ int settings_same_source(const char *path, const char *text)
     char *from_here = path_relative(path, text);
     int code = EXIT_DONE;
     if (kept && strcmp(kept, utf8(text)) && !(kept_from_here && !strcmp(kept_from_here, utf8(from_here)))) {
-        code = fail(EXIT_INPUT, "%s: the corpus was built from --text %s, and %s is given now; choose another run directory", path, kept, text);
+        code = fail(EXIT_INPUT, "%s: the corpus was built from --text %s, and %s is given now; choose another run directory "
+                    "(of try: --output)", path, kept, text);
     }
     free(from_here);
     json_decref(o);

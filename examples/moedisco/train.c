@@ -30,6 +30,10 @@ int verb_train(const verb *v, int argc, char **argv)
     if (status) code = fail_status(status);
     if (!code && pick.held_out <= 0 && pick.part == PART_TRAIN) pick.part = PART_ALL;
     if (!code) code = choice_view(&pick, context, d, &view, &held_out);
+    moed_layout_info layout = {.struct_size = sizeof layout};
+    if (!code && !moed_layout_get_info(moed_model_layout(t.model), &layout) && layout.context_length < t.options.length &&
+        !flags_given(&f, "length"))
+        t.options.length = layout.context_length;
     t.context = context;
     t.corpus = view;
     t.options.directory = out;
