@@ -237,26 +237,6 @@ static int unknown(const flags *f, const char *name)
     return fail(EXIT_INPUT, "unknown flag --%s; --help lists all flags", name);
 }
 
-static void wrapped(const char *text, int indent, int width)
-{
-    int column = indent;
-    while (*text) {
-        const int length = (int)strcspn(text, " ");
-        if (column > indent && column + 1 + length > width) {
-            printf("\n%*s", indent, "");
-            column = indent;
-        } else if (column > indent) {
-            putchar(' ');
-            column++;
-        }
-        printf("%.*s", length, text);
-        column += length;
-        text += length;
-        while (*text == ' ') text++;
-    }
-    putchar('\n');
-}
-
 static void help_flag(const flag *item)
 {
     const moed_field *d = &item->field;
@@ -280,7 +260,9 @@ static void help_flag(const flag *item)
 
 static void help(const flags *f, const verb *v)
 {
-    printf("moedisco %s %s\n%s\n\nexample: %s\n", v->name, v->arguments, v->summary, v->example);
+    printf("moedisco %s %s\n", v->name, v->arguments);
+    wrapped(v->summary, 0, 110);
+    printf("\nexample: %s\n", v->example);
     const char *group = NULL;
     for (size_t i = 0; i < f->count; i++) {
         if (f->items[i].first != (int)i) continue;

@@ -37,7 +37,7 @@ static const verb VERBS[] = {
     {"plan", "disco|full|upcycle [DIR]", "What `run` would do, before anything is spent: phases, memory, FLOPs, hours and money.",
      "moedisco plan disco --hidden 2048 --layers 24 --steps 4100 --branch-steps 4200", verb_plan},
     {"run disco", "DIR", "MoE-DisCo into DIR/disco by [common start,] clusters, split, K workers, integration and F-phase. Finished steps are "
-     "kept; the same command goes on.", "moedisco run disco run --corpus ~/notes --minutes 5", verb_run},
+     "kept; the same command goes on.", "moedisco run disco run --text ~/notes --minutes 5", verb_run},
     {"run full", "DIR", "The whole model on all data, into DIR/full: what MoE-DisCo is compared with.",
      "moedisco run full run --equal-money-to disco", verb_run},
     {"run upcycle", "DIR", "One dense model on all data, cloned into all experts, then the F-phase, into DIR/upcycle: the other "

@@ -39,6 +39,48 @@ void say(const char *format, ...)
     putchar('\n');
 }
 
+void wrapped(const char *text, int indent, int width)
+{
+    int column = indent;
+    while (*text) {
+        const int length = (int)strcspn(text, " ");
+        if (column > indent && column + 1 + length > width) {
+            printf("\n%*s", indent, "");
+            column = indent;
+        } else if (column > indent) {
+            putchar(' ');
+            column++;
+        }
+        printf("%.*s", length, text);
+        column += length;
+        text += length;
+        while (*text == ' ') text++;
+    }
+    putchar('\n');
+}
+
+/* Columns of the terminal but one, 0 for a pipe. */
+static int terminal_width(void)
+{
+    struct winsize w;
+    if (!isatty(STDOUT_FILENO)) return 0;
+    return !ioctl(STDOUT_FILENO, TIOCGWINSZ, &w) && w.ws_col > 1 ? w.ws_col - 1 : 79;
+}
+
+void say_wrapped(const char *format, ...)
+{
+    char text[1024];
+    if (mode_json) return;
+    output_clear();
+    va_list list;
+    va_start(list, format);
+    vsnprintf(text, sizeof text, format, list);
+    va_end(list);
+    const int width = terminal_width();
+    printf("  ");
+    wrapped(text, 2, width && width < 110 ? width : 110);
+}
+
 void emit(json_t *o)
 {
     if (mode_json && o) {
@@ -62,12 +104,10 @@ void progress_text(progress *p, int last, const char *text)
 {
     if (mode_quiet || mode_json) return;
     const double now = now_seconds();
-    const int terminal = isatty(STDOUT_FILENO);
-    if (!last && now - p->last < (terminal ? 0.1 : 5.0)) return;
+    const int width = terminal_width();
+    if (!last && now - p->last < (width ? 0.1 : 5.0)) return;
     p->last = now;
-    if (terminal) { /* a line longer than the terminal would wrap, and not be rewritten */
-        struct winsize w;
-        const int width = !ioctl(STDOUT_FILENO, TIOCGWINSZ, &w) && w.ws_col > 1 ? w.ws_col - 1 : 79;
+    if (width) { /* a line longer than the terminal would wrap, and not be rewritten */
         printf("\r\033[K%.*s", width, text);
         fflush(stdout);
         line_open = 1;

@@ -10,6 +10,10 @@ int output_json(void);
 
 /* A line for people: nothing with --json. */
 void say(const char *format, ...) __attribute__((format(printf, 1, 2)));
+/* Text broken at blanks to at most width columns; prints from column indent on, where the further lines begin too. */
+void wrapped(const char *text, int indent, int width);
+/* A line for people that is broken to the width of the terminal, 110 at most. */
+void say_wrapped(const char *format, ...) __attribute__((format(printf, 1, 2)));
 /* A JSON line: nothing without --json. Takes o. */
 void emit(json_t *o);
 

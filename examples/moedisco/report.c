@@ -75,7 +75,7 @@ static void row(const char *name, const json_t *o, void *user)
     t->tiny |= number(o, "cost", "money") < 0.01;
     snprintf(device_hours, sizeof device_hours, "%.3g", number(o, "cost", "device_hours"));
     snprintf(hours, sizeof hours, "%.3g", number(o, "cost", "hours"));
-    say("  %-16s %13.4f %11.3f %12s %10s %12s %13s %13s", name, loss, exp(loss), human_money(number(o, "cost", "money"), money), human_flops(number(o, "cost", "flops"), flops),
+    say("  %-10s %7.4f %10.3f %9s %9s %9s %8s %8s", name, loss, exp(loss), human_money(number(o, "cost", "money"), money), human_flops(number(o, "cost", "flops"), flops),
         human_time(number(o, "cost", "seconds_here"), here), device_hours, hours);
     json_t *copy = json_deep_copy(o);
     json_object_set_new(copy, "event", json_string("result"));
@@ -95,7 +95,7 @@ static void prices(const char *name, const json_t *o, void *user)
     snprintf(line, sizeof line, "%s", text);
     if (!strcmp(seen, line)) return;
     snprintf(seen, 640, "%s", line);
-    say("  priced, not run: money, device-hours and hours are those of devices that were not present: %s.", line);
+    say_wrapped("priced, not run: money, device-hours and hours are those of devices that were not present: %s.", line);
 }
 
 int report_table(const char *root)
@@ -103,13 +103,13 @@ int report_table(const char *root)
     table t = {0};
     char seen[640] = "";
     say(" ");
-    say("  %-16s %13s %11s %12s %10s %12s %13s %13s", "pipeline", "held-out loss", "perplexity", "money", "FLOP", "time here", "device-hours",
-        "hours (there)");
+    say("  %-10s %7s %10s %9s %9s %9s %8s %8s", "pipeline", "loss", "perplexity", "money", "FLOP", "time here", "device-h", "hours");
     const int results = each(root, "result.json", row, &t);
     if (!t.rows) say("  (no pipeline in %s is finished yet)", root);
     const int runs = each(root, "run.json", prices, seen);
-    if (t.tiny) say("  money is tiny because the model is: a GPU would be done with it in a moment.");
-    say("  time here is wall-clock measured on this machine's CPU. Published beside it (MoE-DisCo paper, GPUs, loss of full "
+    say_wrapped("loss and perplexity are those of the held-out documents.");
+    if (t.tiny) say_wrapped("money is tiny because the model is: a GPU would be done with it in a moment.");
+    say_wrapped("time here is wall-clock measured on this machine's CPU. Published beside it (MoE-DisCo paper, GPUs, loss of full "
         "training): 47.6 to 69.5 %% of the money saved.");
     return results ? results : runs;
 }

@@ -101,11 +101,11 @@ static int start(crew *c, int64_t k)
 static void tell_progress(crew *c)
 {
     char text[512];
-    size_t at = (size_t)snprintf(text, sizeof text, "S-phase:");
+    size_t at = (size_t)snprintf(text, sizeof text, "S-phase, step and loss:");
     for (int64_t k = 0; k < c->count && at + 64 < sizeof text; k++) {
         const worker *w = &c->workers[k];
         if (w->state == DONE) at += (size_t)snprintf(text + at, sizeof text - at, "  %lld: done", (long long)k);
-        else if (w->steps) at += (size_t)snprintf(text + at, sizeof text - at, "  %lld: step %lld/%lld loss %.3f", (long long)k, (long long)w->step,
+        else if (w->steps) at += (size_t)snprintf(text + at, sizeof text - at, "  %lld: %lld/%lld %.3f", (long long)k, (long long)w->step,
                                                   (long long)w->steps, w->loss);
         else at += (size_t)snprintf(text + at, sizeof text - at, "  %lld: %s", (long long)k, w->state == RUNNING ? "starts" : "waits");
     }
