@@ -72,6 +72,43 @@ static inline moed_context *support_context(const char *kernels, int32_t threads
     assert_ok(moed_context_create(&c, &o));
     return c;
 }
+/* Bytes that handles of a context hold. */
+static inline int64_t support_held(const moed_context *c)
+{
+    moed_context_info info = {.struct_size = sizeof info};
+    assert_ok(moed_context_get_info(c, &info));
+    return info.host_in_use;
+}
+/* The end of a test's context: nothing of the test may be held any more. */
+static inline void support_close(moed_context *c)
+{
+    assert_int_equal(support_held(c), 0);
+    moed_context_destroy(c);
+}
+
+/* Memory that runs out: once *allowed allocations of its context were made, there is no more. */
+static inline void *support_scarce_alloc(size_t size, size_t alignment, void *user)
+{
+    int64_t *allowed = user;
+    return (*allowed)-- > 0 ? aligned_alloc(alignment, (size + alignment - 1) / alignment * alignment) : NULL;
+}
+static inline void support_scarce_free(void *memory, size_t size, void *user)
+{
+    (void)size, (void)user;
+    free(memory);
+}
+static inline moed_context *support_scarce_context(int64_t *allowed)
+{
+    moed_context *c = NULL;
+    moed_context_options o;
+    assert_ok(moed_options_init(MOED_STRUCT_CONTEXT_OPTIONS, &o, sizeof o));
+    o.flags = MOED_CONTEXT_NO_ENV, o.kernels = "reference", o.threads = 1;
+    o.alloc = support_scarce_alloc, o.free = support_scarce_free, o.alloc_user = allowed;
+    *allowed = INT64_MAX;
+    assert_ok(moed_context_create(&c, &o));
+    return c;
+}
+
 /* uniform in [-1, 1), by a small generator of its own */
 static inline void support_random(float *x, int64_t count, uint64_t seed)
 {

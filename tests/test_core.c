@@ -1,6 +1,7 @@
 /* tests/test_core.c - status, options, memory, threads, contexts and plug-ins. */
 #include "support.h"
 
+#include <fenv.h>
 #include <pthread.h>
 #include <stdatomic.h>
 #include <sys/wait.h>
@@ -74,6 +75,8 @@ static void every_options_field_starts_at_its_stated_default_and_is_checked(void
             assert_refused(moedi_options_read(ids[i], given, out), MOED_E_RANGE, f.name);
             assert_ok(moed_options_init(ids[i], given, size));
         }
+        ((uint32_t *)(void *)given)[1] = 0x40000000;
+        assert_refused(moedi_options_read(ids[i], given, out), MOED_E_STRUCT, "flags holds 0x40000000");
     }
     assert_true(fields > 60);
 }
@@ -94,8 +97,21 @@ static void a_struct_of_another_size_is_taken_only_when_nothing_is_lost(void **s
     big.o.struct_size = 0;
     assert_refused(moedi_options_read(MOED_STRUCT_KMEANS_OPTIONS, &big, &out), MOED_E_STRUCT, "moed_options_init");
     assert_refused(moed_options_init(9999, &big, sizeof big), MOED_E_ARGUMENT, "9999");
+
+    /* an older caller: imbalance is 0, as before there was one, not its default; what lies behind the struct is not read */
+    const size_t older = offsetof(moed_kmeans_options, imbalance);
+    memset(&big, 0xFF, sizeof big);
+    assert_ok(moed_options_init(MOED_STRUCT_KMEANS_OPTIONS, &big, older));
+    assert_int_equal(big.newer, UINT64_MAX);
+    assert_ok(moedi_options_read(MOED_STRUCT_KMEANS_OPTIONS, &big, &out));
+    assert_true(out.imbalance == 0 && out.tolerance == 1e-4 && out.struct_size == sizeof out);
+    big.o.struct_size = (uint32_t)older + 4;
+    assert_refused(moedi_options_read(MOED_STRUCT_KMEANS_OPTIONS, &big, &out), MOED_E_STRUCT, "imbalance in two");
     assert_int_equal(moed_struct_size(MOED_STRUCT_TENSOR), sizeof(moed_tensor));
     assert_int_equal(moed_struct_size(9999), 0);
+    moed_field f;
+    memset(&f, 0xff, sizeof f); /* memory that nobody set is not cleared up to its "size" */
+    assert_refused(moed_options_field(MOED_STRUCT_KMEANS_OPTIONS, 0, &f), MOED_E_STRUCT, "struct_size is 4294967295");
 }
 
 /* ---- memory ---- */
@@ -225,7 +241,66 @@ static void the_callers_executor_does_the_work(void **state)
     moedi_parallel(c, 50, mark, marks);
     assert_int_equal(calls, 1);
     for (int i = 0; i < 50; i++) assert_int_equal(marks[i], 1);
+    nest n = {c, marks};
+    moedi_parallel(c, 8, inner, &n);
+    assert_int_equal(calls, 2); /* never called from inside a task */
+    for (int i = 0; i < 10; i++) assert_int_equal(marks[i], 9);
     moed_context_destroy(c);
+}
+
+typedef struct roundings {
+    moed_context *context;
+    atomic_int modes[64];
+} roundings;
+static void note_rounding(void *argument, int64_t i)
+{
+    roundings *r = argument;
+    atomic_store(&r->modes[i], fegetround());
+    if (i < 8) usleep(1000); /* so that every thread gets some */
+}
+static void note_nested(void *argument, int64_t i)
+{
+    roundings *r = argument;
+    atomic_int marks[4] = {0};
+    moedi_parallel(r->context, 4, mark, marks);
+    atomic_store(&r->modes[i], marks[3]);
+}
+static void elsewhere(int64_t count, moed_task_fn task, void *argument, void *user)
+{
+    const int before = fegetround();
+    ++*(int *)user;
+    fesetround(FE_TONEAREST);
+    while (count-- > 0) task(argument, count);
+    if (fegetround() != FE_TONEAREST) *(int *)user = -1000;
+    fesetround(before);
+}
+
+static void every_thread_rounds_as_the_one_that_calls(void **state)
+{
+    (void)state;
+    static const int modes[] = {FE_TONEAREST, FE_TOWARDZERO, FE_UPWARD};
+    int calls = 0;
+    moed_context_options o;
+    assert_ok(moed_options_init(MOED_STRUCT_CONTEXT_OPTIONS, &o, sizeof o));
+    o.flags = MOED_CONTEXT_NO_ENV;
+    for (int own = 0; own < 2; own++) {
+        roundings r = {0};
+        o.threads = 3;
+        if (own) o.executor = elsewhere, o.executor_user = &calls;
+        assert_ok(moed_context_create(&r.context, &o));
+        for (size_t m = 0; m < sizeof modes / sizeof *modes; m++) {
+            fesetround(modes[m]);
+            moedi_parallel(r.context, 64, note_rounding, &r);
+            const int after = fegetround();
+            fesetround(FE_TONEAREST);
+            assert_int_equal(after, modes[m]);
+            for (int i = 0; i < 64; i++) assert_int_equal(r.modes[i], modes[m]);
+        }
+        if (own) assert_int_equal(calls, 3);
+        moedi_parallel(r.context, 8, note_nested, &r);
+        if (own) assert_int_equal(calls, 4); /* never called from inside a task */
+        moed_context_destroy(r.context);
+    }
 }
 
 static int thread_count(void)
@@ -417,6 +492,7 @@ int main(void)
         cmocka_unit_test(parallel_runs_every_index_once_and_carries_the_first_error),
         cmocka_unit_test(nested_and_concurrent_parallel_calls_finish),
         cmocka_unit_test(the_callers_executor_does_the_work),
+        cmocka_unit_test(every_thread_rounds_as_the_one_that_calls),
         cmocka_unit_test(threads_start_with_work_and_end_with_the_context),
         cmocka_unit_test(after_fork_old_handles_return_a_status),
         cmocka_unit_test(cancel_is_seen),

@@ -22,10 +22,7 @@ static int setup(void **state)
 static int teardown(void **state)
 {
     (void)state;
-    moed_context_info info = {.struct_size = sizeof info};
-    assert_ok(moed_context_get_info(context, &info));
-    assert_int_equal(info.host_in_use, 0);
-    moed_context_destroy(context);
+    support_close(context);
     support_remove(dir);
     return 0;
 }
@@ -637,6 +634,7 @@ static void dividing_parts_every_document_once(void **state)
     moed_corpus_destroy(again), moed_corpus_destroy(other), moed_corpus_destroy(train), moed_corpus_destroy(held);
     assert_refused(moed_corpus_divide(&train, &held, d, 1.0, 5), MOED_E_RANGE, "fraction: 1");
     assert_refused(moed_corpus_divide(&train, &held, d, NAN, 5), MOED_E_RANGE, "fraction");
+    assert_refused(moed_corpus_divide(&train, &train, d, 0.5, 5), MOED_E_ARGUMENT, "one variable");
     const int64_t one = 4;
     moed_corpus *single = NULL;
     assert_ok(moed_corpus_subset(&single, d, &one, 1));
@@ -800,35 +798,6 @@ static void evaluation_rows_hold_every_token_once_as_a_label(void **state)
     }
 }
 
-/* Memory that runs out: the allocation of this number and all after it give NULL. */
-static int64_t allowed;
-static void *scarce_alloc(size_t size, size_t alignment, void *user)
-{
-    (void)user;
-    return allowed-- > 0 ? aligned_alloc(alignment, (size + alignment - 1) / alignment * alignment) : NULL;
-}
-static void scarce_free(void *memory, size_t size, void *user)
-{
-    (void)size, (void)user;
-    free(memory);
-}
-static moed_context *scarce_context(void)
-{
-    moed_context *c = NULL;
-    moed_context_options o;
-    assert_ok(moed_options_init(MOED_STRUCT_CONTEXT_OPTIONS, &o, sizeof o));
-    o.flags = MOED_CONTEXT_NO_ENV, o.kernels = "reference", o.threads = 1, o.alloc = scarce_alloc, o.free = scarce_free;
-    allowed = INT64_MAX;
-    assert_ok(moed_context_create(&c, &o));
-    return c;
-}
-static int64_t held(const moed_context *c)
-{
-    moed_context_info info = {.struct_size = sizeof info};
-    assert_ok(moed_context_get_info(c, &info));
-    return info.host_in_use;
-}
-
 static moed_status build_open_divide_sample(moed_context *c)
 {
     char path[4200], prefix[4200];
@@ -845,17 +814,50 @@ static moed_status build_open_divide_sample(moed_context *c)
     return status;
 }
 
+static int32_t length_one(int64_t document, int64_t *tokens, void *user)
+{
+    (void)document, (void)user;
+    *tokens = 1;
+    return 0;
+}
+static int32_t read_zero(int64_t document, int64_t offset, int32_t *tokens, int64_t count, void *user)
+{
+    (void)document, (void)offset, (void)user;
+    memset(tokens, 0, (size_t)count * sizeof *tokens);
+    return 0;
+}
+
+/* What estimates of a run go by. */
+static void a_sampler_holds_the_bytes_it_says(void **state)
+{
+    (void)state;
+    enum { DOCUMENTS = 5000, LENGTH = 700 };
+    const moed_documents documents = {.struct_size = sizeof documents, .count = DOCUMENTS, .length = length_one, .read = read_zero};
+    moed_corpus *d = NULL;
+    moedi_sampler *s = NULL;
+    int32_t tokens[LENGTH], labels[LENGTH];
+    assert_ok(moed_corpus_wrap(&d, context, &documents, NULL));
+    const int64_t before = support_held(context);
+    assert_ok(moedi_sampler_create(&s, d, 1));
+    assert_ok(moedi_sampler_rows(s, 0, 1, LENGTH, tokens, labels, NULL));
+    const int64_t held = support_held(context) - before, said = moedi_sampler_bytes(DOCUMENTS, LENGTH);
+    assert_in_range(held, said, said + 7 * 128); /* each block has a head and is filled up */
+    moedi_sampler_destroy(s);
+    moed_corpus_destroy(d);
+}
+
 static void running_out_of_memory_anywhere_is_survived(void **state)
 {
     (void)state;
-    moed_context *c = scarce_context();
+    int64_t allowed;
+    moed_context *c = support_scarce_context(&allowed);
     folder("f"), put("f/a.txt", "one"), put("f/b.jsonl", "{\"text\": \"two\"}\n"), put("f/c.txt", "three");
     int64_t n = 0;
     for (moed_status status = MOED_E_MEMORY; status != MOED_OK; n++) {
         allowed = n;
         status = build_open_divide_sample(c);
         if (status != MOED_OK && status != MOED_E_MEMORY) fail_msg("allocation %d: %s", (int)n, moed_last_error());
-        assert_int_equal(held(c), 0);
+        assert_int_equal(support_held(c), 0);
     }
     assert_true(n > 30);
     assert_int_equal(entries("c"), 3);
@@ -893,6 +895,7 @@ int main(void)
         T(a_document_shorter_than_a_row_repeats_with_boundaries),
         T(without_end_token_documents_follow_each_other),
         T(evaluation_rows_hold_every_token_once_as_a_label),
+        T(a_sampler_holds_the_bytes_it_says),
         T(running_out_of_memory_anywhere_is_survived),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

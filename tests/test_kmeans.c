@@ -11,10 +11,7 @@ static int setup(void **state)
 static int teardown(void **state)
 {
     (void)state;
-    moed_context_info info = {.struct_size = sizeof info};
-    assert_ok(moed_context_get_info(context, &info));
-    assert_int_equal(info.host_in_use, 0);
-    moed_context_destroy(context);
+    support_close(context);
     return 0;
 }
 
@@ -318,7 +315,8 @@ static void documents_are_the_means_of_their_embeddings_on(moed_context *c)
     const moed_documents own = {sizeof own, 0, 4, own_length, own_read, lengths};
     const moed_param params[2] = {
         {.name = "first", .layer = -1, .expert = -1, .expert_axis = -1, .dtype = MOED_DTYPE_F32, .rank = 1, .shape = {3}},
-        {.name = "embed", .layer = -1, .expert = -1, .expert_axis = -1, .dtype = MOED_DTYPE_F32, .rank = 2, .flags = MOED_PARAM_EMBEDDING, .shape = {4, 2}},
+        {.name = "embed", .layer = -1, .expert = -1, .expert_axis = -1, .dtype = MOED_DTYPE_F32, .rank = 2,
+         .flags = MOED_PARAM_EMBEDDING, .shape = {4, 2}},
     };
     const moed_tensor tensors[2] = {support_tensor(weights, MOED_DTYPE_F32, 3, 0), support_tensor(table, MOED_DTYPE_F32, 4, 2)};
     moed_tensor t = support_tensor(out, MOED_DTYPE_F32, 4, 2);
@@ -385,40 +383,12 @@ static void a_cancelled_fit_keeps_the_one_before(void **state)
     free(x);
 }
 
-/* Memory that runs out: the allocation of this number and all after it give NULL. */
-static int64_t allowed;
-static void *scarce_alloc(size_t size, size_t alignment, void *user)
-{
-    (void)user;
-    return allowed-- > 0 ? aligned_alloc(alignment, (size + alignment - 1) / alignment * alignment) : NULL;
-}
-static void scarce_free(void *memory, size_t size, void *user)
-{
-    (void)size, (void)user;
-    free(memory);
-}
-static moed_context *scarce_context(void)
-{
-    moed_context *c = NULL;
-    moed_context_options o;
-    assert_ok(moed_options_init(MOED_STRUCT_CONTEXT_OPTIONS, &o, sizeof o));
-    o.flags = MOED_CONTEXT_NO_ENV, o.kernels = "reference", o.threads = 1, o.alloc = scarce_alloc, o.free = scarce_free;
-    allowed = INT64_MAX;
-    assert_ok(moed_context_create(&c, &o));
-    return c;
-}
-static int64_t held(const moed_context *c)
-{
-    moed_context_info info = {.struct_size = sizeof info};
-    assert_ok(moed_context_get_info(c, &info));
-    return info.host_in_use;
-}
-
 static void running_out_of_memory_anywhere_is_survived(void **state)
 {
     (void)state;
     enum { N = 60 };
-    moed_context *c = scarce_context();
+    int64_t allowed;
+    moed_context *c = support_scarce_context(&allowed);
     float *x = clouds(N, 2, 4, 1.0f);
     const moed_tensor t = support_tensor(x, MOED_DTYPE_F32, N, 2);
     const moed_kmeans_options o = options(4, MOED_KMEANS_BALANCED);
@@ -430,7 +400,7 @@ static void running_out_of_memory_anywhere_is_survived(void **state)
         if (status == MOED_OK) status = moed_kmeans_fit(k, &t, NULL, NULL, NULL);
         if (status != MOED_OK && status != MOED_E_MEMORY) fail_msg("allocation %d: %s", (int)n, moed_last_error());
         moed_kmeans_destroy(k);
-        assert_int_equal(held(c), 0);
+        assert_int_equal(support_held(c), 0);
     }
     assert_true(n > 20);
     moed_context_destroy(c);

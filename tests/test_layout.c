@@ -5,8 +5,9 @@
 
 #include "model/layout.h"
 
-static const char QWEN[] = "{\"model_type\":\"qwen2_moe\",\"architectures\":[\"Qwen2MoeForCausalLM\"],\"vocab_size\":50,\"hidden_size\":16,\"num_hidden_layers\":2,"
-                           "\"num_attention_heads\":4,\"num_key_value_heads\":2,\"num_experts\":3,\"num_experts_per_tok\":2,\"moe_intermediate_size\":6,"
+static const char QWEN[] = "{\"model_type\":\"qwen2_moe\",\"architectures\":[\"Qwen2MoeForCausalLM\"],\"vocab_size\":50,"
+                           "\"hidden_size\":16,\"num_hidden_layers\":2,\"num_attention_heads\":4,\"num_key_value_heads\":2,"
+                           "\"num_experts\":3,\"num_experts_per_tok\":2,\"moe_intermediate_size\":6,"
                            "\"shared_expert_intermediate_size\":10,\"max_position_embeddings\":64,\"custom_field\":[1,{\"a\":\"b\"}]}";
 static const char MIXTRAL[] = "{\"model_type\":\"mixtral\",\"vocab_size\":50,\"hidden_size\":16,\"num_hidden_layers\":2,\"num_attention_heads\":4,"
                               "\"num_key_value_heads\":2,\"num_local_experts\":3,\"num_experts_per_tok\":2,\"intermediate_size\":6,"
@@ -55,7 +56,8 @@ static void family_parameters_lie_in_slot_order(void **state)
         "model.layers.0.self_attn.k_proj.bias", "model.layers.0.self_attn.v_proj.bias", "model.layers.0.self_attn.o_proj.weight",
         "model.layers.0.post_attention_layernorm.weight", "model.layers.0.mlp.gate.weight", "model.layers.0.mlp.experts.0.gate_proj.weight",
         "model.layers.0.mlp.experts.0.up_proj.weight", "model.layers.0.mlp.experts.1.gate_proj.weight", "model.layers.0.mlp.experts.1.up_proj.weight",
-        "model.layers.0.mlp.experts.2.gate_proj.weight", "model.layers.0.mlp.experts.2.up_proj.weight", "model.layers.0.mlp.experts.0.down_proj.weight",
+        "model.layers.0.mlp.experts.2.gate_proj.weight", "model.layers.0.mlp.experts.2.up_proj.weight",
+        "model.layers.0.mlp.experts.0.down_proj.weight",
         "model.layers.0.mlp.experts.1.down_proj.weight", "model.layers.0.mlp.experts.2.down_proj.weight",
         "model.layers.0.mlp.shared_expert.gate_proj.weight", "model.layers.0.mlp.shared_expert.up_proj.weight",
         "model.layers.0.mlp.shared_expert.down_proj.weight", "model.layers.0.mlp.shared_expert_gate.weight", "model.layers.1.input_layernorm.weight"};
@@ -394,7 +396,8 @@ static void bad_layouts_by_hand_are_refused_by_parameter(void **state)
         assert_refused(moed_layout_create(&l, *state, p, 8), MOED_E_ARGUMENT, cases[i].words);
     }
     const char *const names[][2] = {{"", "parameter 3 has no name"}, {NULL, "parameter 3 has no name"}, {"tok", "tok is given twice"},
-                                    {"\xff\xfe", "parameter 3: its name is not UTF-8"}, {long_name, "longer than 1024"}, {"__metadata__", "reserved"}};
+                                    {"\xff\xfe", "parameter 3: its name is not UTF-8"}, {long_name, "longer than 1024"},
+                                    {"__metadata__", "reserved"}};
     for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
         by_hand(p);
         p[3].name = names[i][0];
@@ -432,12 +435,9 @@ static int setup(void **state)
     return 0;
 }
 
-static int teardown(void **state) /* nothing of any test may be held any more */
+static int teardown(void **state)
 {
-    moed_context_info use = {.struct_size = sizeof use};
-    assert_ok(moed_context_get_info(*state, &use));
-    assert_int_equal(use.host_in_use, 0);
-    moed_context_destroy(*state);
+    support_close(*state);
     return 0;
 }
 

@@ -6,8 +6,9 @@
 #include "model/model.h"
 #include "util/file.h"
 
-static const char QWEN[] = "{\"model_type\":\"qwen2_moe\",\"architectures\":[\"Qwen2MoeForCausalLM\"],\"vocab_size\":50,\"hidden_size\":16,\"num_hidden_layers\":2,"
-                           "\"num_attention_heads\":4,\"num_key_value_heads\":2,\"num_experts\":3,\"num_experts_per_tok\":2,\"moe_intermediate_size\":6,"
+static const char QWEN[] = "{\"model_type\":\"qwen2_moe\",\"architectures\":[\"Qwen2MoeForCausalLM\"],\"vocab_size\":50,"
+                           "\"hidden_size\":16,\"num_hidden_layers\":2,\"num_attention_heads\":4,\"num_key_value_heads\":2,"
+                           "\"num_experts\":3,\"num_experts_per_tok\":2,\"moe_intermediate_size\":6,"
                            "\"shared_expert_intermediate_size\":10,\"max_position_embeddings\":64,\"torch_dtype\":\"bfloat16\",\"mine\":1}";
 static const char TIED[] = "{\"model_type\":\"mixtral\",\"vocab_size\":50,\"hidden_size\":16,\"num_hidden_layers\":1,\"num_attention_heads\":4,"
                            "\"num_key_value_heads\":2,\"num_local_experts\":2,\"num_experts_per_tok\":1,\"intermediate_size\":6,"
@@ -146,10 +147,7 @@ static void a_memory_limit_is_kept(void **state)
     assert_null(m);
     moed_layout_destroy(l);
     free(big);
-    moed_context_info use = {.struct_size = sizeof use};
-    assert_ok(moed_context_get_info(c, &use));
-    assert_int_equal(use.host_in_use, 0);
-    moed_context_destroy(c);
+    support_close(c);
     (void)state;
 }
 
@@ -435,8 +433,9 @@ static void borrowed_arrays_are_released_once_at_the_last_reference(void **state
     assert_ok(moed_layout_create(&l, *state, p, 2));
     moed_tensor t[2] = {support_tensor(a, MOED_DTYPE_F32, 3, 4), support_tensor(b, MOED_DTYPE_F32, 4, 0)};
 
-    const struct { int tensor; const char *words; } bad[] = {{0, "tensor a: size 4 of axis 0"}, {0, "tensor a: stride 5 of axis 0"}, {1, "tensor b: dtype"},
-                                                             {1, "tensor b: rank 2"}, {1, "tensor b: on device 1"}, {1, "tensor b: its data is not aligned"}};
+    const struct { int tensor; const char *words; } bad[] = {
+        {0, "tensor a: size 4 of axis 0"}, {0, "tensor a: stride 5 of axis 0"}, {1, "tensor b: dtype"},
+        {1, "tensor b: rank 2"}, {1, "tensor b: on device 1"}, {1, "tensor b: its data is not aligned"}};
     for (int i = 0; i < 6; i++) {
         moed_tensor s[2] = {t[0], t[1]};
         moed_tensor *x = &s[bad[i].tensor];
@@ -466,19 +465,6 @@ static void borrowed_arrays_are_released_once_at_the_last_reference(void **state
     moed_model_destroy(kept);
     assert_int_equal(released, 1);
     moed_model_destroy(NULL);
-}
-
-static void an_adopted_view_keeps_its_parent(void **state)
-{
-    moed_model *m = fresh(*state, TIED, 3), *view = NULL;
-    assert_ok(moedi_model_adopt(&view, m->layout, m->tensors, NULL, m));
-    void *data = m->tensors[1].data;
-    moed_model_destroy(m);
-    moed_tensor t;
-    assert_ok(moed_model_tensor(view, 1, &t));
-    assert_ptr_equal(t.data, data);
-    assert_true(*(float *)t.data == 1.0f);
-    moed_model_destroy(view);
 }
 
 static void a_model_by_hand_is_saved_and_opened_with_its_layout(void **state)
@@ -535,13 +521,10 @@ static int setup(void **state)
     return 0;
 }
 
-static int teardown(void **state) /* nothing of any test may be held any more */
+static int teardown(void **state)
 {
-    moed_context_info use = {.struct_size = sizeof use};
     while (path_count > 0) free(paths[--path_count]);
-    assert_ok(moed_context_get_info(*state, &use));
-    assert_int_equal(use.host_in_use, 0);
-    moed_context_destroy(*state);
+    support_close(*state);
     return 0;
 }
 
@@ -561,7 +544,6 @@ int main(void)
         TEST(strange_tensors_are_refused_by_name),
         TEST(a_tied_models_stored_head_must_be_its_embedding),
         TEST(borrowed_arrays_are_released_once_at_the_last_reference),
-        TEST(an_adopted_view_keeps_its_parent),
         TEST(a_model_by_hand_is_saved_and_opened_with_its_layout),
         TEST(wrong_arguments_are_refused),
     };

@@ -214,6 +214,21 @@ static void what_did_not_move_keeps_its_bits(void **state)
     for (int i = 0; i < 5; i++) assert_int_equal(out[i], 0);
 }
 
+static void members_an_operation_does_not_use_are_not_looked_at(void **state)
+{
+    (void)state;
+    const int64_t shape[2] = {3, 2};
+    moed_tensor source = make(MOED_DTYPE_F32, 2, shape, 1), dst = make(MOED_DTYPE_F32, 2, shape, 2);
+    const moed_tensor *sources[1] = {&source};
+    moed_piece p = {.op = MOED_PIECE_COPY, .axis = 1, .reference = -7, .reference_param = INT64_MIN, .reference_from = INT64_MAX, .count = 2, .scale = 1};
+    assert_ok(moed_piece_apply(context, &p, 1, sources, &dst, NULL));
+    assert_memory_equal(dst.data, source.data, 24);
+    p.op = MOED_PIECE_DRAW, p.source = -7, p.source_param = INT64_MIN, p.from = INT64_MAX;
+    assert_ok(moed_piece_apply(context, &p, 1, NULL, &dst, NULL));
+    free(source.data);
+    free(dst.data);
+}
+
 static void copies_take_any_type_of_whole_bytes(void **state)
 {
     static const moed_dtype dtypes[] = {MOED_DTYPE_U8, MOED_DTYPE_BOOL, MOED_DTYPE_I16, MOED_DTYPE_I32, MOED_DTYPE_I64, MOED_DTYPE_C64,
@@ -325,6 +340,7 @@ int main(void)
         cmocka_unit_test(shards_along_any_axis_are_slices_of_the_whole),
         cmocka_unit_test(bits_do_not_depend_on_threads),
         cmocka_unit_test(what_did_not_move_keeps_its_bits),
+        cmocka_unit_test(members_an_operation_does_not_use_are_not_looked_at),
         cmocka_unit_test(copies_take_any_type_of_whole_bytes),
         cmocka_unit_test(a_single_number_is_a_tensor_too),
         cmocka_unit_test(pieces_that_cannot_be_are_refused_before_anything_is_written),

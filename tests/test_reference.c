@@ -292,6 +292,24 @@ static void test_adamw_first_step_moves_by_the_learning_rate(void **state)
     assert_true(fabs(p[1] - (-1 + 0.01 * (1 + 0.1))) < 1e-15);
 }
 
+static void test_adamw_applies_nothing_of_a_step_whose_norm_is_not_finite(void **state)
+{
+    static const double bad[2] = {INFINITY, NAN};
+    (void)state;
+    for (int i = 0; i < 2; i++) {
+        double p[2] = {0.5, -1}, g[2] = {1, bad[i]}, m[2] = {0.1, 0.2}, v[2] = {0.3, 0.4};
+        const moed_op_slice slice = {p, g, m, v, 2, 0.1};
+        moed_step_scalars s = {.learning_rate = 0.01, .beta1_correction = 0.1, .beta2_correction = 0.05, .gradient_scale = 0.5};
+        const moed_op_update a = {.slices = &slice, .count = 1, .scalars = &s, .beta1 = 0.9, .beta2 = 0.95, .epsilon = 1e-8, .clip = 1};
+        CALL(gradient_norm, &a);
+        assert_false(isfinite(s.gradient_norm));
+        CALL(adamw, &a);
+        assert_doubles(p, 0.5, -1);
+        assert_doubles(m, 0.1, 0.2);
+        assert_doubles(v, 0.3, 0.4);
+    }
+}
+
 /* Equal logits: every probability is 1/3, the lower experts are taken; both losses can be said in advance. */
 static void test_router_takes_the_lower_of_equals(void **state)
 {
@@ -347,7 +365,8 @@ static void test_router_chooses_valid_experts_from_logits_that_are_not_numbers(v
     double logits[4] = {1, NAN, 2, 3}, p[4], weights[3], lse[1];
     int32_t ids[3] = {-1, -1, -1};
     (void)state;
-    CALL(router, (&(moed_op_router){.probabilities = p, .weights = weights, .lse = lse, .ids = ids, .logits = logits, .rows = 1, .experts = 4, .top_k = 3}));
+    CALL(router, (&(moed_op_router){.probabilities = p, .weights = weights, .lse = lse, .ids = ids, .logits = logits, .rows = 1, .experts = 4,
+                                    .top_k = 3}));
     for (int i = 0; i < 3; i++) {
         assert_in_range(ids[i], 0, 3);
         for (int j = 0; j < i; j++) assert_int_not_equal(ids[i], ids[j]);
@@ -437,6 +456,7 @@ int main(void)
         cmocka_unit_test(test_dispatch_is_a_stable_sort_by_expert),
         cmocka_unit_test(test_kmeans_penalty_moves_a_point_and_not_its_distance),
         cmocka_unit_test(test_adamw_first_step_moves_by_the_learning_rate),
+        cmocka_unit_test(test_adamw_applies_nothing_of_a_step_whose_norm_is_not_finite),
         cmocka_unit_test(test_router_chooses_valid_experts_from_logits_that_are_not_numbers),
         cmocka_unit_test(test_unknown_kernels_are_refused_by_name),
         cmocka_unit_test(test_every_choice_of_kernels_names_itself),

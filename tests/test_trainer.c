@@ -1,7 +1,9 @@
 /* The trainer: what a step does, what it refuses, and that its bits do not depend on threads. */
 #include "train_support.h"
 
-#include "train/accumulate.h"
+#include <fcntl.h>
+
+#include "train/trainer.h"
 
 static void loss_falls_on_a_corpus_that_can_be_learned(void **state)
 {
@@ -155,6 +157,116 @@ static void freeze_takes_away_from_train(void **state)
     rig_close(&r);
 }
 
+/* Some members of groups that are computed as one train, others do not. */
+static void a_frozen_member_of_a_group_that_trains_keeps_its_bits_and_has_no_moments(void **state)
+{
+    (void)state;
+    moed_train_options o = tiny_options(3);
+    moed_estimate some = {.struct_size = sizeof some}, all = some;
+    moed_trainer_info info = {.struct_size = sizeof info};
+    o.train = "*.q_proj.weight, *.k_proj.bias, *.experts.2.up_proj.weight, *.experts.1.down_proj.weight";
+    rig r = rig_open(&o, 1);
+    moed_model *fresh = tiny_model(r.context);
+    int64_t numbers = 0;
+    rig_run(&r, 2);
+    assert_ok(moed_trainer_forward_backward(r.trainer, NULL, NULL));
+    for (size_t i = 0; i < model_params(fresh); i++) {
+        const moed_tensor x = model_tensor(r.model, i), y = model_tensor(fresh, i);
+        moed_param p;
+        moed_tensor gradient;
+        assert_ok(moed_layout_param(moed_model_layout(fresh), i, &p));
+        const int trains = strstr(p.name, "q_proj.weight") || strstr(p.name, "k_proj.bias") || strstr(p.name, "experts.2.up_proj") ||
+                           strstr(p.name, "experts.1.down_proj");
+        if (trains) numbers += (int64_t)(tensor_bytes(&x) / 4);
+        if ((memcmp(x.data, y.data, tensor_bytes(&x)) != 0) != trains) fail_msg("%s %s", p.name, trains ? "did not move" : "moved");
+        assert_ok(moed_trainer_gradient(r.trainer, i, &gradient));
+        assert_true((gradient.data != NULL) == trains);
+    }
+    assert_ok(moed_trainer_get_info(r.trainer, &info));
+    assert_int_equal(info.trained, numbers);
+    assert_ok(moed_train_estimate(moed_model_layout(r.model), NULL, &o, &some));
+    o.train = "*.q_proj.weight, *.k_proj.weight, *.v_proj.weight, *_proj.bias, *.experts.*";
+    assert_ok(moed_train_estimate(moed_model_layout(r.model), NULL, &o, &all));
+    assert_int_equal(some.gradients, all.gradients); /* whole groups */
+    assert_true(some.moments < all.moments);
+    moed_model_destroy(fresh);
+    rig_close(&r);
+}
+
+/* The same numbers in bfloat16, in arrays of the test's own: weights that no engine uses in place. free(*memory) after the model. */
+static moed_model *narrow_model(moed_context *c, const moed_model *m, char **memory)
+{
+    moed_layout *l = NULL;
+    moed_model *narrow = NULL;
+    moed_tensor tensors[128];
+    size_t bytes = 0;
+    assert_ok(moedi_layout_with_dtype(&l, m->layout, MOED_DTYPE_BF16));
+    assert_true(l->count <= 128);
+    for (size_t i = 0; i < l->count; i++) bytes += moedi_param_bytes(&l->params[i]);
+    char *at = *memory = malloc(bytes);
+    for (size_t i = 0; i < l->count; i++) {
+        const int64_t count = moedi_param_elements(&l->params[i]);
+        moedi_tensor_set(&tensors[i], at, MOED_DTYPE_BF16, l->params[i].rank, l->params[i].shape);
+        moedi_convert(at, MOED_DTYPE_BF16, m->tensors[i].data, m->tensors[i].dtype, count);
+        at += moedi_param_bytes(&l->params[i]);
+    }
+    assert_ok(moed_model_borrow(&narrow, c, l, tensors, l->count, NULL, NULL));
+    moed_layout_destroy(l);
+    return narrow;
+}
+
+static void a_step_whose_line_cannot_be_written_is_in_the_model_nevertheless(void **state)
+{
+    (void)state;
+    char *dir = support_directory(), *memory = NULL;
+    moed_context *c = support_context("auto", 1);
+    moed_model *wide = tiny_model(c), *m = narrow_model(c, wide, &memory);
+    moed_corpus *d = tiny_corpus(c, NULL);
+    moed_train_options o = tiny_options(3);
+    moed_trainer *t = NULL;
+    o.directory = dir;
+    assert_ok(moed_trainer_create(&t, c, m, d, NULL, &o));
+    assert_ok(moed_trainer_forward_backward(t, NULL, NULL));
+    const int full = open("/dev/full", O_WRONLY);
+    assert_true(full >= 0 && dup2(full, t->metrics.fd) >= 0);
+    const moed_tensor embedding = model_tensor(m, 0);
+    char before[64];
+    memcpy(before, embedding.data, sizeof before);
+    assert_refused(moed_trainer_update(t, 1.0, NULL), MOED_E_SPACE, "metrics.jsonl");
+    assert_memory_not_equal(embedding.data, before, sizeof before);
+    close(full);
+    moed_trainer_destroy(t);
+    moed_corpus_destroy(d);
+    moed_model_destroy(m);
+    moed_model_destroy(wide);
+    moed_context_destroy(c);
+    free(memory);
+    support_remove(dir);
+}
+
+static void a_corpus_may_be_of_another_context_and_a_model_may_not(void **state)
+{
+    (void)state;
+    const moed_train_options o = tiny_options(2);
+    rig same = rig_open(&o, 1);
+    moed_context *c = support_context("auto", 1), *other = support_context("auto", 1);
+    moed_model *m = tiny_model(c), *foreign = tiny_model(other);
+    moed_corpus *d = tiny_corpus(other, NULL);
+    moed_trainer *t = NULL;
+    assert_refused(moed_trainer_create(&t, c, foreign, d, NULL, &o), MOED_E_MISMATCH, "another context");
+    assert_ok(moed_trainer_create(&t, c, m, d, NULL, &o));
+    moed_model_destroy(foreign);
+    moed_corpus_destroy(d);
+    moed_context_destroy(other);
+    assert_ok(moed_trainer_run(t, 0, NULL, NULL));
+    rig_run(&same, 0);
+    assert_same_models(same.model, m);
+    moed_trainer_destroy(t);
+    moed_model_destroy(m);
+    moed_context_destroy(c);
+    rig_close(&same);
+}
+
 static void a_foreign_loop_gives_the_bits_of_run(void **state)
 {
     (void)state;
@@ -238,9 +350,9 @@ static void bad_batches_are_refused_by_name(void **state)
     labels[3] = 0, b.weights = weights;
     assert_refused(moed_trainer_forward_backward(r.trainer, &b, NULL), MOED_E_ARGUMENT, "no label");
     weights[1] = NAN;
-    assert_refused(moed_trainer_forward_backward(r.trainer, &b, NULL), MOED_E_RANGE, "weight nan");
+    assert_refused(moed_trainer_forward_backward(r.trainer, &b, NULL), MOED_E_NUMERIC, "weight nan");
     b.labels = NULL;
-    assert_refused(moed_trainer_forward_backward(r.trainer, &b, NULL), MOED_E_ARGUMENT, "labels are NULL");
+    assert_refused(moed_trainer_forward_backward(r.trainer, &b, NULL), MOED_E_ARGUMENT, "no labels");
     assert_refused(moed_trainer_update(r.trainer, 1.0, NULL), MOED_E_STATE, "no gradient waits");
     assert_ok(moed_trainer_forward_backward(r.trainer, NULL, NULL));
     assert_refused(moed_trainer_update(r.trainer, NAN, NULL), MOED_E_RANGE, "factor");
@@ -474,6 +586,50 @@ static void what_does_not_fit_is_refused_with_the_figures(void **state)
     moed_context_destroy(c);
 }
 
+/* A report of the wrong size is seen before the work, not after it. */
+static void a_report_that_cannot_be_filled_in_stops_nothing_half_way(void **state)
+{
+    (void)state;
+    const moed_train_options o = tiny_options(4);
+    rig r = rig_open(&o, 1);
+    moed_report empty = {0};
+    moed_trainer_info info = {.struct_size = sizeof info};
+    assert_refused(moed_trainer_run(r.trainer, 0, &empty, NULL), MOED_E_STRUCT, "struct_size is 0");
+    assert_refused(moed_trainer_forward_backward(r.trainer, NULL, &empty), MOED_E_STRUCT, "struct_size is 0");
+    assert_refused(moed_trainer_update(r.trainer, 1, NULL), MOED_E_STATE, "no gradient waits");
+    assert_ok(moed_trainer_forward_backward(r.trainer, NULL, NULL));
+    assert_refused(moed_trainer_update(r.trainer, 1, &empty), MOED_E_STRUCT, "struct_size is 0");
+    assert_ok(moed_trainer_get_info(r.trainer, &info));
+    assert_int_equal(info.step, 0);
+    assert_refused(moed_trainer_update(r.trainer, 1e300, NULL), MOED_E_RANGE, "100 is the most");
+    assert_ok(moed_trainer_update(r.trainer, 1, NULL)); /* the gradient still waited */
+    rig_close(&r);
+}
+
+static void borrowed_arrays_that_overlap_are_not_trained(void **state)
+{
+    (void)state;
+    moed_context *c = support_context("auto", 1);
+    moed_model *m = tiny_model(c), *twin = NULL;
+    moed_corpus *d = tiny_corpus(c, NULL);
+    moed_trainer *t = NULL;
+    moed_train_options o = tiny_options(2);
+    moed_tensor tensors[64];
+    const size_t count = model_params(m), k = model_find(m, "model.layers.0.self_attn.k_proj.weight"),
+                 v = model_find(m, "model.layers.0.self_attn.v_proj.weight");
+    for (size_t i = 0; i < count; i++) tensors[i] = model_tensor(m, i);
+    tensors[v].data = tensors[k].data;
+    assert_ok(moed_model_borrow(&twin, c, moed_model_layout(m), tensors, count, NULL, NULL));
+    assert_refused(moed_trainer_create(&t, c, twin, d, NULL, &o), MOED_E_ARGUMENT, "self_attn.v_proj.weight overlap");
+    o.freeze = "*.k_proj.weight,*.v_proj.weight";
+    assert_ok(moed_trainer_create(&t, c, twin, d, NULL, &o));
+    moed_trainer_destroy(t);
+    moed_model_destroy(twin);
+    moed_corpus_destroy(d);
+    moed_model_destroy(m);
+    moed_context_destroy(c);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -483,6 +639,9 @@ int main(void)
         cmocka_unit_test(extra_blocks_are_the_logarithm_of_the_shards),
         cmocka_unit_test(gradients_of_shards_are_summed_in_a_pairwise_tree),
         cmocka_unit_test(frozen_parameters_keep_their_bits_and_have_no_state),
+        cmocka_unit_test(a_frozen_member_of_a_group_that_trains_keeps_its_bits_and_has_no_moments),
+        cmocka_unit_test(a_step_whose_line_cannot_be_written_is_in_the_model_nevertheless),
+        cmocka_unit_test(a_corpus_may_be_of_another_context_and_a_model_may_not),
         cmocka_unit_test(freeze_takes_away_from_train),
         cmocka_unit_test(a_foreign_loop_gives_the_bits_of_run),
         cmocka_unit_test(several_calls_before_an_update_average),
@@ -496,6 +655,8 @@ int main(void)
         cmocka_unit_test(memory_does_not_grow_after_the_first_step),
         cmocka_unit_test(the_estimate_is_within_a_tenth_of_the_peak),
         cmocka_unit_test(the_estimate_prices_time_and_other_devices),
+        cmocka_unit_test(borrowed_arrays_that_overlap_are_not_trained),
+        cmocka_unit_test(a_report_that_cannot_be_filled_in_stops_nothing_half_way),
         cmocka_unit_test(what_does_not_fit_is_refused_with_the_figures),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

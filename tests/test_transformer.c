@@ -105,11 +105,8 @@ static int setup(void **state)
 static int teardown(void **state)
 {
     fixture *f = *state;
-    moed_context_info info = {.struct_size = sizeof info};
     moed_model_destroy(f->model);
-    assert_ok(moed_context_get_info(f->context, &info));
-    moed_context_destroy(f->context);
-    assert_int_equal(info.host_in_use, 0);
+    support_close(f->context);
     free(f);
     return 0;
 }
@@ -171,7 +168,6 @@ static void routing_is_the_transformers(void **state)
         for (int e = 0; e < 4; e++) {
             const int64_t *offsets = moedi_transformer_offsets(t, layer);
             assert_int_equal(offsets[e + 1] - offsets[e], counts[e]);
-            assert_true((double)counts[e] * 4 / EACH <= l.max_load + 1e-12);
         }
         for (int i = 0; i < EACH; i += TOP_K)
             assert_true(some[i] >= some[i + 1] && some[i] + some[i + 1] <= 1.00001f);
@@ -278,36 +274,29 @@ static void scattered_arrays_are_copied_and_stored_back(void **state)
     free(tensors);
 }
 
-static int64_t in_use(const moed_context *c)
-{
-    moed_context_info info = {.struct_size = sizeof info};
-    assert_ok(moed_context_get_info(c, &info));
-    return info.host_in_use;
-}
-
 static void memory_is_what_was_foretold(void **state)
 {
     fixture *f = *state;
     for (uint32_t flags = 0; flags <= MOEDI_TRANSFORMER_TRAIN; flags++) {
         int64_t weights, gradients, activations;
-        const int64_t before = in_use(f->context);
+        const int64_t before = support_held(f->context);
         moedi_transformer *t = transformer(f->model, flags, NULL);
-        const int64_t taken = in_use(f->context) - before;
+        const int64_t taken = support_held(f->context) - before;
         assert_ok(moedi_transformer_bytes(moed_model_layout(f->model), sizeof(float), ROWS, LENGTH, flags,
                                           NULL, &weights, &gradients, &activations));
         assert_true((gradients != 0) == (flags != 0));
         assert_true(weights > 4000 && activations > 4000);
         /* weights are used in place; the rest is tables of a few bytes per parameter, and the engine */
         assert_in_range(taken, gradients + activations, gradients + activations + 40000);
-        const int64_t made = in_use(f->context);
+        const int64_t made = support_held(f->context);
         assert_ok(moedi_transformer_forward(t, &f->b.batch, NULL, NULL));
         if (flags) {
             assert_ok(moedi_transformer_forward(t, &f->b.batch, &objective, NULL));
             assert_ok(moedi_transformer_backward(t, NULL));
         }
-        assert_true(in_use(f->context) - made < 4 << 20); /* the engine's own scratch */
+        assert_true(support_held(f->context) - made < 4 << 20); /* the engine's own scratch */
         moedi_transformer_destroy(t);
-        assert_int_equal(in_use(f->context), before);
+        assert_int_equal(support_held(f->context), before);
     }
 }
 
@@ -320,9 +309,9 @@ static void bad_batches_are_refused(void **state)
     assert_refused(moedi_transformer_forward(t, &b, NULL, NULL), MOED_E_RANGE, "room for");
     b = f->b.batch;
     f->b.tokens[LENGTH] = TINY_VOCABULARY;
-    assert_refused(moedi_transformer_forward(t, &b, NULL, NULL), MOED_E_RANGE, "token 19 in row 1");
+    assert_refused(moedi_transformer_forward(t, &b, NULL, NULL), MOED_E_RANGE, "row 1 of the batch: token 19 at 0");
     f->b.tokens[LENGTH] = 0, f->b.labels[1] = -100;
-    assert_refused(moedi_transformer_forward(t, &b, NULL, NULL), MOED_E_RANGE, "label -100 in row 0");
+    assert_refused(moedi_transformer_forward(t, &b, NULL, NULL), MOED_E_RANGE, "row 0 of the batch: label -100 at 1");
     f->b.labels[1] = 0, f->b.weights[1] = NAN;
     assert_refused(moedi_transformer_forward(t, &b, NULL, NULL), MOED_E_NUMERIC, "label weight");
     b.tokens = NULL;
@@ -400,12 +389,12 @@ static void no_failed_allocation_leaks_or_crashes(void **state)
     o.flags = MOED_CONTEXT_NO_ENV, o.threads = 1, o.alloc = failing_alloc, o.free = failing_free;
     assert_ok(moed_context_create(&c, &o));
     moed_model *m = tiny_model(c, tiny_configs[0].config, 4);
-    const int64_t before = in_use(c);
+    const int64_t before = support_held(c);
     for (int64_t at = 0;; at++) {
         countdown = at;
         const moed_status status = moed_model_logits(m, &b.batch, &x, NULL);
         countdown = -1;
-        assert_int_equal(in_use(c), before);
+        assert_int_equal(support_held(c), before);
         if (status == MOED_OK) break;
         assert_int_equal(status, MOED_E_MEMORY);
         failures++;

@@ -1,6 +1,8 @@
 /* tests/test_util.c - conversion, random numbers, files, JSON and safetensors. */
 #include "support.h"
 
+#include <fenv.h>
+
 #include <dirent.h>
 #include <signal.h>
 #include <sys/resource.h>
@@ -22,10 +24,7 @@ static int setup(void **state)
 static int teardown(void **state)
 {
     (void)state;
-    moed_context_info info = {.struct_size = sizeof info};
-    assert_ok(moed_context_get_info(context, &info));
-    assert_int_equal(info.host_in_use, 0); /* nothing in this program leaks */
-    moed_context_destroy(context);
+    support_close(context);
     return 0;
 }
 
@@ -225,6 +224,51 @@ static void a_fresh_directory_appears_whole_and_replaces_an_old_one(void **state
     support_remove(dir);
 }
 
+/* In a container the process that comes after a killed one often has its number. */
+static void leftovers_of_a_process_of_the_same_number_are_neither_used_nor_removed(void **state)
+{
+    (void)state;
+    char *dir = support_directory(), name[4150];
+    struct stat s;
+    for (int i = 0; i < 200; i++) {
+        snprintf(name, sizeof name, "%s/f.tmp-%ld-%d", dir, (long)getpid(), i);
+        support_write(name, "old", 3);
+        snprintf(name, sizeof name, "%s/d.tmp-%ld-%d", dir, (long)getpid(), i);
+        assert_int_equal(mkdir(name, 0777), 0);
+        snprintf(name, sizeof name, "%s/d.tmp-%ld-%d/stale", dir, (long)getpid(), i);
+        support_write(name, "old", 3);
+    }
+    assert_ok(moedi_file_write(context, support_path(dir, "f"), "new", 3));
+    moedi_fresh_directory d;
+    assert_ok(moedi_fresh_directory_begin(&d, context, support_path(dir, "d")));
+    assert_ok(moedi_fresh_directory_commit(&d));
+    assert_int_equal(stat(support_path(dir, "f"), &s), 0);
+    assert_int_equal(stat(support_path(dir, "d"), &s), 0);
+    assert_int_not_equal(stat(support_path(dir, "d/stale"), &s), 0);
+    snprintf(name, sizeof name, "%s/f.tmp-%ld-199", dir, (long)getpid());
+    assert_int_equal(stat(name, &s), 0);
+    support_remove(dir);
+}
+
+static void a_directory_behind_a_link_is_replaced_and_the_link_stays(void **state)
+{
+    (void)state;
+    char *dir = support_directory();
+    struct stat s;
+    moedi_fresh_directory d;
+    assert_int_equal(mkdir(support_path(dir, "real"), 0777), 0);
+    support_write(support_path(dir, "real/old"), "old", 3);
+    assert_int_equal(symlink("real", support_path(dir, "link")), 0);
+    assert_ok(moedi_fresh_directory_begin(&d, context, support_path(dir, "link")));
+    support_write(support_path(d.temporary, "new"), "new", 3);
+    assert_ok(moedi_fresh_directory_commit(&d));
+    assert_int_equal(lstat(support_path(dir, "link"), &s), 0);
+    assert_true(S_ISLNK(s.st_mode));
+    assert_int_equal(stat(support_path(dir, "real/new"), &s), 0);
+    assert_int_not_equal(stat(support_path(dir, "real/old"), &s), 0);
+    support_remove(dir);
+}
+
 static void names_are_listed_in_order(void **state)
 {
     (void)state;
@@ -321,6 +365,33 @@ static void printed_numbers_are_short_and_read_back_exactly(void **state)
 
 /* ---- safetensors ---- */
 
+static void numbers_read_back_whatever_the_host_rounds_to(void **state)
+{
+    (void)state;
+    static const int modes[] = {FE_TOWARDZERO, FE_UPWARD, FE_DOWNWARD};
+    const double values[] = {0.01, 0.1, 1e-6, 1.0 / 3, 6.02e23};
+    for (size_t m = 0; m < 3; m++) {
+        for (size_t i = 0; i < sizeof values / sizeof *values; i++) {
+            json_t *o = json_pack("{s:f}", "x", values[i]), *again = NULL;
+            char *text = NULL;
+            size_t size = 0;
+            double back = 0;
+            fesetround(modes[m]);
+            const moed_status printed = moedi_json_print(context, o, &text, &size);
+            const moed_status parsed = printed == MOED_OK ? moedi_json_parse(&again, text, size, "x") : printed;
+            const int after = fegetround();
+            fesetround(FE_TONEAREST);
+            assert_ok(parsed);
+            assert_int_equal(after, modes[m]);
+            assert_ok(moedi_json_number(again, "x", "x", 1, 0, 1e300, &back));
+            assert_true(back == values[i]);
+            moedi_free(context, text);
+            json_decref(again);
+            json_decref(o);
+        }
+    }
+}
+
 static void safetensors_round_trip_in_pieces_and_any_order(void **state)
 {
     (void)state;
@@ -387,7 +458,8 @@ static void hostile_safetensors_headers_are_refused_with_the_reason(void **state
     expect_header(dir, "{\"t\":{\"dtype\":\"F32\",\"shape\":[2],\"data_offsets\":[0,8]}}", 4, MOED_E_FORMAT, "outside the file");
     expect_header(dir, "{\"t\":{\"dtype\":\"F32\",\"shape\":[2],\"data_offsets\":[0,8]}}", 9, MOED_E_FORMAT, "cover 8");
     expect_header(dir, "{\"t\":{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[4,8]}}", 8, MOED_E_FORMAT, "hole");
-    expect_header(dir, "{\"t\":{\"dtype\":\"F32\",\"shape\":[2],\"data_offsets\":[0,8]},\"u\":{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[4,8]}}", 8,
+    expect_header(dir, "{\"t\":{\"dtype\":\"F32\",\"shape\":[2],\"data_offsets\":[0,8]},"
+                       "\"u\":{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[4,8]}}", 8,
                   MOED_E_FORMAT, "overlaps");
     expect_header(dir, "{\"t\":{\"dtype\":\"F32\",\"shape\":[2],\"data_offsets\":[8,0]}}", 8, MOED_E_FORMAT, "outside the file");
     expect_header(dir, "{\"t\":{\"dtype\":\"F32\",\"shape\":[-2],\"data_offsets\":[0,8]}}", 8, MOED_E_FORMAT, "not a count");
@@ -395,7 +467,8 @@ static void hostile_safetensors_headers_are_refused_with_the_reason(void **state
     expect_header(dir, "{\"t\":{\"dtype\":\"Q7\",\"shape\":[2],\"data_offsets\":[0,8]}}", 8, MOED_E_UNSUPPORTED, "Q7");
     expect_header(dir, "{\"t\":{\"dtype\":\"F4\",\"shape\":[3],\"data_offsets\":[0,2]}}", 2, MOED_E_FORMAT, "inside a byte");
     expect_header(dir, "{\"t\":{\"dtype\":\"U8\",\"shape\":[1,1,1,1,1,1,1],\"data_offsets\":[0,1]}}", 1, MOED_E_UNSUPPORTED, "7 dimensions");
-    expect_header(dir, "{\"t\":{\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[0,1]},\"t\":{\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[0,1]}}", 1,
+    expect_header(dir, "{\"t\":{\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[0,1]},"
+                       "\"t\":{\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[0,1]}}", 1,
                   MOED_E_FORMAT, "not JSON");
     expect_header(dir, "{\"__metadata__\":{\"a\":1}}", 0, MOED_E_FORMAT, "not text");
     support_remove(dir);
@@ -441,10 +514,13 @@ int main(void)
         cmocka_unit_test(a_written_file_is_whole_or_not_there),
         cmocka_unit_test(a_full_disk_leaves_the_old_file_and_nothing_else),
         cmocka_unit_test(a_fresh_directory_appears_whole_and_replaces_an_old_one),
+        cmocka_unit_test(leftovers_of_a_process_of_the_same_number_are_neither_used_nor_removed),
+        cmocka_unit_test(a_directory_behind_a_link_is_replaced_and_the_link_stays),
         cmocka_unit_test(names_are_listed_in_order),
         cmocka_unit_test(a_hash_does_not_depend_on_how_the_data_comes),
         cmocka_unit_test(json_faults_name_file_and_field),
         cmocka_unit_test(printed_numbers_are_short_and_read_back_exactly),
+        cmocka_unit_test(numbers_read_back_whatever_the_host_rounds_to),
         cmocka_unit_test(safetensors_round_trip_in_pieces_and_any_order),
         cmocka_unit_test(hostile_safetensors_headers_are_refused_with_the_reason),
         cmocka_unit_test(files_of_the_formats_own_collection_are_judged_as_expected),

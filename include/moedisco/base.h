@@ -101,8 +101,9 @@ MOED_API moed_status moed_last_error_get(moed_error_info *out);
  *
  * Every options struct begins with struct_size and flags. moed_options_init fills in the real
  * defaults; nothing is reinterpreted later, so 0 means 0. A NULL options pointer means defaults.
- * A field appended in a later release means "as before" when 0; a larger struct from a newer
- * caller is accepted when its unknown tail is zero. */
+ * A field appended in a later release means "as before" when 0, and is 0 for an older caller, whose
+ * struct ends before it; a larger struct from a newer caller is accepted when its unknown tail is
+ * zero. MOED_E_STRUCT for any other size, and for a bit of `flags` that the library does not know. */
 
 enum {
     MOED_STRUCT_ERROR_INFO = 1,

@@ -57,17 +57,19 @@ typedef struct moed_kmeans_info {
 /* Since: 0.1. Ownership: the caller's. Threads: one at a time; assign and get_info may run in parallel. */
 MOED_API moed_status moed_kmeans_create(moed_kmeans **out, moed_context *c, const moed_kmeans_options *o);
 MOED_API void moed_kmeans_destroy(moed_kmeans *k);
-/* x (count, width) f32, host, contiguous. weights (count) nullable: of a vector in centroids, inertia and balance (NULL: all 1; a
- * vector of weight 0 gets a label and pulls nothing). starts (clusters, width) nullable: use these centroids instead of
- * k-means++. No cluster is left without a vector, identical ones included. The same bits for any number of threads. A balanced
- * fit holds count * clusters floats. A fit that fails leaves the one before.
- * Returns MOED_E_ARGUMENT (fewer vectors of a weight above 0 than clusters), MOED_E_NUMERIC naming the row with NaN. Since: 0.1. */
+/* x (count, width) f32, host, contiguous. weights (count) nullable: of a vector in centroids, inertia and balance
+ * (NULL: all 1; a vector of weight 0 gets a label and pulls nothing). starts (clusters, width) nullable: use these
+ * centroids instead of k-means++. No cluster is left without a vector, identical ones included. The same bits for any
+ * number of threads. A balanced fit holds count * clusters floats. A fit that fails leaves the one before.
+ * Returns MOED_E_ARGUMENT (fewer vectors of a weight above 0 than clusters), MOED_E_NUMERIC naming the row with NaN.
+ * Since: 0.1. */
 MOED_API moed_status moed_kmeans_fit(moed_kmeans *k, const moed_tensor *x, const float *weights, const moed_tensor *starts,
                                      const moed_cancel *cancel);
 /* Labels of the fit itself (balanced ones included), (count). MOED_E_STATE before a fit. Since: 0.1. */
 MOED_API moed_status moed_kmeans_labels(const moed_kmeans *k, int32_t *labels, int64_t count);
 /* Nearest centroid of new vectors; distances (count) squared, nullable. Since: 0.1. */
-MOED_API moed_status moed_kmeans_assign(const moed_kmeans *k, const moed_tensor *x, int32_t *labels, float *distances, const moed_cancel *cancel);
+MOED_API moed_status moed_kmeans_assign(const moed_kmeans *k, const moed_tensor *x, int32_t *labels, float *distances,
+                                        const moed_cancel *cancel);
 MOED_API moed_status moed_kmeans_get_info(const moed_kmeans *k, moed_kmeans_info *out);
 
 typedef struct moed_partition_info {
@@ -83,17 +85,17 @@ typedef struct moed_partition_info {
 
 /* labels (count) in [0, clusters), one per document of the whole corpus; centroids (clusters, width) f32 nullable; corpus (or a
  * view of it) nullable: binds the partition to it. MOED_E_MISMATCH when it has another number of documents. Since: 0.1. */
-MOED_API moed_status moed_partition_create(moed_partition **out, moed_context *c, const int32_t *labels, int64_t count, int64_t clusters,
-                                           const moed_tensor *centroids, const moed_corpus *corpus);
+MOED_API moed_status moed_partition_create(moed_partition **out, moed_context *c, const int32_t *labels, int64_t count,
+                                           int64_t clusters, const moed_tensor *centroids, const moed_corpus *corpus);
 /* A safetensors file: assignments I32 (documents), centroids F32 (clusters, width; may be absent); metadata: format
  * "moedisco-partition", version "1", clusters, corpus (the fingerprint or ""). Everything is checked. Since: 0.1. */
 MOED_API moed_status moed_partition_open(moed_partition **out, moed_context *c, const char *path);
 MOED_API moed_status moed_partition_save(const moed_partition *p, const char *path);
 MOED_API moed_status moed_partition_get_info(const moed_partition *p, moed_partition_info *out);
 MOED_API void moed_partition_destroy(moed_partition *p);
-/* The documents of one cluster as a view. Labels are by document of the whole corpus; d may be that corpus or
- * a view of it (then its documents of that cluster). MOED_E_MISMATCH with both fingerprints when d is another corpus, MOED_E_NOT_FOUND
- * when the cluster has no document in d. Since: 0.1. */
+/* The documents of one cluster as a view. Labels are by document of the whole corpus; d may be that corpus or a view of
+ * it (then its documents of that cluster). MOED_E_MISMATCH with both fingerprints when d is another corpus,
+ * MOED_E_NOT_FOUND when the cluster has no document in d. Since: 0.1. */
 MOED_API moed_status moed_partition_view(moed_corpus **out, const moed_partition *p, const moed_corpus *d, int32_t cluster);
 
 #ifdef __cplusplus

@@ -59,11 +59,12 @@ typedef struct moed_documents {
 /* Builds PREFIX.bin, PREFIX.idx and PREFIX.json from text: paths (count) are folders, text files, or JSON lines
  * (.jsonl, .ndjson: one document a line). Folders are walked in name order; hidden entries, symbolic links and binary
  * files (a NUL byte, or not UTF-8) in them are left out. Bytes are the tokens (0..255); 256 ends a document, but is not
- * stored: the sampler adds it, and PREFIX.json says so (end_token_stored). Text files above twice document_bytes are cut
- * after blank lines; documents of white space only are dropped, exact duplicates too. Memory grows with the number
+ * stored: the sampler adds it, and PREFIX.json says so (end_token_stored). Text files above twice document_bytes are
+ * cut after blank lines; documents of white space only are dropped, exact duplicates too. Memory grows with the number
  * of documents, not with the text. All or nothing: killed at any instant, PREFIX is a whole corpus or does not open.
  * report nullable.
- * Returns MOED_E_NOT_FOUND, MOED_E_FORMAT (a named file is binary, a bad JSON line: file and line; nothing left), MOED_E_SPACE. Since: 0.1. */
+ * Returns MOED_E_NOT_FOUND, MOED_E_FORMAT (a named file is binary, a bad JSON line: file and line; nothing left),
+ * MOED_E_SPACE. Since: 0.1. */
 MOED_API moed_status moed_corpus_build(moed_context *c, const char *const *paths, size_t count, const char *prefix,
                                        const moed_corpus_options *o, moed_corpus_report *report, const moed_cancel *cancel);
 
@@ -74,13 +75,15 @@ MOED_API moed_status moed_corpus_build(moed_context *c, const char *const *paths
 MOED_API moed_status moed_corpus_open(moed_corpus **out, moed_context *c, const char *prefix, const moed_corpus_options *o);
 /* documents is copied; user must outlive the corpus and its views. Lengths are asked for once, here; all tokens are read
  * once where o gives no vocabulary. Since: 0.1. */
-MOED_API moed_status moed_corpus_wrap(moed_corpus **out, moed_context *c, const moed_documents *documents, const moed_corpus_options *o);
+MOED_API moed_status moed_corpus_wrap(moed_corpus **out, moed_context *c, const moed_documents *documents,
+                                      const moed_corpus_options *o);
 MOED_API moed_status moed_corpus_get_info(const moed_corpus *d, moed_corpus_info *out);
 MOED_API void moed_corpus_destroy(moed_corpus *d);
 
 /* Tokens of a document from offset on: at most capacity; count [out] how many there were. Threads: const readers
  * run in parallel. Since: 0.1. */
-MOED_API moed_status moed_corpus_read(const moed_corpus *d, int64_t document, int64_t offset, int32_t *tokens, int64_t capacity, int64_t *count);
+MOED_API moed_status moed_corpus_read(const moed_corpus *d, int64_t document, int64_t offset, int32_t *tokens,
+                                      int64_t capacity, int64_t *count);
 /* Number of the document in the whole corpus that the view, or the view it is a view of, was made from (itself for a whole
  * corpus). Since: 0.1. */
 MOED_API moed_status moed_corpus_source_document(const moed_corpus *d, int64_t document, int64_t *source);
@@ -89,7 +92,8 @@ MOED_API moed_status moed_corpus_source_document(const moed_corpus *d, int64_t d
 MOED_API moed_status moed_corpus_subset(moed_corpus **out, const moed_corpus *d, const int64_t *documents, int64_t count);
 /* Two views: about `fraction` (between 0 and 1) of the documents held out, at least one in each. Each document is drawn by seed
  * and its number in the whole corpus. MOED_E_ARGUMENT for fewer than 2 documents. Since: 0.1. */
-MOED_API moed_status moed_corpus_divide(moed_corpus **train, moed_corpus **held_out, const moed_corpus *d, double fraction, uint64_t seed);
+MOED_API moed_status moed_corpus_divide(moed_corpus **train, moed_corpus **held_out, const moed_corpus *d,
+                                        double fraction, uint64_t seed);
 /* Writes a corpus or view as PREFIX.bin/.idx/.json for another trainer. All or nothing. Since: 0.1. */
 MOED_API moed_status moed_corpus_save(const moed_corpus *d, const char *prefix, const moed_cancel *cancel);
 

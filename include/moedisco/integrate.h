@@ -46,26 +46,32 @@ typedef struct moed_integration_info {
 } moed_integration_info;
 
 /* base: in memory or streamed; kept alive, like the split. o nullable. Since: 0.1. */
-MOED_API moed_status moed_integration_create(moed_integration **out, moed_split *s, const moed_model *base, const moed_integration_options *o);
+MOED_API moed_status moed_integration_create(moed_integration **out, moed_split *s, const moed_model *base,
+                                             const moed_integration_options *o);
 MOED_API void moed_integration_destroy(moed_integration *i);
-/* Registers the submodel of `part` (any order), in memory or streamed. weight: see merge; finite, at least 0. The model is kept alive.
- * A submodel says in its config.json which base, part and experts it was split from (a layout from moed_split_layout: part and
- * experts); one that says nothing is judged by its layout alone. dtypes may differ from the base's.
- * Returns MOED_E_MISMATCH naming the tensor or field when it does not belong, MOED_E_EXISTS when the part is there already. Since: 0.1. */
+/* Registers the submodel of `part` (any order), in memory or streamed. weight: see merge; finite, at least 0. The model
+ * is kept alive. A submodel says in its config.json which base, part and experts it was split from (a layout from
+ * moed_split_layout: part and experts); one that says nothing is judged by its layout alone. dtypes may differ from the
+ * base's.
+ * Returns MOED_E_MISMATCH naming the tensor or field when it does not belong, MOED_E_EXISTS when the part is there
+ * already. Since: 0.1. */
 MOED_API moed_status moed_integration_add(moed_integration *i, int32_t part, const moed_model *submodel, double weight);
-/* gamma [out] (parts), 0 for missing ones; UNIFORM and WEIGHTED divide by those that were added. MOED_E_STATE when all weights are 0. Since: 0.1. */
+/* gamma [out] (parts), 0 for missing ones; UNIFORM and WEIGHTED divide by those that were added. MOED_E_STATE when all
+ * weights are 0. Since: 0.1. */
 MOED_API moed_status moed_integration_weights(const moed_integration *i, double *gamma);
-/* How parameter `param` of the base's layout is made: exactly what finish executes. Source 0 is the base, 1 + k submodel k; with
- * MOED_GATE_CENTROIDS source 1 + parts holds the rows given to set_gate, its parameters numbered by layer. pieces [out, nullable]
- * (capacity), count [out] of all. MOED_E_STATE naming the missing part. Since: 0.1. */
-MOED_API moed_status moed_integration_pieces(moed_integration *i, size_t param, moed_piece *pieces, size_t capacity, size_t *count);
-/* MOED_GATE_CENTROIDS: rows (parts, width) f32 for `layer` (-1 = all), copied: the mean over parts is subtracted and each row scaled to
- * gate_std. An expert takes the row of its part, one without a part keeps the base's. MOED_E_ARGUMENT when a row is the mean itself (as with
- * one part). Since: 0.1. Source: FlexOlmo, Nexus (router rows from domain embeddings). */
+/* How parameter `param` of the base's layout is made: exactly what finish executes. Source 0 is the base, 1 + k
+ * submodel k; with MOED_GATE_CENTROIDS source 1 + parts holds the rows given to set_gate, its parameters numbered by
+ * layer. pieces [out, nullable] (capacity), count [out] of all. MOED_E_STATE naming the missing part. Since: 0.1. */
+MOED_API moed_status moed_integration_pieces(moed_integration *i, size_t param, moed_piece *pieces, size_t capacity,
+                                             size_t *count);
+/* MOED_GATE_CENTROIDS: rows (parts, width) f32 for `layer` (-1 = all), copied: the mean over parts is subtracted and
+ * each row scaled to gate_std. An expert takes the row of its part, one without a part keeps the base's.
+ * MOED_E_ARGUMENT when a row is the mean itself (as with one part). Since: 0.1. Source: FlexOlmo, Nexus (router rows
+ * from domain embeddings). */
 MOED_API moed_status moed_integration_set_gate(moed_integration *i, int32_t layer, const moed_tensor *rows);
-/* For gates that do not renormalise their top-k weights: multiplies the output tensors (MOED_PARAM_EXPERT_OUTPUT) of expert e in
- * layer l by 1 / (top_k * weight[l][e]), so that top_k experts trained alone at scale 1 again weigh 1 together.
- * weight (layers, experts), as moed_model_usage gives; 0 leaves an expert alone. Since: 0.1. */
+/* For gates that do not renormalise their top-k weights: multiplies the output tensors (MOED_PARAM_EXPERT_OUTPUT) of
+ * expert e in layer l by 1 / (top_k * weight[l][e]), so that top_k experts trained alone at scale 1 again weigh 1
+ * together. weight (layers, experts), as moed_model_usage gives; 0 leaves an expert alone. Since: 0.1. */
 MOED_API moed_status moed_integration_set_scale(moed_integration *i, const double *weight, int32_t top_k);
 MOED_API moed_status moed_integration_get_info(const moed_integration *i, moed_integration_info *out);
 /* Makes the model: in memory (dir NULL) or streamed tensor by tensor to a directory, all or nothing, then opened with

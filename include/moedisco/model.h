@@ -68,14 +68,16 @@ MOED_API void moed_layout_destroy(moed_layout *l);
 MOED_API moed_status moed_piece_apply(moed_context *c, const moed_piece *pieces, size_t count,
                                       const moed_tensor *const *sources, moed_tensor *dst, const moed_shard *shard);
 
-/* Opens a Hugging Face directory (config.json + model.safetensors, or an index and its shards).
- * Numbers are read into memory as the context's dtype of arithmetic (which the layout then says) unless MOED_MODEL_STREAM. A tied
- * model may carry its head if it equals the embedding.
- * Returns MOED_E_NOT_FOUND, MOED_E_FORMAT, MOED_E_MISMATCH (missing, extra or misshapen tensor), MOED_E_LIMIT. Since: 0.1. */
+/* Opens a Hugging Face directory (config.json + model.safetensors, or an index and its shards). Numbers are read into
+ * memory as the context's dtype of arithmetic (which the layout then says) unless MOED_MODEL_STREAM. A tied model may
+ * carry its head if it equals the embedding.
+ * Returns MOED_E_NOT_FOUND, MOED_E_FORMAT, MOED_E_MISMATCH (missing, extra or misshapen tensor), MOED_E_LIMIT.
+ * Since: 0.1. */
 MOED_API moed_status moed_model_open(moed_model **out, moed_context *c, const char *dir, const moed_model_options *o);
 
-/* A fresh model in the context's dtype of arithmetic: weights normal(0, init_std), norms 1, biases and opaque parameters 0, by a
- * counter-based generator without libm: a tensor's numbers depend on seed, name and index alone, on every machine. Since: 0.1. */
+/* A fresh model in the context's dtype of arithmetic: weights normal(0, init_std), norms 1, biases and opaque
+ * parameters 0, by a counter-based generator without libm: a tensor's numbers depend on seed, name and index alone, on
+ * every machine. Since: 0.1. */
 MOED_API moed_status moed_model_init(moed_model **out, moed_context *c, const moed_layout *l, const moed_model_options *o);
 
 /* Called once when the library drops its last reference to borrowed tensors. Not from inside a call of
@@ -101,9 +103,10 @@ MOED_API moed_status moed_model_logits(const moed_model *m, const moed_batch *b,
 MOED_API moed_status moed_model_routing(const moed_model *m, const moed_batch *b, int32_t *experts, float *weights,
                                         const moed_cancel *cancel);
 
-/* Writes a Hugging Face directory, all or nothing: a fresh directory is filled, synced and renamed.
- * An existing directory that holds a model and nothing else is replaced in the same way, any other is MOED_E_EXISTS. config.json keeps
- * its unknown fields and names the dtype written. o nullable (dtype). Since: 0.1. */
+/* Writes a Hugging Face directory, all or nothing: a fresh directory is filled, synced and renamed. An existing
+ * directory that holds a model and nothing else is replaced in the same way (behind a symbolic link the link's target),
+ * any other is MOED_E_EXISTS. config.json keeps its unknown fields and names the dtype written. o nullable (dtype).
+ * Since: 0.1. */
 MOED_API moed_status moed_model_save(const moed_model *m, const char *dir, const moed_model_options *o);
 MOED_API void moed_model_destroy(moed_model *m);
 

@@ -21,30 +21,36 @@ typedef struct moed_split_options {
 
 /* How a trained or fresh router uses the experts of a corpus. usage (layers, experts): share of token-choices that
  * went to the expert, rows sum to 1. weight (layers, experts), nullable: mean routed weight of the tokens it got (0 if
- * none). tokens: how many to look at, 0 = all. Since: 0.1. */
+ * none). tokens: how many to look at, 0 = all. Attention is masked at documents: a corpus' usage does not depend on how it is
+ * packed into rows. Returns MOED_E_MISMATCH when the corpus has tokens outside the model's vocabulary. Since: 0.1. */
 MOED_API moed_status moed_model_usage(const moed_model *m, const moed_corpus *d, int64_t tokens, double *usage, double *weight,
                                       const moed_cancel *cancel);
 
-/* Part k starts with expert k of every layer (experts k, k + parts, ... when there are more experts than parts). An expert that no part
- * holds stays the base's. The layout is kept alive. Returns MOED_E_ARGUMENT when no layer has experts, or one has fewer than parts. Since: 0.1. */
+/* Part k starts with expert k of every layer (experts k, k + parts, ... when there are more experts than parts). An
+ * expert that no part holds stays the base's. The layout is kept alive. Returns MOED_E_ARGUMENT when no layer has
+ * experts, or one has fewer than parts. Since: 0.1. */
 MOED_API moed_status moed_split_create(moed_split **out, const moed_layout *l, const moed_split_options *o);
 MOED_API void moed_split_destroy(moed_split *s);
-/* Gives part `part` the listed experts (count) of `layer` (-1 = all layers with experts), in that order. Every part holds the same number
- * in a layer (a family's model: in all layers), no expert twice; checked when the split is first used for a layout, pieces, a model or an
- * integration, and MOED_E_STATE from then on. Since: 0.1. */
+/* Gives part `part` the listed experts (count) of `layer` (-1 = all layers with experts), in that order. Every part
+ * holds the same number in a layer (a family's model: in all layers), no expert twice; checked when the split is first
+ * used for a layout, pieces, a model or an integration, and MOED_E_STATE from then on. Since: 0.1. */
 MOED_API moed_status moed_split_assign(moed_split *s, int32_t part, int32_t layer, const int32_t *experts, int32_t count);
 /* experts [out, nullable] (capacity) of a part in a layer, count [out]. Since: 0.1. */
-MOED_API moed_status moed_split_experts(const moed_split *s, int32_t part, int32_t layer, int32_t *experts, int32_t capacity, int32_t *count);
-/* The layout of part `part`: a valid model of the base's family when the base has one, its experts numbered from 0 in the order of the
- * list. By hand: tensors of one expert keep their names, stacks shrink along expert_axis. Router rows and biases go with their expert.
- * Its config says which part of what split it is. Owned by the split. NULL with the last error set when the assignment is not right. Since: 0.1. */
+MOED_API moed_status moed_split_experts(const moed_split *s, int32_t part, int32_t layer, int32_t *experts,
+                                        int32_t capacity, int32_t *count);
+/* The layout of part `part`: a valid model of the base's family when the base has one, its experts numbered from 0 in
+ * the order of the list. By hand: tensors of one expert keep their names, stacks shrink along expert_axis. Router rows
+ * and biases go with their expert. Its config says which part of what split it is. Owned by the split. NULL with the
+ * last error set when the assignment is not right. Since: 0.1. */
 MOED_API const moed_layout *moed_split_layout(moed_split *s, int32_t part);
 /* How parameter `param` of the part's layout is made of the base (source 0). pieces [out, nullable] (capacity),
  * count [out]. Since: 0.1. */
-MOED_API moed_status moed_split_pieces(moed_split *s, int32_t part, size_t param, moed_piece *pieces, size_t capacity, size_t *count);
-/* Makes the submodel, in the base's dtypes: in memory of its own (dir NULL), to be trained without touching the base, or streamed to a
- * Hugging Face directory, all or nothing, with a few MB of memory for a model of any size, and opened with MOED_MODEL_STREAM. out nullable
- * when dir is given. base: in memory or streamed, any dtypes. Returns MOED_E_MISMATCH when base has another layout. Since: 0.1. */
+MOED_API moed_status moed_split_pieces(moed_split *s, int32_t part, size_t param, moed_piece *pieces, size_t capacity,
+                                       size_t *count);
+/* Makes the submodel, in the base's dtypes: in memory of its own (dir NULL), to be trained without touching the base,
+ * or streamed to a Hugging Face directory, all or nothing, with a few MB of memory for a model of any size, and opened
+ * with MOED_MODEL_STREAM. out nullable when dir is given. base: in memory or streamed, any dtypes. Returns
+ * MOED_E_MISMATCH when base has another layout. Since: 0.1. */
 MOED_API moed_status moed_split_build(moed_model **out, moed_split *s, int32_t part, const moed_model *base, const char *dir,
                                       const moed_cancel *cancel);
 

@@ -82,11 +82,12 @@ typedef struct moed_estimate {
     double seconds;          /* of the whole run at the device's speed; 0 when that is not known */
 } moed_estimate;
 
-/* What moed_trainer_create and a run will take on device d (nullable: the CPU, and no time). Needs no device, and of memory next to nothing.
- * host_bytes is everything in host memory: on the CPU the model's own weights, gradients (one block, and log2(micro_batches) more),
- * moments, activations with workspace, rows, and what passes through when saving. Returns MOED_E_RANGE, MOED_E_ARGUMENT, MOED_E_UNSUPPORTED
- * (a layout by hand). Since: 0.1. */
-MOED_API moed_status moed_train_estimate(const moed_layout *l, const moed_device_info *d, const moed_train_options *o, moed_estimate *out);
+/* What moed_trainer_create and a run will take on device d (nullable: the CPU, and no time). Needs no device, and of
+ * memory next to nothing. host_bytes is everything in host memory: on the CPU the model's own weights, gradients (one
+ * block, and log2(micro_batches) more), moments, activations with workspace, rows, and what passes through when saving.
+ * Returns MOED_E_RANGE, MOED_E_ARGUMENT, MOED_E_UNSUPPORTED (a layout by hand). Since: 0.1. */
+MOED_API moed_status moed_train_estimate(const moed_layout *l, const moed_device_info *d, const moed_train_options *o,
+                                         moed_estimate *out);
 
 /* A stretch of work on a kind of device, to be priced. */
 typedef struct moed_phase {
@@ -111,8 +112,8 @@ typedef struct moed_cost {
     double seconds;          /* measured here */
 } moed_cost;
 
-/* Sums phases (count), one after another. flops counts every device's share as the largest. Returns MOED_E_RANGE, MOED_E_STRUCT naming the
- * phase. Since: 0.1. Source: MoE-DisCo, cost = devices * longest submodel * price. */
+/* Sums phases (count), one after another. flops counts every device's share as the largest. Returns MOED_E_RANGE, MOED_E_STRUCT
+ * naming the phase. Since: 0.1. Source: MoE-DisCo, cost = devices * longest submodel * price. */
 MOED_API moed_status moed_train_cost(const moed_phase *phases, size_t count, moed_cost *out);
 
 typedef struct moed_trainer_info {
@@ -127,39 +128,52 @@ typedef struct moed_trainer_info {
     char resumed_from[256];  /* checkpoint directory, "" = fresh */
 } moed_trainer_info;
 
-/* Trains m in place; m and d are kept alive and must not be used elsewhere meanwhile. comm NULL. Allocates all
- * it will need but what evaluations and checkpoints hold for a while. Writes nothing yet. Returns MOED_E_LIMIT with the figures, MOED_E_STATE for a streamed model, MOED_E_RANGE, MOED_E_MISMATCH (the corpus has tokens
- * outside the model's vocabulary). Since: 0.1. */
-MOED_API moed_status moed_trainer_create(moed_trainer **out, moed_context *c, moed_model *m, const moed_corpus *d, moed_comm *comm,
-                                         const moed_train_options *o);
+/* Trains m in place; m and d are kept alive and must not be used elsewhere meanwhile. m is of context c; d and held_out
+ * may be of another (they are only read, and what they hold counts there). comm NULL. Allocates all it will need but
+ * what evaluations and checkpoints hold for a while. Writes nothing yet. A parameter that does not train keeps its
+ * bits, has no moments and no part in the gradient's norm; it still takes memory for a gradient where another of its
+ * group trains, since the group's is computed as one (q, k and v of a layer; their biases; its experts' gates and ups;
+ * its experts' downs; the shared expert's gate and up). Borrowed arrays must not overlap where they are trained
+ * (MOED_E_ARGUMENT naming both).
+ * Returns MOED_E_LIMIT with the figures, MOED_E_STATE for a streamed model, MOED_E_RANGE, MOED_E_MISMATCH (the corpus
+ * has tokens outside the model's vocabulary, or m is of another context). Since: 0.1. */
+MOED_API moed_status moed_trainer_create(moed_trainer **out, moed_context *c, moed_model *m, const moed_corpus *d,
+                                         moed_comm *comm, const moed_train_options *o);
 MOED_API void moed_trainer_destroy(moed_trainer *t);
 MOED_API moed_status moed_trainer_get_info(const moed_trainer *t, moed_trainer_info *out);
-/* steps more steps (0 = to the end of options.steps). last nullable. Evaluates held_out at the end, and saves there when checkpoint_every is
- * set. A loss or gradient that is NaN or infinite: MOED_E_NUMERIC naming the step; nothing of that step is applied. Whatever stops a run, the
- * trainer stays at its last whole step. MOED_E_EXISTS when options.directory holds another run's metrics or checkpoints and moed_trainer_resume
- * was not called, MOED_E_STATE when another trainer is writing there. Cancel: within a micro-batch. Since: 0.1. */
+/* steps more steps (0 = to the end of options.steps). last nullable. Evaluates held_out at the end, and saves there
+ * when checkpoint_every is set. A loss or gradient that is NaN or infinite: MOED_E_NUMERIC naming the step; nothing of
+ * that step is applied. Whatever stops a run, the trainer and the model's own tensors stay at its last whole step.
+ * MOED_E_EXISTS when options.directory holds another run's metrics or checkpoints and moed_trainer_resume was not
+ * called, MOED_E_STATE when another trainer is writing there. Cancel: within a micro-batch. Since: 0.1. */
 MOED_API moed_status moed_trainer_run(moed_trainer *t, int64_t steps, moed_report *last, const moed_cancel *cancel);
-/* For foreign loops: adds the gradient of the batch's mean loss (b NULL: the corpus' next rows); several calls before one update average. b has
- * at most options.rows rows of options.length tokens. When a call does not succeed for what it computed, the gradients of those before it are
- * dropped too. out nullable. Since: 0.1. */
+/* For foreign loops: adds the gradient of the batch's mean loss (b NULL: the corpus' next rows); several calls before
+ * one update average. b has at most options.rows rows of options.length tokens. When a call does not succeed for what
+ * it computed, the gradients of those before it are dropped too. out nullable. Since: 0.1. */
 MOED_API moed_status moed_trainer_forward_backward(moed_trainer *t, const moed_batch *b, moed_report *out);
-/* The sum over calls since the last update of the gradient of parameter `param` (of the context's dtype), host memory, borrowed until the next call; data NULL when frozen. Since: 0.1. */
+/* The sum over calls since the last update of the gradient of parameter `param` (of the context's dtype), host memory, borrowed
+ * until the next call; data NULL when frozen. Since: 0.1. */
 MOED_API moed_status moed_trainer_gradient(moed_trainer *t, size_t param, moed_tensor *out);
-/* Clip, AdamW, schedule's rate times factor, then gradients are zero again; a line goes to the metrics. Does not evaluate or save by itself.
- * MOED_E_STATE when no gradient waits, MOED_E_NUMERIC as in moed_trainer_run. out nullable. Since: 0.1. */
+/* Clip, AdamW, schedule's rate times factor (together 100 at most), then gradients are zero again; a line goes to the
+ * metrics. Does not evaluate or save by itself. MOED_E_STATE when no gradient waits, MOED_E_NUMERIC as in
+ * moed_trainer_run; MOED_E_IO or MOED_E_SPACE when the line could not be written: the step is done nevertheless. out
+ * nullable. Since: 0.1. */
 MOED_API moed_status moed_trainer_update(moed_trainer *t, double factor, moed_report *out);
 /* Held-out loss, tokens at most (0 = all): every token of d scored once, in order, packed in rows. Since: 0.1. */
-MOED_API moed_status moed_trainer_evaluate(moed_trainer *t, const moed_corpus *d, int64_t tokens, moed_report *out, const moed_cancel *cancel);
+MOED_API moed_status moed_trainer_evaluate(moed_trainer *t, const moed_corpus *d, int64_t tokens, moed_report *out,
+                                           const moed_cancel *cancel);
 /* The same without a trainer; rows of `length` tokens, `rows` at a time. Since: 0.1. */
-MOED_API moed_status moed_model_evaluate(const moed_model *m, const moed_corpus *d, int64_t tokens, int64_t rows, int64_t length,
-                                         int32_t document_mask, moed_report *out, const moed_cancel *cancel);
-/* Writes DIRECTORY/checkpoints/step-N (options.directory): model/, optimizer.safetensors, state.json, and manifest.json with sizes and checksums; a
- * fresh directory, synced, then renamed. Then the oldest beyond options.keep go. The same step twice is written once. Since: 0.1. */
+MOED_API moed_status moed_model_evaluate(const moed_model *m, const moed_corpus *d, int64_t tokens, int64_t rows,
+                                         int64_t length, int32_t document_mask, moed_report *out, const moed_cancel *cancel);
+/* Writes DIRECTORY/checkpoints/step-N (options.directory): model/, optimizer.safetensors, state.json, and manifest.json
+ * with sizes and checksums; a fresh directory, synced, then renamed. Then the oldest beyond options.keep go. The same
+ * step twice is written once. Since: 0.1. */
 MOED_API moed_status moed_trainer_save(moed_trainer *t);
-/* Goes on from the newest checkpoint in options.directory whose manifest is valid (others are passed over, with a line in the log); metrics are
- * cut back to it. For a trainer at step 0. MOED_E_NOT_FOUND when there is none: the trainer is unchanged, and a run may start afresh in
- * the directory. MOED_E_CHECKSUM when there are some and none is whole: nothing is cut. MOED_E_MISMATCH naming what differs: layout, corpus, or any option but those of directory, checkpoints, evaluation and
- * progress (steps too: they are the schedule's length). Since: 0.1. */
+/* Goes on from the newest checkpoint in options.directory whose manifest is valid (others are passed over, with a line
+ * in the log); metrics are cut back to it. For a trainer at step 0. MOED_E_NOT_FOUND when there is none: the trainer is
+ * unchanged, and a run may start afresh in the directory. MOED_E_CHECKSUM when there are some and none is whole:
+ * nothing is cut. MOED_E_MISMATCH naming what differs: layout, corpus, or any option but those of directory,
+ * checkpoints, evaluation and progress (steps count: they are the schedule's length). Since: 0.1. */
 MOED_API moed_status moed_trainer_resume(moed_trainer *t);
 
 #ifdef __cplusplus

@@ -64,8 +64,6 @@ static void list_one(listing *l, const moed_device_info *info)
     l->count++;
 }
 
-static const moed_host_api silent_host = {.struct_size = sizeof silent_host, .abi = MOED_BACKEND_ABI, .fail = host_fail, .log = NULL};
-
 static int list_backend(const moed_backend *table, const char *path, const char *reason, void *user)
 {
     moed_device_info info;
@@ -78,7 +76,7 @@ static int list_backend(const moed_backend *table, const char *path, const char 
         list_one(user, &info);
         return 0;
     }
-    for (int32_t i = 0; i < 1024 && describe(table, &silent_host, i, &info) == MOED_OK; i++) list_one(user, &info);
+    for (int32_t i = 0; i < 1024 && describe(table, &moedi_bare_host, i, &info) == MOED_OK; i++) list_one(user, &info);
     return 0;
 }
 
@@ -183,7 +181,8 @@ static moed_status resolve_options(moed_context_options *o, const moed_context_o
     if (threads && *threads) {
         char *end;
         const long n = strtol(threads, &end, 10);
-        if (*end || n < 1 || n > 4096) return moedi_fail(MOED_E_RANGE, "the environment's MOED_THREADS is \"%.40s\"; it must be from 1 to 4096", threads);
+        if (*end || n < 1 || n > 4096)
+            return moedi_fail(MOED_E_RANGE, "the environment's MOED_THREADS is \"%.40s\"; it must be from 1 to 4096", threads);
         o->threads = (int32_t)n;
     }
     if (!o->threads) o->threads = o->executor ? 1 : moedi_executor_available();

@@ -16,7 +16,8 @@ typedef struct search {
     int stopped;
 } search;
 
-/* What a backend sees before any context exists: enough to describe its devices. */
+/* ---- the host without a context ---- */
+
 static moed_status bare_alloc(void *self, size_t size, void **out)
 {
     (void)self;
@@ -49,7 +50,7 @@ static moed_status bare_fail(void *self, moed_status status, const char *sentenc
     return moedi_fail(status, "%s", sentence);
 }
 
-static const moed_host_api bare_host = {
+const moed_host_api moedi_bare_host = {
     .struct_size = sizeof(moed_host_api),
     .abi = MOED_BACKEND_ABI,
     .alloc = bare_alloc,
@@ -58,6 +59,8 @@ static const moed_host_api bare_host = {
     .log = bare_log,
     .fail = bare_fail,
 };
+
+/* ---- plug-ins ---- */
 
 /* NULL when the table can be used, else what it lacks. */
 static const char *fault_of(const moed_backend *t)
@@ -89,7 +92,7 @@ static void visit_plugin(search *s, const char *path)
     if (symbol) {
         moed_backend_entry_fn entry;
         memcpy(&entry, &symbol, sizeof entry);
-        table = entry(&bare_host);
+        table = entry(&moedi_bare_host);
         fault = fault_of(table);
     }
     s->stopped = s->visit(fault ? NULL : table, path, fault ? fault : "", s->user);

@@ -12,4 +12,7 @@ typedef int (*moedi_backend_visitor)(const moed_backend *table, const char *path
  * loaded library, then LIBDIR/moedisco: files libmoedisco-*.so. Never the current directory. Plug-ins stay loaded. */
 void moedi_backends(const char *explicit_dir, int use_environment, moedi_backend_visitor visit, void *user);
 
+/* What a backend sees where there is no context: enough to describe its devices. All of it is there. */
+extern const moed_host_api moedi_bare_host;
+
 #endif

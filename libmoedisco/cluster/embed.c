@@ -204,6 +204,7 @@ moed_status moed_corpus_embed(const moed_corpus *d, const moed_model *m, moed_te
     MOEDI_REQUIRE(m, "the model is NULL");
     MOEDI_REQUIRE(out, "out is NULL");
     MOEDI_TRY(moedi_context_check(m->context));
+    MOEDI_TRY(moedi_context_check(d->context));
     MOEDI_TRY(moedi_options_read(MOED_STRUCT_EMBED_OPTIONS, o, &options));
     MOEDI_TRY(find_table(m, &param));
     const moed_param *p = &m->layout->params[param];

@@ -93,7 +93,8 @@ moed_status moed_partition_create(moed_partition **out, moed_context *c, const i
         return moedi_fail_parameter(MOED_E_ARGUMENT, "count", "count: a partition of %lld documents",
                                     (long long)count);
     if (clusters < 1 || clusters > INT32_MAX)
-        return moedi_fail_parameter(MOED_E_RANGE, "clusters", "clusters: %lld", (long long)clusters);
+        return moedi_fail_parameter(MOED_E_RANGE, "clusters", "clusters is %lld; it must be from 1 to %d", (long long)clusters,
+                                    INT32_MAX);
     if (centroids) MOEDI_TRY(check_centroids(centroids, clusters));
     if (corpus && moedi_corpus_whole(corpus)->documents != count)
         return moedi_fail_parameter(

@@ -210,14 +210,19 @@ moed_status moedi_engine_open(moedi_engine *out, moed_context *c)
     moedi_engine e = {.context = c, .table = c->backend};
     moedi_clear_error();
     moed_status status = c->backend->open(&c->host, &config, &e.self, &e.table);
-    if (status != MOED_OK) return *moed_last_error() ? status : moedi_fail(status, "the backend %s did not open its device %d", c->backend->name, c->device_index);
+    if (status != MOED_OK)
+        return *moed_last_error() ? status
+                                  : moedi_fail(status, "the backend %s did not open its device %d", c->backend->name, c->device_index);
     e.info.struct_size = sizeof e.info;
     status = e.table->info(e.self, &e.info);
+    if (status == MOED_OK && e.info.dtype != MOED_DTYPE_F32 && e.info.dtype != MOED_DTYPE_F64 && e.info.dtype != MOED_DTYPE_BF16)
+        status = moedi_fail(MOED_E_UNSUPPORTED, "the backend %s computes in dtype %d; F32, F64 and BF16 are supported", c->backend->name,
+                            (int)e.info.dtype);
     if (status != MOED_OK) {
         e.table->close(e.self);
         return status;
     }
-    e.item = e.info.dtype == MOED_DTYPE_F64 ? 8 : e.info.dtype == MOED_DTYPE_F32 ? 4 : 2;
+    e.item = (size_t)moed_dtype_bits(e.info.dtype) / 8;
     *out = e;
     return MOED_OK;
 }

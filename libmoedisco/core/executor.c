@@ -2,6 +2,7 @@
  * partition work by shape, so that chance never shows in results. */
 #include "executor.h"
 
+#include <fenv.h>
 #include <pthread.h>
 #include <sched.h>
 #include <signal.h>
@@ -18,12 +19,14 @@ typedef struct job {
     void *argument;
     int64_t count;
     _Atomic int64_t next;
+    fenv_t rounding; /* of the thread that calls: where a task runs must not show in its bits */
 } job;
 
 struct moedi_executor {
     moed_executor_fn own; /* the caller's; then nothing below is used */
     void *user;
-    int32_t threads;
+    int32_t threads; /* as asked for; several callers read it at once */
+    int32_t running; /* workers that were made */
     int started, stopping;
     pthread_t *workers; /* (threads - 1) */
     pthread_mutex_t turn; /* one parallel call at a time */
@@ -63,6 +66,7 @@ static void *work(void *argument)
         job *j = e->current;
         e->busy++;
         pthread_mutex_unlock(&e->lock);
+        fesetenv(&j->rounding);
         drain(j);
         pthread_mutex_lock(&e->lock);
         if (--e->busy == 0) pthread_cond_signal(&e->idle);
@@ -85,8 +89,21 @@ static void start(moedi_executor *e)
         made++;
     }
     pthread_sigmask(SIG_SETMASK, &before, NULL);
-    e->threads = made + 1;
+    e->running = made;
     e->started = 1;
+}
+
+/* One index on a thread of the caller's pool, which gets its own rounding back and sees no parallel call from inside a task. */
+static void visit(void *argument, int64_t index)
+{
+    const job *j = argument;
+    fenv_t before;
+    fegetenv(&before);
+    fesetenv(&j->rounding);
+    inside_task++;
+    j->task(j->argument, index);
+    inside_task--;
+    fesetenv(&before);
 }
 
 void moedi_executor_run(moedi_executor *e, int64_t count, moed_task_fn task, void *argument)
@@ -97,8 +114,9 @@ void moedi_executor_run(moedi_executor *e, int64_t count, moed_task_fn task, voi
         drain(&j);
         return;
     }
+    fegetenv(&j.rounding);
     if (e->own) {
-        e->own(count, task, argument, e->user);
+        e->own(count, visit, &j, e->user);
         return;
     }
     pthread_mutex_lock(&e->turn);
@@ -150,7 +168,7 @@ void moedi_executor_destroy(moedi_executor *e)
         e->stopping = 1;
         pthread_cond_broadcast(&e->wake);
         pthread_mutex_unlock(&e->lock);
-        for (int32_t i = 0; i < e->threads - 1; i++) pthread_join(e->workers[i], NULL);
+        for (int32_t i = 0; i < e->running; i++) pthread_join(e->workers[i], NULL);
     }
     pthread_mutex_destroy(&e->turn);
     pthread_mutex_destroy(&e->lock);

@@ -140,10 +140,11 @@ typedef struct structure {
     size_t size;
     const field *fields;
     size_t field_count;
+    uint32_t flags; /* bits of `flags` that mean something */
 } structure;
 
-#define PLAIN(id, type) {MOED_STRUCT_##id, #type, sizeof(type), NULL, 0}
-#define OPTIONS(id, type, rows) {MOED_STRUCT_##id, #type, sizeof(type), rows, sizeof(rows) / sizeof *(rows)}
+#define PLAIN(id, type) {MOED_STRUCT_##id, #type, sizeof(type), NULL, 0, 0}
+#define OPTIONS(id, type, rows, flags) {MOED_STRUCT_##id, #type, sizeof(type), rows, sizeof(rows) / sizeof *(rows), flags}
 static const structure structures[] = {
     PLAIN(ERROR_INFO, moed_error_info),
     PLAIN(TENSOR, moed_tensor),
@@ -152,23 +153,23 @@ static const structure structures[] = {
     PLAIN(SHARD, moed_shard),
     PLAIN(BATCH, moed_batch),
     PLAIN(FIELD, moed_field),
-    OPTIONS(CONTEXT_OPTIONS, moed_context_options, context_fields),
+    OPTIONS(CONTEXT_OPTIONS, moed_context_options, context_fields, MOED_CONTEXT_NO_ENV),
     PLAIN(CONTEXT_INFO, moed_context_info),
     PLAIN(DEVICE_INFO, moed_device_info),
-    OPTIONS(MODEL_OPTIONS, moed_model_options, model_fields),
+    OPTIONS(MODEL_OPTIONS, moed_model_options, model_fields, MOED_MODEL_STREAM),
     PLAIN(LAYOUT_INFO, moed_layout_info),
-    OPTIONS(CORPUS_OPTIONS, moed_corpus_options, corpus_fields),
+    OPTIONS(CORPUS_OPTIONS, moed_corpus_options, corpus_fields, 0),
     PLAIN(CORPUS_INFO, moed_corpus_info),
     PLAIN(DOCUMENTS, moed_documents),
     PLAIN(CORPUS_REPORT, moed_corpus_report),
-    OPTIONS(KMEANS_OPTIONS, moed_kmeans_options, kmeans_fields),
+    OPTIONS(KMEANS_OPTIONS, moed_kmeans_options, kmeans_fields, 0),
     PLAIN(KMEANS_INFO, moed_kmeans_info),
     PLAIN(PARTITION_INFO, moed_partition_info),
-    OPTIONS(EMBED_OPTIONS, moed_embed_options, embed_fields),
-    OPTIONS(SPLIT_OPTIONS, moed_split_options, split_fields),
-    OPTIONS(INTEGRATION_OPTIONS, moed_integration_options, integration_fields),
+    OPTIONS(EMBED_OPTIONS, moed_embed_options, embed_fields, 0),
+    OPTIONS(SPLIT_OPTIONS, moed_split_options, split_fields, 0),
+    OPTIONS(INTEGRATION_OPTIONS, moed_integration_options, integration_fields, MOED_INTEGRATION_CLONES),
     PLAIN(INTEGRATION_INFO, moed_integration_info),
-    OPTIONS(TRAIN_OPTIONS, moed_train_options, train_fields),
+    OPTIONS(TRAIN_OPTIONS, moed_train_options, train_fields, 0),
     PLAIN(ESTIMATE, moed_estimate),
     PLAIN(TRAINER_INFO, moed_trainer_info),
     PLAIN(REPORT, moed_report),
@@ -249,7 +250,8 @@ static moed_status check_number(const structure *s, const field *f, double value
     if (value >= f->minimum && value <= f->maximum) return MOED_OK; /* NaN fails both */
     if (f->type == MOED_FIELD_CHOICE)
         return moedi_fail_parameter(MOED_E_RANGE, f->name, "%s: %s is %g; the choices are %s, numbered from 0", s->name, f->name, value, f->choices);
-    return moedi_fail_parameter(MOED_E_RANGE, f->name, "%s: %s is %.12g; it must be from %.12g to %.12g", s->name, f->name, value, f->minimum, f->maximum);
+    return moedi_fail_parameter(MOED_E_RANGE, f->name, "%s: %s is %.12g; it must be from %.12g to %.12g", s->name, f->name, value,
+                                f->minimum, f->maximum);
 }
 
 static moed_status check_field(const structure *s, const field *f, const char *base)
@@ -265,18 +267,31 @@ static moed_status check_field(const structure *s, const field *f, const char *b
     }
 }
 
-/* Size-prefixed structs: what lies past the end of the smaller of the two must be zero. */
+enum { MOST = 65536 }; /* bytes that a struct may grow to: anything above is memory that nobody set */
+
+/* A larger struct's tail must be zero; a smaller one must end where a field does. */
 static moed_status check_size(const structure *s, const char *given)
 {
     const uint32_t size = *(const uint32_t *)(const void *)given;
     if (size < 8)
         return moedi_fail(MOED_E_STRUCT, "%s: struct_size is %u; set it to sizeof(%s), for options by moed_options_init", s->name, size, s->name);
-    if (size > 65536) return moedi_fail(MOED_E_STRUCT, "%s: struct_size is %u, which no version has", s->name, size);
+    if (size > MOST) return moedi_fail(MOED_E_STRUCT, "%s: struct_size is %u, which no version has", s->name, size);
     for (size_t i = s->size; i < size; i++)
         if (given[i])
             return moedi_fail(MOED_E_STRUCT, "%s: byte %zu is set, but this library knows only %zu bytes: it is older than the caller", s->name, i,
                               s->size);
+    for (size_t i = 0; i < s->field_count; i++)
+        if (s->fields[i].offset < size && size < s->fields[i].offset + s->fields[i].size)
+            return moedi_fail_parameter(MOED_E_STRUCT, s->fields[i].name, "%s: struct_size is %u, which cuts the field %s in two", s->name,
+                                        size, s->fields[i].name);
     return MOED_OK;
+}
+
+static moed_status check_flags(const structure *s, uint32_t flags)
+{
+    const uint32_t unknown = flags & ~s->flags;
+    if (!unknown) return MOED_OK;
+    return moedi_fail_parameter(MOED_E_STRUCT, "flags", "%s: flags holds 0x%x, which this library does not know", s->name, unknown);
 }
 
 moed_status moedi_options_read(int32_t id, const void *given, void *out)
@@ -288,24 +303,32 @@ moed_status moedi_options_read(int32_t id, const void *given, void *out)
     if (given) {
         MOEDI_TRY(check_size(s, given));
         const size_t size = *(const uint32_t *)given;
-        /* An older caller's struct ends earlier: what it lacks keeps its default only if that means "as before", which is 0's meaning
-         * by the rule for appended fields. */
+        /* An older caller's struct ends earlier. What it lacks is 0, not the default: an appended field means "as before" when 0. */
         memset(full, 0, sizeof full);
         memcpy(full, given, size < s->size ? size : s->size);
     }
     *(uint32_t *)(void *)full = (uint32_t)s->size;
+    MOEDI_TRY(check_flags(s, ((const uint32_t *)(const void *)full)[1]));
     for (size_t i = 0; i < s->field_count; i++) MOEDI_TRY(check_field(s, &s->fields[i], full));
     memcpy(out, full, s->size);
     return MOED_OK;
 }
 
-moed_status moedi_info_write(int32_t id, const void *full, void *out)
+moed_status moedi_info_check(int32_t id, const void *out)
 {
     const structure *s = find(id);
     if (!out) return moedi_fail(MOED_E_ARGUMENT, "the %s to fill in is NULL", s->name);
     const uint32_t size = *(const uint32_t *)out;
-    if (size < 8)
+    if (size < 8 || size > MOST)
         return moedi_fail(MOED_E_STRUCT, "%s: struct_size is %u; set it to sizeof(%s) before the call", s->name, size, s->name);
+    return MOED_OK;
+}
+
+moed_status moedi_info_write(int32_t id, const void *full, void *out)
+{
+    MOEDI_TRY(moedi_info_check(id, out));
+    const structure *s = find(id);
+    const uint32_t size = *(const uint32_t *)out;
     char *to = out;
     memcpy(to, full, size < s->size ? size : s->size);
     if (size > s->size) memset(to + s->size, 0, size - s->size);

@@ -171,9 +171,7 @@ moed_status moed_corpus_build(moed_context *c, const char *const *paths, size_t 
     if (b.options.tokenizer && b.options.tokenizer[0] && strcmp(b.options.tokenizer, "bytes") != 0)
         return moedi_fail_parameter(MOED_E_UNSUPPORTED, "tokenizer",
                                     "tokenizer: only \"bytes\" is built in, not \"%s\"", b.options.tokenizer);
-    if (report && report->struct_size < 8)
-        return moedi_fail(MOED_E_STRUCT, "moed_corpus_report.struct_size is %lu",
-                          (unsigned long)report->struct_size);
+    if (report) MOEDI_TRY(moedi_info_check(MOED_STRUCT_CORPUS_REPORT, report));
     if (!b.options.field || !b.options.field[0]) b.options.field = "text";
     b.context = c;
     b.cancel = cancel;

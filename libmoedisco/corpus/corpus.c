@@ -234,6 +234,7 @@ moed_status moed_corpus_divide(moed_corpus **train, moed_corpus **held_out, cons
 {
     moedi_clear_error();
     MOEDI_REQUIRE(train && held_out, "train or held_out is NULL");
+    MOEDI_REQUIRE(train != held_out, "train and held_out are one variable");
     MOEDI_REQUIRE(d, "the corpus is NULL");
     MOEDI_TRY(moedi_context_check(d->context));
     if (!(fraction > 0 && fraction < 1))

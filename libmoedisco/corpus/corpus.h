@@ -51,6 +51,8 @@ moed_status moedi_shard_open(moed_corpus **out, moed_context *c, const char *pat
 typedef struct moedi_sampler moedi_sampler;
 moed_status moedi_sampler_create(moedi_sampler **out, const moed_corpus *d, uint64_t seed);
 void moedi_sampler_destroy(moedi_sampler *s);
+/* Bytes that a sampler of so many documents comes to hold for rows of `length`. */
+int64_t moedi_sampler_bytes(int64_t documents, int64_t length);
 /* As moed_corpus_sample. */
 moed_status moedi_sampler_rows(moedi_sampler *s, int64_t first_row, int64_t rows, int64_t length,
                                int32_t *tokens, int32_t *labels, int32_t *documents);

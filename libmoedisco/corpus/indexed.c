@@ -30,11 +30,11 @@ static int64_t find_sequence(const indexed *x, int64_t at)
 
 /* uint16 tokens are read into the upper half of the place of their int32 and widened from below: each is read
  * before it is overwritten. */
-static moed_status read_tokens(const indexed *x, int64_t byte, int32_t *tokens, int64_t count)
+moed_status moedi_indexed_tokens(const moedi_file *f, int64_t byte, int64_t item, int32_t *tokens, int64_t count)
 {
-    if (x->item == 4) return moedi_file_read(&x->bin, byte, tokens, (size_t)count * 4);
+    if (item == 4) return moedi_file_read(f, byte, tokens, (size_t)count * 4);
     unsigned char *narrow = (unsigned char *)tokens + count * 2;
-    MOEDI_TRY(moedi_file_read(&x->bin, byte, narrow, (size_t)count * 2));
+    MOEDI_TRY(moedi_file_read(f, byte, narrow, (size_t)count * 2));
     for (int64_t i = 0; i < count; i++) {
         uint16_t token;
         memcpy(&token, narrow + i * 2, sizeof token);
@@ -51,7 +51,8 @@ static moed_status indexed_read(const moed_corpus *d, int64_t document, int64_t 
     for (int64_t done = 0; done < count;) {
         const int64_t s = find_sequence(x, at), left = x->starts[s + 1] - at,
                       n = left < count - done ? left : count - done;
-        MOEDI_TRY(read_tokens(x, x->pointers[s] + (at - x->starts[s]) * x->item, tokens + done, n));
+        MOEDI_TRY(moedi_indexed_tokens(&x->bin, x->pointers[s] + (at - x->starts[s]) * x->item, x->item,
+                                       tokens + done, n));
         done += n;
         at += n;
     }

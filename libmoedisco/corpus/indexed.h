@@ -50,6 +50,9 @@ json_t *moedi_corpus_description(const char *tokenizer, int64_t vocabulary, int6
 moed_status moedi_indexed_fingerprint(const moed_context *c, const moedi_file *idx, const moedi_file *bin,
                                       char out[33]);
 
+/* `count` tokens of `item` bytes (2 or 4) at a byte of a file, widened to int32; range is for the reader to check. */
+moed_status moedi_indexed_tokens(const moedi_file *f, int64_t byte, int64_t item, int32_t *tokens, int64_t count);
+
 /* "prefix" + "suffix"; free with moedi_free. */
 moed_status moedi_path_suffix(const moed_context *c, const char *prefix, const char *suffix, char **out);
 

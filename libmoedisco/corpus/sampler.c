@@ -58,6 +58,12 @@ out:
     return status;
 }
 
+int64_t moedi_sampler_bytes(int64_t documents, int64_t length)
+{
+    const int64_t each = (2 * documents + 1) * (int64_t)sizeof(int64_t); /* of the two orders */
+    return (int64_t)sizeof(moedi_sampler) + 2 * each + 2 * (length + 1) * (int64_t)sizeof(int32_t);
+}
+
 void moedi_sampler_destroy(moedi_sampler *s)
 {
     if (!s) return;

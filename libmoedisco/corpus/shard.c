@@ -23,16 +23,7 @@ static const struct kind {
 /* As in the file; a uint32 too large for a token comes out negative and is refused by whoever asked. */
 static moed_status read_tokens(const shard *x, int64_t at, int32_t *tokens, int64_t count)
 {
-    const int64_t byte = HEADER + at * x->item;
-    if (x->item == 4) return moedi_file_read(&x->file, byte, tokens, (size_t)count * 4);
-    unsigned char *narrow = (unsigned char *)tokens + count * 2;
-    MOEDI_TRY(moedi_file_read(&x->file, byte, narrow, (size_t)count * 2));
-    for (int64_t i = 0; i < count; i++) {
-        uint16_t token;
-        memcpy(&token, narrow + i * 2, sizeof token);
-        tokens[i] = token;
-    }
-    return MOED_OK;
+    return moedi_indexed_tokens(&x->file, HEADER + at * x->item, x->item, tokens, count);
 }
 
 static moed_status shard_read(const moed_corpus *d, int64_t document, int64_t offset, int32_t *tokens,

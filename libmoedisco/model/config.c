@@ -130,8 +130,9 @@ static moed_status read_heads(moedi_config *out, const moedi_family *f, const js
     out->kv_heads = json_object_get(o, "num_key_value_heads") ? out->heads : f->kv_heads; /* null means as many as heads */
     MOEDI_TRY(moedi_json_integer(o, path, "num_key_value_heads", 0, 1, COUNT_MAX, &out->kv_heads));
     if (out->heads % out->kv_heads != 0)
-        return moedi_fail_parameter(MOED_E_RANGE, "num_key_value_heads", "%s: num_attention_heads %lld is not a multiple of num_key_value_heads %lld%s",
-                                    path, (long long)out->heads, (long long)out->kv_heads,
+        return moedi_fail_parameter(MOED_E_RANGE, "num_key_value_heads",
+                                    "%s: num_attention_heads %lld is not a multiple of num_key_value_heads %lld%s", path,
+                                    (long long)out->heads, (long long)out->kv_heads,
                                     json_object_get(o, "num_key_value_heads") ? "" : " (the family's default)");
     if (absent(o, "head_dim")) {
         if (out->hidden % out->heads != 0)
@@ -141,7 +142,8 @@ static moed_status read_heads(moedi_config *out, const moedi_family *f, const js
     }
     MOEDI_TRY(moedi_json_integer(o, path, "head_dim", 0, 1, COUNT_MAX, &out->head_dim));
     if (out->head_dim % 2 != 0)
-        return moedi_fail_parameter(MOED_E_RANGE, "head_dim", "%s: head_dim %lld is odd: rotary positions turn pairs", path, (long long)out->head_dim);
+        return moedi_fail_parameter(MOED_E_RANGE, "head_dim", "%s: head_dim %lld is odd: rotary positions turn pairs", path,
+                                    (long long)out->head_dim);
     return MOED_OK;
 }
 
@@ -150,8 +152,8 @@ static moed_status read_experts(moedi_config *out, const moedi_family *f, const 
     MOEDI_TRY(moedi_json_integer(o, path, f->experts_field, 1, 1, COUNT_MAX, &out->experts));
     MOEDI_TRY(moedi_json_integer(o, path, "num_experts_per_tok", 1, 1, COUNT_MAX, &out->top_k));
     if (out->top_k > out->experts)
-        return moedi_fail_parameter(MOED_E_RANGE, "num_experts_per_tok", "%s: num_experts_per_tok %lld is more than %s %lld", path, (long long)out->top_k,
-                                    f->experts_field, (long long)out->experts);
+        return moedi_fail_parameter(MOED_E_RANGE, "num_experts_per_tok", "%s: num_experts_per_tok %lld is more than %s %lld", path,
+                                    (long long)out->top_k, f->experts_field, (long long)out->experts);
     MOEDI_TRY(moedi_json_integer(o, path, f->expert_width_field, 1, 1, SIZE_MAX_WIDTH, &out->expert_width));
     if (f->shared_width_field) MOEDI_TRY(moedi_json_integer(o, path, f->shared_width_field, 1, 1, SIZE_MAX_WIDTH, &out->shared_width));
     out->normalise_top_k = f->normalise_top_k > 0;
@@ -191,7 +193,8 @@ moed_status moedi_config_read(moedi_config *out, const moedi_family **family, co
     if (!f) {
         char list[256];
         moedi_family_list(list, sizeof list);
-        return moedi_fail_parameter(MOED_E_UNSUPPORTED, "model_type", "%s: model_type \"%.64s\" is no family this library knows; it knows %s", path, type, list);
+        return moedi_fail_parameter(MOED_E_UNSUPPORTED, "model_type", "%s: model_type \"%.64s\" is no family this library knows; it knows %s",
+                                    path, type, list);
     }
     config.context_length = f->context_length, config.epsilon = f->epsilon, config.init_std = 0.02, config.qkv_bias = f->qkv_bias;
     MOEDI_TRY(moedi_json_integer(o, path, "vocab_size", 1, 1, TOKEN_MAX, &config.vocabulary));

@@ -9,42 +9,6 @@
 
 /* ---- the batch ---- */
 
-/* Ids, sizes and label weights are believed only after this. */
-static moed_status check_batch(const moedi_transformer *t, const moed_batch *b, double *label_weight)
-{
-    const int64_t vocabulary = t->config->vocabulary;
-    if (!b->tokens) return moedi_fail(MOED_E_ARGUMENT, "the batch has no tokens");
-    if (b->rows < 1 || b->rows > t->rows || b->length < 1 || b->length > t->length) {
-        return moedi_fail(
-            MOED_E_RANGE,
-            "a batch of %lld rows of %lld tokens where there is room for 1 to %lld rows of 1 to %lld",
-            (long long)b->rows, (long long)b->length, (long long)t->rows, (long long)t->length);
-    }
-    double sum = 0;
-    for (int64_t i = 0; i < b->rows * b->length; i++) {
-        if (b->tokens[i] < 0 || b->tokens[i] >= vocabulary) {
-            return moedi_fail(MOED_E_RANGE,
-                              "token %d in row %lld of the batch is outside the vocabulary of %lld",
-                              (int)b->tokens[i], (long long)(i / b->length), (long long)vocabulary);
-        }
-        if (!b->labels || b->labels[i] == -1) continue;
-        if (b->labels[i] < 0 || b->labels[i] >= vocabulary) {
-            return moedi_fail(MOED_E_RANGE,
-                              "label %d in row %lld of the batch is neither -1 nor in the vocabulary of %lld",
-                              (int)b->labels[i], (long long)(i / b->length), (long long)vocabulary);
-        }
-        const double weight = b->weights ? (double)b->weights[i] : 1.0;
-        if (!(weight >= 0) || isinf(weight)) {
-            return moedi_fail(MOED_E_NUMERIC,
-                              "label weight %g in row %lld of the batch: it must be finite and not negative",
-                              weight, (long long)(i / b->length));
-        }
-        sum += weight;
-    }
-    *label_weight = sum;
-    return MOED_OK;
-}
-
 /* Positions restart in every row; attention starts at the row's first token, or at the first of the run of
  * its document number. */
 static moed_status upload_batch(moedi_transformer *t, const moed_batch *b)
@@ -236,8 +200,9 @@ static moed_status forward_all(moedi_transformer *t, const moed_batch *b, const 
 moed_status moedi_transformer_forward(moedi_transformer *t, const moed_batch *b, const moedi_objective *o,
                                       const moed_cancel *cancel)
 {
+    int64_t labels = 0;
     double label_weight = 0;
-    MOEDI_TRY(check_batch(t, b, &label_weight));
+    MOEDI_TRY(moedi_batch_check(b, t->config->vocabulary, t->rows, t->length, &labels, &label_weight));
     if (t->replay && b->rows * b->length != t->tokens_now) {
         return moedi_fail(MOED_E_STATE,
                           "replayed routing needs a batch as large as the last one: %lld tokens, not %lld",
@@ -251,7 +216,8 @@ moed_status moedi_transformer_forward(moedi_transformer *t, const moed_batch *b,
 
 /* ---- results ---- */
 
-moed_status moedi_transformer_check_forwarded(const moedi_transformer *t)
+/* Results are there only after a whole pass. */
+static moed_status check_forwarded(const moedi_transformer *t)
 {
     return t->tokens_now
                ? MOED_OK
@@ -266,32 +232,25 @@ const int64_t *moedi_transformer_offsets(const moedi_transformer *t, int32_t lay
 moed_status moedi_transformer_losses(moedi_transformer *t, moedi_losses *out)
 {
     const moedi_config *c = t->config;
-    double numbers[3], largest = 0;
+    double numbers[3];
     char raw[3 * sizeof(double)];
-    MOEDI_TRY(moedi_transformer_check_forwarded(t));
+    MOEDI_TRY(check_forwarded(t));
     MOEDI_TRY(t->engine.table->download(t->engine.self, raw, t->results, 3 * t->item));
     MOEDI_TRY(t->engine.table->download(t->engine.self, t->host_offsets, t->offsets,
                                         (size_t)(c->layers * (c->experts + 1)) * sizeof *t->offsets));
     MOEDI_TRY(t->engine.table->synchronize(t->engine.self));
     moedi_to_double(numbers, raw, t->engine.info.dtype, 3);
-    for (int32_t l = 0; l < c->layers; l++) {
-        const int64_t *offsets = moedi_transformer_offsets(t, l);
-        for (int64_t e = 0; e < c->experts; e++) {
-            largest = fmax(largest, (double)(offsets[e + 1] - offsets[e]));
-        }
-    }
     *out = (moedi_losses){.loss = numbers[0],
                           .label_weight = t->label_weight,
                           .load_balance = numbers[1],
                           .z_loss = numbers[2]};
-    out->max_load = largest * (double)c->experts / (double)(t->tokens_now * c->top_k);
     return MOED_OK;
 }
 
 moed_status moedi_transformer_logits(moedi_transformer *t, void *out)
 {
     const moedi_config *c = t->config;
-    MOEDI_TRY(moedi_transformer_check_forwarded(t));
+    MOEDI_TRY(check_forwarded(t));
     t->ready = 0; /* the piece of logits lies where gradients would */
     for (int64_t first = 0; first < t->tokens_now; first += t->logit_rows) {
         const int64_t rows = t->tokens_now - first < t->logit_rows ? t->tokens_now - first : t->logit_rows;
@@ -308,7 +267,7 @@ moed_status moedi_transformer_routing(moedi_transformer *t, int32_t layer, int32
 {
     const moedi_activations *a = &t->layers[layer];
     const size_t count = (size_t)(t->tokens_now * t->config->top_k);
-    MOEDI_TRY(moedi_transformer_check_forwarded(t));
+    MOEDI_TRY(check_forwarded(t));
     MOEDI_TRY(t->engine.table->download(t->engine.self, ids, a->ids, count * sizeof *ids));
     if (weights) MOEDI_TRY(t->engine.table->download(t->engine.self, weights, a->weights, count * t->item));
     return t->engine.table->synchronize(t->engine.self);

@@ -74,18 +74,21 @@ static moed_status check_shape(const moed_param *p)
 
 static moed_status check_role(const moed_param *p)
 {
-    if (p->role < 0 || p->role >= MOED_ROLE_COUNT) return WRONG(p, "parameter %s: role %d is none of 0..%d", p->name, (int)p->role, MOED_ROLE_COUNT - 1);
+    if (p->role < 0 || p->role >= MOED_ROLE_COUNT)
+        return WRONG(p, "parameter %s: role %d is none of 0..%d", p->name, (int)p->role, MOED_ROLE_COUNT - 1);
     if (p->layer < -1 || p->layer >= LAYERS_MAX) return WRONG(p, "parameter %s: layer %d is outside -1..%d", p->name, (int)p->layer, LAYERS_MAX - 1);
     if (p->expert < -1) return WRONG(p, "parameter %s: expert %d is below -1", p->name, (int)p->expert);
     if (p->expert_axis < -1 || p->expert_axis >= p->rank)
         return WRONG(p, "parameter %s: expert axis %d is outside -1..%d", p->name, (int)p->expert_axis, (int)p->rank - 1);
     const int router = p->role == MOED_ROLE_ROUTER || p->role == MOED_ROLE_ROUTER_BIAS;
-    if ((p->role == MOED_ROLE_EXPERT || router) && p->layer < 0) return WRONG(p, "parameter %s: experts and routers belong to a layer, not %d", p->name, (int)p->layer);
+    if ((p->role == MOED_ROLE_EXPERT || router) && p->layer < 0)
+        return WRONG(p, "parameter %s: experts and routers belong to a layer, not %d", p->name, (int)p->layer);
     if (p->role == MOED_ROLE_EXPERT && (p->expert >= 0) == (p->expert_axis >= 0))
-        return WRONG(p, "parameter %s: expert %d and expert axis %d: an expert parameter is one expert's own (axis -1) or a stack (expert -1)", p->name,
-                     (int)p->expert, (int)p->expert_axis);
+        return WRONG(p, "parameter %s: expert %d and expert axis %d: an expert parameter is one expert's own (axis -1) or a stack (expert -1)",
+                     p->name, (int)p->expert, (int)p->expert_axis);
     if (router && (p->expert != -1 || p->expert_axis != 0))
-        return WRONG(p, "parameter %s: expert %d and expert axis %d: a router has expert -1 and expert axis 0", p->name, (int)p->expert, (int)p->expert_axis);
+        return WRONG(p, "parameter %s: expert %d and expert axis %d: a router has expert -1 and expert axis 0", p->name, (int)p->expert,
+                     (int)p->expert_axis);
     if (p->role != MOED_ROLE_EXPERT && !router && (p->expert != -1 || p->expert_axis != -1))
         return WRONG(p, "parameter %s: expert %d and expert axis %d: both are -1 unless the role is expert or router", p->name, (int)p->expert,
                      (int)p->expert_axis);

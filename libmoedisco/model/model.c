@@ -26,7 +26,6 @@ void moed_model_destroy(moed_model *m)
     moedi_free(c, m->tensors);
     moedi_free(c, m->arena);
     moed_layout_destroy(m->layout);
-    moed_model_destroy(m->parent);
     moedi_free(c, m);
     moedi_context_release(c);
     if (release) release(user);
@@ -71,17 +70,6 @@ moed_status moedi_model_create(moed_model **out, moed_context *c, const moed_lay
         m->tensors[i].data = (char *)m->arena + size;
         size += moedi_param_bytes(&l->params[i]);
     }
-    *out = m;
-    return MOED_OK;
-}
-
-moed_status moedi_model_adopt(moed_model **out, const moed_layout *l, const moed_tensor *tensors, void *arena, const moed_model *parent)
-{
-    moed_model *m = NULL;
-    MOEDI_TRY(moedi_model_shell(&m, l->context, l));
-    memcpy(m->tensors, tensors, l->count * sizeof *tensors);
-    m->arena = arena;
-    m->parent = moedi_model_retain(parent);
     *out = m;
     return MOED_OK;
 }

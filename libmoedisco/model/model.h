@@ -18,7 +18,6 @@ struct moed_model {
     int32_t borrowed;
     moed_release_fn release;        /* borrowed; nullable */
     void *release_user;
-    moed_model *parent;             /* a view on another model's tensors keeps it alive */
 };
 
 moed_model *moedi_model_retain(const moed_model *m);
@@ -28,8 +27,6 @@ moed_status moedi_model_shell(moed_model **out, moed_context *c, const moed_layo
 moed_status moedi_model_options_read(const moed_model_options *given, uint32_t flags, moed_model_options *out);
 /* A model with owned memory for every parameter of l (retained, its dtypes), zeroed. */
 moed_status moedi_model_create(moed_model **out, moed_context *c, const moed_layout *l);
-/* A model on tensors (count = layout's; copied) whose memory `parent` (nullable, retained) and `arena` (nullable, taken over) own. */
-moed_status moedi_model_adopt(moed_model **out, const moed_layout *l, const moed_tensor *tensors, void *arena, const moed_model *parent);
 /* Elements [first, first + count) of a parameter in the layout's dtype, from memory or disk. */
 moed_status moedi_model_read(const moed_model *m, size_t param, int64_t first, int64_t count, void *out);
 /* A model whose numbers are in host memory: MOED_E_STATE for a streamed one. */

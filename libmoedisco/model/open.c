@@ -96,7 +96,8 @@ static moed_status open_shards(opening *o, const char *index, const json_t *map)
             const char *base = strrchr(o->paths[i], '/');
             const char *at = json_string_value(json_object_get(map, o->files[i].entries[k].name));
             if (at && !strcmp(at, base ? base + 1 : o->paths[i])) continue;
-            status = moedi_fail_file(MOED_E_MISMATCH, o->paths[i], -1, "tensor %s is not one that %s places here", o->files[i].entries[k].name, INDEX);
+            status = moedi_fail_file(MOED_E_MISMATCH, o->paths[i], -1, "tensor %s is not one that %s places here",
+                                      o->files[i].entries[k].name, INDEX);
             goto out;
         }
 out:
@@ -166,7 +167,8 @@ static moed_status place_tensors(opening *o)
             const int tied = is_tied_head(l, e->name);
             const int64_t param = tied ? moedi_layout_slot(l, MOEDI_SLOT_EMBEDDING, -1, -1) : moedi_layout_find(l, e->name);
             if (param < 0)
-                return moedi_fail_file(MOED_E_MISMATCH, o->paths[i], -1, "tensor %s is no parameter of the model that config.json describes", e->name);
+                return moedi_fail_file(MOED_E_MISMATCH, o->paths[i], -1, "tensor %s is no parameter of the model that config.json describes",
+                                       e->name);
             struct moedi_place *place = tied ? &o->head : &o->places[param];
             MOEDI_TRY(check_entry(&l->params[param], e, o->paths[i]));
             place->file = (int32_t)i;

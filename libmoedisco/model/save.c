@@ -131,12 +131,13 @@ static moed_status check_replaceable(const moed_context *c, const char *dir)
     moed_status status = MOED_OK;
 
     if (!moedi_path_exists(dir)) return MOED_OK;
-    if (!moedi_path_is_directory(dir)) return moedi_fail_file(MOED_E_EXISTS, dir, -1, "this is a file: a model is saved as a directory");
+    if (!moedi_path_is_directory(dir)) return moedi_fail_file(MOED_E_EXISTS, dir, -1, "this is no directory (a file, or a link to nothing): a model is saved as a directory");
     MOEDI_TRY(moedi_directory_list(c, dir, &names, &count));
     for (size_t i = 0; i < count; i++) config += !strcmp(names[i], "config.json");
     for (size_t i = 0; i < count && status == MOED_OK; i++)
         if (!is_models_file(names[i]))
-            status = moedi_fail_file(MOED_E_EXISTS, dir, -1, "the directory holds %s, which is no file of a saved model: it is not replaced", names[i]);
+            status = moedi_fail_file(MOED_E_EXISTS, dir, -1,
+                                     "the directory holds %s, which is no file of a saved model: it is not replaced", names[i]);
     if (status == MOED_OK && count > 0 && !config)
         status = moedi_fail_file(MOED_E_EXISTS, dir, -1, "the directory holds files but no config.json, so no model: it is not replaced");
     for (size_t i = 0; i < count; i++) moedi_free(c, names[i]);

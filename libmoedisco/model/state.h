@@ -133,8 +133,4 @@ static inline void *moedi_group_gradient(const moedi_transformer *t, const moedi
 #define MOEDI_OP(t, operation, type, ...) \
     MOEDI_TRY((t)->engine.table->operation((t)->engine.self, &(type){__VA_ARGS__}))
 
-/* What moedi_transformer_losses and _logits need of the transformer at rest: MOED_E_STATE before the first
- * forward. */
-moed_status moedi_transformer_check_forwarded(const moedi_transformer *t);
-
 #endif

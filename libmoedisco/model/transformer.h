@@ -23,7 +23,6 @@ typedef struct moedi_losses {
     double loss;                 /* sum of label losses / label_weight */
     double label_weight;         /* of this batch */
     double load_balance, z_loss; /* means over layers, without coefficients */
-    double max_load;             /* largest share of an expert in any layer, times experts */
 } moedi_losses;
 
 /* Weights of m on an engine of its context (host memory is used in place where the engine can, so that
@@ -39,6 +38,11 @@ moed_status moedi_transformer_bytes(const moed_layout *l, size_t item, int64_t r
                                     int64_t *gradients, int64_t *activations);
 moedi_engine *moedi_transformer_engine(moedi_transformer *t);
 const moedi_config *moedi_transformer_config(const moedi_transformer *t);
+
+/* Refuses a batch with wrong ids, sizes or label weights by name; room for rows x length. labels [out] counts those that are
+ * not -1, label_weight [out] sums their weights. */
+moed_status moedi_batch_check(const moed_batch *b, int64_t vocabulary, int64_t rows, int64_t length, int64_t *labels,
+                              double *label_weight);
 
 /* Forward; with labels also the loss. With an objective too, in TRAIN mode, the head's gradients are added
  * and backward may follow; without one (NULL) gradients are left alone: evaluation. Rows up to those of

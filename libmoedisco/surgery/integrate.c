@@ -60,9 +60,6 @@ moed_status moed_integration_create(moed_integration **out, moed_split *s, const
     moed_status status = MOED_OK;
     MOEDI_TRY(moedi_context_check(s->context));
     MOEDI_TRY(moedi_options_read(MOED_STRUCT_INTEGRATION_OPTIONS, options, &o));
-    if (o.flags & ~(uint32_t)MOED_INTEGRATION_CLONES)
-        return moedi_fail(MOED_E_ARGUMENT, "integration options: flags 0x%x hold a bit that is not known",
-                          (unsigned)o.flags);
     MOEDI_TRY(moedi_split_use(s));
     MOEDI_TRY(moedi_layout_equal(s->layout, base->layout, 1));
     MOEDI_TRY(MOEDI_NEW(s->context, 1, &i));

@@ -135,7 +135,9 @@ static moed_status check_piece(const moedi_plan_request *r, size_t index, int64_
                           p->axis);
     if (!isfinite(p->scale))
         return moedi_fail(MOED_E_ARGUMENT, "%s: scale %g is not finite", place_of(r, index).text, p->scale);
-    out->piece = *p;
+    out->piece = *p; /* without what the operation does not use: nothing is computed from it */
+    if (p->op != MOED_PIECE_DELTA) out->piece.reference_from = 0;
+    if (p->op == MOED_PIECE_DRAW) out->piece.from = 0;
     switch (p->op) {
     case MOED_PIECE_COPY: return check_copy(r, index, out);
     case MOED_PIECE_DELTA: return check_delta(r, index, out);

@@ -8,16 +8,17 @@ enum { SAMPLE = 512 };
 moed_status moedi_provenance_create(json_t **out, int32_t part, int32_t parts, int32_t layers,
                                     int32_t *const *experts, const int32_t *counts, const char *base)
 {
+    int lost = 0; /* no memory for a part of it */
     json_t *lists = json_array();
     for (int32_t l = 0; l < layers; l++) {
         json_t *list = json_array();
-        for (int32_t j = 0; j < counts[l]; j++) json_array_append_new(list, json_integer(experts[l][j]));
-        json_array_append_new(lists, list);
+        for (int32_t j = 0; j < counts[l]; j++) lost |= json_array_append_new(list, json_integer(experts[l][j]));
+        lost |= json_array_append_new(lists, list);
     }
     json_t *o = json_object();
     if (json_object_set_new(o, "part", json_integer(part)) ||
         json_object_set_new(o, "parts", json_integer(parts)) || json_object_set_new(o, "experts", lists) ||
-        (base && json_object_set_new(o, "base", json_string(base)))) {
+        (base && json_object_set_new(o, "base", json_string(base))) || lost) {
         json_decref(o);
         return moedi_fail(MOED_E_MEMORY, "no memory for the provenance of part %d", part);
     }

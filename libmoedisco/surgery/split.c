@@ -6,7 +6,8 @@
 #include "core/options.h"
 #include "surgery/assemble.h"
 
-int moedi_split_is_stack(const moed_param *p)
+/* Whether a split cuts the parameter along expert_axis. */
+static int is_stack(const moed_param *p)
 {
     return p->expert_axis >= 0;
 }
@@ -252,7 +253,7 @@ static moed_status hand_layout(const moed_split *s, int32_t part, moed_layout **
     MOEDI_TRY(MOEDI_NEW(s->context, l->count, &params));
     for (size_t i = 0; i < l->count; i++) {
         moed_param p = l->params[i];
-        if (moedi_split_is_stack(&p)) p.shape[p.expert_axis] = count_of(s, part, p.layer);
+        if (is_stack(&p)) p.shape[p.expert_axis] = count_of(s, part, p.layer);
         if (p.expert >= 0) {
             int32_t owner = -1, slot = -1;
             moedi_split_owner(s, p.layer, p.expert, &owner, &slot);
@@ -382,7 +383,7 @@ static moed_status list_pieces(const moed_split *s, int32_t part, const moedi_pa
     size_t base = made->base[param];
     const moed_param *p = &s->layout->params[base];
     moed_piece piece = moedi_piece_copy(0, base, moedi_piece_whole(p));
-    if (!moedi_split_is_stack(p)) {
+    if (!is_stack(p)) {
         moedi_piece_add(list, &piece);
         return MOED_OK;
     }

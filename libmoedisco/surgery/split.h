@@ -31,8 +31,6 @@ moed_status moedi_split_use(moed_split *s);
 moed_status moedi_split_part(moed_split *s, int32_t part, const moedi_part **out);
 /* Part and slot (position in its list) that hold an expert; part -1 when none does. */
 void moedi_split_owner(const moed_split *s, int32_t layer, int32_t expert, int32_t *part, int32_t *slot);
-/* 1 when the parameter is cut along expert_axis by a split. */
-int moedi_split_is_stack(const moed_param *p);
 /* What a submodel of `part` says of its origin; base nullable. */
 moed_status moedi_split_provenance(const moed_split *s, int32_t part, const char *base, json_t **out);
 

@@ -296,6 +296,7 @@ out:
     return status;
 }
 
+/* Without a buffer the entry is only checked. */
 static moed_status read_moment(moed_trainer *t, const moedi_safetensors *s, size_t entry, const moedi_safetensors_entry *wanted, void *buffer)
 {
     const moedi_engine *e = moedi_transformer_engine(t->transformer);
@@ -305,6 +306,7 @@ static moed_status read_moment(moed_trainer *t, const moedi_safetensors *s, size
     if (found->dtype != wanted->dtype || found->elements != count)
         return moedi_fail_file(MOED_E_MISMATCH, s->file.path, found->offset, "%s has %lld numbers of %s, not %lld of %s", wanted->name,
                                (long long)found->elements, moed_dtype_name(found->dtype), (long long)count, moed_dtype_name(wanted->dtype));
+    if (!buffer) return MOED_OK;
     char *to = moment_memory(t, entry);
     for (int64_t at = 0; at < count; at += CHUNK) {
         const size_t bytes = (size_t)(count - at < CHUNK ? count - at : CHUNK) * e->item;
@@ -336,9 +338,10 @@ out:
     return status;
 }
 
-/* Compares first: a checkpoint of another run changes nothing. */
+/* Compares and checks first: a checkpoint of another run, or one that lacks something, changes nothing. */
 static moed_status restore(moed_trainer *t, const char *dir)
 {
+    moedi_state at;
     const moed_context *c = t->context;
     moed_status status = MOED_OK;
     char *path = NULL;
@@ -347,11 +350,13 @@ static moed_status restore(moed_trainer *t, const char *dir)
     MOEDI_GO(moedi_path_join(c, dir, "state.json", &path));
     MOEDI_GO(moedi_json_open(&state, c, path));
     MOEDI_GO(moedi_state_compare(t, state, path));
+    MOEDI_GO(moedi_state_read(&at, t, state, path));
+    MOEDI_GO(read_optimizer(t, dir, NULL));
     MOEDI_GO(moedi_alloc(c, CHUNK * moedi_transformer_engine(t->transformer)->item, &buffer));
     t->broken = 1;
     MOEDI_GO(read_model(t, dir, buffer));
     MOEDI_GO(read_optimizer(t, dir, buffer));
-    MOEDI_GO(moedi_state_restore(t, state, path));
+    t->step = at.step, t->consumed = at.tokens, t->row = at.row, t->evaluated = at.evaluated, t->best_held_out = at.best_held_out;
     t->broken = 0;
     t->saved = t->step;
     snprintf(t->resumed_from, sizeof t->resumed_from, "%s", dir);
@@ -385,7 +390,8 @@ static moed_status find_valid(const moed_trainer *t, const char *root, char **di
         *dir = NULL;
     }
     if (count)
-        status = moedi_fail_file(MOED_E_CHECKSUM, root, -1, "none of %zu checkpoints is whole: restore one, or remove the folder to start anew", count);
+        status = moedi_fail_file(MOED_E_CHECKSUM, root, -1,
+                                 "none of %zu checkpoints is whole: restore one, or remove the folder to start anew", count);
     else
         status = moedi_fail_file(MOED_E_NOT_FOUND, root, -1, "there is no checkpoint");
 out:

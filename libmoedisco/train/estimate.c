@@ -4,40 +4,20 @@
 #include <string.h>
 
 #include "accumulate.h"
+#include "backend/cpu/blocks.h"
 #include "checkpoint.h"
 #include "core/options.h"
+#include "corpus/corpus.h"
 #include "optimizer.h"
 #include "selection.h"
 #include "settings.h"
 
-static int64_t least(int64_t a, int64_t b)
-{
-    return a < b ? a : b;
-}
-
-/* Packed panels of a product (m, k) by (k, n), at the CPU's block sizes. */
-static int64_t panel_bytes(int64_t m, int64_t n, int64_t k)
-{
-    return least(k, 384) * (least(m, 4200) + least(n, 4096)) * (int64_t)sizeof(float);
-}
-
 /* Room that the CPU's operations keep: the largest is a piece of the logits with the panels of its products, or the experts' panels. */
 static int64_t workspace_bytes(const moedi_config *c, int64_t tokens)
 {
-    int64_t rows = ((int64_t)1 << 23) / c->vocabulary;
-    rows = least(rows < 84 ? 84 : least(rows, 1008), tokens);
-    int64_t panels = panel_bytes(rows, c->vocabulary, c->hidden);
-    if (panels < panel_bytes(rows, c->hidden, c->vocabulary)) panels = panel_bytes(rows, c->hidden, c->vocabulary);
-    if (panels < panel_bytes(c->vocabulary, c->hidden, rows)) panels = panel_bytes(c->vocabulary, c->hidden, rows);
-    const int64_t loss = rows * c->vocabulary * (int64_t)sizeof(float) + panels;
-    const int64_t experts = panel_bytes(tokens * c->top_k, 2 * c->expert_width, c->hidden);
-    return loss > experts ? loss : experts;
-}
-
-/* Three orders of the documents and where each begins, and a row. */
-static int64_t sampler_bytes(int64_t documents, int64_t length)
-{
-    return 6 * (documents + 1) * (int64_t)sizeof(int64_t) + 2 * (length + 1) * (int64_t)sizeof(int32_t);
+    const size_t loss = moedi_loss_logit_bytes(tokens, c->vocabulary) + moedi_loss_panel_bytes(tokens, c->vocabulary, c->hidden, 1, 1);
+    const size_t experts = moedi_gemm_bytes(tokens * c->top_k, 2 * c->expert_width, c->hidden, 1, 1);
+    return (int64_t)(loss > experts ? loss : experts);
 }
 
 moed_status moedi_budget_compute(const moed_layout *l, size_t item, const moed_train_options *o, const uint8_t *trained,
@@ -56,9 +36,9 @@ moed_status moedi_budget_compute(const moed_layout *l, size_t item, const moed_t
     const int64_t batch = 3 * o->rows * o->length * (int64_t)sizeof(int32_t);
     const int64_t loads = l->config.layers * l->config.experts * (int64_t)sizeof(int64_t);
     const int64_t lists = (int64_t)l->count + slices * (int64_t)(sizeof(moed_op_slice) + sizeof(size_t));
-    b.rest = batch + loads + lists + sampler_bytes(documents, o->length);
+    b.rest = batch + loads + lists + moedi_sampler_bytes(documents, o->length);
     /* An evaluation has a sampler and rows of its own, a checkpoint two pieces of a tensor: not at the same time. */
-    int64_t passing = o->held_out ? sampler_bytes(o->held_out->documents, o->length) + 3 * shard * o->length * (int64_t)sizeof(int32_t) : 0;
+    int64_t passing = o->held_out ? moedi_sampler_bytes(o->held_out->documents, o->length) + 3 * shard * o->length * (int64_t)sizeof(int32_t) : 0;
     if (o->directory && passing < MOEDI_CHECKPOINT_SAVING) passing = MOEDI_CHECKPOINT_SAVING;
     b.rest += passing;
     *out = b;
@@ -74,7 +54,8 @@ static int64_t disk_bytes(const moed_train_options *o, const moedi_budget *b)
         const int64_t written = (o->steps + o->checkpoint_every - 1) / o->checkpoint_every;
         if (written < count) count = written;
     }
-    return count * (b->weights + b->moments);
+    const int64_t each = b->weights + b->moments;
+    return each > INT64_MAX / count ? INT64_MAX : count * each;
 }
 
 moed_status moed_train_estimate(const moed_layout *l, const moed_device_info *d, const moed_train_options *o, moed_estimate *out)
@@ -90,7 +71,7 @@ moed_status moed_train_estimate(const moed_layout *l, const moed_device_info *d,
     moedi_budget b;
     MOEDI_GO(MOEDI_NEW(l->context, l->count, &trained));
     MOEDI_GO(moedi_selection(l, options.train, options.freeze, trained));
-    const size_t item = l->context->backend_info.dtype == MOED_DTYPE_F64 ? 8 : 4;
+    const size_t item = moedi_dtype_size(l->context->backend_info.dtype);
     MOEDI_GO(moedi_budget_compute(l, item, &options, trained, 0, &b));
 
     const int on_host = !d || strcmp(d->backend, "cpu") == 0;

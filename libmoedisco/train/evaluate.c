@@ -3,10 +3,11 @@
 #include "evaluate.h"
 
 #include <math.h>
-#include <time.h>
 
 #include "core/options.h"
+#include "loads.h"
 #include "moedisco/split.h"
+#include "util/clock.h"
 
 /* ---- rows of a corpus, every token once as a label ---- */
 
@@ -64,54 +65,26 @@ static moed_status stream_next(stream *s, moed_batch *out, int64_t *labels)
 
 /* ---- loss ---- */
 
-static double now(void)
+/* Sums over batches, each weighted by its labels. */
+static void add_losses(moed_report *sums, const moedi_losses *l, int64_t labels)
 {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+    sums->labels += labels;
+    sums->loss += l->loss * (double)labels;
+    sums->load_balance += l->load_balance * (double)labels;
+    sums->z_loss += l->z_loss * (double)labels;
 }
 
-/* Sums over batches, each weighted by its labels; loads by choices. */
-typedef struct tally {
-    moed_report report;
-    int64_t *choices;     /* (layers, experts) */
-    int64_t layers, experts;
-} tally;
-
-static void tally_add(tally *y, const moedi_transformer *t, const moedi_losses *l, int64_t labels)
+/* Sums to means. */
+static moed_status finish_losses(moed_report *r, double seconds)
 {
-    y->report.labels += labels;
-    y->report.loss += l->loss * (double)labels;
-    y->report.load_balance += l->load_balance * (double)labels;
-    y->report.z_loss += l->z_loss * (double)labels;
-    for (int32_t layer = 0; layer < y->layers; layer++) {
-        const int64_t *offsets = moedi_transformer_offsets(t, layer);
-        for (int64_t e = 0; e < y->experts; e++) {
-            y->choices[layer * y->experts + e] += offsets[e + 1] - offsets[e];
-        }
-    }
-}
-
-static moed_status tally_finish(tally *y, double seconds, moed_report *out)
-{
-    moed_report *r = &y->report;
     const double labels = (double)r->labels;
     if (!r->labels) return moedi_fail(MOED_E_ARGUMENT, "the corpus has no tokens to evaluate");
     r->loss /= labels, r->load_balance /= labels, r->z_loss /= labels;
     if (!isfinite(r->loss)) return moedi_fail(MOED_E_NUMERIC, "the held-out loss is %g", r->loss);
-    for (int64_t layer = 0; layer < y->layers; layer++) {
-        const int64_t *choices = y->choices + layer * y->experts;
-        double total = 0, largest = 0;
-        for (int64_t e = 0; e < y->experts; e++) {
-            total += (double)choices[e], largest = fmax(largest, (double)choices[e]);
-        }
-        r->max_load = fmax(r->max_load, largest * (double)y->experts / total);
-    }
     r->struct_size = (uint32_t)sizeof *r;
     r->tokens = r->labels;
     r->seconds = seconds;
     r->tokens_per_second = seconds > 0 ? labels / seconds : 0;
-    *out = *r;
     return MOED_OK;
 }
 
@@ -119,14 +92,15 @@ moed_status moedi_evaluate(moedi_transformer *t, const moed_corpus *d, int64_t t
                            int64_t length, int32_t document_mask, moed_report *out, const moed_cancel *cancel)
 {
     const moedi_config *c = moedi_transformer_config(t);
-    const double started = now();
-    tally sums = {.layers = c->layers, .experts = c->experts};
+    const double started = moedi_clock_seconds();
+    moed_report sums = {0};
+    int64_t *loads = NULL; /* (layers, experts) */
     stream s = {0};
     moed_batch b;
     moed_status status;
     int64_t labels;
     MOEDI_GO(stream_open(&s, d, tokens, rows, length));
-    MOEDI_GO(MOEDI_NEW(s.context, c->layers * c->experts, &sums.choices));
+    MOEDI_GO(MOEDI_NEW(s.context, c->layers * c->experts, &loads));
     for (;;) {
         moedi_losses losses;
         MOEDI_GO(stream_next(&s, &b, &labels));
@@ -134,16 +108,32 @@ moed_status moedi_evaluate(moedi_transformer *t, const moed_corpus *d, int64_t t
         if (!document_mask) b.documents = NULL;
         MOEDI_GO(moedi_transformer_forward(t, &b, NULL, cancel));
         MOEDI_GO(moedi_transformer_losses(t, &losses));
-        tally_add(&sums, t, &losses, labels);
+        add_losses(&sums, &losses, labels);
+        moedi_loads_add(t, loads);
     }
-    status = tally_finish(&sums, now() - started, out);
+    MOEDI_GO(finish_losses(&sums, moedi_clock_seconds() - started));
+    sums.max_load = moedi_loads_most(c, loads);
+    *out = sums;
 out:
-    if (s.context) moedi_free(s.context, sums.choices);
+    if (s.context) moedi_free(s.context, loads);
     stream_close(&s);
     return status;
 }
 
-/* A model and a corpus that one can be run over the other. */
+moed_status moedi_evaluate_check(const moed_layout *l, const moed_corpus *d, const char *which)
+{
+    MOEDI_TRY(moedi_context_check(d->context));
+    if (d->info.vocabulary > l->config.vocabulary)
+        return moedi_fail_parameter(MOED_E_MISMATCH, "vocabulary", "%s has a vocabulary of %lld tokens, the model only %lld", which,
+                                    (long long)d->info.vocabulary, (long long)l->config.vocabulary);
+    if (d->info.end_token >= l->config.vocabulary)
+        return moedi_fail_parameter(MOED_E_MISMATCH, "end_token",
+                                    "%s ends documents with token %lld, the model's vocabulary has only %lld", which,
+                                    (long long)d->info.end_token, (long long)l->config.vocabulary);
+    return MOED_OK;
+}
+
+/* A model and a corpus that it can be run over. */
 static moed_status check_pair(const moed_model *m, const moed_corpus *d)
 {
     MOEDI_TRY(moedi_context_check(m->context));
@@ -151,12 +141,7 @@ static moed_status check_pair(const moed_model *m, const moed_corpus *d)
         return moedi_fail(MOED_E_UNSUPPORTED,
                           "a layout made by hand has no forward pass: only a family's layout has");
     }
-    if (d->info.vocabulary > m->layout->config.vocabulary) {
-        return moedi_fail(MOED_E_MISMATCH,
-                          "the corpus has a vocabulary of %lld tokens, the model one of %lld",
-                          (long long)d->info.vocabulary, (long long)m->layout->config.vocabulary);
-    }
-    return MOED_OK;
+    return moedi_evaluate_check(m->layout, d, "the corpus");
 }
 
 moed_status moed_model_evaluate(const moed_model *m, const moed_corpus *d, int64_t tokens, int64_t rows,
@@ -169,6 +154,7 @@ moed_status moed_model_evaluate(const moed_model *m, const moed_corpus *d, int64
     moedi_clear_error();
     MOEDI_REQUIRE(m && d && out, "model, corpus and out must be given");
     MOEDI_REQUIRE(tokens >= 0, "tokens must not be negative");
+    MOEDI_TRY(moedi_info_check(MOED_STRUCT_REPORT, out));
     MOEDI_TRY(check_pair(m, d));
     MOEDI_TRY(moedi_transformer_create(&t, m, rows, length, 0, NULL));
     MOEDI_GO(moedi_evaluate(t, d, tokens, rows, length, document_mask, &full, cancel));

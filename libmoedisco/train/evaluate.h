@@ -13,4 +13,7 @@ moed_status moedi_evaluate(moedi_transformer *t, const moed_corpus *d, int64_t t
                            int64_t length, int32_t document_mask, moed_report *out,
                            const moed_cancel *cancel);
 
+/* Whether every token of d, end tokens too, is in the vocabulary of l; `which` names d in the error. MOED_E_MISMATCH. */
+moed_status moedi_evaluate_check(const moed_layout *l, const moed_corpus *d, const char *which);
+
 #endif

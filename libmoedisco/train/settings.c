@@ -10,9 +10,7 @@ moed_status moedi_settings_read(const moed_layout *l, const moed_train_options *
     MOEDI_TRY(moedi_options_read(MOED_STRUCT_TRAIN_OPTIONS, given, out));
     if (!l->family)
         return moedi_fail(MOED_E_UNSUPPORTED, "a layout made by hand has no forward pass: only layouts of a family's config train here");
-    if (out->steps < 1)
-        return moedi_fail_parameter(MOED_E_RANGE, "steps", "steps is %lld, less than 1", (long long)out->steps);
-    if (out->micro_batches < 1 || out->rows < 1 || out->rows % out->micro_batches != 0)
+    if (out->rows % out->micro_batches != 0)
         return moedi_fail_parameter(MOED_E_RANGE, "micro_batches", "micro_batches %lld does not divide rows %lld", (long long)out->micro_batches,
                                     (long long)out->rows);
     if (out->length > l->config.context_length)
@@ -23,7 +21,6 @@ moed_status moedi_settings_read(const moed_layout *l, const moed_train_options *
                                     (long long)out->length);
     if (out->schedule == MOED_SCHEDULE_WSD && out->warmup + out->decay > 1.0)
         return moedi_fail_parameter(MOED_E_RANGE, "decay", "warmup %g and decay %g are more than the whole run together", out->warmup, out->decay);
-    if (out->keep < 1) return moedi_fail_parameter(MOED_E_RANGE, "keep", "keep is %lld, less than 1", (long long)out->keep);
     if (out->directory && !out->directory[0]) return moedi_fail_parameter(MOED_E_ARGUMENT, "directory", "directory is empty: NULL writes nothing");
     if (out->checkpoint_every > 0 && !out->directory)
         return moedi_fail_parameter(MOED_E_ARGUMENT, "checkpoint_every", "checkpoint_every is %lld without a directory to write to",

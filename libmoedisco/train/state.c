@@ -132,15 +132,15 @@ moed_status moedi_state_compare(const moed_trainer *t, const json_t *state, cons
     return status;
 }
 
-moed_status moedi_state_restore(moed_trainer *t, const json_t *state, const char *path)
+moed_status moedi_state_read(moedi_state *out, const moed_trainer *t, const json_t *state, const char *path)
 {
-    int64_t step = 0, tokens = 0, row = 0, evaluated = 0;
-    double best = 0;
-    MOEDI_TRY(moedi_json_integer(state, path, "step", 1, 0, t->options.steps, &step));
-    MOEDI_TRY(moedi_json_integer(state, path, "tokens", 1, 0, INT64_MAX, &tokens));
-    MOEDI_TRY(moedi_json_integer(state, path, "row", 1, 0, INT64_MAX, &row));
-    MOEDI_TRY(moedi_json_integer(state, path, "evaluated", 1, 0, INT64_MAX, &evaluated));
-    MOEDI_TRY(moedi_json_number(state, path, "best_held_out", 1, 0, 1e300, &best));
-    t->step = step, t->consumed = tokens, t->row = row, t->evaluated = evaluated, t->best_held_out = best;
+    const int64_t most = INT64_MAX / 2; /* counting goes on from here */
+    moedi_state s = {0};
+    MOEDI_TRY(moedi_json_integer(state, path, "step", 1, 0, t->options.steps, &s.step));
+    MOEDI_TRY(moedi_json_integer(state, path, "tokens", 1, 0, most, &s.tokens));
+    MOEDI_TRY(moedi_json_integer(state, path, "row", 1, 0, most, &s.row));
+    MOEDI_TRY(moedi_json_integer(state, path, "evaluated", 1, 0, most, &s.evaluated));
+    MOEDI_TRY(moedi_json_number(state, path, "best_held_out", 1, 0, 1e300, &s.best_held_out));
+    *out = s;
     return MOED_OK;
 }

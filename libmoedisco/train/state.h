@@ -9,7 +9,11 @@
 json_t *moedi_state_make(const moed_trainer *t);
 /* MOED_E_MISMATCH naming the first field that differs, with both values. */
 moed_status moedi_state_compare(const moed_trainer *t, const json_t *state, const char *path);
-/* Step, tokens and position; call after everything else was restored. */
-moed_status moedi_state_restore(moed_trainer *t, const json_t *state, const char *path);
+/* Where the run is: read before anything is restored, so that a state that lacks something changes nothing. */
+typedef struct moedi_state {
+    int64_t step, tokens, row, evaluated;
+    double best_held_out;
+} moedi_state;
+moed_status moedi_state_read(moedi_state *out, const moed_trainer *t, const json_t *state, const char *path);
 
 #endif

@@ -4,19 +4,15 @@
 
 #include <math.h>
 #include <string.h>
-#include <time.h>
 
 #include "core/cancel.h"
 #include "core/options.h"
 #include "evaluate.h"
+#include "loads.h"
 #include "schedule.h"
+#include "util/clock.h"
 
-static double now(void)
-{
-    struct timespec at;
-    clock_gettime(CLOCK_MONOTONIC, &at);
-    return (double)at.tv_sec + 1e-9 * (double)at.tv_nsec;
-}
+#define LARGEST_RATE 100.0 /* of the option learning_rate too: beyond it weights leave the range of float */
 
 moed_status moedi_step_check(const moed_trainer *t)
 {
@@ -40,32 +36,6 @@ static moed_status drop(moed_trainer *t, moed_status status)
 
 /* ---- batches ---- */
 
-static moed_status check_batch(const moed_trainer *t, const moed_batch *b)
-{
-    const moed_train_options *o = &t->options;
-    const int64_t vocabulary = t->model->layout->config.vocabulary;
-    if (!b->tokens || !b->labels) return moedi_fail(MOED_E_ARGUMENT, "the batch's %s are NULL", b->tokens ? "labels" : "tokens");
-    if (b->rows < 1 || b->rows > o->rows)
-        return moedi_fail_parameter(MOED_E_RANGE, "rows", "the batch has %lld rows, the trainer has room for 1 to %lld", (long long)b->rows,
-                                    (long long)o->rows);
-    if (b->length < 1 || b->length > o->length)
-        return moedi_fail_parameter(MOED_E_RANGE, "length", "the batch's rows have %lld tokens, the trainer has room for 1 to %lld",
-                                    (long long)b->length, (long long)o->length);
-    for (int64_t i = 0; i < b->rows * b->length; i++) {
-        const long long row = i / b->length, at = i % b->length;
-        if (b->tokens[i] < 0 || b->tokens[i] >= vocabulary)
-            return moedi_fail_parameter(MOED_E_RANGE, "tokens", "row %lld: token %d at %lld is outside the vocabulary of %lld", row,
-                                        (int)b->tokens[i], at, (long long)vocabulary);
-        if (b->labels[i] < -1 || b->labels[i] >= vocabulary)
-            return moedi_fail_parameter(MOED_E_RANGE, "labels", "row %lld: label %d at %lld is outside the vocabulary of %lld", row,
-                                        (int)b->labels[i], at, (long long)vocabulary);
-        if (b->weights && !(b->weights[i] >= 0 && isfinite(b->weights[i])))
-            return moedi_fail_parameter(MOED_E_RANGE, "weights", "row %lld: weight %g at %lld is not a number from 0 up", row,
-                                        (double)b->weights[i], at);
-    }
-    return MOED_OK;
-}
-
 static moed_status next_rows(moed_trainer *t, moed_batch *out)
 {
     const moed_train_options *o = &t->options;
@@ -76,18 +46,6 @@ static moed_status next_rows(moed_trainer *t, moed_batch *out)
     out->documents = o->document_mask ? t->documents : NULL;
     out->rows = o->rows, out->length = o->length;
     return MOED_OK;
-}
-
-static double count_labels(const moed_batch *b, int64_t *labels)
-{
-    double weight = 0;
-    *labels = 0;
-    for (int64_t i = 0; i < b->rows * b->length; i++) {
-        if (b->labels[i] < 0) continue;
-        ++*labels;
-        weight += b->weights ? (double)b->weights[i] : 1.0;
-    }
-    return weight;
 }
 
 static moed_batch cut_rows(const moed_batch *b, int64_t first, int64_t rows)
@@ -101,33 +59,6 @@ static moed_batch cut_rows(const moed_batch *b, int64_t first, int64_t rows)
 }
 
 /* ---- forward and backward ---- */
-
-static void count_loads(moed_trainer *t)
-{
-    const moedi_config *c = &t->model->layout->config;
-    for (int32_t layer = 0; layer < c->layers; layer++) {
-        const int64_t *offsets = moedi_transformer_offsets(t->transformer, layer);
-        for (int64_t e = 0; e < c->experts; e++) t->loads[layer * c->experts + e] += offsets[e + 1] - offsets[e];
-    }
-}
-
-/* 1 when every expert of every layer gets the same. */
-static double max_load(const moed_trainer *t)
-{
-    const moedi_config *c = &t->model->layout->config;
-    double most = 0;
-    for (int64_t layer = 0; layer < c->layers; layer++) {
-        int64_t total = 0, largest = 0;
-        for (int64_t e = 0; e < c->experts; e++) {
-            const int64_t load = t->loads[layer * c->experts + e];
-            total += load;
-            if (load > largest) largest = load;
-        }
-        const double share = total > 0 ? (double)largest * (double)c->experts / (double)total : 0;
-        if (share > most) most = share;
-    }
-    return most;
-}
 
 /* The shard's part of the step's means goes to found. label_weight is the whole batch's. */
 static moed_status run_shard(moed_trainer *t, const moed_batch *b, double part, double label_weight, moedi_losses *found,
@@ -148,7 +79,7 @@ static moed_status run_shard(moed_trainer *t, const moed_batch *b, double part, 
     if (!isfinite(losses.loss) || !isfinite(losses.load_balance) || !isfinite(losses.z_loss))
         return moedi_fail(MOED_E_NUMERIC, "step %lld: the loss is %g (load balance %g, z-loss %g); nothing of this step was applied",
                           (long long)t->step + 1, losses.loss, losses.load_balance, losses.z_loss);
-    count_loads(t);
+    moedi_loads_add(t->transformer, t->loads);
     return MOED_OK;
 }
 
@@ -167,15 +98,16 @@ static moed_status run_shards(moed_trainer *t, const moed_batch *b, double label
 
 moed_status moedi_step_accumulate(moed_trainer *t, const moed_batch *b, moed_report *out, const moed_cancel *cancel)
 {
-    const double start = now();
+    const double start = moedi_clock_seconds();
     if (t->step >= t->options.steps)
         return moedi_fail(MOED_E_STATE, "all %lld steps are done", (long long)t->options.steps);
     moed_batch next;
-    if (b) MOEDI_TRY(check_batch(t, b));
-    else MOEDI_TRY(next_rows(t, &next));
+    if (!b) MOEDI_TRY(next_rows(t, &next));
     const moed_batch *batch = b ? b : &next;
-    int64_t labels;
-    const double label_weight = count_labels(batch, &labels);
+    int64_t labels = 0;
+    double label_weight = 0;
+    if (!batch->labels) return moedi_fail_parameter(MOED_E_ARGUMENT, "labels", "the batch has no labels: there is nothing to train on");
+    MOEDI_TRY(moedi_batch_check(batch, t->model->layout->config.vocabulary, t->options.rows, t->options.length, &labels, &label_weight));
     if (!(label_weight > 0)) return moedi_fail_parameter(MOED_E_ARGUMENT, "labels", "the batch has no label with a weight above 0");
 
     moedi_losses found;
@@ -184,7 +116,7 @@ moed_status moedi_step_accumulate(moed_trainer *t, const moed_batch *b, moed_rep
     if (status != MOED_OK) return drop(t, status);
 
     moedi_pending *p = &t->pending;
-    const double seconds = now() - start;
+    const double seconds = moedi_clock_seconds() - start;
     p->calls++;
     if (!b) p->rows += batch->rows;
     p->tokens += batch->rows * batch->length;
@@ -195,7 +127,7 @@ moed_status moedi_step_accumulate(moed_trainer *t, const moed_batch *b, moed_rep
     out->struct_size = sizeof *out;
     out->step = t->step, out->tokens = t->consumed, out->labels = labels;
     out->loss = found.loss, out->load_balance = found.load_balance, out->z_loss = found.z_loss;
-    out->max_load = max_load(t);
+    out->max_load = moedi_loads_most(&t->model->layout->config, t->loads);
     out->seconds = seconds;
     out->tokens_per_second = seconds > 0 ? (double)(batch->rows * batch->length) / seconds : 0;
     return MOED_OK;
@@ -203,7 +135,7 @@ moed_status moedi_step_accumulate(moed_trainer *t, const moed_batch *b, moed_rep
 
 moed_status moedi_step_update(moed_trainer *t, double factor, moed_report *out)
 {
-    const double start = now();
+    const double start = moedi_clock_seconds();
     moedi_pending *p = &t->pending;
     const double rate = moedi_schedule_rate(&t->options, t->step + 1) * factor, calls = (double)p->calls;
     double norm = 0;
@@ -225,11 +157,19 @@ moed_status moedi_step_update(moed_trainer *t, double factor, moed_report *out)
     out->step = t->step, out->tokens = t->consumed, out->labels = p->labels;
     out->loss = p->loss / calls, out->load_balance = p->load_balance / calls, out->z_loss = p->z_loss / calls;
     out->gradient_norm = norm, out->learning_rate = rate;
-    out->max_load = max_load(t);
-    out->seconds = p->seconds + now() - start;
+    out->max_load = moedi_loads_most(&t->model->layout->config, t->loads);
+    out->seconds = p->seconds + moedi_clock_seconds() - start;
     out->tokens_per_second = out->seconds > 0 ? (double)p->tokens / out->seconds : 0;
     MOEDI_TRY(drop(t, MOED_OK));
     return moedi_metrics_step(&t->metrics, out);
+}
+
+moed_status moedi_step_store(moed_trainer *t, moed_status status)
+{
+    moedi_error kept;
+    moedi_error_save(&kept);
+    const moed_status stored = moedi_transformer_store(t->transformer);
+    return status == MOED_OK ? stored : moedi_error_restore(&kept);
 }
 
 moed_status moedi_step_evaluate(moed_trainer *t, const moed_corpus *d, int64_t tokens, moed_report *out, const moed_cancel *cancel)
@@ -247,6 +187,7 @@ moed_status moed_trainer_forward_backward(moed_trainer *t, const moed_batch *b, 
 {
     moedi_clear_error();
     MOEDI_REQUIRE(t, "t is NULL");
+    if (out) MOEDI_TRY(moedi_info_check(MOED_STRUCT_REPORT, out));
     MOEDI_TRY(moedi_step_check(t));
     MOEDI_TRY(moedi_trainer_claim(t));
     moed_report report;
@@ -258,13 +199,16 @@ moed_status moed_trainer_update(moed_trainer *t, double factor, moed_report *out
 {
     moedi_clear_error();
     MOEDI_REQUIRE(t, "t is NULL");
+    if (out) MOEDI_TRY(moedi_info_check(MOED_STRUCT_REPORT, out));
     MOEDI_TRY(moedi_step_check(t));
     if (!(factor >= 0) || !isfinite(factor))
         return moedi_fail_parameter(MOED_E_RANGE, "factor", "factor is %g, not a number from 0 up", factor);
+    const double rate = moedi_schedule_rate(&t->options, t->step + 1) * factor;
+    if (rate > LARGEST_RATE)
+        return moedi_fail_parameter(MOED_E_RANGE, "factor", "factor %g makes a learning rate of %g; %g is the most", factor, rate, LARGEST_RATE);
     if (t->pending.calls == 0) return moedi_fail(MOED_E_STATE, "no gradient waits: call moed_trainer_forward_backward first");
     moed_report report;
-    MOEDI_TRY(moedi_step_update(t, factor, &report));
-    MOEDI_TRY(moedi_transformer_store(t->transformer));
+    MOEDI_TRY(moedi_step_store(t, moedi_step_update(t, factor, &report)));
     return out ? moedi_info_write(MOED_STRUCT_REPORT, &report, out) : MOED_OK;
 }
 

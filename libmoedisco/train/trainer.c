@@ -1,15 +1,18 @@
 /* train/trainer.c - the handle: made, asked, run to the end. One step is in step.c. */
 #include "trainer.h"
 
+#include <stdlib.h>
 #include <string.h>
 
 #include "checkpoint.h"
 #include "core/cancel.h"
 #include "core/options.h"
 #include "estimate.h"
+#include "evaluate.h"
 #include "selection.h"
 #include "settings.h"
 #include "step.h"
+#include "util/dtype.h"
 #include "util/file.h"
 
 /* ---- made and destroyed ---- */
@@ -34,17 +37,40 @@ static moed_status copy_options(moed_trainer *t, const moed_train_options *o)
     return MOED_OK;
 }
 
-static moed_status check_corpus(const moed_corpus *d, const moed_layout *l, const char *which)
+typedef struct extent {
+    uintptr_t start, end;
+    size_t param;
+} extent;
+
+static int by_start(const void *a, const void *b)
 {
-    moed_corpus_info info = {.struct_size = sizeof info};
-    MOEDI_TRY(moed_corpus_get_info(d, &info));
-    if (info.vocabulary > l->config.vocabulary)
-        return moedi_fail_parameter(MOED_E_MISMATCH, "vocabulary", "%s has a vocabulary of %lld tokens, the model only %lld", which,
-                                    (long long)info.vocabulary, (long long)l->config.vocabulary);
-    if (info.end_token >= l->config.vocabulary)
-        return moedi_fail_parameter(MOED_E_MISMATCH, "end_token", "%s ends documents with token %lld, the model's vocabulary has only %lld", which,
-                                    (long long)info.end_token, (long long)l->config.vocabulary);
-    return MOED_OK;
+    const extent *x = a, *y = b;
+    return x->start < y->start ? -1 : x->start > y->start;
+}
+
+/* Borrowed arrays may share memory to be read; training one of them would change the other, in an order left to chance. */
+static moed_status check_apart(const moed_trainer *t)
+{
+    const moed_model *m = t->model;
+    const size_t count = m->layout->count;
+    extent *list = NULL;
+    moed_status status = MOED_OK;
+    if (!m->borrowed) return MOED_OK;
+    MOEDI_TRY(MOEDI_NEW(t->context, count, &list));
+    for (size_t i = 0; i < count; i++) {
+        const moed_param *p = &m->layout->params[i];
+        const uintptr_t start = (uintptr_t)m->tensors[i].data;
+        list[i] = (extent){start, start + (size_t)moedi_shape_elements(p->shape, p->rank) * moedi_dtype_size(p->dtype), i};
+    }
+    qsort(list, count, sizeof *list, by_start);
+    for (size_t i = 1, last = 0; i < count && status == MOED_OK; i++) { /* last: the one that ends last of those before */
+        const char *a = m->layout->params[list[last].param].name, *b = m->layout->params[list[i].param].name;
+        if (list[i].start < list[last].end && (t->trained[list[i].param] || t->trained[list[last].param]))
+            status = moedi_fail_parameter(MOED_E_ARGUMENT, b, "the borrowed arrays of %.100s and %.100s overlap: training needs each apart", a, b);
+        if (list[i].end > list[last].end) last = i;
+    }
+    moedi_free(t->context, list);
+    return status;
 }
 
 /* Weights that the engine cannot use where they are take memory a second time. */
@@ -59,7 +85,7 @@ static moed_status check_fits(const moed_trainer *t)
 {
     const moed_context *c = t->context;
     const moed_layout *l = t->model->layout;
-    const size_t item = c->backend_info.dtype == MOED_DTYPE_F64 ? 8 : 4;
+    const size_t item = moedi_dtype_size(c->backend_info.dtype);
     moedi_budget b;
     MOEDI_TRY(moedi_budget_compute(l, item, &t->options, t->trained, t->corpus->documents, &b));
     int64_t host = b.rest, device = b.gradients + b.moments + b.activations;
@@ -106,12 +132,13 @@ moed_status moed_trainer_create(moed_trainer **out, moed_context *c, moed_model 
     MOEDI_REQUIRE(d, "d is NULL");
     MOEDI_TRY(moedi_context_check(c));
     if (comm) return moedi_fail_parameter(MOED_E_UNSUPPORTED, "comm", "comm: this version trains in one process only");
-    MOEDI_REQUIRE(m->context == c, "the model belongs to another context");
+    if (m->context != c) /* its arithmetic, device and limits would be another's */
+        return moedi_fail(MOED_E_MISMATCH, "the model was made in another context than the trainer is to be");
     MOEDI_TRY(moedi_model_check_resident(m));
     moed_train_options options;
     MOEDI_TRY(moedi_settings_read(m->layout, o, &options));
-    MOEDI_TRY(check_corpus(d, m->layout, "the corpus"));
-    if (options.held_out) MOEDI_TRY(check_corpus(options.held_out, m->layout, "held_out"));
+    MOEDI_TRY(moedi_evaluate_check(m->layout, d, "the corpus"));
+    if (options.held_out) MOEDI_TRY(moedi_evaluate_check(m->layout, options.held_out, "held_out"));
 
     moed_status status = MOED_OK;
     moed_trainer *t = NULL;
@@ -125,6 +152,7 @@ moed_status moed_trainer_create(moed_trainer **out, moed_context *c, moed_model 
     if (options.held_out) t->held_out = moedi_corpus_retain(options.held_out);
     MOEDI_GO(MOEDI_NEW(c, m->layout->count, &t->trained));
     MOEDI_GO(moedi_selection(m->layout, options.train, options.freeze, t->trained));
+    MOEDI_GO(check_apart(t));
     MOEDI_GO(check_fits(t));
     MOEDI_GO(allocate(t));
     *out = t;
@@ -240,9 +268,10 @@ moed_status moed_trainer_evaluate(moed_trainer *t, const moed_corpus *d, int64_t
     MOEDI_REQUIRE(t, "t is NULL");
     MOEDI_REQUIRE(d, "d is NULL");
     MOEDI_REQUIRE(out, "out is NULL");
+    MOEDI_TRY(moedi_info_check(MOED_STRUCT_REPORT, out));
     MOEDI_TRY(moedi_step_check(t));
     if (tokens < 0) return moedi_fail_parameter(MOED_E_RANGE, "tokens", "tokens is %lld, less than 0", (long long)tokens);
-    MOEDI_TRY(check_corpus(d, t->model->layout, "the corpus"));
+    MOEDI_TRY(moedi_evaluate_check(t->model->layout, d, "the corpus"));
     moed_report report;
     MOEDI_TRY(moedi_step_evaluate(t, d, tokens, &report, cancel));
     return moedi_info_write(MOED_STRUCT_REPORT, &report, out);
@@ -289,6 +318,7 @@ moed_status moed_trainer_run(moed_trainer *t, int64_t steps, moed_report *last, 
 {
     moedi_clear_error();
     MOEDI_REQUIRE(t, "t is NULL");
+    if (last) MOEDI_TRY(moedi_info_check(MOED_STRUCT_REPORT, last));
     MOEDI_TRY(moedi_step_check(t));
     if (steps < 0) return moedi_fail_parameter(MOED_E_RANGE, "steps", "steps is %lld, less than 0", (long long)steps);
     if (t->pending.calls > 0)
@@ -299,12 +329,7 @@ moed_status moed_trainer_run(moed_trainer *t, int64_t steps, moed_report *last, 
     memset(&report, 0, sizeof report);
     report.struct_size = sizeof report;
     report.step = t->step, report.tokens = t->consumed;
-    moed_status status = loop(t, steps == 0 || steps > left ? left : steps, &report, cancel);
-    /* Whatever stopped it, the model is as the last whole step left it. */
-    moedi_error kept;
-    moedi_error_save(&kept);
-    const moed_status stored = moedi_transformer_store(t->transformer);
-    if (status != MOED_OK) return moedi_error_restore(&kept);
-    MOEDI_TRY(stored);
+    const moed_status status = loop(t, steps == 0 || steps > left ? left : steps, &report, cancel);
+    MOEDI_TRY(moedi_step_store(t, status));
     return last ? moedi_info_write(MOED_STRUCT_REPORT, &report, last) : MOED_OK;
 }

@@ -92,6 +92,23 @@ static moed_status temporary_name(const moed_context *c, const char *path, char 
     return MOED_OK;
 }
 
+/* Makes the temporary file (its descriptor) or directory (0); -1 and errno. In a container every process may have the same number, so a
+ * name can be one that a killed process left: then the next is tried, for what lies there is not ours to use or to remove. */
+static moed_status make_temporary(const moed_context *c, const char *path, int directory, char **name, int *fd)
+{
+    for (int tries = 0; tries < 10000; tries++) {
+        MOEDI_TRY(temporary_name(c, path, name));
+        *fd = directory ? mkdir(*name, 0777) : open(*name, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
+        if (*fd >= 0) return MOED_OK;
+        const int error = errno;
+        moedi_free(c, *name);
+        *name = NULL;
+        errno = error;
+        if (error != EEXIST) break;
+    }
+    return moedi_fail_errno(path, "create");
+}
+
 static void writer_release(moedi_writer *w)
 {
     const moed_context *c = w->context;
@@ -108,11 +125,9 @@ moed_status moedi_writer_open(moedi_writer *out, const moed_context *c, const ch
     void *buffer = NULL;
     moed_status status;
     MOEDI_GO(moedi_strdup(c, path, &w.path));
-    MOEDI_GO(temporary_name(c, path, &w.temporary));
     MOEDI_GO(moedi_alloc(c, BUFFER, &buffer));
     w.buffer = buffer;
-    w.fd = open(w.temporary, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
-    if (w.fd < 0) status = moedi_fail_errno(path, "create");
+    MOEDI_GO(make_temporary(c, path, 0, &w.temporary, &w.fd));
 out:
     if (status != MOED_OK)
         writer_release(&w);
@@ -156,8 +171,8 @@ moed_status moedi_writer_seek(moedi_writer *w, int64_t offset)
     return MOED_OK;
 }
 
-/* Directory part of a path, for syncing its entries. */
-static moed_status sync_parent(const moed_context *c, const char *path)
+/* The directory part of a path, passed to `act`. */
+static moed_status with_parent(const moed_context *c, const char *path, moed_status (*act)(const char *))
 {
     char *parent = NULL;
     MOEDI_TRY(moedi_strdup(c, path, &parent));
@@ -165,9 +180,14 @@ static moed_status sync_parent(const moed_context *c, const char *path)
     while (n > 1 && parent[n - 1] == '/') parent[--n] = 0;
     char *slash = strrchr(parent, '/');
     if (slash) slash[slash == parent] = 0;
-    const moed_status status = moedi_directory_sync(slash ? parent : ".");
+    const moed_status status = act(slash ? parent : ".");
     moedi_free(c, parent);
     return status;
+}
+
+static moed_status sync_parent(const moed_context *c, const char *path)
+{
+    return with_parent(c, path, moedi_directory_sync);
 }
 
 moed_status moedi_writer_commit(moedi_writer *w)
@@ -342,11 +362,15 @@ static void fresh_release(moedi_fresh_directory *d)
 moed_status moedi_fresh_directory_begin(moedi_fresh_directory *out, const moed_context *c, const char *path)
 {
     moedi_fresh_directory d = {.context = c};
+    int made;
     moed_status status;
-    MOEDI_GO(moedi_strdup(c, path, &d.path));
+    char *real = moedi_path_is_directory(path) ? realpath(path, NULL) : NULL; /* behind a link it is the link's target that is replaced */
+    status = moedi_strdup(c, real ? real : path, &d.path);
+    free(real);
+    if (status != MOED_OK) goto out;
     for (size_t n = strlen(d.path); n > 1 && d.path[n - 1] == '/'; n--) d.path[n - 1] = 0;
-    MOEDI_GO(temporary_name(c, d.path, &d.temporary));
-    MOEDI_GO(moedi_directory_make(d.temporary));
+    MOEDI_GO(with_parent(c, d.path, moedi_directory_make));
+    MOEDI_GO(make_temporary(c, d.path, 1, &d.temporary, &made));
 out:
     if (status != MOED_OK)
         fresh_release(&d);

@@ -1,6 +1,7 @@
 /* util/json.c - typed, checked reading of JSON objects over jansson. */
 #include "json.h"
 
+#include <fenv.h>
 #include <math.h>
 #include <string.h>
 
@@ -8,10 +9,29 @@
 
 enum { LARGEST_FILE = 100 << 20 };
 
+/* Decimals are rounded to the nearest whatever the host rounds to, so that a number reads back as it was printed. */
+static json_t *load(const char *text, size_t size, size_t flags, json_error_t *error)
+{
+    const int rounding = fegetround();
+    fesetround(FE_TONEAREST);
+    json_t *o = json_loadb(text, size, flags, error);
+    fesetround(rounding);
+    return o;
+}
+
+static int dump(const json_t *o, json_dump_callback_t write, void *user, size_t flags)
+{
+    const int rounding = fegetround();
+    fesetround(FE_TONEAREST);
+    const int result = json_dump_callback(o, write, user, flags);
+    fesetround(rounding);
+    return result;
+}
+
 moed_status moedi_json_parse(json_t **out, const char *text, size_t size, const char *path)
 {
     json_error_t error;
-    json_t *o = json_loadb(text, size, JSON_REJECT_DUPLICATES, &error);
+    json_t *o = load(text, size, JSON_REJECT_DUPLICATES, &error);
     if (!o && json_error_code(&error) == json_error_out_of_memory) return moedi_fail(MOED_E_MEMORY, "no memory to parse %zu bytes of JSON", size);
     if (!o) return moedi_fail_file(MOED_E_FORMAT, path, error.position, "is not JSON: %s", error.text);
     if (!json_is_object(o)) {
@@ -118,7 +138,7 @@ static int append(const char *part, size_t size, void *user)
 /* 1 when the text reads back as the same object. */
 static int reads_back(const text *t, const json_t *o)
 {
-    json_t *again = json_loadb(t->data, t->size, 0, NULL);
+    json_t *again = load(t->data, t->size, 0, NULL);
     const int same = again && json_equal(again, o);
     json_decref(again);
     return same;
@@ -130,7 +150,7 @@ moed_status moedi_json_print(const moed_context *c, const json_t *o, char **out,
     text t = {.context = c};
     for (size_t digits = 15; digits <= 17; digits += 2) {
         t.size = 0;
-        if (json_dump_callback(o, append, &t, JSON_INDENT(2) | JSON_REAL_PRECISION(digits)) != 0 || append("\n", 1, &t) != 0) {
+        if (dump(o, append, &t, JSON_INDENT(2) | JSON_REAL_PRECISION(digits)) != 0 || append("\n", 1, &t) != 0) {
             moedi_free(c, t.data);
             return moedi_fail(MOED_E_MEMORY, "no memory to print JSON");
         }

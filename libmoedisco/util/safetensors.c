@@ -22,8 +22,8 @@ static moed_status read_shape(moedi_safetensors_entry *e, const json_t *shape, c
     if (!json_is_array(shape)) return refuse(path, e->name, "has no shape");
     const size_t rank = json_array_size(shape);
     if (rank > MOED_RANK_MAX)
-        return moedi_fail_parameter(MOED_E_UNSUPPORTED, e->name, "%s: the tensor \"%.100s\" has %zu dimensions; at most %d are supported", path, e->name,
-                                    rank, MOED_RANK_MAX);
+        return moedi_fail_parameter(MOED_E_UNSUPPORTED, e->name, "%s: the tensor \"%.100s\" has %zu dimensions; at most %d are supported", path,
+                                    e->name, rank, MOED_RANK_MAX);
     e->rank = (int32_t)rank;
     for (size_t i = 0; i < rank; i++) {
         const json_t *n = json_array_get(shape, i);
@@ -140,7 +140,8 @@ moed_status moedi_safetensors_open(moedi_safetensors *out, const moed_context *c
     MOEDI_GO(moedi_file_read(&s.file, 0, prefix, sizeof prefix));
     for (int i = 7; i >= 0; i--) length = length << 8 | prefix[i];
     if (length > LARGEST_HEADER) {
-        status = moedi_fail_file(MOED_E_FORMAT, path, 0, "says its header has %llu bytes; the format allows %d", (unsigned long long)length, LARGEST_HEADER);
+        status = moedi_fail_file(MOED_E_FORMAT, path, 0, "says its header has %llu bytes; the format allows %d", (unsigned long long)length,
+                                 LARGEST_HEADER);
         goto out;
     }
     if ((int64_t)length > s.file.size - 8) {

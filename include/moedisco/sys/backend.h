@@ -236,7 +236,9 @@ typedef struct moed_op_slice {
 
 /* gradient_norm: scalars->gradient_norm and clip_factor from all gradients (times gradient_scale); clip 0 = factor 1.
  * adamw: g = gradient * gradient_scale * clip_factor, m and v its running means, each divided by its correction in the update:
- * parameter -= learning_rate * (m' / (sqrt(v') + epsilon) + weight_decay * parameter). slices: host array; scalars: device. */
+ * parameter -= learning_rate * (m' / (sqrt(v') + epsilon) + weight_decay * parameter). Nothing is written where
+ * scalars->gradient_norm is NaN or infinite: a bad step is dropped on the device, without asking the host. slices: host array;
+ * scalars: device. */
 typedef struct moed_op_update {
     const moed_op_slice *slices;
     int64_t count;
@@ -304,6 +306,7 @@ typedef struct moed_backend {
     /* memory: uninitialised, aligned to 64 bytes at least */
     moed_status (*alloc)(void *self, size_t size, void **out);
     void (*free)(void *self, void *memory);
+    /* the host array has been read when upload returns; download has written it after synchronize */
     moed_status (*upload)(void *self, void *device, const void *host, size_t size);
     moed_status (*download)(void *self, void *host, const void *device, size_t size);
     moed_status (*copy)(void *self, void *to, const void *from, size_t size);

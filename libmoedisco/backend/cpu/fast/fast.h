@@ -4,6 +4,7 @@
 
 #include <string.h>
 
+#include "../blocks.h"
 #include "../cpu.h"
 #include "simd.h"
 
@@ -78,10 +79,8 @@ void moedi_pack_right(float *out, const float *source, int64_t si, int64_t sk, i
 void moedi_multiply_packed(float *c, int64_t ldc, const float *left, const float *right, const float *bias, int64_t m, int64_t n,
                            int64_t k, bool accumulate);
 
-/* The whole product with the engine's threads; scratch of moedi_gemm_scratch bytes. */
-#define moedi_gemm_scratch MOEDI_VARIED(gemm_scratch)
+/* The whole product with the engine's threads; scratch of moedi_gemm_bytes(m, n, k, ROWS, COLUMNS). */
 #define moedi_gemm_with MOEDI_VARIED(gemm_with)
-size_t moedi_gemm_scratch(int64_t m, int64_t n, int64_t k);
 void moedi_gemm_with(moedi_cpu *e, const moed_op_gemm *a, void *scratch);
 
 /* ---- the operations of the table ---- */

@@ -7,13 +7,13 @@
 #include "fast.h"
 
 enum {
-    DEPTH = 384,                  /* of the reduction in one pass: a right panel stays in the first-level cache */
-    TILE_ROWS = 168,              /* of a task: a multiple of 14, 12 and 6; with DEPTH it stays in the second-level cache */
-    TILE_COLUMNS = 256,
+    DEPTH = MOEDI_GEMM_DEPTH,
+    TILE_ROWS = MOEDI_GEMM_TILE_ROWS,
+    TILE_COLUMNS = MOEDI_GEMM_TILE_COLUMNS,
+    BLOCK_ROWS = MOEDI_GEMM_BLOCK_ROWS,
+    BLOCK_COLUMNS = MOEDI_GEMM_BLOCK_COLUMNS,
     GROUP_COLUMNS = 4 * TILE_COLUMNS,
     MANY_TILES = 8,
-    BLOCK_ROWS = 25 * TILE_ROWS,  /* packed at a time */
-    BLOCK_COLUMNS = 16 * TILE_COLUMNS,
     SMALL = 1 << 18               /* multiply-adds below which no thread is woken */
 };
 
@@ -222,13 +222,6 @@ static int64_t block_of(int64_t n, int64_t most, int64_t step)
     return blocks > 0 ? least_of(most, round_up((n + blocks - 1) / blocks, step)) : step;
 }
 
-size_t moedi_gemm_scratch(int64_t m, int64_t n, int64_t k)
-{
-    const int64_t rows = round_up(least_of(m, BLOCK_ROWS), ROWS), columns = round_up(least_of(n, BLOCK_COLUMNS), COLUMNS);
-    const int64_t depth = least_of(k, DEPTH);
-    return (size_t)(round_up(rows * depth, 16) + columns * depth) * sizeof(float);
-}
-
 /* A product over nothing. */
 static void fill(float *c, int64_t m, int64_t n, int64_t ldc, const float *bias, bool accumulate)
 {
@@ -266,7 +259,7 @@ void moedi_gemm_with(moedi_cpu *e, const moed_op_gemm *a, void *scratch)
 moed_status MOEDI_VARIED(gemm)(void *self, const moed_op_gemm *a)
 {
     void *scratch;
-    const moed_status status = moedi_cpu_scratch(self, moedi_gemm_scratch(a->m, a->n, a->k), &scratch);
+    const moed_status status = moedi_cpu_scratch(self, moedi_gemm_bytes(a->m, a->n, a->k, ROWS, COLUMNS), &scratch);
     if (status == MOED_OK) moedi_gemm_with(self, a, scratch);
     return status;
 }
@@ -277,8 +270,8 @@ moed_status MOEDI_VARIED(grouped_gemm)(void *self, const moed_op_grouped_gemm *a
     for (int64_t g = 0; g < a->groups; g++)
         if (a->offsets[g + 1] - a->offsets[g] > largest) largest = a->offsets[g + 1] - a->offsets[g];
     void *scratch;
-    const moed_status status =
-        moedi_cpu_scratch(self, moedi_gemm_scratch(a->reduce ? a->m : largest, a->n, a->reduce ? largest : a->k), &scratch);
+    const size_t bytes = moedi_gemm_bytes(a->reduce ? a->m : largest, a->n, a->reduce ? largest : a->k, ROWS, COLUMNS);
+    const moed_status status = moedi_cpu_scratch(self, bytes, &scratch);
     if (status != MOED_OK) return status;
     for (int64_t g = 0; g < a->groups; g++) {
         const int64_t from = a->offsets[g], count = a->offsets[g + 1] - from;

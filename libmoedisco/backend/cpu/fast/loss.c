@@ -2,8 +2,6 @@
  * place, and from what is left there the gradients by two more. */
 #include "fast.h"
 
-enum { CHUNK_LOGITS = 1 << 23, CHUNK_ROWS = 1008, LEAST_ROWS = 84 };
-
 typedef struct loss_job {
     const moed_op_cross_entropy *a;
     float *logits; /* (rows of the chunk, vocabulary) */
@@ -49,20 +47,11 @@ static void softmax_task(void *argument, int64_t index)
         softmax_row(job->a, job->first + i, job->logits + i * job->a->vocabulary);
 }
 
-static size_t largest(size_t a, size_t b)
-{
-    return a > b ? a : b;
-}
-
 moed_status MOEDI_VARIED(cross_entropy)(void *self, const moed_op_cross_entropy *a)
 {
     const int64_t V = a->vocabulary, D = a->width;
-    int64_t chunk = CHUNK_LOGITS / (V > 0 ? V : 1);
-    chunk = chunk < LEAST_ROWS ? LEAST_ROWS : least_of(chunk, CHUNK_ROWS);
-    chunk = least_of(chunk, a->rows);
-    const size_t logits = (size_t)round_up(chunk * V, 16) * sizeof(float);
-    const size_t products =
-        largest(moedi_gemm_scratch(chunk, V, D), largest(moedi_gemm_scratch(chunk, D, V), moedi_gemm_scratch(V, D, chunk)));
+    const int64_t chunk = moedi_loss_rows(a->rows, V);
+    const size_t logits = moedi_loss_logit_bytes(a->rows, V), products = moedi_loss_panel_bytes(a->rows, V, D, ROWS, COLUMNS);
     void *scratch;
     const moed_status status = moedi_cpu_scratch(self, logits + products, &scratch);
     if (status != MOED_OK) return status;

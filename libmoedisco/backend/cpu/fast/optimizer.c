@@ -93,6 +93,7 @@ static void adamw_task(void *argument, int64_t index)
 moed_status MOEDI_VARIED(adamw)(void *self, const moed_op_update *a)
 {
     update_job job;
+    if (!isfinite(a->scalars->gradient_norm)) return MOED_OK;
     const moed_status status = prepare(&job, self, a);
     if (status != MOED_OK) return status;
     run(self, job.first[a->count], adamw_task, &job);

@@ -21,6 +21,7 @@ MOEDI_REFERENCE(adamw, update)
     const moed_step_scalars *s = a->scalars;
     (void)self;
 
+    if (!isfinite(s->gradient_norm)) return MOED_OK;
     for (int64_t t = 0; t < a->count; t++) {
         const moed_op_slice *slice = &a->slices[t];
         real *parameter = slice->parameter, *m = slice->m, *v = slice->v;
