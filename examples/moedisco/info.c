@@ -17,7 +17,8 @@ void layout_tell(const char *name, const moed_layout *l)
         (long long)i.layers, (long long)i.hidden, (long long)i.experts, (long long)i.top_k, (long long)i.vocabulary,
         (long long)i.context_length);
     say("  %s parameters, %s used per token, %s shared; %s; %s per token forward", human_count((double)i.total, total),
-        human_count((double)i.active, active), human_count((double)i.shared, shared), human_bytes(i.bytes, bytes), human_flops(i.forward_flops, work));
+        human_count((double)i.active, active), human_count((double)i.shared, shared), human_bytes(i.bytes, bytes),
+        human_flops(i.forward_flops, work));
     emit(json_pack("{s:s, s:s, s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:f}", "event", "model", "path", utf8(name), "family", i.family,
                    "layers", (json_int_t)i.layers, "hidden", (json_int_t)i.hidden, "experts", (json_int_t)i.experts, "top_k",
                    (json_int_t)i.top_k, "vocabulary", (json_int_t)i.vocabulary, "context_length", (json_int_t)i.context_length, "parameters",

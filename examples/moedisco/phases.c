@@ -227,7 +227,8 @@ static int phase_result(pipeline *p)
         if (!code) {
             moed_context_get_info(p->context, &here);
             json_t *result = must(json_pack("{s:s, s:s, s:f, s:o, s:I, s:o, s:o, s:s, s:s, s:s}", "name",
-                                            p->name ? p->name : kind_name(p->kind), "kind", kind_name(p->kind), "held_out_loss", r.loss, "perplexity", finite_or_null(exp(r.loss)), "held_out_tokens",
+                                            p->name ? p->name : kind_name(p->kind), "kind", kind_name(p->kind), "held_out_loss", r.loss,
+                                            "perplexity", finite_or_null(exp(r.loss)), "held_out_tokens",
                                             (json_int_t)r.labels, "cost", cost_json(&cost), "phases", phases_json(phases, count), "measured_on",
                                             here.device, "kernels", here.kernels, "prices", p->price_date));
             code = write_json(path, result);

@@ -75,7 +75,8 @@ static void row(const char *name, const json_t *o, void *user)
     t->tiny |= number(o, "cost", "money") < 0.01;
     snprintf(device_hours, sizeof device_hours, "%.3g", number(o, "cost", "device_hours"));
     snprintf(hours, sizeof hours, "%.3g", number(o, "cost", "hours"));
-    say("  %-10s %7.4f %10.3f %9s %9s %9s %8s %8s", name, loss, exp(loss), human_money(number(o, "cost", "money"), money), human_flops(number(o, "cost", "flops"), flops),
+    say("  %-10s %7.4f %10.3f %9s %9s %9s %8s %8s", name, loss, exp(loss),
+        human_money(number(o, "cost", "money"), money), human_flops(number(o, "cost", "flops"), flops),
         human_time(number(o, "cost", "seconds_here"), here), device_hours, hours);
     json_t *copy = json_deep_copy(o);
     json_object_set_new(copy, "event", json_string("result"));
@@ -90,7 +91,8 @@ static void prices(const char *name, const json_t *o, void *user)
     char text[512], line[640];
     (void)name;
     snprintf(text, sizeof text,
-             "%s $%.4g/h at an inferred %.3g TFLOP/s (start, S-phase), %s $%.4g/h at %.3g TFLOP/s (F-phase), prices of %s", text_of(s, "cheap-device"), number(s, "cheap-price", NULL), number(s, "cheap-flops", NULL) / 1e12, text_of(s, "dear-device"),
+             "%s $%.4g/h at an inferred %.3g TFLOP/s (start, S-phase), %s $%.4g/h at %.3g TFLOP/s (F-phase), prices of %s",
+             text_of(s, "cheap-device"), number(s, "cheap-price", NULL), number(s, "cheap-flops", NULL) / 1e12, text_of(s, "dear-device"),
              number(s, "dear-price", NULL), number(s, "dear-flops", NULL) / 1e12, text_of(s, "price-date"));
     snprintf(line, sizeof line, "%s", text);
     if (!strcmp(seen, line)) return;

@@ -87,8 +87,8 @@ int settings_write(const pipeline *p, const flags *f)
     moed_context_info info = {.struct_size = sizeof info};
     moed_context_get_info(p->context, &info);
     char *path = path_join(p->dir, "run.json"), *command = text_format("run %s", kind_name(p->kind));
-    json_t *o = must(json_pack("{s:i, s:s, s:s, s:s, s:s, s:I, s:o, s:o}", "format", RUN_FORMAT, "command", command, "version", moed_build_info(), "device",
-                               info.device, "kernels", info.kernels, "seed", (json_int_t)p->train.seed, "settings", flags_json(f), "plan",
+    json_t *o = must(json_pack("{s:i, s:s, s:s, s:s, s:s, s:I, s:o, s:o}", "format", RUN_FORMAT, "command", command, "version",
+                               moed_build_info(), "device", info.device, "kernels", info.kernels, "seed", (json_int_t)p->train.seed, "settings", flags_json(f), "plan",
                                cost_plan(p)));
     const int code = write_json(path, o);
     free(path);
@@ -107,8 +107,8 @@ static char *as_text(const json_t *value)
 static int differs(const char *path, const char *name, const json_t *kept, const json_t *given)
 {
     char *a = as_text(kept), *b = as_text(given);
-    const int code = fail(EXIT_INPUT, "%s: was started with --%s %s, and %s is given now; leave it out to go on, or choose another --name", path, name,
-                          a, b);
+    const int code = fail(EXIT_INPUT, "%s: was started with --%s %s, and %s is given now; leave it out to go on, or choose another "
+                          "--name", path, name, a, b);
     free(a);
     free(b);
     return code;
