@@ -175,6 +175,10 @@ for edit in 's/"format": 1/"format": 9/' '/"branch-steps"/d' 's/"hidden": 32/"hi
 done
 refuse 2 'no JSON object' info run
 cp kept.json run/disco/run.json
+# what a later phase would stumble over is told of before run.json is there
+refuse 2 'cannot make 400 clusters' run disco early --text text --preset tiny --experts 400 --steps 1 --branch-steps 1
+refuse 3 'of memory' run disco early --text text --preset tiny --minutes 1 --host-limit 1000000
+[ ! -e early/disco ] || wrong 'a pipeline is left that could not be done'
 # shellcheck disable=SC2086
 expect 0 run full run $tiny --equal-money-to disco
 # shellcheck disable=SC2086

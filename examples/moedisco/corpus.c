@@ -72,9 +72,12 @@ int verb_corpus_export(const verb *v, int argc, char **argv)
     moed_status status = open_corpus(&d, context, f.positionals[0]);
     if (status) code = fail_status(status);
     else if (!(code = choice_view(&pick, context, d, &view, NULL))) {
+        moed_corpus *saved = NULL; /* has another fingerprint than the view */
         status = moed_corpus_save(view, f.positionals[1], app_cancel);
+        if (!status) status = open_corpus(&saved, context, f.positionals[1]);
         if (status) code = fail_status(status);
-        else corpus_tell(f.positionals[1], view);
+        else corpus_tell(f.positionals[1], saved);
+        moed_corpus_destroy(saved);
     }
     moed_corpus_destroy(view);
     moed_corpus_destroy(d);

@@ -35,7 +35,7 @@ static const verb VERBS[] = {
     {"eval", "MODEL CORPUS", "Loss, perplexity, bits per byte and the load of each expert.", "moedisco eval run/disco/model data/notes", verb_eval},
     {"sample", "MODEL [PROMPT]", "Text from a model of byte tokens.", "moedisco sample run/disco/model 'The ' --temperature 0.8", verb_sample},
     {"plan", "disco|full|upcycle [DIR]", "What `run` would do, before anything is spent: phases, memory, FLOPs, hours and money.",
-     "moedisco plan disco --hidden 2048 --layers 24 --steps 4100 --branch-steps 4200", verb_plan},
+     "moedisco plan disco --hidden 2048 --heads 16 --layers 24 --steps 4100 --branch-steps 4200", verb_plan},
     {"run disco", "DIR", "MoE-DisCo into DIR/disco by [common start,] clusters, split, K workers, integration and F-phase. Finished steps are "
      "kept; the same command goes on.", "moedisco run disco run --text ~/notes --minutes 5", verb_run},
     {"run full", "DIR", "The whole model on all data, into DIR/full: what MoE-DisCo is compared with.",

@@ -13,6 +13,7 @@
 #include "phases.h"
 #include "report.h"
 #include "settings.h"
+#include "training.h"
 
 static const moed_field WORK_FIELDS[] = {
     FIELD_TEXT_(pipeline, text, "folder, text file or .jsonl file that the run directory's corpus is built from"),
@@ -251,6 +252,18 @@ static int open_layouts(pipeline *p)
     return status ? fail_status(status) : pipeline_layouts(p, info.vocabulary);
 }
 
+/* What would stop a later phase, told of before anything is kept. */
+static int can_be_done(const pipeline *p)
+{
+    moed_corpus_info info = {.struct_size = sizeof info};
+    const moed_train_options last = final_options(p); /* of the largest model */
+    moed_corpus_get_info(p->train_view, &info);
+    if (p->kind == KIND_DISCO && p->branch_steps != 0 && info.documents < pipeline_parts(p))
+        return fail(EXIT_INPUT, "%lld training documents cannot make %lld clusters, one for each expert: take fewer --experts or more text",
+                    (long long)info.documents, (long long)pipeline_parts(p));
+    return training_fits(p->context, p->layout, &last);
+}
+
 static int start_fresh(pipeline *p, flags *f)
 {
     sizes_settle(&p->size, f);
@@ -260,6 +273,7 @@ static int start_fresh(pipeline *p, flags *f)
     else if ((code = shared_corpus(p))) return code;
     if (!(code = open_data(p)) && p->pick_sizes) code = budget_pick_sizes(p, f);
     if (!code) code = open_layouts(p);
+    if (!code) code = can_be_done(p);
     if (!code) code = pipeline_budget(p);
     if (code) return code;
     char *relative = path_relative(p->dir, p->corpus_prefix);

@@ -88,7 +88,8 @@ int settings_write(const pipeline *p, const flags *f)
     moed_context_get_info(p->context, &info);
     char *path = path_join(p->dir, "run.json"), *command = text_format("run %s", kind_name(p->kind));
     json_t *o = must(json_pack("{s:i, s:s, s:s, s:s, s:s, s:I, s:o, s:o}", "format", RUN_FORMAT, "command", command, "version",
-                               moed_build_info(), "device", info.device, "kernels", info.kernels, "seed", (json_int_t)p->train.seed, "settings", flags_json(f), "plan",
+                               moed_build_info(), "device", info.device,
+                               "kernels", info.kernels, "seed", (json_int_t)p->train.seed, "settings", flags_json(f), "plan",
                                cost_plan(p)));
     const int code = write_json(path, o);
     free(path);

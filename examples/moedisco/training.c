@@ -51,11 +51,20 @@ static int nearest_that_fits(const moed_layout *l, moed_train_options o, int64_t
     return 0;
 }
 
-static int does_not_fit(const training *t, int64_t needs, int64_t limit)
+static int does_not_fit(const moed_layout *l, const moed_train_options *o, int64_t needs, int64_t limit)
 {
     char a[32], b[32], nearest_text[160];
-    nearest_that_fits(moed_model_layout(t->model), t->options, limit, nearest_text, sizeof nearest_text);
+    nearest_that_fits(l, *o, limit, nearest_text, sizeof nearest_text);
     return fail(EXIT_FIT, "training needs %s of memory and %s are allowed; %s", human_bytes(needs, a), human_bytes(limit, b), nearest_text);
+}
+
+int training_fits(const moed_context *c, const moed_layout *l, const moed_train_options *o)
+{
+    moed_estimate e;
+    const int code = training_estimate(l, o, &e);
+    const int64_t limit = memory_limit(c);
+    if (code || e.host_bytes <= limit) return code;
+    return does_not_fit(l, o, e.host_bytes, limit);
 }
 
 static int stopped_or_failed(training *t, moed_trainer *trainer, moed_status status)
@@ -90,15 +99,14 @@ int training_run(training *t)
     t->options.progress_user = &p;
     memset(&t->last, 0, sizeof t->last);
     t->last.struct_size = sizeof t->last;
-    int code = training_estimate(moed_model_layout(t->model), &t->options, &e);
-    if (code) return code;
-    const int64_t limit = memory_limit(t->context);
-    if (e.host_bytes > limit) return does_not_fit(t, e.host_bytes, limit);
+    const moed_layout *l = moed_model_layout(t->model);
+    int code = training_fits(t->context, l, &t->options);
+    if (code || (code = training_estimate(l, &t->options, &e))) return code;
     say("%s: %lld steps, %s, %s of memory", t->label, (long long)t->options.steps, human_flops(e.flops, a), human_bytes(e.host_bytes, b));
     if ((code = make_folder_for(t->options.directory, &made))) return code;
     moed_status status = moed_trainer_create(&trainer, t->context, t->model, t->corpus, NULL, &t->options);
     if (status) {
-        code = status == MOED_E_LIMIT ? does_not_fit(t, e.host_bytes, limit) : fail_status(status);
+        code = status == MOED_E_LIMIT ? does_not_fit(l, &t->options, e.host_bytes, memory_limit(t->context)) : fail_status(status);
         goto out;
     }
     status = moed_trainer_resume(trainer);
