@@ -22,6 +22,6 @@ int training_evaluate(const moed_model *m, const moed_corpus *d, const moed_trai
 int training_fits(const moed_context *c, const moed_layout *l, const moed_train_options *o);
 int training_estimate(const moed_layout *l, const moed_train_options *o, moed_estimate *out);
 /* Seconds of one optimizer step here, by a few steps on a copy that is thrown away. */
-int training_measure(moed_context *c, const moed_layout *l, const moed_corpus *d, const moed_train_options *o, double seconds, double *step);
+int training_measure(moed_context *c, const moed_layout *l, const moed_corpus *d, const moed_train_options *given, double seconds, double *step);
 
 #endif

@@ -49,7 +49,7 @@ static size_t arguments(const crew *c, int64_t k, char *out[ARGUMENTS_MAX])
     out[n++] = text_format("--threads=%d", (int)c->threads);
     for (size_t i = 0; i < c->f->count && n + 4 < ARGUMENTS_MAX; i++) {
         const flag *item = &c->f->items[i];
-        if (strcmp(item->group, "device") || !item->given || !strcmp(item->name, "threads")) continue;
+        if (strcmp(item->group, "device") != 0 || !item->given || !strcmp(item->name, "threads")) continue;
         flags_value_text(item, value, sizeof value);
         out[n++] = text_format("--%s=%s", item->name, value);
     }
@@ -236,7 +236,7 @@ int workers_run(pipeline *p, const flags *f, int64_t parts)
     }
     const int64_t wanted = p->workers > 0 ? p->workers : info.threads, left = in_state(&c, WAITING);
     c.at_once = wanted < left ? wanted : left;
-    c.threads = info.threads / (int32_t)c.at_once > 0 ? info.threads / (int32_t)c.at_once : 1;
+    c.threads = c.at_once > 0 && info.threads > c.at_once ? info.threads / (int32_t)c.at_once : 1;
     say("%lld workers, %lld at once with %d threads each", (long long)left, (long long)c.at_once, (int)c.threads);
     progress_begin(&c.progress, "S-phase", 0, p->context);
     while (in_state(&c, RUNNING) || in_state(&c, WAITING)) {

@@ -22,7 +22,7 @@ typedef struct field {
 #define MEMBER(s, f) (((s *)0)->f)
 #define ROW(s, f, t, ctype, init, lo, hi, ch, says)                                                                      \
     {.name = #f, .choices = (ch), .sentence = (says), .offset = offsetof(s, f),                                          \
-     .size = sizeof(MEMBER(s, f)) / (_Generic(MEMBER(s, f), ctype: 1)), /* NOLINT(bugprone-macro-parentheses): a type */ \
+     .size = sizeof(MEMBER(s, f)) / (_Generic(MEMBER(s, f), ctype: 1)), \
      .type = (t), .initial = (init), .minimum = (lo), .maximum = (hi)}
 #define I32(s, f, init, lo, hi, says) ROW(s, f, MOED_FIELD_I32, int32_t, init, lo, hi, "", says)
 #define I64(s, f, init, lo, hi, says) ROW(s, f, MOED_FIELD_I64, int64_t, init, lo, hi, "", says)

@@ -324,8 +324,8 @@ moed_status moedi_directory_remove(const moed_context *c, const char *path)
     struct stat s;
     if (lstat(path, &s) != 0) return errno == ENOENT ? MOED_OK : moedi_fail_errno(path, "look at");
     if (!S_ISDIR(s.st_mode)) return unlink(path) == 0 ? MOED_OK : moedi_fail_errno(path, "remove");
-    char **names;
-    size_t count;
+    char **names = NULL;
+    size_t count = 0;
     MOEDI_TRY(moedi_directory_list(c, path, &names, &count));
     moed_status status = MOED_OK;
     for (size_t i = 0; i < count && status == MOED_OK; i++) {

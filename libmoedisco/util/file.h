@@ -42,7 +42,7 @@ moed_status moedi_directory_make(const char *path);                    /* and it
 moed_status moedi_directory_remove(const moed_context *c, const char *path);                  /* with all it holds; absent is fine */
 moed_status moedi_directory_sync(const char *path);                    /* entries */
 /* Names in a directory in strcmp order, without . and ..; free each and the array with moedi_free. */
-moed_status moedi_directory_list(const moed_context *c, const char *path, char ***names, size_t *count);
+moed_status moedi_directory_list(const moed_context *c, const char *path, char ***out, size_t *out_count);
 
 /* A directory that appears whole: fill `temporary`, then commit renames it to `path` (an old one is moved away first and removed
  * after) and syncs files' directory and parent. Abort removes it. */
