@@ -17,7 +17,8 @@ moed_status moedi_metrics_open(moedi_metrics *out, const moed_context *c, const 
 {
     moedi_metrics m = {.fd = -1, .path = NULL, .context = c};
     MOEDI_TRY(moedi_path_join(c, directory, "metrics.jsonl", &m.path));
-    m.fd = open(m.path, O_RDWR | O_CREAT | O_APPEND | O_CLOEXEC, 0666);
+    do m.fd = open(m.path, O_RDWR | O_CREAT | O_APPEND | O_CLOEXEC, 0666);
+    while (m.fd < 0 && errno == EINTR);
     moed_status status = MOED_OK;
     if (m.fd < 0) status = moedi_fail_errno(m.path, "open");
     /* A file system without locks (ENOLCK, EOPNOTSUPP) is no reason to stop: the lock guards against a mistake only. */
@@ -57,6 +58,14 @@ static int64_t step_of(const char *line, size_t size)
     return value;
 }
 
+static int shorten(const moedi_metrics *m, off_t size)
+{
+    int result;
+    do result = ftruncate(m->fd, size);
+    while (result != 0 && errno == EINTR);
+    return result;
+}
+
 moed_status moedi_metrics_cut(moedi_metrics *m, int64_t step)
 {
     if (m->fd < 0) return MOED_OK;
@@ -78,7 +87,7 @@ moed_status moedi_metrics_cut(moedi_metrics *m, int64_t step)
         kept += (off_t)used;
         if (stop || used == 0) break;
     }
-    if (ftruncate(m->fd, kept) != 0) return moedi_fail_errno(m->path, "shorten");
+    if (shorten(m, kept) != 0) return moedi_fail_errno(m->path, "shorten");
     return MOED_OK;
 }
 
@@ -91,15 +100,20 @@ static moed_status append(moedi_metrics *m, json_t *o)
     if (size == 0 || size > sizeof line - 1) return moedi_fail(MOED_E_MEMORY, "out of memory for a line of %s", m->path);
     line[size] = '\n';
     const off_t before = lseek(m->fd, 0, SEEK_END);
-    ssize_t n;
-    do n = write(m->fd, line, size + 1);
-    while (n < 0 && errno == EINTR);
-    if (n == (ssize_t)(size + 1)) return MOED_OK;
-    if (n >= 0) errno = ENOSPC;
-    const moed_status status = moedi_fail_errno(m->path, "write");
-    if (n > 0 && before >= 0 && ftruncate(m->fd, before) != 0)
-        moedi_log(m->context, MOED_LOG_WARNING, "%s: ends in a torn line; resume takes it away", m->path);
-    return status;
+    for (size_t done = 0; done < size + 1;) {
+        const ssize_t n = write(m->fd, line + done, size + 1 - done);
+        if (n < 0 && errno == EINTR) continue;
+        if (n == 0) errno = EIO;
+        if (n > 0) {
+            done += (size_t)n;
+            continue;
+        }
+        const moed_status status = moedi_fail_errno(m->path, "write");
+        if (done > 0 && before >= 0 && shorten(m, before) != 0)
+            moedi_log(m->context, MOED_LOG_WARNING, "%s: ends in a torn line; resume takes it away", m->path);
+        return status;
+    }
+    return MOED_OK;
 }
 
 moed_status moedi_metrics_step(moedi_metrics *m, const moed_report *r)
@@ -122,5 +136,8 @@ moed_status moedi_metrics_evaluation(moedi_metrics *m, int64_t step, const moed_
 moed_status moedi_metrics_sync(moedi_metrics *m)
 {
     if (m->fd < 0) return MOED_OK;
-    return fdatasync(m->fd) == 0 ? MOED_OK : moedi_fail_errno(m->path, "sync");
+    int result;
+    do result = fdatasync(m->fd);
+    while (result != 0 && errno == EINTR);
+    return result == 0 ? MOED_OK : moedi_fail_errno(m->path, "sync");
 }
