@@ -21,7 +21,7 @@ say =
 endif
 
 .DEFAULT_GOAL := all
-.PHONY: all help demo check check-run check-abi check-headers check-install check-gpu bench bench-methods asan ubsan tsan install uninstall dist clean demo-run
+.PHONY: all help demo check check-run check-abi check-headers check-install check-gpu crash bench bench-methods asan ubsan tsan install uninstall dist clean demo-run
 .DELETE_ON_ERROR:
 
 # ---- flags; objects lie in a directory named by them ----
@@ -65,7 +65,7 @@ all: $(SHARED) $(STATIC) $(if $(COMMAND_SOURCES),$(COMMAND)) $(EXAMPLES)
 	$(Q)ln -sfn $(FLAG_HASH) $(BUILD)/current
 
 help:
-	@echo 'all demo check check-abi check-headers check-install bench bench-methods asan ubsan tsan install uninstall dist clean'
+	@echo 'all demo check check-abi check-headers check-install crash bench bench-methods asan ubsan tsan install uninstall dist clean'
 	@echo 'variables: CC CFLAGS LDFLAGS PREFIX LIBDIR INCLUDEDIR BINDIR DESTDIR V=1 WERROR=1 YES=1 (install packages without asking)'
 
 $(OUT)/%.o: %.c
@@ -106,6 +106,12 @@ $(OUT)/tests/%: tests/%.c $(INTERNAL)
 	@mkdir -p $(@D)
 	$(call say,LD,$@)$(CC) $(FLAGS) -Itests $(LDFLAGS) -DMOEDI_TEST_OUT='"$(abspath $(OUT))"' -DMOEDI_TEST_SOURCE='"$(abspath .)"' \
 	    -MMD -MP -o $@ $< $(INTERNAL) $(CMOCKA_LIBS) $(LIBS)
+# Preloaded into the command: without a sanitizer, which wants to be first.
+FAULTS := $(OUT)/tests/faults/libfaults.so
+CRASH  := $(OUT)/tests/crash/crash
+$(FAULTS): tests/faults/faults.c tests/faults/faults.h
+	@mkdir -p $(@D)
+	$(call say,LD,$@)$(CC) $(BASE_FLAGS) $(CFLAGS) -fvisibility=default -DFAULTS_PRELOADED -shared -o $@ $<
 # A plug-in stands alone: the fake one brings the CPU's operations along.
 $(OUT)/tests/plugins/%/libmoedisco-test.so: tests/plugins/%.c $(INTERNAL)
 	@mkdir -p $(@D)
@@ -122,8 +128,11 @@ demo-run: all
 check:
 	@sh .ci/packages build check
 	@$(MAKE) --no-print-directory check-run
-check-run: all $(TESTS) $(PLUGINS)
+check-run: all $(TESTS) $(PLUGINS) $(CRASH) $(FAULTS)
 	@OUT='$(abspath $(OUT))' CC='$(CC)' CXX='$(CXX)' MAKE='$(MAKE)' sh tests/run.sh $(TESTS)
+# Every kill and every fault, some of an hour; `check` has a few seconds of it.
+crash: all $(CRASH) $(FAULTS)
+	@$(CRASH) $(abspath $(COMMAND)) $(abspath $(FAULTS)) full
 check-abi: $(SHARED) $(STATIC)
 	@OUT='$(abspath $(OUT))' sh tests/abi.sh
 check-headers:
