@@ -2,6 +2,7 @@
 #include <stdarg.h>
 #include <math.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
 #include <unistd.h>
@@ -83,9 +84,10 @@ void say_wrapped(const char *format, ...)
 
 void emit(json_t *o)
 {
-    if (mode_json && o) {
-        json_dumpf(o, stdout, JSON_COMPACT | JSON_REAL_PRECISION(9));
-        putchar('\n');
+    if (mode_json) { /* text first: a line comes whole or not at all */
+        char *line = must(json_dumps(must(o), JSON_COMPACT | JSON_REAL_PRECISION(9)));
+        puts(line);
+        free(line);
     }
     json_decref(o);
 }

@@ -49,20 +49,27 @@ static char *printed(const json_t *o)
     return lines;
 }
 
+/* 0, or errno. */
+static int write_synced(const char *path, const char *text)
+{
+    const int file = open_again(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC);
+    if (file < 0) return errno;
+    int reason = write_whole(file, text, strlen(text)) ? errno : 0;
+    while (!reason && fsync(file)) {
+        if (errno != EINTR) reason = errno;
+    }
+    if (close(file) && errno != EINTR && !reason) reason = errno;
+    return reason;
+}
+
 int write_json(const char *path, json_t *o)
 {
     char *temporary = text_format("%s.tmp", path), *text = printed(o);
     json_decref(o);
-    errno = 0;
-    const size_t size = strlen(text);
-    const int file = open(temporary, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
-    int good = file >= 0 && write(file, text, size) == (ssize_t)size && fsync(file) == 0;
-    if (!good && !errno) errno = ENOSPC; /* a write that came out short */
-    const int reason = errno;
-    if (file >= 0 && close(file)) good = 0;
-    good = good && rename(temporary, path) == 0;
-    if (!good && file >= 0) unlink(temporary);
-    const int code = good ? EXIT_DONE : fail_errno(path, "cannot be written", reason ? reason : errno);
+    int reason = write_synced(temporary, text);
+    if (!reason && rename(temporary, path)) reason = errno;
+    if (reason) unlink(temporary);
+    const int code = reason ? fail_errno(path, "cannot be written", reason) : EXIT_DONE;
     free(temporary);
     free(text);
     return code;
