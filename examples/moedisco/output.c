@@ -92,6 +92,16 @@ void emit(json_t *o)
     json_decref(o);
 }
 
+void put(json_t *o, const char *name, json_t *value)
+{
+    if (json_object_set_new(must(o), name, must(value))) must(NULL);
+}
+
+void put_last(json_t *list, json_t *value)
+{
+    if (json_array_append_new(must(list), must(value))) must(NULL);
+}
+
 void progress_begin(progress *p, const char *label, int64_t steps, const moed_context *c)
 {
     p->label = label;

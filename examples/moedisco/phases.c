@@ -264,9 +264,9 @@ static void tell_start(const pipeline *p)
         (long long)p->start_steps, (long long)(p->branch_steps ? pipeline_parts(p) : 0), (long long)p->branch_steps, (long long)p->steps,
         human_flops(c.flops, flops), human_money(c.money, money));
     json_t *o = cost_json(&c);
-    json_object_set_new(o, "event", json_string("pipeline"));
-    json_object_set_new(o, "kind", json_string(kind_name(p->kind)));
-    json_object_set_new(o, "path", json_string(utf8(p->dir)));
+    put(o, "event", json_string("pipeline"));
+    put(o, "kind", json_string(kind_name(p->kind)));
+    put(o, "path", json_string(utf8(p->dir)));
     emit(o);
 }
 

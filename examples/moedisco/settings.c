@@ -82,6 +82,11 @@ json_t *read_json(const char *path)
     char *text = read_text(path, &size);
     if (!text) return NULL;
     json_t *o = json_loadb(text, size, JSON_REJECT_DUPLICATES, &e);
+    if (!o) { /* or it was memory that was short, which jansson does not tell */
+        void *volatile probe = must(malloc(65536 + 16 * size));
+        free(probe);
+        o = json_loadb(text, size, JSON_REJECT_DUPLICATES, &e);
+    }
     free(text);
     if (json_is_object(o)) return o;
     json_decref(o);

@@ -48,14 +48,18 @@ moed_status moedi_metrics_used(const moedi_metrics *m, int *used)
     return MOED_OK;
 }
 
-/* The step a line is about, or -1 when it is no line of ours. */
-static int64_t step_of(const char *line, size_t size)
+/* The step a line is about, or -1 when it is no line of ours; a lack of memory is not taken for that. */
+static moed_status step_of(const moedi_metrics *m, const char *line, size_t size, int64_t *step)
 {
-    json_t *o = json_loadb(line, size, 0, NULL);
-    const json_t *step = json_object_get(o, "step");
-    const int64_t value = json_is_integer(step) ? (int64_t)json_integer_value(step) : -1;
+    json_t *o = NULL;
+    const moed_status status = moedi_json_parse(&o, line, size, m->path);
+    *step = -1;
+    if (status == MOED_E_MEMORY) return status;
+    moedi_clear_error();
+    const json_t *value = json_object_get(o, "step");
+    if (json_is_integer(value)) *step = (int64_t)json_integer_value(value);
     json_decref(o);
-    return value;
+    return MOED_OK;
 }
 
 static int shorten(const moedi_metrics *m, off_t size)
@@ -80,7 +84,8 @@ moed_status moedi_metrics_cut(moedi_metrics *m, int64_t step)
         const char *end;
         while (!stop && (end = memchr(buffer + used, '\n', (size_t)n - used))) {
             const size_t size = (size_t)(end - (buffer + used));
-            const int64_t at = step_of(buffer + used, size);
+            int64_t at;
+            MOEDI_TRY(step_of(m, buffer + used, size, &at));
             stop = at < 0 || at > step;
             if (!stop) used += size + 1;
         }

@@ -3,6 +3,7 @@
 
 #include <fenv.h>
 #include <math.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "file.h"
@@ -28,11 +29,21 @@ static int dump(const json_t *o, json_dump_callback_t write, void *user, size_t 
     return result;
 }
 
+/* jansson reports a lack of memory as any error or none of its own: what a parse of `size` bytes takes is asked for to find out. */
+static int memory_is_short(size_t size)
+{
+    void *volatile probe = malloc(65536 + 16 * size); /* volatile, or the compiler sees that nothing comes of it */
+    const int is = !probe;
+    free(probe);
+    return is;
+}
+
 moed_status moedi_json_parse(json_t **out, const char *text, size_t size, const char *path)
 {
     json_error_t error;
     json_t *o = load(text, size, JSON_REJECT_DUPLICATES, &error);
-    if (!o && json_error_code(&error) == json_error_out_of_memory) return moedi_fail(MOED_E_MEMORY, "no memory to parse %zu bytes of JSON", size);
+    if (!o && !memory_is_short(size)) o = load(text, size, JSON_REJECT_DUPLICATES, &error);
+    if (!o && memory_is_short(size)) return moedi_fail(MOED_E_MEMORY, "%s: no memory to parse %zu bytes of JSON", path, size);
     if (!o) return moedi_fail_file(MOED_E_FORMAT, path, error.position, "is not JSON: %s", error.text);
     if (!json_is_object(o)) {
         json_decref(o);
@@ -135,13 +146,14 @@ static int append(const char *part, size_t size, void *user)
     return 0;
 }
 
-/* 1 when the text reads back as the same object. */
-static int reads_back(const text *t, const json_t *o)
+/* *same: the text reads back as the same object. */
+static moed_status read_back(const text *t, const json_t *o, int *same)
 {
-    json_t *again = load(t->data, t->size, 0, NULL);
-    const int same = again && json_equal(again, o);
+    json_t *again = NULL;
+    MOEDI_TRY(moedi_json_parse(&again, t->data, t->size, "printed JSON"));
+    *same = json_equal(again, o);
     json_decref(again);
-    return same;
+    return MOED_OK;
 }
 
 /* Fifteen digits print 0.05 as 0.05; numbers that need seventeen get them. */
@@ -149,12 +161,18 @@ moed_status moedi_json_print(const moed_context *c, const json_t *o, char **out,
 {
     text t = {.context = c};
     for (size_t digits = 15; digits <= 17; digits += 2) {
+        int same = 0;
         t.size = 0;
         if (dump(o, append, &t, JSON_INDENT(2) | JSON_REAL_PRECISION(digits)) != 0 || append("\n", 1, &t) != 0) {
             moedi_free(c, t.data);
             return moedi_fail(MOED_E_MEMORY, "no memory to print JSON");
         }
-        if (reads_back(&t, o)) break;
+        const moed_status status = read_back(&t, o, &same);
+        if (status != MOED_OK) {
+            moedi_free(c, t.data);
+            return status;
+        }
+        if (same) break;
     }
     t.data[t.size] = 0;
     *out = t.data;

@@ -196,7 +196,7 @@ static moed_status describe(moedi_safetensors_writer *w, const json_t *metadata,
     json_t *header = json_object();
     int64_t at = 0;
     int ok = header != NULL;
-    if (metadata) ok = ok && json_object_set_new(header, "__metadata__", json_deep_copy(metadata)) == 0;
+    if (metadata) ok = ok && json_object_set(header, "__metadata__", (json_t *)(uintptr_t)metadata) == 0; /* a deep copy may lose fields unseen */
     for (size_t i = 0; ok && i < w->count; i++) {
         moedi_safetensors_entry *e = &w->entries[i];
         const int64_t elements = moedi_shape_elements(e->shape, e->rank);
