@@ -82,10 +82,18 @@ void say_wrapped(const char *format, ...)
     wrapped(text, 2, width && width < 110 ? width : 110);
 }
 
+char *json_line(const json_t *o, size_t how)
+{
+    const size_t size = json_dumpb(o, NULL, 0, how);
+    char *text = must(calloc(1, size + 1));
+    if (!size || json_dumpb(o, text, size, how) != size) must(NULL);
+    return text;
+}
+
 void emit(json_t *o)
 {
     if (mode_json) { /* text first: a line comes whole or not at all */
-        char *line = must(json_dumps(must(o), JSON_COMPACT | JSON_REAL_PRECISION(9)));
+        char *line = json_line(must(o), JSON_COMPACT | JSON_REAL_PRECISION(9));
         puts(line);
         free(line);
     }

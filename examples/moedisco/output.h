@@ -19,6 +19,8 @@ void emit(json_t *o);
 /* jansson's set and append, which take the value; running out of memory ends the program. */
 void put(json_t *o, const char *name, json_t *value);
 void put_last(json_t *list, json_t *value);
+/* json_dumps, which loses parts of the text, unseen, when it cannot grow; free() it. */
+char *json_line(const json_t *o, size_t how);
 
 typedef struct progress {
     const char *label;           /* "F-phase" */

@@ -42,7 +42,7 @@ static void shorten_reals(char *text)
 
 static char *printed(const json_t *o)
 {
-    char *text = must(json_dumps(o, JSON_INDENT(2) | JSON_REAL_PRECISION(17))), *lines;
+    char *text = json_line(o, JSON_INDENT(2) | JSON_REAL_PRECISION(17)), *lines;
     shorten_reals(text);
     lines = text_format("%s\n", text);
     free(text);
@@ -81,12 +81,10 @@ json_t *read_json(const char *path)
     size_t size;
     char *text = read_text(path, &size);
     if (!text) return NULL;
-    json_t *o = json_loadb(text, size, JSON_REJECT_DUPLICATES, &e);
-    if (!o) { /* or it was memory that was short, which jansson does not tell */
-        void *volatile probe = must(malloc(65536 + 16 * size));
-        free(probe);
-        o = json_loadb(text, size, JSON_REJECT_DUPLICATES, &e);
-    }
+    json_t *o = json_loadb(text, size, JSON_REJECT_DUPLICATES, &e), *again = json_loadb(text, size, JSON_REJECT_DUPLICATES, &e);
+    free(must(malloc(65536 + 16 * size)));  /* jansson takes a lack of memory for a fault of the text, or loses parts of it */
+    if ((o || again) && !(o && again && json_equal(o, again))) must(NULL);
+    json_decref(again);
     free(text);
     if (json_is_object(o)) return o;
     json_decref(o);
@@ -114,7 +112,7 @@ static char *as_text(const json_t *value)
     if (json_is_null(value)) return must(strdup("none"));
     if (json_is_string(value)) return must(strdup(json_string_value(value)));
     if (json_is_real(value)) return text_format("%.10g", json_real_value(value));
-    return must(json_dumps(value, JSON_ENCODE_ANY));
+    return json_line(value, JSON_ENCODE_ANY);
 }
 
 static int differs(const char *path, const char *name, const json_t *kept, const json_t *given)

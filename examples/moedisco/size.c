@@ -142,7 +142,7 @@ int sizes_layout(const sizes *s, moed_context *c, int64_t vocabulary, moed_layou
         if (s->family == FAMILY_MIXTRAL && s->shared_width)
             return fail(EXIT_INPUT, "--shared-width %lld: mixtral has no shared expert", (long long)s->shared_width);
         json_t *o = config_object(s, s->vocabulary ? s->vocabulary : vocabulary);
-        text = must(json_dumps(o, JSON_INDENT(2)));
+        text = json_line(o, JSON_INDENT(2));
         size = strlen(text);
         json_decref(o);
     }

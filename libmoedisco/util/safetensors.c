@@ -235,12 +235,9 @@ moed_status moedi_safetensors_create(moedi_safetensors_writer *out, const moed_c
     MOEDI_GO(MOEDI_NEW(c, count, &w.entries));
     for (size_t i = 0; i < count; i++) w.entries[i] = entries[i];
     MOEDI_GO(describe(&w, metadata, &header));
-    text = json_dumps(header, JSON_COMPACT);
-    if (!text) {
-        status = moedi_fail(MOED_E_MEMORY, "no memory for the header of %zu tensors", count);
-        goto out;
-    }
-    const size_t size = strlen(text), padded = (size + 7) / 8 * 8; /* so that data is aligned to 8 bytes */
+    size_t size = 0;
+    MOEDI_GO(moedi_json_dump(c, header, JSON_COMPACT, &text, &size));
+    const size_t padded = (size + 7) / 8 * 8; /* so that data is aligned to 8 bytes */
     unsigned char prefix[8];
     for (int i = 0; i < 8; i++) prefix[i] = (unsigned char)((uint64_t)padded >> 8 * i);
     MOEDI_GO(moedi_writer_write(&w.writer, prefix, 8));
@@ -248,7 +245,7 @@ moed_status moedi_safetensors_create(moedi_safetensors_writer *out, const moed_c
     MOEDI_GO(moedi_writer_write(&w.writer, "       ", padded - size));
     for (size_t i = 0; i < count; i++) w.entries[i].offset += 8 + (int64_t)padded;
 out:
-    free(text);
+    moedi_free(c, text);
     json_decref(header);
     if (status != MOED_OK)
         moedi_safetensors_abort(&w);
