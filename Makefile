@@ -131,7 +131,8 @@ check:
 check-run: all $(TESTS) $(PLUGINS) $(CRASH) $(FAULTS)
 	@OUT='$(abspath $(OUT))' CC='$(CC)' CXX='$(CXX)' MAKE='$(MAKE)' sh tests/run.sh $(TESTS)
 # Every kill and every fault, some of an hour; `check` has a few seconds of it.
-crash: all $(CRASH) $(FAULTS)
+crash: all $(CRASH) $(FAULTS) $(OUT)/tests/test_faults
+	@$(OUT)/tests/test_faults full
 	@$(CRASH) $(abspath $(COMMAND)) $(abspath $(FAULTS)) full
 check-abi: $(SHARED) $(STATIC)
 	@OUT='$(abspath $(OUT))' sh tests/abi.sh

@@ -120,6 +120,8 @@ int unlinkat(int dir, const char *path, int flags) { return names("unlink") ? -1
 int unlink(const char *path) { return unlinkat(AT_FDCWD, path, 0); }
 int rmdir(const char *path) { return unlinkat(AT_FDCWD, path, AT_REMOVEDIR); }
 
+static inline int memory(const char *name) { return due(FAULT_MEMORY, name); }
+
 /* ---- as a preloaded library ---- */
 #ifdef FAULTS_PRELOADED
 
@@ -137,7 +139,6 @@ void *__libc_malloc(size_t);
 void *__libc_calloc(size_t, size_t);
 void *__libc_realloc(void *, size_t);
 void *__libc_memalign(size_t, size_t);
-static int memory(const char *name) { return due(FAULT_MEMORY, name); }
 void *malloc(size_t size) { return memory("malloc") ? NULL : __libc_malloc(size); }
 void *calloc(size_t count, size_t size) { return memory("calloc") ? NULL : __libc_calloc(count, size); }
 void *realloc(void *old, size_t size) { return memory("realloc") ? NULL : __libc_realloc(old, size); }
