@@ -104,7 +104,7 @@ moed_status moedi_builder_end(moedi_builder *b)
 static moed_status describe_sources(json_t *description, const char *const *paths, size_t count)
 {
     json_t *sources = json_array();
-    if (!description || !sources || json_object_set_new(description, "source", sources) != 0)
+    if (json_object_set_new(description, "source", sources) != 0) /* takes sources, whatever comes of it */
         return moedi_fail(MOED_E_MEMORY, "no memory for the description of the corpus");
     for (size_t i = 0; i < count; i++) {
         if (!moedi_utf8_text(paths[i], (int64_t)strlen(paths[i]))) continue; /* JSON cannot hold it: it stays out of the record */

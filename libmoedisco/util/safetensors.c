@@ -210,11 +210,18 @@ static moed_status describe(moedi_safetensors_writer *w, const json_t *metadata,
         e->offset = at;
         e->bytes = bits / 8;
         at += e->bytes;
-        json_t *shape = json_array();
-        for (int32_t d = 0; shape && d < e->rank; d++) ok = ok && json_array_append_new(shape, json_integer(e->shape[d])) == 0;
-        json_t *o = json_pack("{s:s, s:o, s:[I, I]}", "dtype", moed_dtype_name(e->dtype), "shape", shape, "data_offsets", (json_int_t)e->offset,
-                              (json_int_t)at);
-        ok = ok && o && !json_object_get(header, e->name) && json_object_set_new(header, e->name, o) == 0;
+        json_t *shape = json_array(), *offsets = json_array(), *o = json_object(); /* json_pack forgets what it was given when memory is short */
+        for (int32_t d = 0; d < e->rank; d++) ok &= json_array_append_new(shape, json_integer(e->shape[d])) == 0;
+        ok &= json_array_append_new(offsets, json_integer(e->offset)) == 0 && json_array_append_new(offsets, json_integer(at)) == 0;
+        ok &= json_object_set_new(o, "dtype", json_string(moed_dtype_name(e->dtype))) == 0;
+        ok &= json_object_set_new(o, "shape", shape) == 0;
+        ok &= json_object_set_new(o, "data_offsets", offsets) == 0;
+        if (!ok || json_object_get(header, e->name)) {
+            json_decref(o);
+            ok = 0;
+            break;
+        }
+        ok = json_object_set_new(header, e->name, o) == 0;
     }
     if (!ok) {
         json_decref(header);
