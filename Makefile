@@ -22,7 +22,7 @@ endif
 
 .DEFAULT_GOAL := all
 .PHONY: all help demo demo-run check check-run check-abi check-headers check-install check-gpu bench bench-methods asan ubsan tsan valgrind \
-    valgrind-run analyze analyze-run tidy tidy-run fuzz fuzz-run fuzz-merge fuzz-merge-run ci-full install uninstall dist clean
+    crash valgrind-run analyze analyze-run tidy tidy-run fuzz fuzz-run fuzz-merge fuzz-merge-run ci-full install uninstall dist clean
 .DELETE_ON_ERROR:
 
 # ---- flags; objects lie in a directory named by them ----
@@ -71,7 +71,8 @@ help:
 	    'check            all tests (ci: .ci/run)' \
 	    'check-abi        exported symbols and struct sizes      check-headers  as C99 and C++11' \
 	    'check-install    programs outside the tree, DESTDIR     check-gpu      operations on a GPU' \
-	    'bench            the bench programs                     bench-methods  the methods against each other' \
+	    'crash            200 runs killed at random instants, and every fault in turn' \
+    'bench            the bench programs                     bench-methods  the methods against each other' \
 	    'asan ubsan tsan  all tests with a sanitizer' \
 	    'valgrind         quick tests under memcheck' \
 	    'analyze tidy     gcc -fanalyzer, clang-tidy over all sources' \
@@ -118,6 +119,12 @@ $(OUT)/tests/%: tests/%.c $(INTERNAL)
 	@mkdir -p $(@D)
 	$(call say,LD,$@)$(CC) $(FLAGS) -Itests $(LDFLAGS) -DMOEDI_TEST_OUT='"$(abspath $(OUT))"' -DMOEDI_TEST_SOURCE='"$(abspath .)"' \
 	    -MMD -MP -o $@ $< $(INTERNAL) $(CMOCKA_LIBS) $(LIBS)
+# Preloaded into the command: without a sanitizer, which wants to be first.
+FAULTS := $(OUT)/tests/faults/libfaults.so
+CRASH  := $(OUT)/tests/crash/crash
+$(FAULTS): tests/faults/faults.c tests/faults/faults.h
+	@mkdir -p $(@D)
+	$(call say,LD,$@)$(CC) $(BASE_FLAGS) $(CFLAGS) -fvisibility=default -DFAULTS_PRELOADED -shared -o $@ $<
 # A plug-in stands alone: the fake one brings the CPU's operations along.
 $(OUT)/tests/plugins/%/libmoedisco-test.so: tests/plugins/%.c $(INTERNAL)
 	@mkdir -p $(@D)
@@ -134,8 +141,12 @@ demo-run: all
 check:
 	@sh .ci/packages build check
 	@$(MAKE) --no-print-directory check-run
-check-run: all $(TESTS) $(PLUGINS)
+check-run: all $(TESTS) $(PLUGINS) $(CRASH) $(FAULTS)
 	@OUT='$(abspath $(OUT))' CC='$(CC)' CXX='$(CXX)' MAKE='$(MAKE)' sh tests/run.sh $(TESTS)
+# Every kill and every fault, some of an hour; `check` has a few seconds of it.
+crash: all $(CRASH) $(FAULTS) $(OUT)/tests/test_faults
+	@$(OUT)/tests/test_faults full
+	@$(CRASH) $(abspath $(COMMAND)) $(abspath $(FAULTS)) full
 check-abi: $(SHARED) $(STATIC)
 	@OUT='$(abspath $(OUT))' sh tests/abi.sh
 check-headers:

@@ -175,7 +175,7 @@ int pipeline_layouts(pipeline *p, int64_t vocabulary)
 static int take_lock(pipeline *p)
 {
     char *path = path_join(p->dir, ".lock");
-    p->lock = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0666);
+    p->lock = open_again(path, O_RDWR | O_CREAT | O_CLOEXEC);
     int code = EXIT_DONE;
     if (p->lock < 0) code = fail_errno(path, "cannot be made", errno);
     int busy = !code && flock(p->lock, LOCK_EX | LOCK_NB) && errno == EWOULDBLOCK;
