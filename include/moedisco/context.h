@@ -68,7 +68,7 @@ typedef struct moed_device_info {
     char backend[64];
     char description[128]; /* the maker's name of it */
     char reason[192];      /* "" when usable, else why not */
-    int64_t memory;        /* bytes, 0 = not known */
+    int64_t memory;        /* bytes (the CPU's: the machine's, or what control groups allow of it), 0 = not known */
     double flops;          /* effective FLOP/s in training, 0 = not known (moed_train_estimate needs it for time) */
 } moed_device_info;
 

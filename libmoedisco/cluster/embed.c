@@ -233,6 +233,7 @@ moed_status moed_corpus_weights(const moed_corpus *d, float *out)
     moedi_clear_error();
     MOEDI_REQUIRE(d, "the corpus is NULL");
     MOEDI_REQUIRE(out, "out is NULL");
+    MOEDI_TRY(moedi_context_check(d->context));
     for (int64_t i = 0; i < d->documents; i++) out[i] = (float)d->lengths[i];
     return MOED_OK;
 }

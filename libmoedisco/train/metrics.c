@@ -50,7 +50,7 @@ moed_status moedi_metrics_used(const moedi_metrics *m, int *used)
 /* The step a line is about, or -1 when it is no line of ours. */
 static int64_t step_of(const char *line, size_t size)
 {
-    json_t *o = json_loadb(line, size, 0, NULL);
+    json_t *o = moedi_json_load(line, size, 0, NULL);
     const json_t *step = json_object_get(o, "step");
     const int64_t value = json_is_integer(step) ? (int64_t)json_integer_value(step) : -1;
     json_decref(o);
@@ -86,7 +86,7 @@ moed_status moedi_metrics_cut(moedi_metrics *m, int64_t step)
 static moed_status append(moedi_metrics *m, json_t *o)
 {
     char line[LINE_MOST];
-    const size_t size = o ? json_dumpb(o, line, sizeof line - 1, JSON_COMPACT | JSON_PRESERVE_ORDER | JSON_REAL_PRECISION(10)) : 0;
+    const size_t size = o ? moedi_json_line(o, line, sizeof line - 1, JSON_COMPACT | JSON_PRESERVE_ORDER | JSON_REAL_PRECISION(10)) : 0;
     json_decref(o);
     if (size == 0 || size > sizeof line - 1) return moedi_fail(MOED_E_MEMORY, "out of memory for a line of %s", m->path);
     line[size] = '\n';

@@ -2,6 +2,7 @@
 #include "json.h"
 
 #include <fenv.h>
+#include <locale.h>
 #include <math.h>
 #include <string.h>
 
@@ -9,29 +10,55 @@
 
 enum { LARGEST_FILE = 100 << 20 };
 
-/* Decimals are rounded to the nearest whatever the host rounds to, so that a number reads back as it was printed. */
-static json_t *load(const char *text, size_t size, size_t flags, json_error_t *error)
+/* Decimals are read and printed by this thread alone in the C locale, whatever another thread sets meanwhile, and rounded to the nearest
+ * whatever the host rounds to: a number reads back as it was printed. */
+typedef struct surroundings {
+    locale_t locale;
+    int rounding;
+} surroundings;
+
+static surroundings enter(void)
 {
-    const int rounding = fegetround();
+    const locale_t plain = newlocale(LC_ALL_MASK, "C", (locale_t)0); /* static in the C library: nothing to free */
+    const surroundings before = {.locale = uselocale(plain), .rounding = fegetround()};
     fesetround(FE_TONEAREST);
+    return before;
+}
+
+static void leave(const surroundings *before)
+{
+    fesetround(before->rounding);
+    uselocale(before->locale);
+}
+
+json_t *moedi_json_load(const char *text, size_t size, size_t flags, json_error_t *error)
+{
+    const surroundings before = enter();
     json_t *o = json_loadb(text, size, flags, error);
-    fesetround(rounding);
+    leave(&before);
     return o;
 }
 
 static int dump(const json_t *o, json_dump_callback_t write, void *user, size_t flags)
 {
-    const int rounding = fegetround();
-    fesetround(FE_TONEAREST);
+    const surroundings before = enter();
     const int result = json_dump_callback(o, write, user, flags);
-    fesetround(rounding);
+    leave(&before);
     return result;
+}
+
+size_t moedi_json_line(const json_t *o, char *out, size_t size, size_t flags)
+{
+    const surroundings before = enter();
+    const size_t used = json_dumpb(o, out, size, flags);
+    leave(&before);
+    return used;
 }
 
 moed_status moedi_json_parse(json_t **out, const char *text, size_t size, const char *path)
 {
     json_error_t error;
-    json_t *o = load(text, size, JSON_REJECT_DUPLICATES, &error);
+    json_t *o = moedi_json_load(text, size, JSON_REJECT_DUPLICATES, &error);
     if (!o && json_error_code(&error) == json_error_out_of_memory) return moedi_fail(MOED_E_MEMORY, "no memory to parse %zu bytes of JSON", size);
     if (!o) return moedi_fail_file(MOED_E_FORMAT, path, error.position, "is not JSON: %s", error.text);
     if (!json_is_object(o)) {
@@ -138,7 +165,7 @@ static int append(const char *part, size_t size, void *user)
 /* 1 when the text reads back as the same object. */
 static int reads_back(const text *t, const json_t *o)
 {
-    json_t *again = load(t->data, t->size, 0, NULL);
+    json_t *again = moedi_json_load(t->data, t->size, 0, NULL);
     const int same = again && json_equal(again, o);
     json_decref(again);
     return same;
