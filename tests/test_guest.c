@@ -4,7 +4,21 @@
 #include "core/context.h"
 #include "core/limits.h"
 
-/* ---- the environment: these stand before the C library's ---- */
+/* ---- these stand before the C library's ---- */
+
+/* Twenty flows with checkpoints would wait for the disk most of the time, which is not what is tested here. */
+int fsync(int fd)
+{
+    (void)fd;
+    return 0;
+}
+int fdatasync(int fd)
+{
+    (void)fd;
+    return 0;
+}
+
+/* ---- the environment ---- */
 
 static int watching;
 static char asked_for[1024]; /* "NAME " */
