@@ -380,6 +380,7 @@ moed_status moed_kmeans_labels(const moed_kmeans *k, int32_t *labels, int64_t co
     moedi_clear_error();
     MOEDI_REQUIRE(k, "the kmeans is NULL");
     MOEDI_REQUIRE(labels, "labels is NULL");
+    MOEDI_TRY(moedi_context_check(k->context));
     MOEDI_TRY(check_fitted(k));
     if (count != k->count)
         return moedi_fail_parameter(MOED_E_ARGUMENT, "count",
@@ -413,6 +414,7 @@ moed_status moed_kmeans_get_info(const moed_kmeans *k, moed_kmeans_info *out)
     moedi_clear_error();
     MOEDI_REQUIRE(k, "the kmeans is NULL");
     MOEDI_REQUIRE(out, "out is NULL");
+    MOEDI_TRY(moedi_context_check(k->context));
     MOEDI_TRY(check_fitted(k));
     return moedi_info_write(MOED_STRUCT_KMEANS_INFO, &k->info, out);
 }

@@ -46,6 +46,7 @@ moed_status moed_context_get_info(const moed_context *context, moed_context_info
 {
     moedi_clear_error();
     MOEDI_REQUIRE(context, "the context is NULL");
+    MOEDI_TRY(moedi_context_check(context));
     moed_context_info info = {
         .threads = context->options.threads,
         .dtype = context->backend_info.dtype,

@@ -9,16 +9,16 @@
 #include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
-#include <unistd.h>
 
-#include "status.h"
+#include "cancel.h"
+#include "limits.h"
 
 typedef struct job {
     moed_task_fn task;
     void *argument;
     int64_t count;
     _Atomic int64_t next;
+    const moed_cancel *watched; /* once requested, what is left of the job is skipped */
     fenv_t rounding; /* of the thread that calls: where a task runs must not show in its bits */
 } job;
 
@@ -39,13 +39,15 @@ struct moedi_executor {
 
 /* A task that itself calls parallel gets its inner tasks run in line: no deadlock, no surprise. */
 static _Thread_local int inside_task;
+/* Of parallel calls that this thread makes. */
+static _Thread_local const moed_cancel *watched;
 
 static void drain(job *j)
 {
     inside_task++;
     for (;;) {
         const int64_t i = atomic_fetch_add(&j->next, 1);
-        if (i >= j->count) break;
+        if (i >= j->count || moedi_cancel_seen(j->watched)) break;
         j->task(j->argument, i);
     }
     inside_task--;
@@ -98,6 +100,7 @@ static void visit(void *argument, int64_t index)
 {
     const job *j = argument;
     fenv_t before;
+    if (moedi_cancel_seen(j->watched)) return;
     fegetenv(&before);
     fesetenv(&j->rounding);
     inside_task++;
@@ -106,9 +109,16 @@ static void visit(void *argument, int64_t index)
     fesetenv(&before);
 }
 
+const moed_cancel *moedi_executor_watch(const moed_cancel *cancel)
+{
+    const moed_cancel *before = watched;
+    watched = cancel;
+    return before;
+}
+
 void moedi_executor_run(moedi_executor *e, int64_t count, moed_task_fn task, void *argument)
 {
-    job j = {.task = task, .argument = argument, .count = count};
+    job j = {.task = task, .argument = argument, .count = count, .watched = watched};
     if (count <= 0) return;
     if (inside_task || count == 1 || (!e->own && e->threads == 1)) {
         drain(&j);
@@ -177,35 +187,6 @@ void moedi_executor_destroy(moedi_executor *e)
     moedi_executor_abandon(e);
 }
 
-/* cgroup v2's cpu.max, or v1's quota over period, rounded up; 0 = no limit known. */
-static int32_t cgroup_cpus(void)
-{
-    double quota = -1, period = 0;
-    FILE *f = fopen("/sys/fs/cgroup/cpu.max", "re");
-    if (f) {
-        char text[64] = "";
-        if (fgets(text, sizeof text, f) && text[0] != 'm') {
-            char *end;
-            quota = (double)strtoll(text, &end, 10);
-            period = (double)strtoll(end, NULL, 10);
-        }
-        fclose(f);
-    } else {
-        const char *names[2] = {"/sys/fs/cgroup/cpu/cpu.cfs_quota_us", "/sys/fs/cgroup/cpu/cpu.cfs_period_us"};
-        double values[2] = {-1, 0};
-        for (int i = 0; i < 2; i++) {
-            char text[64] = "";
-            if (!(f = fopen(names[i], "re"))) continue;
-            if (fgets(text, sizeof text, f)) values[i] = (double)strtoll(text, NULL, 10);
-            fclose(f);
-        }
-        quota = values[0], period = values[1];
-    }
-    if (quota <= 0 || period <= 0) return 0;
-    const int32_t cpus = (int32_t)((quota + period - 1) / period);
-    return cpus < 1 ? 1 : cpus;
-}
-
 int32_t moedi_executor_available(void)
 {
     cpu_set_t *set = NULL;
@@ -221,7 +202,7 @@ int32_t moedi_executor_available(void)
         }
     }
     if (set) CPU_FREE(set);
-    const int32_t quota = cgroup_cpus();
+    const int32_t quota = moedi_limits_cpus("");
     if (quota && quota < cpus) cpus = quota;
     return cpus < 1 ? 1 : cpus;
 }
