@@ -86,15 +86,24 @@ typedef struct rows_check {
     const char *name;
 } rows_check;
 
+static double square_length(const float *x, int64_t width)
+{
+    double sum[8] = {0}, total = 0;
+    int64_t j = 0;
+    for (; j + 8 <= width; j += 8)
+        for (int l = 0; l < 8; l++) sum[l] += (double)x[j + l] * (double)x[j + l];
+    for (; j < width; j++) sum[j & 7] += (double)x[j] * (double)x[j];
+    for (int l = 0; l < 8; l++) total += sum[l];
+    return total;
+}
+
 static moed_status check_block(void *argument, int64_t block)
 {
     const rows_check *r = argument;
     const int64_t from = block * MOEDI_KMEANS_BLOCK, most = from + MOEDI_KMEANS_BLOCK,
                   to = most < r->count ? most : r->count;
     for (int64_t i = from; i < to; i++) {
-        double square = 0;
-        for (int64_t j = 0; j < r->width; j++)
-            square += (double)r->x[i * r->width + j] * (double)r->x[i * r->width + j];
+        const double square = square_length(r->x + i * r->width, r->width);
         if (!isfinite(square))
             return moedi_fail_parameter(MOED_E_NUMERIC, r->name, "%s: row %lld holds NaN or infinity", r->name,
                                         (long long)i);
@@ -148,13 +157,9 @@ static void inertia_block(void *argument, int64_t block)
     const int64_t from = block * MOEDI_KMEANS_BLOCK, most = from + MOEDI_KMEANS_BLOCK,
                   to = most < f->count ? most : f->count;
     double sum = 0;
-    for (int64_t i = from; i < to; i++) {
-        const float *x = f->x + i * f->width, *c = f->centroids + f->labels[i] * f->width;
-        double square = 0;
-        for (int64_t j = 0; j < f->width; j++)
-            square += ((double)x[j] - (double)c[j]) * ((double)x[j] - (double)c[j]);
-        sum += moedi_fit_weight(f, i) * square;
-    }
+    for (int64_t i = from; i < to; i++)
+        sum += moedi_fit_weight(f, i) *
+               moedi_square_distance(f->x + i * f->width, f->centroids + f->labels[i] * f->width, f->width);
     s->part[block] = sum;
 }
 
@@ -170,33 +175,53 @@ static moed_status measure_inertia(moedi_fit *f)
     return MOED_OK;
 }
 
+/* Sums of x - x[0] and of its square, per column: away from the first row, digits are kept. */
+static void moments_block(void *argument, int64_t block)
+{
+    const block_sums *s = argument;
+    const moedi_fit *f = s->fit;
+    const int64_t from = block * MOEDI_KMEANS_BLOCK, most = from + MOEDI_KMEANS_BLOCK,
+                  to = most < f->count ? most : f->count;
+    double *restrict sum = s->part + block * 2 * f->width, *restrict square = sum + f->width;
+    for (int64_t i = from; i < to; i++)
+        for (int64_t j = 0; j < f->width; j++) {
+            const double away = (double)f->x[i * f->width + j] - (double)f->x[j];
+            sum[j] += away;
+            square[j] += away * away;
+        }
+}
+
 /* Mean over columns of the variance: the scale that the tolerance is measured by. */
 static moed_status mean_variance(moedi_fit *f, double *out)
 {
-    double *mean = NULL, sum = 0;
-    MOEDI_TRY(MOEDI_NEW(f->context, 2 * f->width, &mean));
-    double *square = mean + f->width;
-    for (int64_t i = 0; i < f->count; i++)
-        for (int64_t j = 0; j < f->width; j++) mean[j] += (double)f->x[i * f->width + j];
-    for (int64_t j = 0; j < f->width; j++) mean[j] /= (double)f->count;
-    for (int64_t i = 0; i < f->count; i++)
-        for (int64_t j = 0; j < f->width; j++) {
-            const double away = (double)f->x[i * f->width + j] - mean[j];
-            square[j] += away * away;
-        }
-    for (int64_t j = 0; j < f->width; j++) sum += square[j];
-    *out = sum / (double)f->count / (double)f->width;
-    moedi_free(f->context, mean);
+    block_sums s = {f, NULL};
+    const int64_t blocks = moedi_kmeans_blocks(f->count);
+    const double n = (double)f->count;
+    MOEDI_TRY(moedi_alloc_array(f->context, blocks, 2 * (size_t)f->width * sizeof *s.part, (void **)&s.part));
+    moedi_parallel(f->context, blocks, moments_block, &s);
+    *out = 0;
+    for (int64_t j = 0; j < f->width; j++) {
+        double sum = 0, square = 0;
+        for (int64_t b = 0; b < blocks; b++)
+            sum += s.part[b * 2 * f->width + j], square += s.part[(b * 2 + 1) * f->width + j];
+        const double variance = square / n - sum / n * (sum / n);
+        *out += (variance > 0 ? variance : 0) / (double)f->width;
+    }
+    moedi_free(f->context, s.part);
     return MOED_OK;
 }
 
 /* ---- Lloyd ---- */
 
 /* A cluster without weight takes the farthest row of those whose cluster keeps another (ties: the lowest
- * number). At most one row per empty cluster; sums, totals and counts follow. */
-static void fill_empty(moedi_fit *f, int64_t *moved)
+ * number). At most one row per empty cluster; sums, totals, counts and the host's labels follow. */
+static moed_status fill_empty(moedi_fit *f, int64_t *filled)
 {
-    *moved = 0;
+    int64_t empty = 0;
+    *filled = 0;
+    for (int64_t k = 0; k < f->clusters; k++) empty += !(f->totals[k] > 0);
+    if (!empty) return MOED_OK;
+    MOEDI_TRY(moedi_lloyd_assign(&f->lloyd, f->centroids, f->clusters, NULL, f->labels, f->distances));
     for (int64_t k = 0; k < f->clusters; k++) {
         if (f->totals[k] > 0) continue;
         int64_t row = -1;
@@ -207,7 +232,7 @@ static void fill_empty(moedi_fit *f, int64_t *moved)
                 (row < 0 || f->distances[i] > f->distances[row]))
                 row = i;
         }
-        if (row < 0) return;
+        if (row < 0) return MOED_OK;
         const int64_t from = f->labels[row];
         const double w = moedi_fit_weight(f, row);
         for (int64_t j = 0; j < f->width; j++) {
@@ -219,8 +244,9 @@ static void fill_empty(moedi_fit *f, int64_t *moved)
         f->totals[from] -= w, f->counts[from] -= 1;
         f->totals[k] = w, f->counts[k] += 1;
         f->distances[row] = 0;
-        *moved += 1;
+        *filled += 1;
     }
+    return MOED_OK;
 }
 
 /* Centroids from sums; returns the squared movement over all of them. */
@@ -228,13 +254,17 @@ static double move_centroids(moedi_fit *f)
 {
     double shift = 0;
     for (int64_t k = 0; k < f->clusters; k++) {
+        double square = 0;
+        f->moved[k] = 0;
         if (!(f->totals[k] > 0)) continue; /* weights so far apart that sums lose the small ones */
         for (int64_t j = 0; j < f->width; j++) {
             float *c = &f->centroids[k * f->width + j];
             const float next = (float)(f->sums[k * f->width + j] / f->totals[k]);
-            shift += ((double)next - (double)*c) * ((double)next - (double)*c);
+            square += ((double)next - (double)*c) * ((double)next - (double)*c);
             *c = next;
         }
+        f->moved[k] = (float)(sqrt(square) * (1 + 1e-6));
+        shift += square;
     }
     return shift;
 }
@@ -248,21 +278,27 @@ moed_status moedi_kmeans_centre(moedi_fit *f)
 
 static moed_status iterate(moedi_fit *f, double limit)
 {
-    int64_t moved = 0;
+    int64_t filled = 0;
+    double shift = 0;
     for (f->iterations = 0; f->iterations < f->options.iterations;) {
-        MOEDI_TRY(moedi_cancel_check(f->cancel));
-        MOEDI_TRY(moedi_lloyd_assign(&f->lloyd, f->centroids, f->clusters, NULL, f->labels, f->distances));
-        MOEDI_TRY(moedi_lloyd_accumulate(&f->lloyd, f->labels, f->sums, f->totals, f->counts));
-        fill_empty(f, &moved);
+        MOEDI_TRY(moedi_lloyd_step(&f->lloyd, f->centroids, f->iterations && !filled ? f->moved : NULL, f->sums,
+                                   f->totals, f->counts));
+        MOEDI_TRY(fill_empty(f, &filled));
         f->iterations++;
-        if (move_centroids(f) <= limit) break;
+        shift = move_centroids(f);
+        if (shift <= limit) break;
+    }
+    if (shift == 0 && !filled) { /* the labels are those of these centroids */
+        MOEDI_TRY(moedi_lloyd_labels(&f->lloyd, f->labels));
+        return measure_inertia(f);
     }
     /* labels belong to the centroids that are handed out; what fills an empty cluster now becomes its centroid
      */
-    MOEDI_TRY(moedi_lloyd_assign(&f->lloyd, f->centroids, f->clusters, NULL, f->labels, f->distances));
-    MOEDI_TRY(moedi_lloyd_accumulate(&f->lloyd, f->labels, f->sums, f->totals, f->counts));
-    fill_empty(f, &moved);
-    if (moved) move_centroids(f);
+    MOEDI_TRY(moedi_lloyd_step(&f->lloyd, f->centroids, f->iterations && !filled ? f->moved : NULL, f->sums,
+                               f->totals, f->counts));
+    MOEDI_TRY(fill_empty(f, &filled));
+    if (filled) move_centroids(f);
+    else MOEDI_TRY(moedi_lloyd_labels(&f->lloyd, f->labels));
     return measure_inertia(f);
 }
 
@@ -275,7 +311,10 @@ static moed_status fit_open(moedi_fit *f)
     MOEDI_TRY(MOEDI_NEW(c, f->clusters * f->width, &f->sums));
     MOEDI_TRY(MOEDI_NEW(c, f->clusters, &f->totals));
     MOEDI_TRY(MOEDI_NEW(c, f->clusters, &f->counts));
-    return moedi_lloyd_open(&f->lloyd, c, f->x, f->weights, f->count, f->width, f->clusters);
+    MOEDI_TRY(MOEDI_NEW(c, f->clusters, &f->moved));
+    MOEDI_TRY(moedi_lloyd_open(&f->lloyd, c, f->x, f->weights, f->count, f->width, f->clusters, 1));
+    f->lloyd.cancel = f->cancel;
+    return MOED_OK;
 }
 
 static void fit_close(moedi_fit *f)
@@ -287,6 +326,7 @@ static void fit_close(moedi_fit *f)
     moedi_free(f->context, f->sums);
     moedi_free(f->context, f->totals);
     moedi_free(f->context, f->counts);
+    moedi_free(f->context, f->moved);
 }
 
 /* The result of a start becomes the handle's: its arrays are exchanged with those of the fit at hand. */
@@ -401,8 +441,8 @@ moed_status moed_kmeans_assign(const moed_kmeans *k, const moed_tensor *x, int32
     MOEDI_TRY(check_fitted(k));
     MOEDI_TRY(check_matrix(x, "x", 0, k->info.width));
     MOEDI_TRY(check_rows(k->context, x, "x"));
-    MOEDI_TRY(moedi_cancel_check(cancel));
-    MOEDI_TRY(moedi_lloyd_open(&l, k->context, x->data, NULL, x->shape[0], x->shape[1], k->info.clusters));
+    MOEDI_TRY(moedi_lloyd_open(&l, k->context, x->data, NULL, x->shape[0], x->shape[1], k->info.clusters, 0));
+    l.cancel = cancel;
     const moed_status status = moedi_lloyd_assign(&l, k->centroids, k->info.clusters, NULL, labels, distances);
     moedi_lloyd_close(&l);
     return status;

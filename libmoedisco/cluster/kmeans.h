@@ -17,6 +17,7 @@ typedef struct moedi_fit {
     float *distances;      /* (count) squared, to the own centroid of the last assignment */
     double *sums, *totals; /* (clusters, width), (clusters) */
     int64_t *counts;       /* (clusters) */
+    float *moved;          /* (clusters) of the centroids, from above */
     double inertia;
     int64_t iterations;
 } moedi_fit;
@@ -24,6 +25,20 @@ typedef struct moedi_fit {
 static inline double moedi_fit_weight(const moedi_fit *f, int64_t i)
 {
     return f->weights ? (double)f->weights[i] : 1.0;
+}
+
+/* Sums side by side: the compiler may not reorder one. */
+static inline double moedi_square_distance(const float *x, const float *c, int64_t width)
+{
+    double sum[8] = {0};
+    int64_t j = 0;
+    for (; j + 8 <= width; j += 8)
+        for (int l = 0; l < 8; l++) {
+            const double away = (double)x[j + l] - (double)c[j + l];
+            sum[l] += away * away;
+        }
+    for (; j < width; j++) sum[j & 7] += ((double)x[j] - (double)c[j]) * ((double)x[j] - (double)c[j]);
+    return ((sum[0] + sum[1]) + (sum[2] + sum[3])) + ((sum[4] + sum[5]) + (sum[6] + sum[7]));
 }
 
 /* k-means++ with greedy trials, into f->centroids; a pure function of seed and `restart`. */
