@@ -8,18 +8,6 @@
 #include "core/cancel.h"
 #include "core/options.h"
 
-struct moed_kmeans {
-    moed_context *context;
-    moed_kmeans_options options;
-    int fitted;
-    int64_t count;
-    int32_t *labels; /* (count) of the fit */
-    float *centroids;
-    double *weights;
-    int64_t *counts;
-    moed_kmeans_info info;
-};
-
 moed_status moed_kmeans_create(moed_kmeans **out, moed_context *c, const moed_kmeans_options *o)
 {
     moed_kmeans_options options;
@@ -36,7 +24,7 @@ moed_status moed_kmeans_create(moed_kmeans **out, moed_context *c, const moed_km
     return MOED_OK;
 }
 
-static void forget(moed_kmeans *k)
+void moedi_kmeans_forget(moed_kmeans *k)
 {
     moedi_free(k->context, k->labels);
     moedi_free(k->context, k->centroids);
@@ -48,14 +36,14 @@ void moed_kmeans_destroy(moed_kmeans *k)
 {
     if (!k) return;
     moed_context *c = k->context;
-    forget(k);
+    moedi_kmeans_forget(k);
     moedi_free(c, k);
     moedi_context_release(c);
 }
 
 /* ---- checks ---- */
 
-static moed_status check_matrix(const moed_tensor *x, const char *name, int64_t rows, int64_t width)
+moed_status moedi_check_matrix(const moed_tensor *x, const char *name, int64_t rows, int64_t width)
 {
     if (!x->data) return moedi_fail_parameter(MOED_E_ARGUMENT, name, "%s: data is NULL", name);
     if (x->dtype != MOED_DTYPE_F32)
@@ -82,7 +70,7 @@ static moed_status check_matrix(const moed_tensor *x, const char *name, int64_t 
 
 typedef struct rows_check {
     const float *x;
-    int64_t count, width;
+    int64_t count, width, first;
     const char *name;
 } rows_check;
 
@@ -106,23 +94,28 @@ static moed_status check_block(void *argument, int64_t block)
         const double square = square_length(r->x + i * r->width, r->width);
         if (!isfinite(square))
             return moedi_fail_parameter(MOED_E_NUMERIC, r->name, "%s: row %lld holds NaN or infinity", r->name,
-                                        (long long)i);
+                                        (long long)(r->first + i));
         if (square > FLT_MAX / 16)
             return moedi_fail_parameter(MOED_E_NUMERIC, r->name,
                                         "%s: row %lld is too long for squared distances in float: %g", r->name,
-                                        (long long)i, sqrt(square));
+                                        (long long)(r->first + i), sqrt(square));
     }
     return MOED_OK;
 }
 
-static moed_status check_rows(const moed_context *c, const moed_tensor *x, const char *name)
+moed_status moedi_check_rows(const moed_context *c, const float *x, int64_t count, int64_t width, int64_t first,
+                             const char *name)
 {
-    rows_check r = {x->data, x->shape[0], x->shape[1], name};
-    return moedi_parallel_try(c, moedi_kmeans_blocks(r.count), check_block, &r);
+    rows_check r = {x, count, width, first, name};
+    return moedi_parallel_try(c, moedi_kmeans_blocks(count), check_block, &r);
+}
+static moed_status check_tensor(const moed_context *c, const moed_tensor *x, const char *name)
+{
+    return moedi_check_rows(c, x->data, x->shape[0], x->shape[1], 0, name);
 }
 
 /* Rows with weight, at least one per cluster. */
-static moed_status check_weights(const float *weights, int64_t count, int64_t clusters)
+moed_status moedi_check_weights(const float *weights, int64_t count, int64_t clusters)
 {
     int64_t positive = 0;
     for (int64_t i = 0; weights && i < count; i++) {
@@ -191,8 +184,7 @@ static void moments_block(void *argument, int64_t block)
         }
 }
 
-/* Mean over columns of the variance: the scale that the tolerance is measured by. */
-static moed_status mean_variance(moedi_fit *f, double *out)
+moed_status moedi_kmeans_variance(const moedi_fit *f, double *out)
 {
     block_sums s = {f, NULL};
     const int64_t blocks = moedi_kmeans_blocks(f->count);
@@ -276,6 +268,18 @@ moed_status moedi_kmeans_centre(moedi_fit *f)
     return measure_inertia(f);
 }
 
+/* Labels belong to the centroids that are handed out; what fills an empty cluster now becomes its centroid.
+ * followed: f->moved leads here from the last step. */
+static moed_status finish(moedi_fit *f, int followed)
+{
+    int64_t filled;
+    MOEDI_TRY(moedi_lloyd_step(&f->lloyd, f->centroids, followed ? f->moved : NULL, f->sums, f->totals, f->counts));
+    MOEDI_TRY(fill_empty(f, &filled));
+    if (filled) move_centroids(f);
+    else MOEDI_TRY(moedi_lloyd_labels(&f->lloyd, f->labels));
+    return measure_inertia(f);
+}
+
 static moed_status iterate(moedi_fit *f, double limit)
 {
     int64_t filled = 0;
@@ -292,14 +296,7 @@ static moed_status iterate(moedi_fit *f, double limit)
         MOEDI_TRY(moedi_lloyd_labels(&f->lloyd, f->labels));
         return measure_inertia(f);
     }
-    /* labels belong to the centroids that are handed out; what fills an empty cluster now becomes its centroid
-     */
-    MOEDI_TRY(moedi_lloyd_step(&f->lloyd, f->centroids, f->iterations && !filled ? f->moved : NULL, f->sums,
-                               f->totals, f->counts));
-    MOEDI_TRY(fill_empty(f, &filled));
-    if (filled) move_centroids(f);
-    else MOEDI_TRY(moedi_lloyd_labels(&f->lloyd, f->labels));
-    return measure_inertia(f);
+    return finish(f, f->iterations && !filled);
 }
 
 static moed_status fit_open(moedi_fit *f)
@@ -329,16 +326,15 @@ static void fit_close(moedi_fit *f)
     moedi_free(f->context, f->moved);
 }
 
-/* The result of a start becomes the handle's: its arrays are exchanged with those of the fit at hand. */
-static moed_status keep(moed_kmeans *k, moedi_fit *f)
+moed_status moedi_kmeans_keep(moed_kmeans *k, const moedi_fit *f)
 {
-    if (!k->labels) {
-        MOEDI_TRY(MOEDI_NEW(f->context, f->count, &k->labels));
+    if (!k->centroids) {
+        if (f->labels) MOEDI_TRY(MOEDI_NEW(f->context, f->count, &k->labels));
         MOEDI_TRY(MOEDI_NEW(f->context, f->clusters * f->width, &k->centroids));
         MOEDI_TRY(MOEDI_NEW(f->context, f->clusters, &k->weights));
         MOEDI_TRY(MOEDI_NEW(f->context, f->clusters, &k->counts));
     }
-    memcpy(k->labels, f->labels, (size_t)f->count * sizeof *k->labels);
+    if (f->labels) memcpy(k->labels, f->labels, (size_t)f->count * sizeof *k->labels);
     memcpy(k->centroids, f->centroids, (size_t)(f->clusters * f->width) * sizeof *k->centroids);
     memcpy(k->weights, f->totals, (size_t)f->clusters * sizeof *k->weights);
     memcpy(k->counts, f->counts, (size_t)f->clusters * sizeof *k->counts);
@@ -357,20 +353,31 @@ static moed_status keep(moed_kmeans *k, moedi_fit *f)
     return MOED_OK;
 }
 
-static moed_status fit_all(moedi_fit *f, moed_kmeans *best, const moed_tensor *starts)
+static moed_status fit_all(moedi_fit *f, moed_kmeans *best, const float *starts)
 {
     double variance = 0;
     const int32_t restarts = starts ? 1 : f->options.restarts;
+    const moedi_source source = {f->context, f->x, NULL, f->weights, f->count, f->width};
     MOEDI_TRY(fit_open(f));
-    MOEDI_TRY(mean_variance(f, &variance));
+    MOEDI_TRY(moedi_kmeans_variance(f, &variance));
+    const double limit = f->options.tolerance * variance;
     for (int32_t r = 0; r < restarts; r++) {
-        if (starts) memcpy(f->centroids, starts->data, (size_t)(f->clusters * f->width) * sizeof(float));
+        if (starts) memcpy(f->centroids, starts, (size_t)(f->clusters * f->width) * sizeof(float));
         else MOEDI_TRY(moedi_kmeans_starts(f, (uint64_t)r));
-        MOEDI_TRY(iterate(f, f->options.tolerance * variance));
+        if (f->options.batch) MOEDI_TRY(moedi_kmeans_minibatch(f, &source, limit));
+        else MOEDI_TRY(iterate(f, limit));
+        if (f->options.batch) MOEDI_TRY(finish(f, 0));
         if (f->options.method == MOED_KMEANS_BALANCED) MOEDI_TRY(moedi_kmeans_balance(f));
-        if (!best->fitted || f->inertia < best->info.inertia) MOEDI_TRY(keep(best, f));
+        if (!best->fitted || f->inertia < best->info.inertia) MOEDI_TRY(moedi_kmeans_keep(best, f));
     }
     return MOED_OK;
+}
+
+moed_status moedi_kmeans_fit_memory(moedi_fit *f, moed_kmeans *best, const float *starts)
+{
+    const moed_status status = fit_all(f, best, starts);
+    fit_close(f);
+    return status;
 }
 
 moed_status moed_kmeans_fit(moed_kmeans *k, const moed_tensor *x, const float *weights,
@@ -380,12 +387,12 @@ moed_status moed_kmeans_fit(moed_kmeans *k, const moed_tensor *x, const float *w
     MOEDI_REQUIRE(k, "the kmeans is NULL");
     MOEDI_REQUIRE(x, "x is NULL");
     MOEDI_TRY(moedi_context_check(k->context));
-    MOEDI_TRY(check_matrix(x, "x", 0, 0));
-    MOEDI_TRY(check_weights(weights, x->shape[0], k->options.clusters));
-    MOEDI_TRY(check_rows(k->context, x, "x"));
+    MOEDI_TRY(moedi_check_matrix(x, "x", 0, 0));
+    MOEDI_TRY(moedi_check_weights(weights, x->shape[0], k->options.clusters));
+    MOEDI_TRY(check_tensor(k->context, x, "x"));
     if (starts) {
-        MOEDI_TRY(check_matrix(starts, "starts", k->options.clusters, x->shape[1]));
-        MOEDI_TRY(check_rows(k->context, starts, "starts"));
+        MOEDI_TRY(moedi_check_matrix(starts, "starts", k->options.clusters, x->shape[1]));
+        MOEDI_TRY(check_tensor(k->context, starts, "starts"));
     }
     moedi_fit f = {
         .context = k->context,
@@ -398,13 +405,12 @@ moed_status moed_kmeans_fit(moed_kmeans *k, const moed_tensor *x, const float *w
         .clusters = k->options.clusters,
     };
     moed_kmeans best = {.context = k->context, .options = k->options};
-    const moed_status status = fit_all(&f, &best, starts);
-    fit_close(&f);
+    const moed_status status = moedi_kmeans_fit_memory(&f, &best, starts ? starts->data : NULL);
     if (status == MOED_OK) {
-        forget(k);
+        moedi_kmeans_forget(k);
         *k = best;
     } else {
-        forget(&best);
+        moedi_kmeans_forget(&best);
     }
     return status;
 }
@@ -421,6 +427,7 @@ moed_status moed_kmeans_labels(const moed_kmeans *k, int32_t *labels, int64_t co
     MOEDI_REQUIRE(k, "the kmeans is NULL");
     MOEDI_REQUIRE(labels, "labels is NULL");
     MOEDI_TRY(check_fitted(k));
+    if (!k->labels) return moedi_fail(MOED_E_STATE, "a streamed fit keeps no labels: call moed_kmeans_assign_stream");
     if (count != k->count)
         return moedi_fail_parameter(MOED_E_ARGUMENT, "count",
                                     "count: %lld labels asked for, %lld vectors were fitted", (long long)count,
@@ -439,8 +446,8 @@ moed_status moed_kmeans_assign(const moed_kmeans *k, const moed_tensor *x, int32
     MOEDI_REQUIRE(labels, "labels is NULL");
     MOEDI_TRY(moedi_context_check(k->context));
     MOEDI_TRY(check_fitted(k));
-    MOEDI_TRY(check_matrix(x, "x", 0, k->info.width));
-    MOEDI_TRY(check_rows(k->context, x, "x"));
+    MOEDI_TRY(moedi_check_matrix(x, "x", 0, k->info.width));
+    MOEDI_TRY(check_tensor(k->context, x, "x"));
     MOEDI_TRY(moedi_lloyd_open(&l, k->context, x->data, NULL, x->shape[0], x->shape[1], k->info.clusters, 0));
     l.cancel = cancel;
     const moed_status status = moedi_lloyd_assign(&l, k->centroids, k->info.clusters, NULL, labels, distances);

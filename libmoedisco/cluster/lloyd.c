@@ -78,9 +78,17 @@ void moedi_lloyd_close(moedi_lloyd *l)
     memset(l, 0, sizeof *l);
 }
 
-void moedi_lloyd_turn(moedi_lloyd *l, const float *x, const float *weights, int64_t count)
+moed_status moedi_lloyd_turn(moedi_lloyd *l, const float *x, const float *weights, int64_t count)
 {
-    l->x = x, l->weights = weights, l->count = count;
+    const moed_backend *t = l->engine.table;
+    l->count = count;
+    if (l->engine.info.host_memory) {
+        l->x = x, l->weights = weights;
+        return MOED_OK;
+    }
+    MOEDI_TRY(t->upload(l->engine.self, l->own_x, x, (size_t)(count * l->width) * sizeof *x));
+    if (!l->own_weights) return MOED_OK;
+    return t->upload(l->engine.self, l->own_weights, weights, (size_t)count * sizeof *weights);
 }
 
 static moed_status assign(moedi_lloyd *l, int64_t clusters, int with_penalty, float *distances)

@@ -21,8 +21,8 @@ typedef struct moedi_lloyd {
 moed_status moedi_lloyd_open(moedi_lloyd *l, moed_context *c, const float *x, const float *weights,
                              int64_t count, int64_t width, int64_t clusters, int bounded);
 void moedi_lloyd_close(moedi_lloyd *l);
-/* Other rows, at most those of open: only where device memory is host memory. */
-void moedi_lloyd_turn(moedi_lloyd *l, const float *x, const float *weights, int64_t count);
+/* Other rows (host arrays), at most those of open, and weights only where open had some. */
+moed_status moedi_lloyd_turn(moedi_lloyd *l, const float *x, const float *weights, int64_t count);
 /* Host arrays: nearest of `clusters` centroids (at most those of open), with penalties (nullable); distances
  * nullable. The labels stay with the engine too. */
 moed_status moedi_lloyd_assign(moedi_lloyd *l, const float *centroids, int64_t clusters, const double *penalty,

@@ -21,7 +21,7 @@ class Tensor(ctypes.Structure):
 class Options(ctypes.Structure):
     _fields_ = [("struct_size", ctypes.c_uint32), ("flags", ctypes.c_uint32), ("clusters", ctypes.c_int32), ("method", ctypes.c_int32),
                 ("iterations", ctypes.c_int32), ("restarts", ctypes.c_int32), ("seed", ctypes.c_uint64), ("tolerance", ctypes.c_double),
-                ("imbalance", ctypes.c_double)]
+                ("imbalance", ctypes.c_double), ("start", ctypes.c_int32), ("batch", ctypes.c_int32)]
 
 
 class Info(ctypes.Structure):
