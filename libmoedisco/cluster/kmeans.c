@@ -359,7 +359,7 @@ static moed_status fit_all(moedi_fit *f, moed_kmeans *best, const float *starts)
     const int32_t restarts = starts ? 1 : f->options.restarts;
     const moedi_source source = {f->context, f->x, NULL, f->weights, f->count, f->width};
     MOEDI_TRY(fit_open(f));
-    MOEDI_TRY(moedi_kmeans_variance(f, &variance));
+    if (f->options.tolerance > 0) MOEDI_TRY(moedi_kmeans_variance(f, &variance));
     const double limit = f->options.tolerance * variance;
     for (int32_t r = 0; r < restarts; r++) {
         if (starts) memcpy(f->centroids, starts, (size_t)(f->clusters * f->width) * sizeof(float));

@@ -7,6 +7,10 @@
  * those, penalties added. So near ties come out as in the definition. */
 #include "fast.h"
 
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
 enum {
     CHUNK = 512,                /* of the width, copied at a time */
     STRIDE = CHUNK + VECTOR,    /* no power of two: the rows would share cache sets */
@@ -203,29 +207,70 @@ static __attribute__((noinline)) int32_t settle(const nearest *n, const float *x
     return label < 0 ? 0 : (int32_t)label;
 }
 
-INLINE void lower_of(float *restrict to, const float *restrict v)
+/* Smaller lanes; a bit for each lane that is not above the limit: the compiler finds no good code for these two. */
+#if defined(__AVX512F__)
+INLINE vfloat vmin(vfloat a, vfloat b)
 {
-    for (int l = 0; l < VECTOR; l++) to[l] = v[l] < to[l] ? v[l] : to[l];
+    return (vfloat)_mm512_min_ps((__m512)a, (__m512)b);
+}
+INLINE uint32_t lanes_within(vfloat v, float limit)
+{
+    return _mm512_cmp_ps_mask((__m512)v, _mm512_set1_ps(limit), _CMP_LE_OQ);
+}
+#elif defined(__AVX__)
+INLINE vfloat vmin(vfloat a, vfloat b)
+{
+    return (vfloat)_mm256_min_ps((__m256)a, (__m256)b);
+}
+INLINE uint32_t lanes_within(vfloat v, float limit)
+{
+    return (uint32_t)_mm256_movemask_ps(_mm256_cmp_ps((__m256)v, _mm256_set1_ps(limit), _CMP_LE_OQ));
+}
+#elif defined(__x86_64__)
+INLINE vfloat vmin(vfloat a, vfloat b)
+{
+    return (vfloat)_mm_min_ps((__m128)a, (__m128)b);
+}
+INLINE uint32_t lanes_within(vfloat v, float limit)
+{
+    return (uint32_t)_mm_movemask_ps(_mm_cmple_ps((__m128)v, _mm_set1_ps(limit)));
+}
+#else
+INLINE vfloat vmin(vfloat a, vfloat b)
+{
+    return choose(a < b, a, b);
+}
+INLINE uint32_t lanes_within(vfloat v, float limit)
+{
+    uint32_t bits = 0;
+    for (int l = 0; l < VECTOR; l++) bits |= (uint32_t)(v[l] <= limit) << l;
+    return bits;
+}
+#endif
+INLINE float lanes_min(vfloat v)
+{
+    quad q[VECTOR / 4];
+    __builtin_memcpy(q, &v, sizeof v);
+    for (int w = VECTOR / 8; w > 0; w /= 2)
+        for (int i = 0; i < w; i++)
+            for (int l = 0; l < 4; l++) q[i][l] = q[i + w][l] < q[i][l] ? q[i + w][l] : q[i][l];
+    const float a = q[0][0] < q[0][1] ? q[0][0] : q[0][1], b = q[0][2] < q[0][3] ? q[0][2] : q[0][3];
+    return a < b ? a : b;
 }
 
 static int32_t choose_label(const nearest *n, const float *x, const float *costs, float length)
 {
-    float lanes[VECTOR], lowest;
-    memcpy(lanes, costs, sizeof lanes);
-    for (int64_t k = VECTOR; k < n->padded; k += VECTOR) lower_of(lanes, costs + k);
-    lowest = -lanes_max(-load(lanes));
-    const float limit = lowest + (length + n->margin) * n->rounding;
-    vint found = {0}, where = {0}, number;
-    for (int l = 0; l < VECTOR; l++) number[l] = l;
+    vfloat lowest = load(costs);
+    for (int64_t k = VECTOR; k < n->padded; k += VECTOR) lowest = vmin(lowest, load(costs + k));
+    const float limit = lanes_min(lowest) + (length + n->margin) * n->rounding;
+    int64_t label = -1;
     for (int64_t k = 0; k < n->padded; k += VECTOR) {
-        const vint within = load(costs + k) <= limit;
-        found -= within;
-        where |= within & number;
-        number += VECTOR;
+        const uint32_t bits = lanes_within(load(costs + k), limit);
+        if (!bits) continue;
+        if (label >= 0 || (bits & (bits - 1))) return settle(n, x, costs, limit);
+        label = k + __builtin_ctz(bits);
     }
-    int32_t count = 0, label = 0;
-    for (int l = 0; l < VECTOR; l++) count += found[l], label |= where[l];
-    return count == 1 ? label : settle(n, x, costs, limit);
+    return label < 0 ? 0 : (int32_t)label;
 }
 
 /* Smallest squared distance to any centroid but `label`, from below. */
