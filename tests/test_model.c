@@ -506,7 +506,7 @@ static void wrong_arguments_are_refused(void **state)
     assert_refused(moed_model_init(&m, *state, NULL, NULL), MOED_E_ARGUMENT, "layout");
     assert_refused(moed_model_open(&m, *state, "", NULL), MOED_E_ARGUMENT, "directory");
     assert_refused(moed_model_save(NULL, "x", NULL), MOED_E_ARGUMENT, "model");
-    o.flags = MOED_MODEL_STREAM;
+    o.flags = MOED_MODEL_STREAM << 1;
     assert_refused(moed_model_init(&m, *state, l, &o), MOED_E_ARGUMENT, "flags");
     o.flags = 0, o.struct_size = 3;
     assert_int_equal(moed_model_init(&m, *state, l, &o), MOED_E_STRUCT);
