@@ -143,7 +143,7 @@ check-install: all
 check-gpu:
 	@echo 'no GPU backend is built in this version: nothing to check'; exit 2
 bench: all $(BENCHES)
-	@for b in $(BENCHES); do $$b || exit 1; done
+	@sh tests/bench/run.sh $(abspath $(OUT))/tests/bench
 bench-methods: all
 	@sh tests/bench/methods.sh $(abspath $(COMMAND))
 asan:
