@@ -55,9 +55,9 @@ fi
 # of the time, disco's part is two fifths.
 part=$(awk -v m="$minutes" 'BEGIN { printf "%.3f", m * 0.38 }')
 go() { echo; "$moedisco" "$@" || fault "moedisco $* stopped with exit code $?"; }
-go run disco "$work/run" --text "$work/text" --document-bytes 512 --warmup 0.2 --minutes "$part"
-go run upcycle "$work/run" --warmup 0.2 --equal-money-to disco
-go run full "$work/run" --warmup 0.2 --equal-money-to disco > "$work/full.log"
+go run disco "$work/run" --text "$work/text" --minutes "$part"
+go run upcycle "$work/run" --equal-money-to disco
+go run full "$work/run" --equal-money-to disco > "$work/full.log"
 sed -n '/^== /p; /^F-phase/p; /^ *$/q' "$work/full.log"
 echo
 echo 'MoE-DisCo, a cloned dense model, and plain full training at the same money:'

@@ -217,7 +217,7 @@ static void text_that_is_none_is_refused_and_leaves_nothing(void **state)
     put("list.jsonl", "[1]\n");
     put("blank", "\n\n");
     assert_refused(build("e", "c", NULL, NULL), MOED_E_FORMAT, "no text for a corpus");
-    assert_refused(build("b", "c", NULL, NULL), MOED_E_FORMAT, "1 binary files left out");
+    assert_refused(build("b", "c", NULL, NULL), MOED_E_FORMAT, "1 binary (or not UTF-8) files left out");
     assert_refused(build("b/x", "c", NULL, NULL), MOED_E_FORMAT, "b/x: a binary file");
     assert_refused(build("blank", "c", NULL, NULL), MOED_E_FORMAT, "1 documents empty");
     assert_refused(build("bad.jsonl", "c", NULL, NULL), MOED_E_FORMAT, "bad.jsonl:3");

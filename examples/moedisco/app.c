@@ -43,6 +43,13 @@ int exit_code(moed_status status)
     }
 }
 
+int fail_errno(const char *path, const char *what, int reason)
+{
+    const int space = reason == ENOSPC || reason == EDQUOT || reason == EFBIG;
+    const int place = reason == EACCES || reason == EPERM || reason == EROFS || reason == ENOTDIR || reason == ENAMETOOLONG;
+    return fail(space || place ? EXIT_INPUT : EXIT_OTHER, "%s: %s: %s", path, what, strerror(reason));
+}
+
 int fail_status(moed_status status)
 {
     const char *text = moed_last_error();
@@ -129,8 +136,7 @@ int make_folder(const char *path)
         const char kept = *at;
         *at = 0;
         if (mkdir(copy, 0777) && errno != EEXIST) {
-            code = fail(errno == ENOSPC || errno == EACCES || errno == ENOTDIR || errno == EROFS ? EXIT_INPUT : EXIT_OTHER,
-                        "%s: cannot make the folder: %s", copy, strerror(errno));
+            code = fail_errno(copy, "cannot make the folder", errno);
             break;
         }
         *at = kept;
@@ -139,6 +145,33 @@ int make_folder(const char *path)
     if (!code && !path_is_folder(path)) code = fail(EXIT_INPUT, "%s: is not a folder", path);
     free(copy);
     return code;
+}
+
+int make_folder_for(const char *path, char **made)
+{
+    char *first = NULL; /* the topmost that is missing */
+    for (size_t n = 1; !first && path[n - 1]; n++) {
+        if (path[n] && path[n] != '/') continue;
+        char *folder = must(strndup(path, n));
+        if (path_exists(folder)) free(folder);
+        else first = folder;
+    }
+    const int code = make_folder(path);
+    if (code) unmake_folder(code, path, first);
+    *made = code ? NULL : first;
+    return code;
+}
+
+void unmake_folder(int code, const char *path, char *made)
+{
+    char *at = must(strdup(path));
+    while (code && made && strlen(at) >= strlen(made) && (!rmdir(at) || errno == ENOENT)) {
+        char *slash = strrchr(at, '/');
+        if (!slash) break;
+        *slash = 0;
+    }
+    free(at);
+    free(made);
 }
 
 /* The real path of something whose last part need not exist. */
@@ -209,6 +242,18 @@ const char *human_count(double count, char out[32])
         unit++;
     }
     snprintf(out, 32, "%.3g%s", count, UNITS[unit]);
+    return out;
+}
+
+const char *human_flops(double flops, char out[32])
+{
+    static const char *const UNITS[] = {"", "k", "M", "G", "T", "P", "E", "Z"};
+    size_t unit = 0;
+    while (flops >= 999.5 && unit < 7) {
+        flops /= 1000;
+        unit++;
+    }
+    snprintf(out, 32, flops < 9.95 && unit ? "%.1f %sFLOP" : "%.0f %sFLOP", flops, UNITS[unit]);
     return out;
 }
 

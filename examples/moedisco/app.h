@@ -26,8 +26,10 @@ int fail(int code, const char *format, ...) __attribute__((format(printf, 2, 3))
 /* The library's last error; the exit code that belongs to its status. */
 int fail_status(moed_status status);
 int exit_code(moed_status status);
+/* A full disk and a place that may not be written to are bad input: a second try would end in the same way. */
+int fail_errno(const char *path, const char *what, int reason);
 
-/* Set by SIGINT and SIGTERM, which also request app_cancel. */
+/* Set by SIGINT, SIGTERM and SIGHUP, which also request app_cancel. */
 extern moed_cancel *app_cancel;
 int app_stopped(void);
 
@@ -54,12 +56,16 @@ char *path_join(const char *a, const char *b);
 int path_exists(const char *path);
 int path_is_folder(const char *path);
 int make_folder(const char *path);             /* with its parents; an exit code */
+/* make_folder, and its undoing after work that failed, as far as the folders are empty. made: the first new one, or NULL. */
+int make_folder_for(const char *path, char **made);
+void unmake_folder(int code, const char *path, char *made); /* frees made; removes nothing when code is EXIT_DONE */
 char *path_relative(const char *from, const char *to); /* `to` (existing folder or file's folder) as seen from folder `from` */
 char *path_from(const char *folder, const char *path); /* path itself when absolute, else below folder */
 void *must(void *memory);
 double now_seconds(void);
 const char *human_bytes(int64_t bytes, char out[32]);
 const char *human_count(double count, char out[32]);
+const char *human_flops(double flops, char out[32]); /* "88 GFLOP" */
 const char *human_time(double seconds, char out[32]);
 
 int verb_try(const verb *v, int argc, char **argv);

@@ -71,7 +71,7 @@ static int money_for_minutes(const pipeline *p, const step_cost *one, double *mo
     if (left < 2) return fail(EXIT_INPUT, "--minutes %g: too short: getting ready took %.0f seconds", p->minutes, now_seconds() - p->began);
     *money = left / per_dollar;
     char speed[32];
-    say("this machine trains at %sFLOP/s: a step of the whole model takes %.3g s", human_count(one->flops[PHASE_FINAL] / whole, speed), whole);
+    say("this machine trains at %s/s: a step of the whole model takes %.3g s", human_flops(one->flops[PHASE_FINAL] / whole, speed), whole);
     return EXIT_DONE;
 }
 

@@ -167,7 +167,8 @@ static void matrix(moed_tensor *t, float *data, int64_t rows, int64_t width)
 }
 
 static moed_status label_others(const moed_corpus *others, const moed_model *m, const moed_kmeans *k, const moed_embed_options *o, int64_t width,
-                                int32_t *all) {
+                                int32_t *all)
+{
     moed_corpus_info info = {.struct_size = sizeof info};
     moed_tensor x;
     moed_status status = moed_corpus_get_info(others, &info);
@@ -187,7 +188,8 @@ static moed_status label_others(const moed_corpus *others, const moed_model *m, 
 }
 
 int clusters_make(moed_context *c, const moed_corpus *d, const moed_corpus *train, const moed_corpus *held_out, const moed_model *m,
-                  const clustering *k, moed_partition **out) {
+                  const clustering *k, moed_partition **out)
+{
     moed_corpus_info whole = {.struct_size = sizeof whole}, part = {.struct_size = sizeof part};
     moed_layout_info layout = {.struct_size = sizeof layout};
     moed_kmeans *kmeans = NULL;

@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "app.h"
+#include "output.h"
 
 static int listed(const char *list, const char *name)
 {
@@ -132,7 +133,11 @@ static int set_text(flag *item, const char *text)
     char *end = NULL;
     errno = 0;
     switch (d->type) {
-    case MOED_FIELD_TEXT: *(const char **)p = text; return -1;
+    case MOED_FIELD_TEXT:
+        if (!item->passing && utf8(text) != text) /* it is kept in run.json */
+            return fail(EXIT_INPUT, "--%s %s: is not UTF-8; rename the file", item->name, utf8(text));
+        *(const char **)p = text;
+        return -1;
     case MOED_FIELD_CHOICE: {
         size_t length = 0;
         const char *name;
@@ -155,7 +160,7 @@ static int set_text(flag *item, const char *text)
     }
     case MOED_FIELD_U64: {
         const unsigned long long value = strtoull(text, &end, 10);
-        if (end == text || *end || errno || text[0] == '-') return bad_value(item, text);
+        if (end == text || *end || errno || strchr(text, '-')) return bad_value(item, text);
         *(uint64_t *)p = value;
         return -1;
     }
@@ -232,26 +237,6 @@ static int unknown(const flags *f, const char *name)
     return fail(EXIT_INPUT, "unknown flag --%s; --help lists all flags", name);
 }
 
-static void wrapped(const char *text, int indent, int width)
-{
-    int column = indent;
-    while (*text) {
-        const int length = (int)strcspn(text, " ");
-        if (column > indent && column + 1 + length > width) {
-            printf("\n%*s", indent, "");
-            column = indent;
-        } else if (column > indent) {
-            putchar(' ');
-            column++;
-        }
-        printf("%.*s", length, text);
-        column += length;
-        text += length;
-        while (*text == ' ') text++;
-    }
-    putchar('\n');
-}
-
 static void help_flag(const flag *item)
 {
     const moed_field *d = &item->field;
@@ -275,7 +260,9 @@ static void help_flag(const flag *item)
 
 static void help(const flags *f, const verb *v)
 {
-    printf("moedisco %s %s\n%s\n\nexample: %s\n", v->name, v->arguments, v->summary, v->example);
+    printf("moedisco %s %s\n", v->name, v->arguments);
+    wrapped(v->summary, 0, 110);
+    printf("\nexample: %s\n", v->example);
     const char *group = NULL;
     for (size_t i = 0; i < f->count; i++) {
         if (f->items[i].first != (int)i) continue;
@@ -304,6 +291,8 @@ static int one_flag(flags *f, int argc, char **argv, int *at)
     if (equal) return set_all(f, item, equal + 1);
     if (item->field.type == MOED_FIELD_SWITCH) return set_all(f, item, "1");
     if (*at + 1 >= argc) return fail(EXIT_INPUT, "--%s needs a value", name);
+    if (!strncmp(argv[*at + 1], "--", 2))
+        return fail(EXIT_INPUT, "--%s needs a value before %s; --%s=VALUE may begin with anything", name, argv[*at + 1], name);
     return set_all(f, item, argv[++*at]);
 }
 
@@ -376,7 +365,7 @@ int flags_set_json(flags *f, flag *item, const json_t *value)
             *(const char **)p = twin->owned;
             break;
         case MOED_FIELD_F64:
-            good = json_is_number(value);
+            good = json_is_number(value) && !out_of_range(twin, json_number_value(value));
             if (good) *(double *)p = json_number_value(value);
             break;
         case MOED_FIELD_SWITCH:
@@ -384,7 +373,7 @@ int flags_set_json(flags *f, flag *item, const json_t *value)
             if (good) *(int32_t *)p = json_is_true(value);
             break;
         case MOED_FIELD_U64:
-            good = json_is_integer(value);
+            good = json_is_integer(value) && json_integer_value(value) >= 0;
             if (good) *(uint64_t *)p = (uint64_t)json_integer_value(value);
             break;
         case MOED_FIELD_CHOICE: {
@@ -402,10 +391,12 @@ int flags_set_json(flags *f, flag *item, const json_t *value)
         }
         default:
             good = json_is_integer(value);
+            good = good && !out_of_range(twin, (double)json_integer_value(value));
+            if (good && twin->field.type == MOED_FIELD_I32)
+                good = json_integer_value(value) >= INT32_MIN && json_integer_value(value) <= INT32_MAX;
             if (!good) break;
             if (twin->field.type == MOED_FIELD_I32) *(int32_t *)p = (int32_t)json_integer_value(value);
             else *(int64_t *)p = json_integer_value(value);
-            good = !out_of_range(twin, (double)json_integer_value(value));
         }
     }
     return good;

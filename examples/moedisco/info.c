@@ -16,9 +16,10 @@ void layout_tell(const char *name, const moed_layout *l)
     say("model %s: %s, %lld layers, hidden %lld, %lld experts (top-%lld), vocabulary %lld, context %lld", name, i.family[0] ? i.family : "by hand",
         (long long)i.layers, (long long)i.hidden, (long long)i.experts, (long long)i.top_k, (long long)i.vocabulary,
         (long long)i.context_length);
-    say("  %s parameters, %s used per token, %s shared; %s; %s FLOP per token forward", human_count((double)i.total, total),
-        human_count((double)i.active, active), human_count((double)i.shared, shared), human_bytes(i.bytes, bytes), human_count(i.forward_flops, work));
-    emit(json_pack("{s:s, s:s, s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:f}", "event", "model", "path", name, "family", i.family,
+    say("  %s parameters, %s used per token, %s shared; %s; %s per token forward", human_count((double)i.total, total),
+        human_count((double)i.active, active), human_count((double)i.shared, shared), human_bytes(i.bytes, bytes),
+        human_flops(i.forward_flops, work));
+    emit(json_pack("{s:s, s:s, s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:f}", "event", "model", "path", utf8(name), "family", i.family,
                    "layers", (json_int_t)i.layers, "hidden", (json_int_t)i.hidden, "experts", (json_int_t)i.experts, "top_k",
                    (json_int_t)i.top_k, "vocabulary", (json_int_t)i.vocabulary, "context_length", (json_int_t)i.context_length, "parameters",
                    (json_int_t)i.total, "active", (json_int_t)i.active, "shared", (json_int_t)i.shared, "bytes", (json_int_t)i.bytes,
@@ -66,7 +67,7 @@ static int tell_partition(moed_context *c, const char *path)
         say("  cluster %lld: %lld documents", (long long)k, (long long)sizes[k]);
         json_array_append_new(counts, json_integer(sizes[k]));
     }
-    emit(json_pack("{s:s, s:s, s:I, s:I, s:s, s:o}", "event", "partition", "path", path, "documents", (json_int_t)i.documents, "clusters",
+    emit(json_pack("{s:s, s:s, s:I, s:I, s:s, s:o}", "event", "partition", "path", utf8(path), "documents", (json_int_t)i.documents, "clusters",
                    (json_int_t)i.clusters, "corpus", i.fingerprint, "counts", counts));
     free(sizes);
     moed_partition_destroy(p);

@@ -1,4 +1,5 @@
-/* main.c - the verb table, general help, and stopping on SIGINT and SIGTERM. */
+/* main.c - the verb table, general help, and stopping on SIGINT, SIGTERM and SIGHUP. */
+#include <fcntl.h>
 #include <poll.h>
 #include <signal.h>
 #include <stdio.h>
@@ -28,17 +29,19 @@ static const verb VERBS[] = {
      "moedisco split model submodels", verb_split},
     {"train", "MODEL CORPUS OUT", "Trains one model on a corpus or on one cluster of it into OUT/model; takes up where it was stopped.",
      "moedisco train submodels/0 data/notes out0 --partition p.safetensors --cluster 0 --steps 500", verb_train},
-    {"integrate", "BASE OUT SUBMODEL...", "Trained submodels, in the order of split, and the base they came from, into one MoE model OUT. The word lost stands for a missing one (--allow-missing).",
+    {"integrate", "BASE OUT SUBMODEL...", "Trained submodels, in the order of split, and the base they came from, into one "
+     "MoE model OUT. The word lost stands for a missing one (--allow-missing).",
      "moedisco integrate model merged out0/model out1/model out2/model out3/model", verb_integrate},
     {"eval", "MODEL CORPUS", "Loss, perplexity, bits per byte and the load of each expert.", "moedisco eval run/disco/model data/notes", verb_eval},
     {"sample", "MODEL [PROMPT]", "Text from a model of byte tokens.", "moedisco sample run/disco/model 'The ' --temperature 0.8", verb_sample},
     {"plan", "disco|full|upcycle [DIR]", "What `run` would do, before anything is spent: phases, memory, FLOPs, hours and money.",
-     "moedisco plan disco --hidden 2048 --layers 24 --steps 4100 --branch-steps 4200", verb_plan},
+     "moedisco plan disco --hidden 2048 --heads 16 --layers 24 --steps 4100 --branch-steps 4200", verb_plan},
     {"run disco", "DIR", "MoE-DisCo into DIR/disco by [common start,] clusters, split, K workers, integration and F-phase. Finished steps are "
-     "kept; the same command goes on.", "moedisco run disco run --corpus ~/notes --minutes 5", verb_run},
-    {"run full", "DIR", "The whole model on all data, into DIR/full: what MoE-DisCo is compared with.", "moedisco run full run --equal-money-to disco", verb_run},
-    {"run upcycle", "DIR", "One dense model on all data, cloned into all experts, then the F-phase, into DIR/upcycle: the other thing to compare with.",
-     "moedisco run upcycle run --equal-money-to disco", verb_run},
+     "kept; the same command goes on.", "moedisco run disco run --text ~/notes --minutes 5", verb_run},
+    {"run full", "DIR", "The whole model on all data, into DIR/full: what MoE-DisCo is compared with.",
+     "moedisco run full run --equal-money-to disco", verb_run},
+    {"run upcycle", "DIR", "One dense model on all data, cloned into all experts, then the F-phase, into DIR/upcycle: the other "
+     "thing to compare with.", "moedisco run upcycle run --equal-money-to disco", verb_run},
     {"work", "RUN INDEX", "Trains submodel INDEX of the pipeline directory RUN: one worker of the S-phase, for job arrays.",
      "moedisco work run/disco 3", verb_work},
 };
@@ -61,12 +64,39 @@ static int first_clause(const char *text)
     return length;
 }
 
+/* One line for each verb, or for each kind of one ("run"). */
+static void list_verbs(const char *group)
+{
+    const size_t length = strlen(group);
+    for (size_t i = 0; i < VERB_COUNT; i++) {
+        const verb *v = &VERBS[i];
+        if (length && (strncmp(v->name, group, length) || v->name[length] != ' ')) continue;
+        printf("  %-14s %-26s %.*s\n", v->name, v->arguments, first_clause(v->summary), v->summary);
+    }
+}
+
+static int is_group(const char *name)
+{
+    const size_t length = strlen(name);
+    for (size_t i = 0; i < VERB_COUNT; i++)
+        if (!strncmp(VERBS[i].name, name, length) && VERBS[i].name[length] == ' ') return 1;
+    return 0;
+}
+
+static int group_help(const char *name)
+{
+    printf("usage: moedisco %s KIND ... [--flags]\n\n", name);
+    list_verbs(name);
+    printf("\n`moedisco %s KIND --help` lists a kind's flags with defaults and an example.\n", name);
+    return EXIT_DONE;
+}
+
+static int asks_for_help(const char *word) { return !strcmp(word, "--help") || !strcmp(word, "-h"); }
+
 static int general_help(void)
 {
     printf("moedisco - train Mixture-of-Experts language models cheaply (MoE-DisCo)\n\nusage: moedisco VERB ... [--flags]\n\n");
-    for (size_t i = 0; i < VERB_COUNT; i++) {
-        printf("  %-14s %-26s %.*s\n", VERBS[i].name, VERBS[i].arguments, first_clause(VERBS[i].summary), VERBS[i].summary);
-    }
+    list_verbs("");
     printf("\n`moedisco VERB --help` lists a verb's flags with defaults and an example. Start with: moedisco try FOLDER --minutes 10\n"
            "exit codes: 0 done, 2 bad usage or input, 3 does not fit, 75 stopped and resumable, 1 anything else\n");
     return EXIT_DONE;
@@ -77,11 +107,7 @@ static int no_such_verb(int argc, char **argv)
     const char *names[VERB_COUNT];
     char wanted[128];
     for (size_t i = 0; i < VERB_COUNT; i++) names[i] = VERBS[i].name;
-    for (size_t i = 0; i < VERB_COUNT; i++) {
-        const size_t length = strlen(argv[1]);
-        if (!strncmp(names[i], argv[1], length) && names[i][length] == ' ')
-            return fail(EXIT_INPUT, "%s needs one of its kinds; see moedisco --help, e.g. moedisco %s %s", argv[1], names[i], VERBS[i].arguments);
-    }
+    if (is_group(argv[1])) return fail(EXIT_INPUT, "%s needs one of its kinds; moedisco %s --help lists them", argv[1], argv[1]);
     snprintf(wanted, sizeof wanted, "%s", argv[1]);
     const char *near = nearest(wanted, names, VERB_COUNT);
     if (!near && argc > 2) {
@@ -118,18 +144,43 @@ static int reader_left(void)
     return poll(&end, 1, 0) == 1 && (end.revents & POLLERR);
 }
 
+/* A closed standard stream would lend its number to the next file that is opened, and messages would go into that. */
+static void fill_standard_streams(void)
+{
+    int file;
+    do file = open("/dev/null", O_RDWR);
+    while (file >= 0 && file <= STDERR_FILENO);
+    if (file >= 0) close(file);
+}
+
+/* What was ignored when the command began (nohup, a shell's background job) stays ignored. */
+static void stop_on(int number)
+{
+    struct sigaction action = {.sa_handler = stop}, before;
+    if (sigaction(number, NULL, &before) == 0 && before.sa_handler != SIG_IGN) sigaction(number, &action, NULL);
+}
+
 int main(int argc, char **argv)
 {
+    char wish[] = "--help", *help[] = {argv[0], wish, wish, wish};
+    fill_standard_streams();
     if (argc < 2) return general_help(), EXIT_INPUT;
-    if (!strcmp(argv[1], "--help") || !strcmp(argv[1], "-h") || !strcmp(argv[1], "help")) return general_help();
+    if (asks_for_help(argv[1]) || (!strcmp(argv[1], "help") && argc == 2)) return general_help();
     if (!strcmp(argv[1], "--version")) return printf("%s\n", moed_build_info()), EXIT_DONE;
+    if (!strcmp(argv[1], "help")) { /* `help run disco` is `run disco --help` */
+        const int words_given = argc > 3 ? 2 : 1;
+        for (int i = 1; i <= words_given; i++) help[i] = argv[i + 1];
+        argc = words_given + 2;
+        argv = help;
+    }
+    if (argc == 3 && is_group(argv[1]) && asks_for_help(argv[2])) return group_help(argv[1]);
     int words = 0;
     const verb *v = find_verb(argc, argv, &words);
     if (!v) return no_such_verb(argc, argv);
     if (moed_cancel_create(&app_cancel)) return fail(EXIT_FIT, "%s", moed_last_error());
-    struct sigaction action = {.sa_handler = stop};
-    sigaction(SIGINT, &action, NULL);
-    sigaction(SIGTERM, &action, NULL);
+    stop_on(SIGINT);
+    stop_on(SIGTERM);
+    stop_on(SIGHUP);
     signal(SIGPIPE, SIG_IGN);
     int code = v->run(v, argc - 1 - words, argv + 1 + words);
     if ((fflush(stdout) || ferror(stdout)) && !reader_left() && code == EXIT_DONE)

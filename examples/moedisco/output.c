@@ -1,7 +1,9 @@
 /* output.c - what the command prints. */
 #include <stdarg.h>
+#include <math.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <unistd.h>
 
 #include "app.h"
@@ -37,9 +39,51 @@ void say(const char *format, ...)
     putchar('\n');
 }
 
+void wrapped(const char *text, int indent, int width)
+{
+    int column = indent;
+    while (*text) {
+        const int length = (int)strcspn(text, " ");
+        if (column > indent && column + 1 + length > width) {
+            printf("\n%*s", indent, "");
+            column = indent;
+        } else if (column > indent) {
+            putchar(' ');
+            column++;
+        }
+        printf("%.*s", length, text);
+        column += length;
+        text += length;
+        while (*text == ' ') text++;
+    }
+    putchar('\n');
+}
+
+/* Columns of the terminal but one, 0 for a pipe. */
+static int terminal_width(void)
+{
+    struct winsize w;
+    if (!isatty(STDOUT_FILENO)) return 0;
+    return !ioctl(STDOUT_FILENO, TIOCGWINSZ, &w) && w.ws_col > 1 ? w.ws_col - 1 : 79;
+}
+
+void say_wrapped(const char *format, ...)
+{
+    char text[1024];
+    if (mode_json) return;
+    output_clear();
+    va_list list;
+    va_start(list, format);
+    vsnprintf(text, sizeof text, format, list);
+    va_end(list);
+    const int width = terminal_width();
+    printf("  ");
+    wrapped(text, 2, width && width < 110 ? width : 110);
+}
+
 void emit(json_t *o)
 {
-    if (mode_json) {
+    if (mode_json && o) {
         json_dumpf(o, stdout, JSON_COMPACT | JSON_REAL_PRECISION(9));
         putchar('\n');
     }
@@ -60,11 +104,11 @@ void progress_text(progress *p, int last, const char *text)
 {
     if (mode_quiet || mode_json) return;
     const double now = now_seconds();
-    const int terminal = isatty(STDOUT_FILENO);
-    if (!last && now - p->last < (terminal ? 0.1 : 5.0)) return;
+    const int width = terminal_width();
+    if (!last && now - p->last < (width ? 0.1 : 5.0)) return;
     p->last = now;
-    if (terminal) {
-        printf("\r\033[K%.150s", text);
+    if (width) { /* a line longer than the terminal would wrap, and not be rewritten */
+        printf("\r\033[K%.*s", width, text);
         fflush(stdout);
         line_open = 1;
     } else {
@@ -83,9 +127,9 @@ int32_t progress_step(const moed_report *r, void *user)
     const double per_step = (now - p->started) / (double)(r->step - p->first);
     const double left = per_step * (double)(p->steps - r->step);
     if (mode_json) {
-        emit(json_pack("{s:s, s:s, s:I, s:I, s:f, s:f, s:f, s:f}", "event", "step", "phase", p->label, "step", (json_int_t)r->step,
+        emit(json_pack("{s:s, s:s, s:I, s:I, s:f, s:f, s:o, s:o}", "event", "step", "phase", p->label, "step", (json_int_t)r->step,
                        "steps", (json_int_t)p->steps, "loss", r->loss, "learning_rate", r->learning_rate, "tokens_per_second",
-                       r->tokens_per_second, "seconds_left", left));
+                       finite_or_null(r->tokens_per_second), "seconds_left", finite_or_null(left)));
     } else {
         moed_context_info info = {.struct_size = sizeof info};
         char text[256], speed[32], time_left[32], memory[32] = "";
@@ -105,12 +149,65 @@ void progress_end(progress *p)
     line_open = 0;
 }
 
+/* Bytes of the UTF-8 character beyond ASCII at `at`, 0 when there is none. */
+static size_t encoded(const char *at, size_t left, uint32_t *code)
+{
+    const unsigned char *b = (const unsigned char *)at;
+    const size_t length = b[0] >= 0xF0 && b[0] < 0xF5 ? 4 : b[0] >= 0xE0 && b[0] < 0xF0 ? 3 : b[0] >= 0xC2 && b[0] < 0xE0 ? 2 : 0;
+    if (!length || length > left) return 0;
+    *code = b[0] & (0x7Fu >> length);
+    for (size_t i = 1; i < length; i++) {
+        if ((b[i] & 0xC0) != 0x80) return 0;
+        *code = *code << 6 | (b[i] & 0x3F);
+    }
+    static const uint32_t LEAST[] = {0, 0, 0x80, 0x800, 0x10000};
+    return *code < LEAST[length] || *code > 0x10FFFF || (*code >= 0xD800 && *code < 0xE000) ? 0 : length;
+}
+
+/* As encoded, without what steers a terminal (C1), turns the direction of writing, or shows nothing. */
+static size_t character(const char *at, size_t left)
+{
+    uint32_t code = 0;
+    const size_t length = encoded(at, left, &code);
+    const int hidden = code < 0xA0 || (code >= 0x200B && code <= 0x200F) || (code >= 0x2028 && code <= 0x202E) ||
+                       (code >= 0x2060 && code <= 0x206F) || code == 0xFEFF || code == 0x61C;
+    return length && !hidden ? length : 0;
+}
+
+const char *utf8(const char *text)
+{
+    static char copies[4][4096];
+    static unsigned next;
+    const size_t count = strlen(text);
+    char *out = copies[next++ % 4];
+    size_t at = 0, bad = 0;
+    uint32_t code;
+    for (size_t i = 0; i < count && at + 5 < sizeof copies[0];) {
+        const size_t length = (unsigned char)text[i] < 0x80 ? 1 : encoded(text + i, count - i, &code);
+        bad += !length;
+        if (length) memcpy(out + at, text + i, length);
+        else out[at] = '?';
+        at += length ? length : 1;
+        i += length ? length : 1;
+    }
+    out[at] = 0;
+    return bad ? out : text;
+}
+
+json_t *finite_or_null(double value) { return isfinite(value) ? json_real(value) : json_null(); }
+
 void put_printable(char *out, size_t size, const char *bytes, size_t count, int newlines)
 {
     size_t at = 0;
     for (size_t i = 0; i < count && at + 1 < size; i++) {
         const unsigned char b = (unsigned char)bytes[i];
-        if (b >= 32 && b < 127) out[at++] = (char)b;
+        const size_t length = b < 0x80 ? 1 : character(bytes + i, count - i);
+        if (length > 1) {
+            if (at + length >= size) break;
+            memcpy(out + at, bytes + i, length);
+            at += length;
+            i += length - 1;
+        } else if (b >= 32 && b < 127) out[at++] = (char)b;
         else if (b == '\n' && newlines) out[at++] = '\n';
         else if (b == '\n' || b == '\t' || b == '\r') out[at++] = ' ';
         else out[at++] = '.';

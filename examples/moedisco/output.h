@@ -10,6 +10,10 @@ int output_json(void);
 
 /* A line for people: nothing with --json. */
 void say(const char *format, ...) __attribute__((format(printf, 1, 2)));
+/* Text broken at blanks to at most width columns; prints from column indent on, where the further lines begin too. */
+void wrapped(const char *text, int indent, int width);
+/* A line for people that is broken to the width of the terminal, 110 at most. */
+void say_wrapped(const char *format, ...) __attribute__((format(printf, 1, 2)));
 /* A JSON line: nothing without --json. Takes o. */
 void emit(json_t *o);
 
@@ -30,7 +34,12 @@ void progress_text(progress *p, int last, const char *text);
 /* Removes a line that is being rewritten, so that something else can be printed. */
 void output_clear(void);
 
-/* Bytes of text made safe for a terminal or a log: anything unprintable becomes '.', newlines stay when asked for. */
+/* What a JSON line can hold: json_pack refuses text that is not UTF-8 and numbers that are not finite. */
+const char *utf8(const char *text);   /* text, or a copy (valid for three more calls) with '?' for what is not UTF-8 */
+json_t *finite_or_null(double value);
+
+/* Bytes of text made safe for a terminal or a log: anything unprintable becomes '.', newlines stay when asked for. Characters of
+ * UTF-8 beyond ASCII stay, but for those that steer a terminal or turn the direction of writing. */
 void put_printable(char *out, size_t size, const char *bytes, size_t count, int newlines);
 
 #endif

@@ -78,10 +78,30 @@ static int train_into(pipeline *p, const char *label, const char *from_dir, cons
     return code;
 }
 
+/* run.json may have been edited since the base was made. */
+static int same_sizes(const pipeline *p, const char *base)
+{
+    moed_model_options o;
+    moed_model *m = NULL;
+    moed_layout_info wanted = {.struct_size = sizeof wanted}, there = {.struct_size = sizeof there};
+    OPTIONS_INIT(MODEL_OPTIONS, &o);
+    o.flags = MOED_MODEL_STREAM;
+    const moed_status status = moed_model_open(&m, p->context, base, &o);
+    if (status) return fail_status(status);
+    moed_layout_get_info(moed_model_layout(m), &there);
+    moed_layout_get_info(p->layout, &wanted);
+    moed_model_destroy(m);
+    if (there.total == wanted.total && there.hidden == wanted.hidden && there.layers == wanted.layers && there.experts == wanted.experts &&
+        there.top_k == wanted.top_k && there.vocabulary == wanted.vocabulary)
+        return EXIT_DONE;
+    return fail(EXIT_INPUT, "%s: %lld layers, hidden %lld, %lld experts, %lld parameters: not the model that run.json describes", base,
+                (long long)there.layers, (long long)there.hidden, (long long)there.experts, (long long)there.total);
+}
+
 static int phase_base(pipeline *p, const char *base)
 {
     moed_model *m = NULL;
-    if (path_exists(base)) return EXIT_DONE;
+    if (path_exists(base)) return same_sizes(p, base);
     moed_status status = moed_model_init(&m, p->context, p->layout, &p->size.init);
     if (!status) status = moed_model_save(m, base, NULL);
     moed_model_destroy(m);
@@ -206,8 +226,9 @@ static int phase_result(pipeline *p)
         if (!code && !(code = cost_phases(p, seconds, phases, &count))) code = cost_of(phases, count, &cost);
         if (!code) {
             moed_context_get_info(p->context, &here);
-            json_t *result = must(json_pack("{s:s, s:s, s:f, s:f, s:I, s:o, s:o, s:s, s:s, s:s}", "name", p->name ? p->name : kind_name(p->kind), "kind",
-                                            kind_name(p->kind), "held_out_loss", r.loss, "perplexity", exp(r.loss), "held_out_tokens",
+            json_t *result = must(json_pack("{s:s, s:s, s:f, s:o, s:I, s:o, s:o, s:s, s:s, s:s}", "name",
+                                            p->name ? p->name : kind_name(p->kind), "kind", kind_name(p->kind), "held_out_loss", r.loss,
+                                            "perplexity", finite_or_null(exp(r.loss)), "held_out_tokens",
                                             (json_int_t)r.labels, "cost", cost_json(&cost), "phases", phases_json(phases, count), "measured_on",
                                             here.device, "kernels", here.kernels, "prices", p->price_date));
             code = write_json(path, result);
@@ -240,13 +261,13 @@ static void tell_start(const pipeline *p)
     size_t count = 0;
     char flops[32], money[32];
     if (cost_phases(p, NULL, phases, &count) || cost_of(phases, count, &c)) return;
-    say("== %s in %s: start %lld steps, S-phase %lld x %lld, F-phase %lld; %s FLOP, %s on the priced devices", kind_name(p->kind), p->dir,
+    say("== %s in %s: start %lld steps, S-phase %lld x %lld, F-phase %lld; %s, %s on the priced devices", kind_name(p->kind), p->dir,
         (long long)p->start_steps, (long long)(p->branch_steps ? pipeline_parts(p) : 0), (long long)p->branch_steps, (long long)p->steps,
-        human_count(c.flops, flops), human_money(c.money, money));
+        human_flops(c.flops, flops), human_money(c.money, money));
     json_t *o = cost_json(&c);
     json_object_set_new(o, "event", json_string("pipeline"));
     json_object_set_new(o, "kind", json_string(kind_name(p->kind)));
-    json_object_set_new(o, "path", json_string(p->dir));
+    json_object_set_new(o, "path", json_string(utf8(p->dir)));
     emit(o);
 }
 
@@ -291,8 +312,9 @@ int phase_work(pipeline *p, int64_t index)
         code = fail(EXIT_INPUT, "%s: has submodels 0 to %lld, not %lld", p->dir, (long long)pipeline_parts(p) - 1, (long long)index);
     else if (p->branch_steps <= 0) code = fail(EXIT_INPUT, "%s: a pipeline without an S-phase has no work for workers", p->dir);
     else if (!path_exists(initial) || !path_exists(partition_path))
-        code = fail(EXIT_INPUT, "%s: is not there yet; `moedisco run disco` makes it before its workers start", path_exists(initial) ? partition_path : initial);
-    else if ((lock = open(lock_path, O_RDWR | O_CREAT | O_CLOEXEC, 0666)) < 0) code = fail(EXIT_OTHER, "%s: %s", lock_path, strerror(errno));
+        code = fail(EXIT_INPUT, "%s: is not there yet; `moedisco run disco` makes it before its workers start",
+                    path_exists(initial) ? partition_path : initial);
+    else if ((lock = open(lock_path, O_RDWR | O_CREAT | O_CLOEXEC, 0666)) < 0) code = fail_errno(lock_path, "cannot be made", errno);
     /* A worker whose parent was killed may still be saving: wait for it. */
     while (!code && flock(lock, LOCK_EX) && errno == EINTR && !app_stopped()) {}
     if (!code && app_stopped()) code = fail(EXIT_STOPPED, "stopped; the same command starts again");
@@ -330,7 +352,7 @@ int verb_work(const verb *v, int argc, char **argv)
     if (!code) {
         char *model = submodel_path(&p, index, "model");
         say("submodel %lld: %s", index, model);
-        emit(json_pack("{s:s, s:I, s:s}", "event", "submodel", "part", (json_int_t)index, "path", model));
+        emit(json_pack("{s:s, s:I, s:s}", "event", "submodel", "part", (json_int_t)index, "path", utf8(model)));
         free(model);
     }
     pipeline_close(&p);

@@ -13,6 +13,7 @@
 #include "phases.h"
 #include "report.h"
 #include "settings.h"
+#include "training.h"
 
 static const moed_field WORK_FIELDS[] = {
     FIELD_TEXT_(pipeline, text, "folder, text file or .jsonl file that the run directory's corpus is built from"),
@@ -22,7 +23,8 @@ static const moed_field WORK_FIELDS[] = {
     {sizeof(moed_field), 0, "held_out_seed", "", "draws the held-out documents", MOED_FIELD_U64, offsetof(pipeline, held_out_seed), 0, 0, 0},
 };
 static const moed_field STEP_FIELDS[] = {
-    FIELD_INTEGER(pipeline, start_steps, 0, -1, 1e15, "steps of the common start: one dense model on all data, cloned into every expert; -1 = by the budget"),
+    FIELD_INTEGER(pipeline, start_steps, 0, -1, 1e15,
+                  "steps of the common start: one dense model on all data, cloned into every expert; -1 = by the budget"),
     FIELD_INTEGER(pipeline, branch_steps, 0, -1, 1e15, "S-phase: steps of each submodel on its cluster; -1 = by the budget"),
     FIELD_INTEGER(pipeline, steps, 0, -1, 1e15, "F-phase: steps of the whole model on all data; -1 = by the budget"),
     FIELD_NUMBER(pipeline, start_learning_rate, 0, 0, 100, "learning rate of the start, constant after its warm-up"),
@@ -175,7 +177,7 @@ static int take_lock(pipeline *p)
     char *path = path_join(p->dir, ".lock");
     p->lock = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0666);
     int code = EXIT_DONE;
-    if (p->lock < 0) code = fail(EXIT_OTHER, "%s: %s", path, strerror(errno));
+    if (p->lock < 0) code = fail_errno(path, "cannot be made", errno);
     int busy = !code && flock(p->lock, LOCK_EX | LOCK_NB) && errno == EWOULDBLOCK;
     for (int i = 0; busy && i < 30; i++) { /* one that was just killed is still letting go */
         nanosleep(&(struct timespec){.tv_nsec = 100000000}, NULL);
@@ -187,27 +189,7 @@ static int take_lock(pipeline *p)
     return code;
 }
 
-/* The run directory's own corpus, built now unless it is there; source.json says what of. */
-static int shared_corpus(pipeline *p)
-{
-    char *folder = path_join(p->root, "corpus"), *index = path_join(folder, "text.idx"), *source = path_join(folder, "source.json");
-    p->corpus_prefix = path_join(folder, "text");
-    int code = EXIT_DONE;
-    if (path_exists(index)) {
-        code = p->text ? settings_same_source(source, p->text) : EXIT_DONE;
-    } else if (!p->text) {
-        code = fail(EXIT_INPUT, "%s: has no corpus yet; give --text FOLDER or --corpus PREFIX", p->root);
-    } else if (!(code = make_folder(folder)) && !(code = settings_write_source(source, p->text))) {
-        code = corpus_build(p->context, &p->text, 1, p->corpus_prefix, &p->build);
-        if (code) unlink(source);
-    }
-    free(folder);
-    free(index);
-    free(source);
-    return code;
-}
-
-/* So that the same command builds it anew once there is more text. */
+/* So that the same command builds it anew, once there is (more) text. */
 static void remove_corpus(const pipeline *p)
 {
     static const char *const FILES[] = {"text.bin", "text.idx", "text.json", "source.json"};
@@ -219,6 +201,36 @@ static void remove_corpus(const pipeline *p)
     }
     rmdir(folder);
     free(folder);
+}
+
+/* The run directory's own corpus, built now unless it is there; source.json says what of. */
+static int corpus_at_hand(pipeline *p)
+{
+    char *folder = path_join(p->root, "corpus"), *index = path_join(folder, "text.idx"), *source = path_join(folder, "source.json");
+    p->corpus_prefix = path_join(folder, "text");
+    int code = EXIT_DONE;
+    if (path_exists(index)) {
+        code = p->text ? settings_same_source(source, p->text) : EXIT_DONE;
+    } else if (!p->text) {
+        code = fail(EXIT_INPUT, "%s: has no corpus yet; give --text FOLDER or --corpus PREFIX", p->root);
+    } else if (!(code = make_folder(folder)) && !(code = settings_write_source(source, p->text))) {
+        code = corpus_build(p->context, &p->text, 1, p->corpus_prefix, &p->build);
+        if (code) remove_corpus(p);
+    }
+    free(folder);
+    free(index);
+    free(source);
+    return code;
+}
+
+/* Two pipelines of one run directory may begin at once: the second waits for the first one's corpus. */
+static int shared_corpus(pipeline *p)
+{
+    const int lock = open(p->root, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    while (lock >= 0 && flock(lock, LOCK_EX) && errno == EINTR && !app_stopped()) {}
+    const int code = app_stopped() ? fail(EXIT_STOPPED, "stopped; the same command starts again") : corpus_at_hand(p);
+    if (lock >= 0) close(lock);
+    return code;
 }
 
 static int open_data(pipeline *p)
@@ -240,6 +252,18 @@ static int open_layouts(pipeline *p)
     return status ? fail_status(status) : pipeline_layouts(p, info.vocabulary);
 }
 
+/* What would stop a later phase, told of before anything is kept. */
+static int can_be_done(const pipeline *p)
+{
+    moed_corpus_info info = {.struct_size = sizeof info};
+    const moed_train_options last = final_options(p); /* of the largest model */
+    moed_corpus_get_info(p->train_view, &info);
+    if (p->kind == KIND_DISCO && p->branch_steps != 0 && info.documents < pipeline_parts(p))
+        return fail(EXIT_INPUT, "%lld training documents cannot make %lld clusters, one for each expert: take fewer --experts or more text",
+                    (long long)info.documents, (long long)pipeline_parts(p));
+    return training_fits(p->context, p->layout, &last);
+}
+
 static int start_fresh(pipeline *p, flags *f)
 {
     sizes_settle(&p->size, f);
@@ -249,6 +273,7 @@ static int start_fresh(pipeline *p, flags *f)
     else if ((code = shared_corpus(p))) return code;
     if (!(code = open_data(p)) && p->pick_sizes) code = budget_pick_sizes(p, f);
     if (!code) code = open_layouts(p);
+    if (!code) code = can_be_done(p);
     if (!code) code = pipeline_budget(p);
     if (code) return code;
     char *relative = path_relative(p->dir, p->corpus_prefix);
@@ -282,11 +307,13 @@ int pipeline_open(pipeline *p, flags *f, const char *dir)
     return open_layouts(p);
 }
 
-static int wrong_together(const pipeline *p)
+int pipeline_check(const pipeline *p)
 {
     if (p->text && p->corpus) return fail(EXIT_INPUT, "--text and --corpus: give one of them");
     if ((p->minutes > 0) + (p->money > 0) + (p->equal_money_to != NULL) > 1)
         return fail(EXIT_INPUT, "--minutes, --money and --equal-money-to: give one of them");
+    if ((p->minutes > 0 || p->money > 0 || p->equal_money_to) && (p->cheap_price <= 0 || p->dear_price <= 0))
+        return fail(EXIT_INPUT, "--%s-price 0: a budget is shared out by prices; give steps instead", p->cheap_price <= 0 ? "cheap" : "dear");
     if (p->start_share + p->branch_share >= 1)
         return fail(EXIT_INPUT, "--start-share %g and --branch-share %g leave nothing to the F-phase", p->start_share, p->branch_share);
     if (p->kind == KIND_FULL && (p->start_steps > 0 || p->branch_steps > 0))
@@ -308,7 +335,7 @@ static void remove_unstarted(const pipeline *p)
 
 int pipeline_run(pipeline *p, flags *f, const char *root)
 {
-    int code = wrong_together(p);
+    int code = pipeline_check(p);
     if (code) return code;
     p->root = must(strdup(root));
     if (!p->name) p->name = kind_name(p->kind);
@@ -320,7 +347,7 @@ int pipeline_run(pipeline *p, flags *f, const char *root)
     if ((code = make_folder(p->dir)) || (code = take_lock(p))) return code;
     code = started ? go_on(p, f) : start_fresh(p, f);
     if (!code) code = phases_run(p, f);
-    if (!code) code = report_table(root);
+    if (!code) report_table(root); /* a damaged neighbour is told of, and is not this run's fault */
     if (code && !started) remove_unstarted(p);
     return code;
 }

@@ -63,6 +63,8 @@ int pipeline_run(pipeline *p, flags *f, const char *root);
 int pipeline_open(pipeline *p, flags *f, const char *dir);
 /* Layouts for a vocabulary, without a run directory. */
 int pipeline_layouts(pipeline *p, int64_t vocabulary);
+/* What cannot be asked for together; an exit code. */
+int pipeline_check(const pipeline *p);
 /* Steps of every phase from the budget; no -1 is left. */
 int pipeline_budget(pipeline *p);
 void pipeline_close(pipeline *p);

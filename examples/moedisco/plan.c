@@ -14,8 +14,8 @@ static void show_phase(const pipeline *p, const moed_phase *phase, const moed_es
     moed_cost c;
     const int dear = phase->device_flops == p->dear_flops && phase->price == p->dear_price;
     if (cost_of(phase, 1, &c)) return;
-    say("  %-8s %2d x %-10s %8lld steps %9s FLOP %9s memory %9s disk %10.4g h %12s", phase->name, (int)phase->devices,
-        dear ? p->dear_device : p->cheap_device, (long long)steps, human_count(c.flops, flops), human_bytes(e->host_bytes, memory),
+    say("  %-8s %2d x %-10s %8lld steps %10s %9s memory %9s disk %10.4g h %12s", phase->name, (int)phase->devices,
+        dear ? p->dear_device : p->cheap_device, (long long)steps, human_flops(c.flops, flops), human_bytes(e->host_bytes, memory),
         human_bytes(e->disk_bytes, disk), c.hours, human_money(c.money, money));
     json_t *o = cost_json(&c);
     json_object_del(o, "seconds_here");
@@ -47,7 +47,8 @@ static int show(const pipeline *p)
             if (!strcmp(rows[r].name, phases[i].name) && !(code = training_estimate(rows[r].layout, &rows[r].options, &e)))
                 show_phase(p, &phases[i], &e, rows[r].steps);
     if (code || (code = cost_of(phases, count, &c))) return code;
-    say("  together %s FLOP, %.4g hours, %.4g device-hours, %s", human_count(c.flops, flops), c.hours, c.device_hours, human_money(c.money, money));
+    say("  together %s, %.4g hours, %.4g device-hours, %s", human_flops(c.flops, flops), c.hours, c.device_hours,
+        human_money(c.money, money));
     say("  prices of %s; speeds are inferred from the paper's hours: set --cheap-flops and --dear-flops to your own", p->price_date);
     json_t *o = cost_json(&c);
     json_object_del(o, "seconds_here");
@@ -60,8 +61,8 @@ static int show(const pipeline *p)
 static int plan(pipeline *p, flags *f)
 {
     moed_corpus_info info = {.struct_size = sizeof info, .vocabulary = 257};
-    int code = common_open(&p->common, &p->context);
-    if (code) return code;
+    int code = pipeline_check(p);
+    if (code || (code = common_open(&p->common, &p->context))) return code;
     sizes_settle(&p->size, f);
     if (!flags_given(f, "length") && p->train.length > p->size.context_length) p->train.length = p->size.context_length;
     if (p->minutes > 0) return fail(EXIT_INPUT, "--minutes: plan measures nothing; give steps or --money");

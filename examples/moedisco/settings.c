@@ -7,19 +7,62 @@
 #include <unistd.h>
 
 #include "cost.h"
+#include "output.h"
 #include "settings.h"
+
+enum { RUN_FORMAT = 1 };
+
+/* Seventeen digits make 0.45 into 0.45000000000000001: fifteen do where they read back the same. Rewrites text in place. */
+static void shorten_reals(char *text)
+{
+    char *out = text;
+    for (int quoted = 0; *text;) {
+        const size_t length = quoted ? 0 : strspn(text, "0123456789+-.eE");
+        char number[40] = "", *end;
+        if (*text != 'e' && length < sizeof number && memchr(text, '.', length)) { /* the e of true and false is no number */
+            const double value = strtod(text, &end);
+            snprintf(number, sizeof number, "%.15g", value);
+            if (strtod(number, NULL) != value) number[0] = 0;
+            else if (!strpbrk(number, ".e")) strcat(number, ".0");
+        }
+        if (number[0] && strlen(number) < length) {
+            memcpy(out, number, strlen(number));
+            out += strlen(number);
+            text += length;
+            continue;
+        }
+        const size_t plain = length ? length : quoted && *text == '\\' ? 2 : 1;
+        if (!length && *text == '"') quoted = !quoted;
+        memmove(out, text, plain);
+        out += plain;
+        text += plain;
+    }
+    *out = 0;
+}
+
+static char *printed(const json_t *o)
+{
+    char *text = must(json_dumps(o, JSON_INDENT(2) | JSON_REAL_PRECISION(17))), *lines;
+    shorten_reals(text);
+    lines = text_format("%s\n", text);
+    free(text);
+    return lines;
+}
 
 int write_json(const char *path, json_t *o)
 {
-    char *temporary = text_format("%s.tmp", path), *text = must(json_dumps(o, JSON_INDENT(2) | JSON_REAL_PRECISION(17)));
+    char *temporary = text_format("%s.tmp", path), *text = printed(o);
     json_decref(o);
+    errno = 0;
     const size_t size = strlen(text);
     const int file = open(temporary, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
-    int good = file >= 0 && write(file, text, size) == (ssize_t)size && write(file, "\n", 1) == 1 && fsync(file) == 0;
+    int good = file >= 0 && write(file, text, size) == (ssize_t)size && fsync(file) == 0;
+    if (!good && !errno) errno = ENOSPC; /* a write that came out short */
+    const int reason = errno;
     if (file >= 0 && close(file)) good = 0;
     good = good && rename(temporary, path) == 0;
-    const int code = good ? EXIT_DONE : fail(errno == ENOSPC ? EXIT_INPUT : EXIT_OTHER, "%s: cannot be written: %s", path, strerror(errno));
-    if (!good) unlink(temporary);
+    if (!good && file >= 0) unlink(temporary);
+    const int code = good ? EXIT_DONE : fail_errno(path, "cannot be written", reason ? reason : errno);
     free(temporary);
     free(text);
     return code;
@@ -44,8 +87,9 @@ int settings_write(const pipeline *p, const flags *f)
     moed_context_info info = {.struct_size = sizeof info};
     moed_context_get_info(p->context, &info);
     char *path = path_join(p->dir, "run.json"), *command = text_format("run %s", kind_name(p->kind));
-    json_t *o = must(json_pack("{s:i, s:s, s:s, s:s, s:s, s:I, s:o, s:o}", "format", 1, "command", command, "version", moed_build_info(), "device",
-                               info.device, "kernels", info.kernels, "seed", (json_int_t)p->train.seed, "settings", flags_json(f), "plan",
+    json_t *o = must(json_pack("{s:i, s:s, s:s, s:s, s:s, s:I, s:o, s:o}", "format", RUN_FORMAT, "command", command, "version",
+                               moed_build_info(), "device", info.device,
+                               "kernels", info.kernels, "seed", (json_int_t)p->train.seed, "settings", flags_json(f), "plan",
                                cost_plan(p)));
     const int code = write_json(path, o);
     free(path);
@@ -64,8 +108,8 @@ static char *as_text(const json_t *value)
 static int differs(const char *path, const char *name, const json_t *kept, const json_t *given)
 {
     char *a = as_text(kept), *b = as_text(given);
-    const int code = fail(EXIT_INPUT, "%s: was started with --%s %s, and %s is given now; leave it out to go on, or choose another --name", path, name,
-                          a, b);
+    const int code = fail(EXIT_INPUT, "%s: was started with --%s %s, and %s is given now; leave it out to go on, or choose another "
+                          "--name", path, name, a, b);
     free(a);
     free(b);
     return code;
@@ -104,28 +148,45 @@ int settings_read(pipeline *p, flags *f)
     int code = o ? EXIT_DONE : EXIT_INPUT;
     if (!code && (!command || strncmp(command, "run ", 4) || kind_of(command + 4) < 0))
         code = fail(EXIT_INPUT, "%s: command is missing or not one of run disco, run full, run upcycle", path);
+    else if (!code && json_integer_value(json_object_get(o, "format")) != RUN_FORMAT)
+        code = fail(EXIT_INPUT, "%s: format is missing or not %d, which this version writes", path, RUN_FORMAT);
     else if (!code && p->kind >= 0 && kind_of(command + 4) != p->kind)
-        code = fail(EXIT_INPUT, "%s: holds `%s`, and `run %s` is asked for; choose another --name", path, command, kind_name(p->kind));
+        code = fail(EXIT_INPUT, "%s: holds `%s`, and `run %s` is asked for; choose another --name", path, command,
+                    kind_name(p->kind));
     if (!code) {
         p->kind = kind_of(command + 4);
         code = merge(f, path, json_object_get(o, "settings"));
     }
     if (!code && !p->corpus) code = fail(EXIT_INPUT, "%s: settings.corpus is missing", path);
+    if (!code && (p->start_steps < 0 || p->branch_steps < 0 || p->steps < 0))
+        code = fail(EXIT_INPUT, "%s: settings.%s is missing or negative", path,
+                    p->steps < 0 ? "steps" : p->branch_steps < 0 ? "branch-steps" : "start-steps");
     json_decref(o);
     free(path);
     return code;
 }
 
-int settings_write_source(const char *path, const char *text) { return write_json(path, must(json_pack("{s:s}", "text", text))); }
+/* As typed, and as seen from the file: the same folder may be named in another way the next time. */
+int settings_write_source(const char *path, const char *text)
+{
+    char *from_here = path_relative(path, text);
+    const int code = write_json(path, must(json_pack("{s:s, s:s}", "text", utf8(text), "from_here", utf8(from_here))));
+    free(from_here);
+    return code;
+}
 
 int settings_same_source(const char *path, const char *text)
 {
     json_t *o = path_exists(path) ? read_json(path) : NULL;
     const char *kept = json_string_value(json_object_get(o, "text"));
+    const char *kept_from_here = json_string_value(json_object_get(o, "from_here"));
+    char *from_here = path_relative(path, text);
     int code = EXIT_DONE;
-    if (kept && strcmp(kept, text)) {
-        code = fail(EXIT_INPUT, "%s: the corpus was built from --text %s, and %s is given now; choose another run directory", path, kept, text);
+    if (kept && strcmp(kept, utf8(text)) && !(kept_from_here && !strcmp(kept_from_here, utf8(from_here)))) {
+        code = fail(EXIT_INPUT, "%s: the corpus was built from --text %s, and %s is given now; choose another run directory "
+                    "(of try: --output)", path, kept, text);
     }
+    free(from_here);
     json_decref(o);
     return code;
 }

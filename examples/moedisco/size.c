@@ -133,6 +133,11 @@ int sizes_layout(const sizes *s, moed_context *c, int64_t vocabulary, moed_layou
         if (s->heads && s->hidden % s->heads) {
             return fail(EXIT_INPUT, "--hidden %lld is not a multiple of --heads %lld", (long long)s->hidden, (long long)s->heads);
         }
+        if (s->heads && s->hidden / s->heads % 2)
+            return fail(EXIT_INPUT, "--hidden %lld in --heads %lld: %lld numbers a head are odd, and positions turn pairs", (long long)s->hidden,
+                        (long long)s->heads, (long long)(s->hidden / s->heads));
+        if (s->top_k > s->experts)
+            return fail(EXIT_INPUT, "--top-k %lld: there are only --experts %lld", (long long)s->top_k, (long long)s->experts);
         if (s->family == FAMILY_MIXTRAL && s->shared_width)
             return fail(EXIT_INPUT, "--shared-width %lld: mixtral has no shared expert", (long long)s->shared_width);
         json_t *o = config_object(s, s->vocabulary ? s->vocabulary : vocabulary);

@@ -2,6 +2,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 
 #include "output.h"
 #include "surgery.h"
@@ -73,21 +74,23 @@ static moed_status give_scale(moed_integration *i, moed_context *c, const char *
     return status;
 }
 
-static moed_status add_submodels(moed_integration *i, moed_context *c, const merger *m)
+static int add_submodels(moed_integration *i, moed_context *c, const merger *m)
 {
     moed_model_options o;
-    moed_status status = MOED_OK;
+    int code = EXIT_DONE;
     OPTIONS_INIT(MODEL_OPTIONS, &o);
     o.flags = MOED_MODEL_STREAM;
-    for (int64_t k = 0; k < m->parts && !status; k++) {
+    for (int64_t k = 0; k < m->parts && !code; k++) {
         const char *dir = m->submodels[m->clones ? 0 : k];
         moed_model *submodel = NULL;
         if (!dir) continue;
-        status = moed_model_open(&submodel, c, dir, &o);
-        if (!status) status = moed_integration_add(i, (int32_t)k, submodel, m->weights ? m->weights[k] : 1.0);
+        moed_status status = moed_model_open(&submodel, c, dir, &o);
+        if (status) code = fail_status(status);
+        else if ((status = moed_integration_add(i, (int32_t)k, submodel, m->weights ? m->weights[k] : 1.0)))
+            code = fail(exit_code(status), "%s: %s", dir, moed_last_error());
         moed_model_destroy(submodel);
     }
-    return status;
+    return code;
 }
 
 int surgery_integrate(moed_context *c, const char *base_dir, const merger *m, const char *out_dir, double *drift)
@@ -104,8 +107,9 @@ int surgery_integrate(moed_context *c, const char *base_dir, const merger *m, co
     moed_status status = moed_model_open(&base, c, base_dir, &open_options);
     if (!status) status = moed_split_create(&s, moed_model_layout(base), &split_options);
     if (!status) status = moed_integration_create(&i, s, base, &m->options);
-    if (!status) status = add_submodels(i, c, m);
-    if (!status && m->options.gate == MOED_GATE_CENTROIDS && m->partition) status = give_gate(i, m->partition);
+    int code = status ? fail_status(status) : add_submodels(i, c, m);
+    if (code) goto out;
+    if (m->options.gate == MOED_GATE_CENTROIDS && m->partition) status = give_gate(i, m->partition);
     if (!status && m->scale) status = give_scale(i, c, base_dir, m);
     if (!status) status = moed_integration_finish(NULL, i, out_dir, app_cancel);
     if (!status && drift) {
@@ -113,7 +117,8 @@ int surgery_integrate(moed_context *c, const char *base_dir, const merger *m, co
         moed_integration_get_info(i, &info);
         *drift = info.drift;
     }
-    const int code = status ? fail_status(status) : EXIT_DONE;
+    code = status ? fail_status(status) : EXIT_DONE;
+out:
     moed_integration_destroy(i);
     moed_split_destroy(s);
     moed_model_destroy(base);
@@ -158,16 +163,18 @@ int verb_split(const verb *v, int argc, char **argv)
     if ((code = common_open(&c, &context))) return code;
     const int64_t parts = split_parts(context, f.positionals[0], s.options.parts);
     const int64_t from = s.part < 0 ? 0 : s.part, to = s.part < 0 ? (parts > 0 ? parts : 1) : s.part + 1;
-    code = make_folder(f.positionals[1]);
+    char *made = NULL;
+    code = make_folder_for(f.positionals[1], &made);
     for (int64_t k = from; k < to && !code; k++) {
         char *name = text_format("%s/%lld", f.positionals[1], (long long)k);
         code = surgery_split(context, f.positionals[0], parts, k, name);
         if (!code) {
             say("submodel %lld: %s", (long long)k, name);
-            emit(json_pack("{s:s, s:I, s:s}", "event", "submodel", "part", (json_int_t)k, "path", name));
+            emit(json_pack("{s:s, s:I, s:s}", "event", "submodel", "part", (json_int_t)k, "path", utf8(name)));
         }
         free(name);
     }
+    unmake_folder(code, f.positionals[1], made);
     moed_context_destroy(context);
     return code;
 }
@@ -180,7 +187,8 @@ typedef struct integrate_settings {
 
 static const moed_field INTEGRATE_FIELDS[] = {
     FIELD_TEXT_(integrate_settings, weights, "comma-separated weight of each submodel, for merge weighted and explicit"),
-    FIELD_TEXT_(integrate_settings, partition, "partition file: its centroids make the gate (gate centroids), its tokens the weights (merge weighted)"),
+    FIELD_TEXT_(integrate_settings, partition,
+                "partition file: its centroids make the gate (gate centroids), its tokens the weights (merge weighted)"),
     FIELD_TEXT_(integrate_settings, corpus, "corpus of the partition: counts tokens and measures the scale of experts"),
     FIELD_SWITCH_(integrate_settings, scale_experts, "for gates that do not renormalise: scale each expert by its mean routed weight on --corpus"),
     FIELD_INTEGER(integrate_settings, scale_tokens, 100000, 0, 1e15, "tokens looked at to scale experts, 0 = all"),
@@ -229,12 +237,18 @@ static int integrate_with(const integrate_settings *s, moed_context *c, merger *
     if (!code) code = surgery_integrate(c, base, m, out, &drift);
     if (!code) {
         say("integrated %lld submodels: %s; their shared parts moved by %.2g of the base's size", (long long)m->parts, out, drift);
-        emit(json_pack("{s:s, s:s, s:f}", "event", "integrated", "path", out, "drift", drift));
+        emit(json_pack("{s:s, s:s, s:f}", "event", "integrated", "path", utf8(out), "drift", drift));
     }
     free(weights);
     moed_corpus_destroy(d);
     moed_partition_destroy(p);
     return code;
+}
+
+static int same_folder(const char *a, const char *b)
+{
+    struct stat x, y;
+    return !stat(a, &x) && !stat(b, &y) && x.st_dev == y.st_dev && x.st_ino == y.st_ino;
 }
 
 int verb_integrate(const verb *v, int argc, char **argv)
@@ -255,7 +269,10 @@ int verb_integrate(const verb *v, int argc, char **argv)
     m.parts = (int64_t)f.positional_count - 2;
     for (int64_t k = 0; k < m.parts; k++) submodels[k] = strcmp(f.positionals[k + 2], "lost") ? f.positionals[k + 2] : NULL;
     m.submodels = submodels;
-    code = integrate_with(&s, context, &m, f.positionals[0], f.positionals[1]);
+    for (size_t k = 0; k < f.positional_count && !code; k++) /* the result would take the place of what it is made from */
+        if (k != 1 && same_folder(f.positionals[k], f.positionals[1]))
+            code = fail(EXIT_INPUT, "%s: is the result and an input too; choose another folder for OUT", f.positionals[1]);
+    if (!code) code = integrate_with(&s, context, &m, f.positionals[0], f.positionals[1]);
     moed_context_destroy(context);
     return code;
 }

@@ -30,6 +30,10 @@ int verb_train(const verb *v, int argc, char **argv)
     if (status) code = fail_status(status);
     if (!code && pick.held_out <= 0 && pick.part == PART_TRAIN) pick.part = PART_ALL;
     if (!code) code = choice_view(&pick, context, d, &view, &held_out);
+    moed_layout_info layout = {.struct_size = sizeof layout};
+    if (!code && !moed_layout_get_info(moed_model_layout(t.model), &layout) && layout.context_length < t.options.length &&
+        !flags_given(&f, "length"))
+        t.options.length = layout.context_length;
     t.context = context;
     t.corpus = view;
     t.options.directory = out;
@@ -40,7 +44,7 @@ int verb_train(const verb *v, int argc, char **argv)
     if (!code) {
         say("trained: %s%s", model_dir, held_out ? "" : " (nothing was held out)");
         if (held_out) say("held-out loss %.4f over %lld tokens", held.loss, (long long)held.labels);
-        emit(json_pack("{s:s, s:s, s:I, s:f, s:o}", "event", "trained", "path", model_dir, "step", (json_int_t)t.options.steps, "loss",
+        emit(json_pack("{s:s, s:s, s:I, s:f, s:o}", "event", "trained", "path", utf8(model_dir), "step", (json_int_t)t.options.steps, "loss",
                        t.last.loss, "held_out_loss", held_out ? json_real(held.loss) : json_null()));
     }
     free(model_dir);

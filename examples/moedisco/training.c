@@ -51,11 +51,20 @@ static int nearest_that_fits(const moed_layout *l, moed_train_options o, int64_t
     return 0;
 }
 
-static int does_not_fit(const training *t, int64_t needs, int64_t limit)
+static int does_not_fit(const moed_layout *l, const moed_train_options *o, int64_t needs, int64_t limit)
 {
     char a[32], b[32], nearest_text[160];
-    nearest_that_fits(moed_model_layout(t->model), t->options, limit, nearest_text, sizeof nearest_text);
+    nearest_that_fits(l, *o, limit, nearest_text, sizeof nearest_text);
     return fail(EXIT_FIT, "training needs %s of memory and %s are allowed; %s", human_bytes(needs, a), human_bytes(limit, b), nearest_text);
+}
+
+int training_fits(const moed_context *c, const moed_layout *l, const moed_train_options *o)
+{
+    moed_estimate e;
+    const int code = training_estimate(l, o, &e);
+    const int64_t limit = memory_limit(c);
+    if (code || e.host_bytes <= limit) return code;
+    return does_not_fit(l, o, e.host_bytes, limit);
 }
 
 static int stopped_or_failed(training *t, moed_trainer *trainer, moed_status status)
@@ -65,7 +74,8 @@ static int stopped_or_failed(training *t, moed_trainer *trainer, moed_status sta
     moed_trainer_info info = {.struct_size = sizeof info};
     moed_trainer_get_info(trainer, &info);
     if ((status == MOED_E_CANCELLED || status == MOED_E_CALLBACK) && app_stopped()) {
-        if (moed_trainer_save(trainer) != MOED_OK) return fail_status(MOED_E_IO);
+        const moed_status saved = moed_trainer_save(trainer);
+        if (saved) return fail(exit_code(saved), "%s: stopped, but not saved: %s", t->label, moed_last_error());
         return fail(EXIT_STOPPED, "%s: stopped at step %lld of %lld and saved in %s; the same command goes on from there", t->label,
                     (long long)info.step, (long long)info.steps, t->options.directory);
     }
@@ -83,21 +93,22 @@ int training_run(training *t)
     progress p;
     moed_trainer *trainer = NULL;
     moed_estimate e;
-    char a[32], b[32];
+    char a[32], b[32], *made = NULL;
     progress_begin(&p, t->label, t->options.steps, t->context);
     t->options.progress = progress_step;
     t->options.progress_user = &p;
     memset(&t->last, 0, sizeof t->last);
     t->last.struct_size = sizeof t->last;
-    int code = training_estimate(moed_model_layout(t->model), &t->options, &e);
-    if (code) return code;
-    const int64_t limit = memory_limit(t->context);
-    if (e.host_bytes > limit) return does_not_fit(t, e.host_bytes, limit);
-    say("%s: %lld steps, %s FLOP, %s of memory", t->label, (long long)t->options.steps, human_count(e.flops, a), human_bytes(e.host_bytes, b));
-    if ((code = make_folder(t->options.directory))) return code;
+    const moed_layout *l = moed_model_layout(t->model);
+    int code = training_fits(t->context, l, &t->options);
+    if (code || (code = training_estimate(l, &t->options, &e))) return code;
+    say("%s: %lld steps, %s, %s of memory", t->label, (long long)t->options.steps, human_flops(e.flops, a), human_bytes(e.host_bytes, b));
+    if ((code = make_folder_for(t->options.directory, &made))) return code;
     moed_status status = moed_trainer_create(&trainer, t->context, t->model, t->corpus, NULL, &t->options);
-    if (status == MOED_E_LIMIT) return does_not_fit(t, e.host_bytes, limit);
-    if (status) return fail_status(status);
+    if (status) {
+        code = status == MOED_E_LIMIT ? does_not_fit(l, &t->options, e.host_bytes, memory_limit(t->context)) : fail_status(status);
+        goto out;
+    }
     status = moed_trainer_resume(trainer);
     if (!status) {
         moed_trainer_info info = {.struct_size = sizeof info};
@@ -113,6 +124,7 @@ int training_run(training *t)
     if (status) code = stopped_or_failed(t, trainer, status);
 out:
     moed_trainer_destroy(trainer);
+    unmake_folder(code, t->options.directory, made);
     return code;
 }
 

@@ -18,6 +18,8 @@ int training_run(training *t);
 int training_evaluate(const moed_model *m, const moed_corpus *d, const moed_train_options *o, moed_report *out);
 
 /* moed_train_estimate with the faults told. */
+/* EXIT_FIT, with the nearest setting that fits, when training would take more memory than there is. */
+int training_fits(const moed_context *c, const moed_layout *l, const moed_train_options *o);
 int training_estimate(const moed_layout *l, const moed_train_options *o, moed_estimate *out);
 /* Seconds of one optimizer step here, by a few steps on a copy that is thrown away. */
 int training_measure(moed_context *c, const moed_layout *l, const moed_corpus *d, const moed_train_options *o, double seconds, double *step);

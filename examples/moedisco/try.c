@@ -6,6 +6,9 @@
 #include "pipeline.h"
 #include "sample.h"
 
+/* Shorter than the library's: somebody's text may be one file of 50 kB, and documents are what is clustered and held out. */
+enum { TRY_DOCUMENT_BYTES = 1024 };
+
 static void tell_where(const pipeline *p)
 {
     say(" ");
@@ -30,6 +33,8 @@ int verb_try(const verb *v, int argc, char **argv)
     pipeline_flags(&f, &p, KIND_DISCO);
     p.minutes = 10;
     strcpy(flags_find(&f, "minutes")->initial, "10");
+    p.build.document_bytes = TRY_DOCUMENT_BYTES;
+    snprintf(flags_find(&f, "document-bytes")->initial, sizeof f.items[0].initial, "%d", TRY_DOCUMENT_BYTES);
     const size_t from = f.count;
     flags_table(&f, "output", FIELDS, 1, &own);
     sampling_flags(&f, &s, 0);

@@ -32,7 +32,7 @@ typedef struct crew {
     worker *workers;         /* (count) */
     int64_t count, at_once;
     int32_t threads;
-    int told_to_stop;
+    int told_to_stop, told_failure;
     progress progress;
 } crew;
 
@@ -101,11 +101,11 @@ static int start(crew *c, int64_t k)
 static void tell_progress(crew *c)
 {
     char text[512];
-    size_t at = (size_t)snprintf(text, sizeof text, "S-phase:");
+    size_t at = (size_t)snprintf(text, sizeof text, "S-phase, step and loss:");
     for (int64_t k = 0; k < c->count && at + 64 < sizeof text; k++) {
         const worker *w = &c->workers[k];
         if (w->state == DONE) at += (size_t)snprintf(text + at, sizeof text - at, "  %lld: done", (long long)k);
-        else if (w->steps) at += (size_t)snprintf(text + at, sizeof text - at, "  %lld: step %lld/%lld loss %.3f", (long long)k, (long long)w->step,
+        else if (w->steps) at += (size_t)snprintf(text + at, sizeof text - at, "  %lld: %lld/%lld %.3f", (long long)k, (long long)w->step,
                                                   (long long)w->steps, w->loss);
         else at += (size_t)snprintf(text + at, sizeof text - at, "  %lld: %s", (long long)k, w->state == RUNNING ? "starts" : "waits");
     }
@@ -181,7 +181,7 @@ static void finish(crew *c, int64_t k)
     if (WIFSIGNALED(status)) snprintf(words, sizeof words, "killed by signal %d", WTERMSIG(status));
     else last_words(c, k, words, sizeof words);
     if (again) say("worker %lld stopped (%s); it is started once more", (long long)k, words);
-    else fail(w->code, "worker %lld: %s", (long long)k, words);
+    else if (!c->told_failure++) fail(w->code, "worker %lld: %s", (long long)k, words); /* the others' lines are in their worker.log */
 }
 
 static void stop_all(crew *c)

@@ -135,7 +135,7 @@ static moed_status build(moedi_builder *b, const char *const *paths, size_t coun
     b->report.tokens = b->writer.tokens;
     if (b->writer.documents == 0) {
         status = moedi_fail(MOED_E_FORMAT,
-                            "no text for a corpus in %s%s: %lld text files read, %lld binary files left out, "
+                            "no text for a corpus in %s%s: %lld text files read, %lld binary (or not UTF-8) files left out, "
                             "%lld documents empty or below %lld bytes",
                             paths[0], count > 1 ? " and the other paths" : "", (long long)b->report.files,
                             (long long)b->report.binary_files, (long long)b->report.empty,
