@@ -1,7 +1,11 @@
 /* tests/test_util.c - conversion, random numbers, files, JSON and safetensors. */
+#include <fcntl.h>
+#include <sys/file.h>
+
 #include "support.h"
 
 #include <fenv.h>
+#include <math.h>
 
 #include <dirent.h>
 #include <signal.h>
@@ -10,6 +14,7 @@
 #include "util/dtype.h"
 #include "util/file.h"
 #include "util/hash.h"
+#include "util/numbers.h"
 #include "util/random.h"
 #include "util/safetensors.h"
 
@@ -84,6 +89,71 @@ static void narrowing_rounds_once_to_nearest_even(void **state)
 }
 
 /* ---- random numbers ---- */
+
+/* Every instruction set gives the bits of the plain loops, in vectors and in what is left over, over all kinds of numbers. */
+static void vectors_of_every_width_give_the_same_bits(void **state)
+{
+    enum { COUNT = 4099 };
+    static const moed_dtype types[] = {MOED_DTYPE_F64, MOED_DTYPE_F32, MOED_DTYPE_F16, MOED_DTYPE_BF16};
+    static double x[COUNT], y[COUNT], want[COUNT], got[COUNT];
+    static unsigned char to[8 * COUNT], same[8 * COUNT];
+    (void)state;
+    for (int i = 0; i < COUNT; i++) { /* any bits at all; near each other; ties of the narrow types; infinities, NaN, zeros */
+        uint64_t bits = moedi_random(1, 1, 0, (uint64_t)i);
+        if (i % 4 == 1) bits = (bits & ~(UINT64_C(0x7ff) << 52)) | (uint64_t)(1023 - 30 + i % 60) << 52;
+        if (i % 4 == 2) bits = (bits & ~((UINT64_C(1) << 44) - 1) & ~(UINT64_C(0x7ff) << 52)) | (uint64_t)(1000 + i % 40) << 52;
+        memcpy(&x[i], &bits, 8);
+        y[i] = i % 3 ? x[i] : x[COUNT - 1 - i];
+        if (i % 97 == 0) x[i] = i % 2 ? INFINITY : -0.0, y[i] = i % 5 ? x[i] : 1.0;
+    }
+    const moedi_numbers *plain = moedi_numbers_set(0);
+    for (int set = 1; set < MOEDI_NUMBERS_SETS; set++) {
+        const moedi_numbers *n = moedi_numbers_set(set);
+        if (!n) continue;
+        for (size_t t = 0; t < 4; t++) {
+            const size_t size = moedi_dtype_size(types[t]);
+            plain->from_double(to, types[t], x, COUNT);
+            n->from_double(same, types[t], x, COUNT);
+            assert_memory_equal(to, same, size * COUNT);
+            plain->to_double(want, to, types[t], COUNT);
+            n->to_double(got, to, types[t], COUNT);
+            assert_memory_equal(want, got, sizeof want);
+            plain->settle(to, types[t], x, y, COUNT);
+            n->settle(same, types[t], x, y, COUNT);
+            assert_memory_equal(to, same, size * COUNT);
+        }
+        for (int i = 0; i < COUNT; i++) want[i] = got[i] = 0.25 * i;
+        double a[COUNT], b[COUNT], lanes[MOEDI_LANES] = {0}, others[MOEDI_LANES] = {0};
+        memcpy(a, x, sizeof a);
+        memcpy(b, x, sizeof b);
+        plain->add_difference(want, 1.5, a, y, COUNT);
+        n->add_difference(got, 1.5, b, y, COUNT);
+        assert_memory_equal(want, got, sizeof want);
+        assert_memory_equal(a, b, sizeof a);
+        plain->add_squares(lanes, a, COUNT);
+        n->add_squares(others, a, COUNT);
+        assert_memory_equal(lanes, others, sizeof lanes);
+    }
+}
+
+/* A value whose sum is zero keeps the bits it has, whatever they are; what did not move adds nothing, where it is not a number too. */
+static void settling_touches_what_moved_alone(void **state)
+{
+    (void)state;
+    for (int set = 0; set < MOEDI_NUMBERS_SETS; set++) {
+        const moedi_numbers *n = moedi_numbers_set(set);
+        if (!n) continue;
+        uint16_t out[4] = {0x8000, 0x7fc1, 0x3f80, 0x0001}; /* -0, a NaN with a mark, 1, the smallest */
+        const double value[4] = {-0.0, NAN, 1, 0x1p-133};
+        double sum[4] = {0, 0, 0, 0}, moved[4] = {-0.0, NAN, 1.5, INFINITY}, still[4] = {0.0, NAN, 1, INFINITY};
+        n->add_difference(sum, 2, moved, still, 4);
+        n->settle(out, MOED_DTYPE_BF16, value, sum, 4);
+        assert_int_equal(out[0], 0x8000);
+        assert_int_equal(out[1], 0x7fc1);
+        assert_int_equal(out[2], 0x4000);
+        assert_int_equal(out[3], 0x0001);
+    }
+}
 
 static void normal_numbers_are_the_same_on_every_machine(void **state)
 {
@@ -224,12 +294,12 @@ static void a_fresh_directory_appears_whole_and_replaces_an_old_one(void **state
     support_remove(dir);
 }
 
-/* In a container the process that comes after a killed one often has its number. */
-static void leftovers_of_a_process_of_the_same_number_are_neither_used_nor_removed(void **state)
+/* In a container the process that comes after a killed one often has its number: the lock says who lives. */
+static void what_killed_writers_left_is_swept_and_what_living_ones_write_is_not(void **state)
 {
     (void)state;
     char *dir = support_directory(), name[4150];
-    struct stat s;
+    int living[2];
     for (int i = 0; i < 200; i++) {
         snprintf(name, sizeof name, "%s/f.tmp-%ld-%d", dir, (long)getpid(), i);
         support_write(name, "old", 3);
@@ -238,15 +308,60 @@ static void leftovers_of_a_process_of_the_same_number_are_neither_used_nor_remov
         snprintf(name, sizeof name, "%s/d.tmp-%ld-%d/stale", dir, (long)getpid(), i);
         support_write(name, "old", 3);
     }
+    static const char *const strangers[] = {"f.tmp-1", "f.tmp-1-", "f.tmp-1-2x", "ff.tmp-1-2", "f.txt.tmp-1-2", "f.tmp-1-2.gz"};
+    for (size_t i = 0; i < 6; i++) support_write(support_path(dir, strangers[i]), "theirs", 6);
+    for (int i = 0; i < 2; i++) {
+        snprintf(name, sizeof name, "%s/%c.tmp-%ld-7", dir, i ? 'd' : 'f', (long)getpid());
+        living[i] = open(name, O_RDONLY | O_CLOEXEC);
+        assert_int_equal(flock(living[i], LOCK_EX | LOCK_NB), 0);
+    }
     assert_ok(moedi_file_write(context, support_path(dir, "f"), "new", 3));
     moedi_fresh_directory d;
     assert_ok(moedi_fresh_directory_begin(&d, context, support_path(dir, "d")));
     assert_ok(moedi_fresh_directory_commit(&d));
-    assert_int_equal(stat(support_path(dir, "f"), &s), 0);
-    assert_int_equal(stat(support_path(dir, "d"), &s), 0);
-    assert_int_not_equal(stat(support_path(dir, "d/stale"), &s), 0);
-    snprintf(name, sizeof name, "%s/f.tmp-%ld-199", dir, (long)getpid());
-    assert_int_equal(stat(name, &s), 0);
+    assert_int_equal(moedi_path_exists(support_path(dir, "d/stale")), 0);
+    for (size_t i = 0; i < 6; i++) assert_true(moedi_path_exists(support_path(dir, strangers[i])));
+    assert_int_equal(entries_in(dir), 6 + 2 + 2); /* the strangers, f and d, and the two locked ones */
+    for (int i = 0; i < 2; i++) close(living[i]);
+    support_remove(dir);
+}
+
+/* A writer's own temporary is locked, so a second writer of the same path does not take it away. */
+static void two_writers_of_one_path_leave_each_other_alone(void **state)
+{
+    (void)state;
+    char *dir = support_directory();
+    moedi_writer a, b;
+    moedi_fresh_directory x, y;
+    assert_ok(moedi_writer_open(&a, context, support_path(dir, "f")));
+    assert_ok(moedi_writer_open(&b, context, support_path(dir, "f")));
+    assert_ok(moedi_writer_write(&a, "a", 1));
+    assert_ok(moedi_writer_write(&b, "bb", 2));
+    assert_ok(moedi_writer_commit(&a));
+    assert_ok(moedi_writer_commit(&b));
+    assert_ok(moedi_fresh_directory_begin(&x, context, support_path(dir, "d")));
+    assert_ok(moedi_fresh_directory_begin(&y, context, support_path(dir, "d")));
+    assert_ok(moedi_fresh_directory_commit(&x));
+    assert_ok(moedi_fresh_directory_commit(&y));
+    assert_int_equal(entries_in(dir), 2);
+    support_remove(dir);
+}
+
+/* Where directories cannot be exchanged in one step, a kill between the two steps leaves the old one under another name. */
+static void an_old_directory_that_lost_its_name_gets_it_back(void **state)
+{
+    (void)state;
+    char *dir = support_directory();
+    moedi_fresh_directory d;
+    assert_int_equal(mkdir(support_path(dir, "d.old-1-2"), 0777), 0);
+    support_write(support_path(dir, "d.old-1-2/content"), "old", 3);
+    assert_ok(moedi_fresh_directory_begin(&d, context, support_path(dir, "d")));
+    assert_true(moedi_path_exists(support_path(dir, "d/content")));
+    moedi_fresh_directory_abort(&d);
+    assert_int_equal(mkdir(support_path(dir, "d.old-1-2"), 0777), 0);
+    assert_ok(moedi_fresh_directory_begin(&d, context, support_path(dir, "d")));
+    assert_int_equal(moedi_path_exists(support_path(dir, "d.old-1-2")), 0);
+    moedi_fresh_directory_abort(&d);
     support_remove(dir);
 }
 
@@ -507,6 +622,8 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(every_half_survives_the_way_to_double_and_back),
         cmocka_unit_test(narrowing_rounds_once_to_nearest_even),
+        cmocka_unit_test(vectors_of_every_width_give_the_same_bits),
+        cmocka_unit_test(settling_touches_what_moved_alone),
         cmocka_unit_test(normal_numbers_are_the_same_on_every_machine),
         cmocka_unit_test(normal_numbers_follow_the_distribution_function),
         cmocka_unit_test(a_permutation_holds_every_number_once_and_depends_on_seed_and_step),
@@ -514,7 +631,9 @@ int main(void)
         cmocka_unit_test(a_written_file_is_whole_or_not_there),
         cmocka_unit_test(a_full_disk_leaves_the_old_file_and_nothing_else),
         cmocka_unit_test(a_fresh_directory_appears_whole_and_replaces_an_old_one),
-        cmocka_unit_test(leftovers_of_a_process_of_the_same_number_are_neither_used_nor_removed),
+        cmocka_unit_test(what_killed_writers_left_is_swept_and_what_living_ones_write_is_not),
+        cmocka_unit_test(two_writers_of_one_path_leave_each_other_alone),
+        cmocka_unit_test(an_old_directory_that_lost_its_name_gets_it_back),
         cmocka_unit_test(a_directory_behind_a_link_is_replaced_and_the_link_stays),
         cmocka_unit_test(names_are_listed_in_order),
         cmocka_unit_test(a_hash_does_not_depend_on_how_the_data_comes),

@@ -346,7 +346,7 @@ json_t *flags_json(const flags *f)
             flags_value_text(item, text, sizeof text);
             value = json_string(text);
         }
-        json_object_set_new(o, item->name, value);
+        put(o, item->name, value);
     }
     return o;
 }
