@@ -211,7 +211,7 @@ static int phase_result(pipeline *p)
 {
     char *path = path_join(p->dir, "result.json"), *dir = path_join(p->dir, "model");
     moed_model *m = NULL;
-    moed_report r;
+    moed_report r = {.struct_size = sizeof r};
     moed_phase phases[PHASE_COUNT];
     moed_cost cost;
     moed_context_info here = {.struct_size = sizeof here};

@@ -50,7 +50,7 @@ static const moed_field PRICE_FIELDS[] = {
 static const moed_field RUN_FIELDS[] = {
     FIELD_INTEGER(pipeline, workers, 0, 0, 4096, "S-phase workers at once, 0 = as many as cores"),
 };
-#define ROWS(table) table, sizeof table / sizeof *table
+#define ROWS(table) (table), sizeof(table) / sizeof *(table)
 
 static const char *const KINDS[] = {"disco", "full", "upcycle"};
 

@@ -19,10 +19,11 @@ typedef struct field {
 #define MAX_U64 18446744073709549568.0
 
 /* Each row names its struct's member: size and offset are the compiler's. The _Generic check refuses a row whose type is not the member's. */
-#define MEMBER(s, f) ((s *)0)->f
+#define MEMBER(s, f) (((s *)0)->f)
 #define ROW(s, f, t, ctype, init, lo, hi, ch, says)                                                                      \
     {.name = #f, .choices = (ch), .sentence = (says), .offset = offsetof(s, f),                                          \
-     .size = sizeof(MEMBER(s, f)) / (_Generic(MEMBER(s, f), ctype: 1)), .type = (t), .initial = (init), .minimum = (lo), .maximum = (hi)}
+     .size = sizeof(MEMBER(s, f)) / (_Generic(MEMBER(s, f), ctype: 1)), /* NOLINT(bugprone-macro-parentheses): a type */ \
+     .type = (t), .initial = (init), .minimum = (lo), .maximum = (hi)}
 #define I32(s, f, init, lo, hi, says) ROW(s, f, MOED_FIELD_I32, int32_t, init, lo, hi, "", says)
 #define I64(s, f, init, lo, hi, says) ROW(s, f, MOED_FIELD_I64, int64_t, init, lo, hi, "", says)
 #define U64(s, f, init, says) ROW(s, f, MOED_FIELD_U64, uint64_t, init, 0, MAX_U64, "", says)
@@ -314,20 +315,28 @@ moed_status moedi_options_read(int32_t id, const void *given, void *out)
     return MOED_OK;
 }
 
-moed_status moedi_info_check(int32_t id, const void *out)
+static moed_status info_structure(int32_t id, const void *out, const structure **found)
 {
     const structure *s = find(id);
+    if (!s) return moedi_fail(MOED_E_INTERNAL, "no info struct has the id %d", id);
     if (!out) return moedi_fail(MOED_E_ARGUMENT, "the %s to fill in is NULL", s->name);
     const uint32_t size = *(const uint32_t *)out;
     if (size < 8 || size > MOST)
         return moedi_fail(MOED_E_STRUCT, "%s: struct_size is %u; set it to sizeof(%s) before the call", s->name, size, s->name);
+    *found = s;
     return MOED_OK;
+}
+
+moed_status moedi_info_check(int32_t id, const void *out)
+{
+    const structure *s = NULL;
+    return info_structure(id, out, &s);
 }
 
 moed_status moedi_info_write(int32_t id, const void *full, void *out)
 {
-    MOEDI_TRY(moedi_info_check(id, out));
-    const structure *s = find(id);
+    const structure *s = NULL;
+    MOEDI_TRY(info_structure(id, out, &s));
     const uint32_t size = *(const uint32_t *)out;
     char *to = out;
     memcpy(to, full, size < s->size ? size : s->size);

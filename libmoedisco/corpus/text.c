@@ -106,8 +106,9 @@ out:
 static moed_status read_lines(moedi_builder *b, const moedi_file *f, unsigned char *chunk)
 {
     char *line = NULL;
-    int64_t capacity = 0, used = 0, number = 1, n = 0;
+    int64_t capacity = CHUNK, used = 0, number = 1, n = 0;
     moed_status status = MOED_OK;
+    MOEDI_GO(MOEDI_NEW(b->context, capacity, &line));
     for (int64_t at = 0; at < f->size; at += n) {
         MOEDI_GO(read_chunk(b, f, at, chunk, &n));
         for (int64_t from = 0; from < n;) {

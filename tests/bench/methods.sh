@@ -1,34 +1,30 @@
 #!/bin/sh
 # methods.sh MOEDISCO: disco without and with a common start, upcycle and full at equal money, three seeds, demo scale: mean and
-# spread of the held-out loss. SEEDS ("1 2 3") and MINUTES (0.9, of the first run) set how long it takes: about three times MINUTES
-# for each seed on two cores. WORK (bench-run) is where it lies; finished runs are kept.
+# spread of the held-out loss. SEEDS ("1 2 3") and MONEY (6e-6 dollars a run, on the priced devices) say how much is done, so that
+# another machine does the same: about four minutes a seed on two cores. WORK (bench-run) is where it lies; finished runs are kept.
 set -u
 moedisco=$1
 seeds=${SEEDS:-1 2 3}
-minutes=${MINUTES:-0.9}
+money=${MONEY:-6e-6}
 work=${WORK:-bench-run}
 LC_ALL=C
 export LC_ALL
 mkdir -p "$work" || exit 1
 if [ ! -e "$work/text.idx" ]; then
     DEMO_TEXT_ONLY=1 DEMO_WORK=$work sh "$(dirname "$0")/../../examples/demo.sh" "$moedisco" > "$work/log" || exit 1
-    "$moedisco" corpus build "$work/text" "$work/text" --document-bytes 512 > "$work/log" || exit 1
+    "$moedisco" corpus build "$work/text" "$work/text" > "$work/log" || exit 1
 fi
 run() { # seed kind name flags...
     seed=$1 kind=$2 name=$3
     shift 3
     echo "seed $seed: $name" >&2
-    "$moedisco" run "$kind" "$work/$seed" --name "$name" --corpus "$work/text" --seed "$seed" --warmup 0.2 "$@" > "$work/log" || exit 1
+    "$moedisco" run "$kind" "$work/$seed" --name "$name" --corpus "$work/text" --seed "$seed" "$@" > "$work/log" || exit 1
 }
 for seed in $seeds; do
-    # Every seed costs what the first one's first run costs, so that seeds are compared at equal money too.
-    if [ -e "$work/$seed/disco/run.json" ]; then run "$seed" disco disco # goes on with the budget it has
-    elif [ -e "$work/money" ]; then run "$seed" disco disco --money "$(cat "$work/money")"
-    else run "$seed" disco disco --minutes "$minutes"; fi
-    [ -e "$work/money" ] || sed -n '/"plan"/,$ s/^    "money": \([0-9.e+-]*\).*/\1/p' "$work/$seed/disco/run.json" | head -n 1 > "$work/money"
-    run "$seed" disco disco-start --equal-money-to disco --start-share 0.2 --branch-share 0.3
-    run "$seed" upcycle upcycle --equal-money-to disco
-    run "$seed" full full --equal-money-to disco
+    run "$seed" disco disco --money "$money"
+    run "$seed" disco disco-start --money "$money" --start-share 0.2 --branch-share 0.3
+    run "$seed" upcycle upcycle --money "$money"
+    run "$seed" full full --money "$money"
 done
 for seed in $seeds; do "$moedisco" info "$work/$seed" --json; done | grep '"event":"result"' |
     sed 's/.*"held_out_loss":\([^,]*\),.*"cost":{"money":\([^,]*\),"flops":\([^,]*\),"hours":[^,]*,"device_hours":[^,]*,"seconds_here":\([^,}]*\)}.*"pipeline":"\([^"]*\)".*/\5 \1 \2 \3 \4/' |

@@ -440,7 +440,7 @@ static void count_all(void)
 /* A prime step reaches every phase; the full tier goes through every call. */
 static void all_of_it(int brief)
 {
-#ifdef __SANITIZE_ADDRESS__
+#if defined __SANITIZE_ADDRESS__ || defined __SANITIZE_THREAD__
     const int preload = 0; /* a sanitizer wants to be loaded first */
 #else
     const int preload = 1;
