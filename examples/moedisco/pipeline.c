@@ -261,7 +261,7 @@ static int can_be_done(const pipeline *p)
     if (p->kind == KIND_DISCO && p->branch_steps != 0 && info.documents < pipeline_parts(p))
         return fail(EXIT_INPUT, "%lld training documents cannot make %lld clusters, one for each expert: take fewer --experts or more text",
                     (long long)info.documents, (long long)pipeline_parts(p));
-    return training_fits(p->context, p->layout, &last);
+    return training_fits(p->context, p->layout, p->train_view, &last, 0);
 }
 
 static int start_fresh(pipeline *p, flags *f)

@@ -100,7 +100,7 @@ moed_status moedi_metrics_cut(moedi_metrics *m, int64_t step)
 static moed_status append(moedi_metrics *m, json_t *o)
 {
     char line[LINE_MOST];
-    const size_t size = o ? json_dumpb(o, line, sizeof line - 1, JSON_COMPACT | JSON_PRESERVE_ORDER | JSON_REAL_PRECISION(10)) : 0;
+    const size_t size = o ? moedi_json_line(o, line, sizeof line - 1, JSON_COMPACT | JSON_PRESERVE_ORDER | JSON_REAL_PRECISION(10)) : 0;
     json_decref(o);
     if (size == 0 || size > sizeof line - 1) return moedi_fail(MOED_E_MEMORY, "out of memory for a line of %s", m->path);
     line[size] = '\n';

@@ -2,6 +2,7 @@
 #include "json.h"
 
 #include <fenv.h>
+#include <locale.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -10,23 +11,40 @@
 
 enum { LARGEST_FILE = 100 << 20 };
 
-/* Decimals are rounded to the nearest whatever the host rounds to, so that a number reads back as it was printed. */
-static json_t *load(const char *text, size_t size, size_t flags, json_error_t *error)
+/* Decimals are read and printed by this thread alone in the C locale, whatever another thread sets meanwhile, and rounded to the nearest
+ * whatever the host rounds to: a number reads back as it was printed. */
+typedef struct surroundings {
+    locale_t locale;
+    int rounding;
+} surroundings;
+
+static surroundings enter(void)
 {
-    const int rounding = fegetround();
+    const locale_t plain = newlocale(LC_ALL_MASK, "C", (locale_t)0); /* static in the C library: nothing to free */
+    const surroundings before = {.locale = uselocale(plain), .rounding = fegetround()};
     fesetround(FE_TONEAREST);
+    return before;
+}
+
+static void leave(const surroundings *before)
+{
+    fesetround(before->rounding);
+    uselocale(before->locale);
+}
+
+json_t *moedi_json_load(const char *text, size_t size, size_t flags, json_error_t *error)
+{
+    const surroundings before = enter();
     json_t *o = json_loadb(text, size, flags, error);
-    fesetround(rounding);
+    leave(&before);
     return o;
 }
 
-/* Bytes of the text, 0 on failure; at most `room` of them are written. */
-static size_t dump(const json_t *o, char *out, size_t room, size_t flags)
+size_t moedi_json_line(const json_t *o, char *out, size_t room, size_t flags)
 {
-    const int rounding = fegetround();
-    fesetround(FE_TONEAREST);
+    const surroundings before = enter();
     const size_t size = json_dumpb(o, out, room, flags);
-    fesetround(rounding);
+    leave(&before);
     return size;
 }
 
@@ -34,10 +52,10 @@ static size_t dump(const json_t *o, char *out, size_t room, size_t flags)
 moed_status moedi_json_dump(const moed_context *c, const json_t *o, size_t flags, char **out, size_t *size)
 {
     char *text = NULL;
-    const size_t needed = dump(o, NULL, 0, flags);
+    const size_t needed = moedi_json_line(o, NULL, 0, flags);
     if (needed == 0) return moedi_fail(MOED_E_MEMORY, "no memory to print JSON");
     MOEDI_TRY(moedi_alloc(c, needed + 2, (void **)&text)); /* room for a line's end and a zero */
-    if (dump(o, text, needed, flags) != needed) {
+    if (moedi_json_line(o, text, needed, flags) != needed) {
         moedi_free(c, text);
         return moedi_fail(MOED_E_MEMORY, "no memory to print JSON");
     }
@@ -60,7 +78,7 @@ static int memory_is_short(size_t size)
 moed_status moedi_json_parse(json_t **out, const char *text, size_t size, const char *path)
 {
     json_error_t error;
-    json_t *o = load(text, size, JSON_REJECT_DUPLICATES, &error), *again = load(text, size, JSON_REJECT_DUPLICATES, &error);
+    json_t *o = moedi_json_load(text, size, JSON_REJECT_DUPLICATES, &error), *again = moedi_json_load(text, size, JSON_REJECT_DUPLICATES, &error);
     const int same = o && again && json_equal(o, again);
     const int refused = !o && !again && !memory_is_short(size);
     json_decref(again);
