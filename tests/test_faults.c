@@ -241,7 +241,7 @@ static int64_t fail_in_turn(bench *b, flow f, int kind, int is_run)
         assert_ok(f(b, variant));
         *(variant ? &new : &old) = digest(is_run ? at(b, "out/checkpoints/step-4/model") : at(b, "out"), &nothing);
     }
-    for (int64_t n = 1, done = 0;; done++, n += full ? 1 : 1 + n / 16) {
+    for (int64_t n = 1, done = 0;; done++, n += full ? 1 : 1 + n / 5) {
         int leftovers = 0;
         fault_arm(0, FAULT_COUNT, 0);
         if (is_run) empty_out(b);

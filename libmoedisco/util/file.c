@@ -160,23 +160,22 @@ moed_status moedi_writer_seek(moedi_writer *w, int64_t offset)
     return MOED_OK;
 }
 
-/* The directory part of a path, passed to `act`. */
-static moed_status with_parent(const moed_context *c, const char *path, moed_status (*act)(const char *))
+/* The directory part of a path, passed to `act`. Without memory of its own: after a rename only the disk may still fail. */
+static moed_status with_parent(const char *path, moed_status (*act)(const char *))
 {
-    char *parent = NULL;
-    MOEDI_TRY(moedi_strdup(c, path, &parent));
-    size_t n = strlen(parent);
+    char parent[4096];
+    size_t n = strlen(path);
+    if (n >= sizeof parent) return moedi_fail(MOED_E_ARGUMENT, "a path of %zu bytes is longer than any that can be opened", n);
+    memcpy(parent, path, n + 1);
     while (n > 1 && parent[n - 1] == '/') parent[--n] = 0;
     char *slash = strrchr(parent, '/');
     if (slash) slash[slash == parent] = 0;
-    const moed_status status = act(slash ? parent : ".");
-    moedi_free(c, parent);
-    return status;
+    return act(slash ? parent : ".");
 }
 
-static moed_status sync_parent(const moed_context *c, const char *path)
+static moed_status sync_parent(const char *path)
 {
-    return with_parent(c, path, moedi_directory_sync);
+    return with_parent(path, moedi_directory_sync);
 }
 
 static int retry_sync(int fd)
@@ -212,7 +211,7 @@ moed_status moedi_writer_commit(moedi_writer *w)
     else if (rename(w->temporary, w->path) != 0)
         status = moedi_fail_errno(w->path, "rename to");
     else
-        status = sync_parent(w->context, w->path);
+        status = sync_parent(w->path);
     if (status == MOED_OK) {
         writer_release(w);
         return MOED_OK;
@@ -362,7 +361,7 @@ moed_status moedi_fresh_directory_begin(moedi_fresh_directory *out, const moed_c
     free(real);
     if (status != MOED_OK) goto out;
     for (size_t n = strlen(d.path); n > 1 && d.path[n - 1] == '/'; n--) d.path[n - 1] = 0;
-    MOEDI_GO(with_parent(c, d.path, moedi_directory_make));
+    MOEDI_GO(with_parent(d.path, moedi_directory_make));
     MOEDI_GO(moedi_temporary_make(c, d.path, 1, &d.temporary, &d.lock));
 out:
     if (status != MOED_OK)
@@ -384,7 +383,7 @@ moed_status moedi_fresh_directory_commit(moedi_fresh_directory *d)
         status = moedi_fail_errno(d->path, "rename to");
         goto out;
     }
-    MOEDI_GO(sync_parent(d->context, d->path));
+    MOEDI_GO(sync_parent(d->path));
     if (replaced && moedi_directory_remove(d->temporary) != MOED_OK) { /* the new one is in place and durable all the same */
         moedi_log(d->context, MOED_LOG_WARNING, "what was replaced stays until the next time: %s", moed_last_error());
         moedi_clear_error();

@@ -216,17 +216,17 @@ static int is_folder(const char *path)
     return lstat(path, &s) == 0 && S_ISDIR(s.st_mode);
 }
 
-static const char *said(void);
+/* What a call that removes or moves away leaves behind when it fails: the next save, if there is one, tries again. */
+enum { MAY_STAY_TEMPORARIES = 1, MAY_STAY_CHECKPOINTS = 2 };
 
-/* A name that may stay after a failure to remove something: an old checkpoint only when that was told. */
-static int is_leftover(const char *name)
+static int may_stay(const char *name, int leftovers)
 {
-    if (!strncmp(name, "step-", 5) && !strchr(name, '.')) return strstr(said(), "old checkpoint was not removed") != NULL;
-    return strstr(name, ".tmp") || strstr(name, ".old-") || !strcmp(name, "worker.log");
+    if (!strncmp(name, "step-", 5) && !strchr(name, '.')) return leftovers & MAY_STAY_CHECKPOINTS;
+    return (leftovers & MAY_STAY_TEMPORARIES) && (strstr(name, ".tmp") || strstr(name, ".old-") || !strcmp(name, "worker.log"));
 }
 
 /* The first difference in `out`; 1 when there is none. */
-static int same_tree(const char *a, const char *b, int leftovers_allowed, char *out)
+static int same_tree(const char *a, const char *b, int leftovers, char *out)
 {
     struct dirent **x = NULL, **y = NULL;
     const int n = scandir(a, &x, matters, alphasort), m = scandir(b, &y, matters, alphasort);
@@ -235,7 +235,7 @@ static int same_tree(const char *a, const char *b, int leftovers_allowed, char *
     while (same && (i < n || j < m)) {
         const int order = i == n ? 1 : j == m ? -1 : strcmp(x[i]->d_name, y[j]->d_name);
         char p[PATH_ROOM / 2], q[PATH_ROOM / 2];
-        if (order > 0 && leftovers_allowed && is_leftover(y[j]->d_name)) {
+        if (order > 0 && may_stay(y[j]->d_name, leftovers)) {
             j++;
             continue;
         }
@@ -246,7 +246,7 @@ static int same_tree(const char *a, const char *b, int leftovers_allowed, char *
         }
         snprintf(p, sizeof p, "%s/%s", a, x[i++]->d_name);
         snprintf(q, sizeof q, "%s/%s", b, y[j++]->d_name);
-        if (is_folder(p) && is_folder(q)) same = same_tree(p, q, leftovers_allowed, out);
+        if (is_folder(p) && is_folder(q)) same = same_tree(p, q, leftovers, out);
         else if (!(same = same_file(p, q))) snprintf(out, PATH_ROOM, "%s differs", q);
     }
     for (int k = 0; k < n; k++) free(x[k]);
@@ -284,14 +284,14 @@ static const char *said(void)
 }
 
 /* The same command once more, undisturbed, and the files it must come to. */
-static void must_recover(const scenario *s, const char *dir, int leftovers_allowed, const char *what)
+static void must_recover(const scenario *s, const char *dir, int leftovers, const char *what)
 {
     char difference[PATH_ROOM] = "";
     const char *wanted = reference(s);
     const int code = run_in(dir, s->line, 0, -1);
-    if (code != 0 && !(s->once && code == 2 && same_tree(wanted, dir, leftovers_allowed, difference)))
+    if (code != 0 && !(s->once && code == 2 && same_tree(wanted, dir, leftovers, difference)))
         complain("%s, %s: the same command again: exit %d: %s", s->name, what, code, said());
-    else if (!same_tree(wanted, dir, leftovers_allowed, difference)) complain("%s, %s: %s", s->name, what, difference);
+    else if (!same_tree(wanted, dir, leftovers, difference)) complain("%s, %s: %s", s->name, what, difference);
 }
 
 static double uniform(uint64_t *seed)
@@ -355,7 +355,8 @@ static int one_fault(const scenario *s, int kind, int64_t n)
     fault_arm(kind == FAULT_NOMEM ? FAULT_MEMORY : FAULT_CALLS, kind, n);
     const int code = run_in(dir, s->line, 1, -1);
     if (!state->hit) return 0;
-    const int unremoved = !strcmp(state->last, "unlink") || strstr(said(), "warning: ");
+    const int unlinked = !strcmp(state->last, "unlink"), moved = !strcmp(state->last, "rename") || kind == FAULT_NOMEM;
+    const int unremoved = kind == FAULT_KILL ? 0 : unlinked ? MAY_STAY_TEMPORARIES | MAY_STAY_CHECKPOINTS : moved ? MAY_STAY_CHECKPOINTS : 0;
     snprintf(what, sizeof what, "%s at call %lld, %s", kinds[kind], (long long)n, state->last);
     if (code < 0 && kind != FAULT_KILL) complain("%s, %s: ended by signal %d", s->name, what, -code);
     if (code > 0) check_refusal(s, kind, code, what);
@@ -440,7 +441,7 @@ static void count_all(void)
 /* A prime step reaches every phase; the full tier goes through every call. */
 static void all_of_it(int brief)
 {
-#ifdef __SANITIZE_ADDRESS__
+#if defined __SANITIZE_ADDRESS__ || defined __SANITIZE_THREAD__
     const int preload = 0; /* a sanitizer wants to be loaded first */
 #else
     const int preload = 1;
