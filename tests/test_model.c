@@ -496,6 +496,33 @@ static void a_model_by_hand_is_saved_and_opened_with_its_layout(void **state)
     support_remove(dir);
 }
 
+/* A model that is never held: what is saved of it is what a model in memory saves in the same dtype, for any number of threads. */
+static void a_model_drawn_while_it_is_saved_has_the_numbers_of_one_in_memory(void **state)
+{
+    char *dir = support_directory();
+    moed_context *other = support_context("reference", 3);
+    moed_layout *l = layout_of(*state, QWEN), *l3 = layout_of(other, QWEN);
+    moed_model_options stream = options_of(7), narrow = options_of(0);
+    moed_model *m = fresh(*state, QWEN, 7), *drawn = NULL, *a = NULL, *b = NULL;
+    moed_tensor t;
+    stream.flags = MOED_MODEL_STREAM;
+    narrow.dtype = MOED_DTYPE_BF16;
+    char one[512], two[512];
+    snprintf(one, sizeof one, "%s/one", dir);
+    snprintf(two, sizeof two, "%s/two", dir);
+    assert_ok(moed_model_init(&drawn, other, l3, &stream));
+    assert_refused(moed_model_tensor(drawn, 0, &t), MOED_E_STATE, "drawn");
+    assert_ok(moed_model_save(drawn, one, NULL)); /* bf16, as its config.json says */
+    assert_ok(moed_model_save(m, two, &narrow));
+    assert_ok(moed_model_open(&a, *state, one, NULL));
+    assert_ok(moed_model_open(&b, *state, two, NULL));
+    assert_same_numbers(a, b);
+    moed_model_destroy(a), moed_model_destroy(b), moed_model_destroy(m), moed_model_destroy(drawn);
+    moed_layout_destroy(l), moed_layout_destroy(l3);
+    support_close(other);
+    support_remove(dir);
+}
+
 static void wrong_arguments_are_refused(void **state)
 {
     moed_model *m = NULL;
@@ -506,8 +533,8 @@ static void wrong_arguments_are_refused(void **state)
     assert_refused(moed_model_init(&m, *state, NULL, NULL), MOED_E_ARGUMENT, "layout");
     assert_refused(moed_model_open(&m, *state, "", NULL), MOED_E_ARGUMENT, "directory");
     assert_refused(moed_model_save(NULL, "x", NULL), MOED_E_ARGUMENT, "model");
-    o.flags = MOED_MODEL_STREAM;
-    assert_refused(moed_model_init(&m, *state, l, &o), MOED_E_ARGUMENT, "flags");
+    o.flags = MOED_MODEL_STREAM << 1;
+    assert_refused(moed_model_init(&m, *state, l, &o), MOED_E_STRUCT, "flags");
     o.flags = 0, o.struct_size = 3;
     assert_int_equal(moed_model_init(&m, *state, l, &o), MOED_E_STRUCT);
     assert_null(m);
@@ -545,6 +572,7 @@ int main(void)
         TEST(a_tied_models_stored_head_must_be_its_embedding),
         TEST(borrowed_arrays_are_released_once_at_the_last_reference),
         TEST(a_model_by_hand_is_saved_and_opened_with_its_layout),
+        TEST(a_model_drawn_while_it_is_saved_has_the_numbers_of_one_in_memory),
         TEST(wrong_arguments_are_refused),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -5,6 +5,7 @@
 #include "support.h"
 
 #include <fenv.h>
+#include <math.h>
 
 #include <dirent.h>
 #include <signal.h>
@@ -13,6 +14,7 @@
 #include "util/dtype.h"
 #include "util/file.h"
 #include "util/hash.h"
+#include "util/numbers.h"
 #include "util/random.h"
 #include "util/safetensors.h"
 
@@ -87,6 +89,71 @@ static void narrowing_rounds_once_to_nearest_even(void **state)
 }
 
 /* ---- random numbers ---- */
+
+/* Every instruction set gives the bits of the plain loops, in vectors and in what is left over, over all kinds of numbers. */
+static void vectors_of_every_width_give_the_same_bits(void **state)
+{
+    enum { COUNT = 4099 };
+    static const moed_dtype types[] = {MOED_DTYPE_F64, MOED_DTYPE_F32, MOED_DTYPE_F16, MOED_DTYPE_BF16};
+    static double x[COUNT], y[COUNT], want[COUNT], got[COUNT];
+    static unsigned char to[8 * COUNT], same[8 * COUNT];
+    (void)state;
+    for (int i = 0; i < COUNT; i++) { /* any bits at all; near each other; ties of the narrow types; infinities, NaN, zeros */
+        uint64_t bits = moedi_random(1, 1, 0, (uint64_t)i);
+        if (i % 4 == 1) bits = (bits & ~(UINT64_C(0x7ff) << 52)) | (uint64_t)(1023 - 30 + i % 60) << 52;
+        if (i % 4 == 2) bits = (bits & ~((UINT64_C(1) << 44) - 1) & ~(UINT64_C(0x7ff) << 52)) | (uint64_t)(1000 + i % 40) << 52;
+        memcpy(&x[i], &bits, 8);
+        y[i] = i % 3 ? x[i] : x[COUNT - 1 - i];
+        if (i % 97 == 0) x[i] = i % 2 ? INFINITY : -0.0, y[i] = i % 5 ? x[i] : 1.0;
+    }
+    const moedi_numbers *plain = moedi_numbers_set(0);
+    for (int set = 1; set < MOEDI_NUMBERS_SETS; set++) {
+        const moedi_numbers *n = moedi_numbers_set(set);
+        if (!n) continue;
+        for (size_t t = 0; t < 4; t++) {
+            const size_t size = moedi_dtype_size(types[t]);
+            plain->from_double(to, types[t], x, COUNT);
+            n->from_double(same, types[t], x, COUNT);
+            assert_memory_equal(to, same, size * COUNT);
+            plain->to_double(want, to, types[t], COUNT);
+            n->to_double(got, to, types[t], COUNT);
+            assert_memory_equal(want, got, sizeof want);
+            plain->settle(to, types[t], x, y, COUNT);
+            n->settle(same, types[t], x, y, COUNT);
+            assert_memory_equal(to, same, size * COUNT);
+        }
+        for (int i = 0; i < COUNT; i++) want[i] = got[i] = 0.25 * i;
+        double a[COUNT], b[COUNT], lanes[MOEDI_LANES] = {0}, others[MOEDI_LANES] = {0};
+        memcpy(a, x, sizeof a);
+        memcpy(b, x, sizeof b);
+        plain->add_difference(want, 1.5, a, y, COUNT);
+        n->add_difference(got, 1.5, b, y, COUNT);
+        assert_memory_equal(want, got, sizeof want);
+        assert_memory_equal(a, b, sizeof a);
+        plain->add_squares(lanes, a, COUNT);
+        n->add_squares(others, a, COUNT);
+        assert_memory_equal(lanes, others, sizeof lanes);
+    }
+}
+
+/* A value whose sum is zero keeps the bits it has, whatever they are; what did not move adds nothing, where it is not a number too. */
+static void settling_touches_what_moved_alone(void **state)
+{
+    (void)state;
+    for (int set = 0; set < MOEDI_NUMBERS_SETS; set++) {
+        const moedi_numbers *n = moedi_numbers_set(set);
+        if (!n) continue;
+        uint16_t out[4] = {0x8000, 0x7fc1, 0x3f80, 0x0001}; /* -0, a NaN with a mark, 1, the smallest */
+        const double value[4] = {-0.0, NAN, 1, 0x1p-133};
+        double sum[4] = {0, 0, 0, 0}, moved[4] = {-0.0, NAN, 1.5, INFINITY}, still[4] = {0.0, NAN, 1, INFINITY};
+        n->add_difference(sum, 2, moved, still, 4);
+        n->settle(out, MOED_DTYPE_BF16, value, sum, 4);
+        assert_int_equal(out[0], 0x8000);
+        assert_int_equal(out[1], 0x7fc1);
+        assert_int_equal(out[2], 0x4000);
+        assert_int_equal(out[3], 0x0001);
+    }
+}
 
 static void normal_numbers_are_the_same_on_every_machine(void **state)
 {
@@ -555,6 +622,8 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(every_half_survives_the_way_to_double_and_back),
         cmocka_unit_test(narrowing_rounds_once_to_nearest_even),
+        cmocka_unit_test(vectors_of_every_width_give_the_same_bits),
+        cmocka_unit_test(settling_touches_what_moved_alone),
         cmocka_unit_test(normal_numbers_are_the_same_on_every_machine),
         cmocka_unit_test(normal_numbers_follow_the_distribution_function),
         cmocka_unit_test(a_permutation_holds_every_number_once_and_depends_on_seed_and_step),

@@ -47,6 +47,7 @@ int verb_init(const verb *v, int argc, char **argv)
     if (status) code = fail_status(status);
     if (!code) code = sizes_layout(&z, context, corpus.vocabulary, &l);
     if (!code) {
+        z.init.flags |= MOED_MODEL_STREAM; /* saved as it is drawn: a model may be larger than memory */
         status = moed_model_init(&m, context, l, &z.init);
         if (!status) status = moed_model_save(m, dir, NULL);
         if (status) code = fail_status(status);

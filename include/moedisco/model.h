@@ -30,7 +30,8 @@ typedef struct moed_layout_info {
 } moed_layout_info;
 
 enum {
-    MOED_MODEL_STREAM = 1 /* open: leave the numbers on disk; for surgery and info, not for training */
+    MOED_MODEL_STREAM = 1 /* open: leave the numbers on disk; init: draw them when they are read; for surgery, save and info, not for
+                             training */
 };
 
 typedef struct moed_model_options {
@@ -77,7 +78,8 @@ MOED_API moed_status moed_model_open(moed_model **out, moed_context *c, const ch
 
 /* A fresh model in the context's dtype of arithmetic: weights normal(0, init_std), norms 1, biases and opaque
  * parameters 0, by a counter-based generator without libm: a tensor's numbers depend on seed, name and index alone, on
- * every machine. Since: 0.1. */
+ * every machine. With MOED_MODEL_STREAM no numbers are held, whatever the model's size: they are drawn when saved or split, in the
+ * layout's own dtypes. Since: 0.1. */
 MOED_API moed_status moed_model_init(moed_model **out, moed_context *c, const moed_layout *l, const moed_model_options *o);
 
 /* Called once when the library drops its last reference to borrowed tensors. Not from inside a call of

@@ -7,6 +7,7 @@
 #include "util/utf8.h"
 
 #define CHUNK 65536
+#define BATCH (2 << 20) /* bytes of lines that are parsed at once */
 #define LINE_LIMIT (256 << 20) /* bytes of a JSON line: what one line may make the library hold in memory */
 
 /* ---- is it text? ---- */
@@ -57,6 +58,21 @@ static int cut_before(cutter *k, unsigned char byte)
     return cut;
 }
 
+/* Bytes that can be passed over at once: none of them is where a document ends. `count` are at hand. */
+static int64_t pass_over(cutter *k, const unsigned char *bytes, int64_t count)
+{
+    int64_t n = k->target - k->size, run = 0;
+    if (n > count) n = count;
+    if (n <= 0) return 0;
+    int64_t i = n; /* the run of line feeds at their end, carriage returns left out */
+    while (i > 0 && (bytes[i - 1] == '\n' || bytes[i - 1] == '\r')) run += bytes[--i] == '\n';
+    const int64_t breaks = run + (i == 0 ? k->breaks : 0);
+    k->breaks = breaks < 2 ? (int)breaks : 2; /* two are a blank line, more are no more */
+    k->size += n;
+    k->left -= n;
+    return n;
+}
+
 static moed_status read_text(moedi_builder *b, const moedi_file *f, unsigned char *chunk)
 {
     const int64_t target = b->options.document_bytes;
@@ -66,7 +82,8 @@ static moed_status read_text(moedi_builder *b, const moedi_file *f, unsigned cha
         int64_t from = 0;
         MOEDI_TRY(read_chunk(b, f, at, chunk, &n));
         for (int64_t i = 0; k.target && i < n; i++) {
-            if (!cut_before(&k, chunk[i])) continue;
+            i += pass_over(&k, chunk + i, n - i);
+            if (i == n || !cut_before(&k, chunk[i])) continue;
             MOEDI_TRY(moedi_builder_append(b, chunk + from, i - from));
             MOEDI_TRY(moedi_builder_end(b));
             from = i;
@@ -78,64 +95,115 @@ static moed_status read_text(moedi_builder *b, const moedi_file *f, unsigned cha
 
 /* ---- JSON lines ---- */
 
-static moed_status take_line(moedi_builder *b, const char *path, int64_t number, const char *line, size_t size)
+/* Lines that were read and not yet taken: parsed side by side, taken in order. */
+typedef struct line {
+    int64_t from, size, number;
+    json_t *object; /* NULL: blank */
+} line;
+
+typedef struct lines {
+    moedi_builder *builder;
+    const char *path;
+    char *text;
+    int64_t capacity, used, begin; /* begin: of the line that is being read */
+    line *all;
+    int64_t count, room, number;
+} lines;
+
+enum { GROUP = 64 }; /* lines that one task parses */
+
+static moed_status parse_line(const lines *l, line *k)
 {
-    json_t *o = NULL;
-    size_t at = 0;
+    const char *text = l->text + k->from;
     char name[4096];
-    while (at < size && (line[at] == ' ' || line[at] == '\t' || line[at] == '\r')) at++;
-    if (at == size) return MOED_OK;
-    snprintf(name, sizeof name, "%s:%lld", path, (long long)number);
-    MOEDI_TRY(moedi_json_parse(&o, line, size, name));
-    const json_t *text = json_object_get(o, b->options.field);
-    moed_status status;
-    if (!json_is_string(text)) {
-        status =
-            moedi_fail_file(MOED_E_FORMAT, name, -1,
-                            text ? "field \"%s\" is no string" : "there is no field \"%s\"", b->options.field);
-        goto out;
+    int64_t at = 0;
+    while (at < k->size && (text[at] == ' ' || text[at] == '\t' || text[at] == '\r')) at++;
+    if (at == k->size) return MOED_OK;
+    snprintf(name, sizeof name, "%s:%lld", l->path, (long long)k->number);
+    MOEDI_TRY(moedi_json_parse(&k->object, text, (size_t)k->size, name));
+    const json_t *value = json_object_get(k->object, l->builder->options.field);
+    if (json_is_string(value)) return MOED_OK;
+    return moedi_fail_file(MOED_E_FORMAT, name, -1, value ? "field \"%s\" is no string" : "there is no field \"%s\"",
+                           l->builder->options.field);
+}
+
+static moed_status parse_group(void *argument, int64_t index)
+{
+    const lines *l = argument;
+    const int64_t end = (index + 1) * GROUP < l->count ? (index + 1) * GROUP : l->count;
+    for (int64_t i = index * GROUP; i < end; i++) MOEDI_TRY(parse_line(l, &l->all[i]));
+    return MOED_OK;
+}
+
+static moed_status take_line(moedi_builder *b, const line *k)
+{
+    if (!k->object) return MOED_OK;
+    const json_t *text = json_object_get(k->object, b->options.field);
+    MOEDI_TRY(moedi_builder_append(b, (const unsigned char *)json_string_value(text), (int64_t)json_string_length(text)));
+    return moedi_builder_end(b);
+}
+
+/* Takes all whole lines and keeps the beginning of the next. */
+static moed_status take_lines(lines *l)
+{
+    moed_status status = moedi_parallel_try(l->builder->context, (l->count + GROUP - 1) / GROUP, parse_group, l);
+    for (int64_t i = 0; i < l->count; i++) {
+        if (status == MOED_OK) status = take_line(l->builder, &l->all[i]);
+        json_decref(l->all[i].object);
     }
-    MOEDI_GO(moedi_builder_append(b, (const unsigned char *)json_string_value(text),
-                                  (int64_t)json_string_length(text)));
-    status = moedi_builder_end(b);
-out:
-    json_decref(o);
+    l->count = 0;
+    l->used -= l->begin;
+    if (l->used > 0) memmove(l->text, l->text + l->begin, (size_t)l->used);
+    l->begin = 0;
     return status;
+}
+
+static moed_status end_line(lines *l)
+{
+    if (l->count == l->room) {
+        const int64_t larger = l->room ? 2 * l->room : 1024;
+        MOEDI_TRY(moedi_realloc_array(l->builder->context, larger, sizeof *l->all, (void **)&l->all));
+        l->room = larger;
+    }
+    l->all[l->count++] = (line){.from = l->begin, .size = l->used - l->begin, .number = l->number++};
+    l->begin = l->used;
+    return l->used >= BATCH ? take_lines(l) : MOED_OK;
+}
+
+static moed_status add_to_line(lines *l, const unsigned char *bytes, int64_t count, int64_t at)
+{
+    if (l->used - l->begin + count > LINE_LIMIT)
+        return moedi_fail_file(MOED_E_LIMIT, l->path, at, "line %lld has more than %d bytes", (long long)l->number, LINE_LIMIT);
+    if (l->used + count > l->capacity) {
+        const int64_t larger = l->used + count > 2 * l->capacity ? l->used + count : 2 * l->capacity;
+        MOEDI_TRY(moedi_realloc_array(l->builder->context, larger, 1, (void **)&l->text));
+        l->capacity = larger;
+    }
+    memcpy(l->text + l->used, bytes, (size_t)count);
+    l->used += count;
+    return MOED_OK;
 }
 
 static moed_status read_lines(moedi_builder *b, const moedi_file *f, unsigned char *chunk)
 {
-    char *line = NULL;
-    int64_t capacity = CHUNK, used = 0, number = 1, n = 0;
+    lines l = {.builder = b, .path = f->path, .number = 1};
+    int64_t n = 0;
     moed_status status = MOED_OK;
-    MOEDI_GO(MOEDI_NEW(b->context, capacity, &line));
     for (int64_t at = 0; at < f->size; at += n) {
         MOEDI_GO(read_chunk(b, f, at, chunk, &n));
         for (int64_t from = 0; from < n;) {
             const unsigned char *end = memchr(chunk + from, '\n', (size_t)(n - from));
             const int64_t count = end ? end - (chunk + from) : n - from;
-            if (used + count > LINE_LIMIT) {
-                status = moedi_fail_file(MOED_E_LIMIT, f->path, at, "line %lld has more than %d bytes",
-                                         (long long)number, LINE_LIMIT);
-                goto out;
-            }
-            if (used + count > capacity) {
-                const int64_t larger = used + count > 2 * capacity ? used + count : 2 * capacity;
-                MOEDI_GO(moedi_realloc_array(b->context, larger, 1, (void **)&line));
-                capacity = larger;
-            }
-            memcpy(line + used, chunk + from, (size_t)count);
-            used += count;
-            from += count;
-            if (!end) continue;
-            MOEDI_GO(take_line(b, f->path, number++, line, (size_t)used));
-            used = 0;
-            from++;
+            MOEDI_GO(add_to_line(&l, chunk + from, count, at));
+            from += count + (end != NULL);
+            if (end) MOEDI_GO(end_line(&l));
         }
     }
-    if (used) status = take_line(b, f->path, number, line, (size_t)used);
+    if (l.used > l.begin) MOEDI_GO(end_line(&l));
+    status = take_lines(&l);
 out:
-    moedi_free(b->context, line);
+    moedi_free(b->context, l.text);
+    moedi_free(b->context, l.all);
     return status;
 }
 

@@ -76,22 +76,32 @@ moed_status moedi_model_create(moed_model **out, moed_context *c, const moed_lay
 
 /* ---- initialisation ---- */
 
-enum { DRAW_CHUNK = 1 << 15 };
+enum { DRAW_CHUNK = 1 << 15, DRAW_BLOCK = 512 };
 
 typedef struct draw {
     const moed_model *model;
     const int64_t *first; /* (count + 1): chunks before each parameter */
-    uint64_t seed;
-    double std;
+    struct moedi_drawn numbers;
 } draw;
 
-static void fill(const moed_tensor *t, int64_t first, int64_t count, float value)
+/* Elements [first, first + count) of a parameter as they are drawn. Of the name, seed and index and nothing else: a tensor's numbers do not
+ * depend on its neighbours. Rounded to float for either arithmetic, then to `dtype`. */
+static void draw_elements(const struct moedi_drawn *d, const moed_param *p, int64_t first, int64_t count, moed_dtype dtype, char *out)
 {
-    for (int64_t i = first; i < first + count; i++) {
-        if (t->dtype == MOED_DTYPE_F64)
-            ((double *)t->data)[i] = (double)value;
-        else
-            ((float *)t->data)[i] = value;
+    const size_t item = moedi_dtype_size(dtype);
+    const int zero = p->role == MOED_ROLE_OPAQUE || (p->flags & MOED_PARAM_BIAS) || p->role == MOED_ROLE_ROUTER_BIAS;
+    const int one = !zero && (p->flags & MOED_PARAM_NORM) != 0;
+    const uint64_t step = moedi_hash_bytes(p->name, strlen(p->name)).low;
+    float numbers[DRAW_BLOCK];
+    if (zero) {
+        memset(out, 0, (size_t)count * item);
+        return;
+    }
+    for (int64_t at = 0; at < count; at += DRAW_BLOCK) {
+        const int64_t n = count - at < DRAW_BLOCK ? count - at : DRAW_BLOCK;
+        for (int64_t i = 0; i < n; i++)
+            numbers[i] = one ? 1.0f : (float)(d->std * moedi_random_normal(d->seed, MOEDI_RANDOM_INIT, step, (uint64_t)(first + at + i)));
+        moedi_convert(out + (size_t)at * item, dtype, numbers, MOED_DTYPE_F32, n);
     }
 }
 
@@ -110,25 +120,17 @@ static void draw_chunk(void *argument, int64_t index)
     const moed_param *p = &l->params[low];
     const moed_tensor *t = &d->model->tensors[low];
     const int64_t from = (index - d->first[low]) * DRAW_CHUNK, left = moedi_param_elements(p) - from;
-    const int64_t count = left < DRAW_CHUNK ? left : DRAW_CHUNK;
-    if (p->role == MOED_ROLE_OPAQUE || (p->flags & MOED_PARAM_BIAS) || p->role == MOED_ROLE_ROUTER_BIAS) return; /* zeros already */
-    if (p->flags & MOED_PARAM_NORM) {
-        fill(t, from, count, 1.0f);
-        return;
-    }
-    /* Of the name and nothing else: a tensor's numbers do not depend on its neighbours. Rounded to float for either arithmetic. */
-    const uint64_t step = moedi_hash_bytes(p->name, strlen(p->name)).low;
-    for (int64_t i = from; i < from + count; i++)
-        fill(t, i, 1, (float)(d->std * moedi_random_normal(d->seed, MOEDI_RANDOM_INIT, step, (uint64_t)i)));
+    draw_elements(&d->numbers, p, from, left < DRAW_CHUNK ? left : DRAW_CHUNK, t->dtype,
+                  (char *)t->data + (size_t)from * moedi_dtype_size(t->dtype));
 }
 
-static moed_status draw_model(moed_model *m, uint64_t seed, double std)
+static moed_status draw_model(moed_model *m, struct moedi_drawn numbers)
 {
     const moed_layout *l = m->layout;
     int64_t *first = NULL;
     MOEDI_TRY(MOEDI_NEW(m->context, l->count + 1, &first));
     for (size_t i = 0; i < l->count; i++) first[i + 1] = first[i] + (moedi_param_elements(&l->params[i]) + DRAW_CHUNK - 1) / DRAW_CHUNK;
-    draw d = {m, first, seed, std};
+    draw d = {m, first, numbers};
     moedi_parallel(m->context, first[l->count], draw_chunk, &d);
     moedi_free(m->context, first);
     return MOED_OK;
@@ -154,11 +156,17 @@ moed_status moed_model_init(moed_model **out, moed_context *c, const moed_layout
     MOEDI_REQUIRE(c, "the context is NULL");
     MOEDI_REQUIRE(l, "the layout is NULL");
     MOEDI_TRY(moedi_context_check(c));
-    MOEDI_TRY(moedi_model_options_read(given, 0, &o));
+    MOEDI_TRY(moedi_model_options_read(given, MOED_MODEL_STREAM, &o));
     const double std = o.init_std >= 0 ? o.init_std : l->family ? l->config.init_std : 0.02;
-    MOEDI_GO(moedi_layout_with_dtype(&layout, l, c->backend_info.dtype));
-    MOEDI_GO(moedi_model_create(&m, c, layout));
-    MOEDI_GO(draw_model(m, o.seed, std));
+    const struct moedi_drawn numbers = {.on = 1, .seed = o.seed, .std = std};
+    if (o.flags & MOED_MODEL_STREAM) {
+        MOEDI_GO(moedi_model_shell(&m, c, l));
+        m->drawn = numbers;
+    } else {
+        MOEDI_GO(moedi_layout_with_dtype(&layout, l, c->backend_info.dtype));
+        MOEDI_GO(moedi_model_create(&m, c, layout));
+        MOEDI_GO(draw_model(m, numbers));
+    }
     *out = m;
     m = NULL;
 out:
@@ -216,6 +224,7 @@ moed_status moed_model_borrow(moed_model **out, moed_context *c, const moed_layo
 
 moed_status moedi_model_check_resident(const moed_model *m)
 {
+    if (m->drawn.on) return moedi_fail(MOED_E_STATE, "the model's numbers are drawn when they are read: make it without MOED_MODEL_STREAM for this");
     return m->places ? moedi_fail(MOED_E_STATE, "the model's numbers are on disk: open it without MOED_MODEL_STREAM for this") : MOED_OK;
 }
 
@@ -223,12 +232,24 @@ moed_status moedi_model_read(const moed_model *m, size_t param, int64_t first, i
 {
     const moed_param *p = &m->layout->params[param];
     const size_t item = moedi_dtype_size(p->dtype);
+    if (m->drawn.on) {
+        draw_elements(&m->drawn, p, first, count, p->dtype, out);
+        return MOED_OK;
+    }
     if (!m->places) {
         memcpy(out, (const char *)m->tensors[param].data + (size_t)first * item, (size_t)count * item);
         return MOED_OK;
     }
     const struct moedi_place *place = &m->places[param];
     return moedi_safetensors_read(&m->files[place->file], place->entry, first * (int64_t)item, out, (size_t)count * item);
+}
+
+void moedi_model_ahead(const moed_model *m, size_t param, int64_t first, int64_t count)
+{
+    if (!m->places) return;
+    const struct moedi_place *place = &m->places[param];
+    const int64_t item = (int64_t)moedi_dtype_size(m->layout->params[param].dtype);
+    moedi_file_ahead(&m->files[place->file].file, place->entry->offset + first * item, count * item);
 }
 
 const moed_layout *moed_model_layout(const moed_model *m)

@@ -15,6 +15,7 @@ struct moed_model {
     moedi_safetensors *files;       /* streamed: the open files (file_count) */
     size_t file_count;
     struct moedi_place { int32_t file; const moedi_safetensors_entry *entry; } *places; /* streamed: (count) */
+    struct moedi_drawn { int32_t on; uint64_t seed; double std; } drawn; /* on: no numbers are held, they are drawn when read */
     int32_t borrowed;
     moed_release_fn release;        /* borrowed; nullable */
     void *release_user;
@@ -29,6 +30,8 @@ moed_status moedi_model_options_read(const moed_model_options *given, uint32_t f
 moed_status moedi_model_create(moed_model **out, moed_context *c, const moed_layout *l);
 /* Elements [first, first + count) of a parameter in the layout's dtype, from memory or disk. */
 moed_status moedi_model_read(const moed_model *m, size_t param, int64_t first, int64_t count, void *out);
+/* Says that these will be read soon: a hint, which costs nothing when they are in memory. */
+void moedi_model_ahead(const moed_model *m, size_t param, int64_t first, int64_t count);
 /* A model whose numbers are in host memory: MOED_E_STATE for a streamed one. */
 moed_status moedi_model_check_resident(const moed_model *m);
 
@@ -40,6 +43,18 @@ moed_status moedi_model_write(const moed_context *c, const moed_layout *l, const
 /* The same as a whole directory: fresh, synced, renamed; replaces a model's directory and nothing else. */
 moed_status moedi_model_save_at(const moed_context *c, const moed_layout *l, const char *dir, moed_dtype dtype, moedi_produce_fn produce, void *user,
                                 const moed_cancel *cancel);
+/* The same with several threads that make numbers while those made before are written: `produce` is called for MOEDI_MODEL_UNIT elements
+ * at most, from a multiple of that on, by several threads at once; before that `prepare` (nullable) on the calling thread for the
+ * chunk of a parameter that is to come, one chunk ahead. */
+enum { MOEDI_MODEL_UNIT = 1 << 18 };
+typedef struct moedi_producer {
+    moed_status (*prepare)(void *user, size_t param, int64_t first, int64_t count);
+    moedi_produce_fn produce;
+    void *user;
+    int serial;                     /* 1: produce is called on the calling thread, in order */
+} moedi_producer;
+moed_status moedi_model_save_from(const moed_context *c, const moed_layout *l, const char *dir, moed_dtype dtype, const moedi_producer *p,
+                                  const moed_cancel *cancel);
 /* The tensors of a directory as a model of layout l (its config.json is not read): resident as in moed_model_open, or streamed. */
 moed_status moedi_model_open_as(moed_model **out, moed_context *c, const moed_layout *l, const char *dir, int stream);
 

@@ -5,7 +5,10 @@
 #include "core/options.h"
 #include "model.h"
 
-enum { CHUNK = 1 << 20 }; /* elements produced and written at a time */
+enum {
+    UNIT = MOEDI_MODEL_UNIT, /* elements made by one task */
+    UNITS = 8                /* of a chunk: what is made while the chunk before is written */
+};
 
 /* What a layout without config.json has for one: enough to say what the directory is. */
 static moed_status config_by_hand(const moed_context *c, const moed_layout *l, const char *path)
@@ -28,32 +31,118 @@ static moed_status write_config(const moed_context *c, const moed_layout *l, con
     return status;
 }
 
+/* Elements of a parameter: made into `made`, the same in the file's dtype at `bytes`. */
+typedef struct chunk {
+    size_t param;
+    int64_t first, count;
+    char *made, *bytes;
+} chunk;
+
 typedef struct writing {
     const moed_context *context;
     const moed_layout *from, *to; /* the same parameters, to's dtypes in the file */
-    moedi_produce_fn produce;
-    void *user;
+    const moedi_producer *producer;
     const moed_cancel *cancel;
-    char *made, *converted;       /* CHUNK elements each */
+    int64_t most;                 /* elements of a chunk */
+    size_t converted;             /* where converted numbers begin in a buffer */
+    chunk making, made;           /* two buffers: one is filled while the other is written */
+    void *memory;
     moedi_safetensors_writer writer;
 } writing;
 
-static moed_status write_param(writing *w, size_t i)
+static moed_status make_elements(const writing *w, int64_t at, int64_t count)
 {
-    const moed_param *from = &w->from->params[i], *to = &w->to->params[i];
-    const int64_t elements = moedi_param_elements(from);
-    const size_t item = moedi_dtype_size(to->dtype);
-    for (int64_t at = 0; at < elements; at += CHUNK) {
-        const int64_t left = elements - at, count = left < CHUNK ? left : CHUNK;
-        const void *bytes = w->made;
-        MOEDI_TRY(moedi_cancel_check(w->cancel));
-        MOEDI_TRY(w->produce(w->user, i, at, count, w->made));
-        if (from->dtype != to->dtype) {
-            moedi_convert(w->converted, to->dtype, w->made, from->dtype, count);
-            bytes = w->converted;
-        }
-        MOEDI_TRY(moedi_safetensors_write(&w->writer, i, at * (int64_t)item, bytes, (size_t)count * item));
+    const chunk *k = &w->making;
+    const int32_t from = w->from->params[k->param].dtype, to = w->to->params[k->param].dtype;
+    char *made = k->made + (size_t)at * moedi_dtype_size(from);
+    MOEDI_TRY(w->producer->produce(w->producer->user, k->param, k->first + at, count, made));
+    if (k->made != k->bytes) moedi_convert(k->bytes + (size_t)at * moedi_dtype_size(to), to, made, from, count);
+    return MOED_OK;
+}
+
+static moed_status write_made(writing *w)
+{
+    const chunk *k = &w->made;
+    const int64_t item = (int64_t)moedi_dtype_size(w->to->params[k->param].dtype);
+    if (k->count == 0) return MOED_OK;
+    return moedi_safetensors_write(&w->writer, k->param, k->first * item, k->bytes, (size_t)(k->count * item));
+}
+
+/* Task 0 writes what was made before, the others make a unit each. */
+static moed_status make_or_write(void *argument, int64_t index)
+{
+    writing *w = argument;
+    if (index == 0) return write_made(w);
+    const int64_t at = (index - 1) * UNIT, left = w->making.count - at;
+    return make_elements(w, at, left < UNIT ? left : UNIT);
+}
+
+/* The chunk after k; its param is the count of parameters after the last. */
+static chunk chunk_after(const writing *w, chunk k)
+{
+    k.first += k.count;
+    while (k.param < w->from->count) {
+        const int64_t left = moedi_param_elements(&w->from->params[k.param]) - k.first;
+        k.count = left < w->most ? left : w->most;
+        if (k.count > 0) return k;
+        k.param++, k.first = 0;
     }
+    k.count = 0;
+    return k;
+}
+
+static moed_status prepare(const writing *w, const chunk *k)
+{
+    const moedi_producer *p = w->producer;
+    return p->prepare && k->count ? p->prepare(p->user, k->param, k->first, k->count) : MOED_OK;
+}
+
+static void swap_buffers(writing *w)
+{
+    const chunk made = w->making;
+    w->making.made = w->made.made, w->making.bytes = w->made.bytes;
+    w->made = made;
+}
+
+static moed_status write_params(writing *w)
+{
+    chunk next = chunk_after(w, (chunk){0});
+    MOEDI_TRY(prepare(w, &next));
+    while (next.count) {
+        w->making.param = next.param, w->making.first = next.first, w->making.count = next.count;
+        if (w->from->params[next.param].dtype == w->to->params[next.param].dtype) w->making.bytes = w->making.made;
+        else w->making.bytes = w->making.made + w->converted;
+        next = chunk_after(w, next);
+        MOEDI_TRY(moedi_cancel_check(w->cancel));
+        MOEDI_TRY(prepare(w, &next));
+        if (w->producer->serial) {
+            MOEDI_TRY(make_elements(w, 0, w->making.count));
+            MOEDI_TRY(write_made(w));
+        } else {
+            MOEDI_TRY(moedi_parallel_try(w->context, 1 + (w->making.count + UNIT - 1) / UNIT, make_or_write, w));
+        }
+        swap_buffers(w);
+    }
+    return write_made(w);
+}
+
+/* Two buffers, no larger than the largest parameter needs. */
+static moed_status make_buffers(writing *w)
+{
+    int64_t most = 1;
+    size_t from = 1, to = 0;
+    for (size_t i = 0; i < w->from->count; i++) {
+        const moed_param *a = &w->from->params[i], *b = &w->to->params[i];
+        const int64_t elements = moedi_param_elements(a);
+        if (elements > most) most = elements;
+        if (moedi_dtype_size(a->dtype) > from) from = moedi_dtype_size(a->dtype);
+        if (a->dtype != b->dtype && moedi_dtype_size(b->dtype) > to) to = moedi_dtype_size(b->dtype);
+    }
+    if (most < w->most) w->most = (most + 7) / 8 * 8; /* so that both parts of a buffer are aligned */
+    w->converted = (size_t)w->most * from;
+    const size_t buffer = w->converted + (size_t)w->most * to;
+    MOEDI_TRY(moedi_alloc(w->context, 2 * buffer, &w->memory));
+    w->making.made = w->memory, w->made.made = (char *)w->memory + buffer;
     return MOED_OK;
 }
 
@@ -76,22 +165,20 @@ static moed_status write_tensors(writing *w, const char *dir)
         goto out;
     }
     MOEDI_GO(moedi_path_join(c, dir, "model.safetensors", &path));
-    MOEDI_GO(moedi_alloc(c, CHUNK * sizeof(double), (void **)&w->made));
-    MOEDI_GO(moedi_alloc(c, CHUNK * sizeof(double), (void **)&w->converted));
+    MOEDI_GO(make_buffers(w));
     MOEDI_GO(moedi_safetensors_create(&w->writer, c, path, entries, w->to->count, metadata));
-    for (size_t i = 0; i < w->to->count; i++) MOEDI_GO(write_param(w, i));
+    MOEDI_GO(write_params(w));
     MOEDI_GO(moedi_safetensors_commit(&w->writer));
 out:
     moedi_safetensors_abort(&w->writer);
-    moedi_free(c, w->made);
-    moedi_free(c, w->converted);
+    moedi_free(c, w->memory);
     moedi_free(c, path);
     moedi_free(c, entries);
     json_decref(metadata);
     return status;
 }
 
-moed_status moedi_model_write(const moed_context *c, const moed_layout *l, const char *dir, moed_dtype dtype, moedi_produce_fn produce, void *user,
+static moed_status write_from(const moed_context *c, const moed_layout *l, const char *dir, moed_dtype dtype, const moedi_producer *p,
                               const moed_cancel *cancel)
 {
     moed_layout *to = NULL;
@@ -101,12 +188,19 @@ moed_status moedi_model_write(const moed_context *c, const moed_layout *l, const
         to = moedi_layout_retain(l);
     else
         MOEDI_TRY(moedi_layout_with_dtype(&to, l, dtype));
-    writing w = {.context = c, .from = l, .to = to, .produce = produce, .user = user, .cancel = cancel};
+    writing w = {.context = c, .from = l, .to = to, .producer = p, .cancel = cancel, .most = p->serial ? 4 * UNIT : UNITS * UNIT};
     MOEDI_GO(write_config(c, to, dir));
     MOEDI_GO(write_tensors(&w, dir));
 out:
     moed_layout_destroy(to);
     return status;
+}
+
+moed_status moedi_model_write(const moed_context *c, const moed_layout *l, const char *dir, moed_dtype dtype, moedi_produce_fn produce, void *user,
+                              const moed_cancel *cancel)
+{
+    const moedi_producer p = {.produce = produce, .user = user, .serial = 1};
+    return write_from(c, l, dir, dtype, &p, cancel);
 }
 
 /* ---- saving ---- */
@@ -145,24 +239,37 @@ static moed_status check_replaceable(const moed_context *c, const char *dir)
     return status;
 }
 
+static moed_status prepare_from_model(void *user, size_t param, int64_t first, int64_t count)
+{
+    moedi_model_ahead(user, param, first, count);
+    return MOED_OK;
+}
+
 static moed_status produce_from_model(void *user, size_t param, int64_t first, int64_t count, void *out)
 {
     return moedi_model_read(user, param, first, count, out);
 }
 
-moed_status moedi_model_save_at(const moed_context *c, const moed_layout *l, const char *dir, moed_dtype dtype, moedi_produce_fn produce, void *user,
-                                const moed_cancel *cancel)
+moed_status moedi_model_save_from(const moed_context *c, const moed_layout *l, const char *dir, moed_dtype dtype, const moedi_producer *p,
+                                  const moed_cancel *cancel)
 {
     moedi_fresh_directory fresh = {0};
     moed_status status;
 
     MOEDI_TRY(check_replaceable(c, dir));
     MOEDI_TRY(moedi_fresh_directory_begin(&fresh, c, dir));
-    MOEDI_GO(moedi_model_write(c, l, fresh.temporary, dtype, produce, user, cancel));
+    MOEDI_GO(write_from(c, l, fresh.temporary, dtype, p, cancel));
     MOEDI_GO(moedi_fresh_directory_commit(&fresh));
 out:
     moedi_fresh_directory_abort(&fresh);
     return status;
+}
+
+moed_status moedi_model_save_at(const moed_context *c, const moed_layout *l, const char *dir, moed_dtype dtype, moedi_produce_fn produce, void *user,
+                                const moed_cancel *cancel)
+{
+    const moedi_producer p = {.produce = produce, .user = user, .serial = 1};
+    return moedi_model_save_from(c, l, dir, dtype, &p, cancel);
 }
 
 moed_status moed_model_save(const moed_model *m, const char *dir, const moed_model_options *given)
@@ -173,5 +280,6 @@ moed_status moed_model_save(const moed_model *m, const char *dir, const moed_mod
     MOEDI_REQUIRE(dir && dir[0], "no directory is named");
     MOEDI_TRY(moedi_context_check(m->context));
     MOEDI_TRY(moedi_model_options_read(given, 0, &o));
-    return moedi_model_save_at(m->context, m->layout, dir, o.dtype, produce_from_model, (void *)m, NULL);
+    const moedi_producer p = {.prepare = prepare_from_model, .produce = produce_from_model, .user = (void *)(uintptr_t)m};
+    return moedi_model_save_from(m->context, m->layout, dir, o.dtype, &p, NULL);
 }

@@ -1,6 +1,8 @@
 /* surgery/assemble.c - executes a surgery over a whole model. */
 #include "surgery/assemble.h"
 
+#include <string.h>
+
 #include "core/cancel.h"
 
 enum { SLICE = 1 << 22 }; /* elements between two looks at the cancel token */
@@ -64,37 +66,77 @@ out:
     return status;
 }
 
-/* The plan of the parameter that is being written. */
-typedef struct stream {
-    moedi_surgery *surgery;
+/* The plan of a parameter while it is written. */
+typedef struct open_plan {
     moedi_plan plan;
     size_t param;
-    int open;
+    double *squares;               /* (units, 2): added up in order, whichever thread made them */
+    int64_t units;
+} open_plan;
+
+/* Two plans: of the parameter that is made, and of the one after it, whose bytes are asked for early. */
+typedef struct stream {
+    moedi_surgery *surgery;
+    open_plan plans[2];
+    int latest;
 } stream;
 
-static void stream_close(stream *s)
+static void close_open_plan(stream *s, open_plan *o)
 {
-    if (s->open) close_plan(s->surgery, &s->plan);
-    s->open = 0;
+    if (!o->units) return;
+    for (int64_t i = 0; i < o->units; i++) o->plan.moved += o->squares[2 * i], o->plan.original += o->squares[2 * i + 1];
+    moedi_free(s->surgery->layout->context, o->squares);
+    close_plan(s->surgery, &o->plan);
+    memset(o, 0, sizeof *o);
+}
+
+static moed_status open_next_plan(stream *s, size_t param)
+{
+    const moed_param *p = &s->surgery->layout->params[param];
+    const moed_context *c = s->surgery->layout->context;
+    open_plan next = {.param = param};
+    moed_status status;
+    next.units = (moedi_param_elements(p) + MOEDI_PLAN_UNIT - 1) / MOEDI_PLAN_UNIT;
+    MOEDI_TRY(MOEDI_NEW(c, 2 * next.units, &next.squares));
+    MOEDI_GO(plan_parameter(&next.plan, s->surgery, param, p->dtype));
+    s->latest = !s->latest;
+    close_open_plan(s, &s->plans[s->latest]);
+    s->plans[s->latest] = next;
+    return MOED_OK;
+out:
+    moedi_free(c, next.squares);
+    return status;
+}
+
+static open_plan *find_plan(stream *s, size_t param)
+{
+    for (int i = 0; i < 2; i++)
+        if (s->plans[i].units && s->plans[i].param == param) return &s->plans[i];
+    return NULL;
+}
+
+static moed_status stream_prepare(void *user, size_t param, int64_t first, int64_t count)
+{
+    stream *s = user;
+    if (!find_plan(s, param)) MOEDI_TRY(open_next_plan(s, param));
+    moedi_plan_ahead(&find_plan(s, param)->plan, first, count);
+    return MOED_OK;
 }
 
 static moed_status stream_produce(void *user, size_t param, int64_t first, int64_t count, void *out)
 {
-    stream *s = user;
-    if (!s->open || s->param != param) {
-        stream_close(s);
-        MOEDI_TRY(plan_parameter(&s->plan, s->surgery, param, s->surgery->layout->params[param].dtype));
-        s->param = param, s->open = 1;
-    }
-    return moedi_plan_fill(&s->plan, first, count, out);
+    const open_plan *o = find_plan(user, param);
+    return moedi_plan_make(&o->plan, first, count, out, o->squares + 2 * (first / MOEDI_PLAN_UNIT));
 }
 
 static moed_status assemble_directory(moedi_surgery *s, const char *dir, const moed_cancel *cancel)
 {
     stream state = {.surgery = s};
-    moed_status status = moedi_model_save_at(s->layout->context, s->layout, dir, MOED_DTYPE_NONE,
-                                             stream_produce, &state, cancel);
-    stream_close(&state);
+    const moedi_producer producer = {.prepare = stream_prepare, .produce = stream_produce, .user = &state};
+    moed_status status =
+        moedi_model_save_from(s->layout->context, s->layout, dir, MOED_DTYPE_NONE, &producer, cancel);
+    close_open_plan(&state, &state.plans[!state.latest]); /* the older first */
+    close_open_plan(&state, &state.plans[state.latest]);
     return status;
 }
 

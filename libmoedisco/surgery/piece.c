@@ -5,11 +5,14 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "util/numbers.h"
 #include "util/random.h"
 
 enum {
     BLOCK = 8192,          /* elements worked on at once */
-    TASK = 32 * BLOCK      /* elements of one parallel task */
+    INNER = 512,           /* of those, that stay in the first cache from loop to loop */
+    DIRECT = 4096,         /* elements in one place from which on a read needs no window */
+    TASK = MOEDI_PLAN_UNIT /* elements of one parallel task */
 };
 
 typedef struct moedi_plan_piece {
@@ -221,6 +224,8 @@ moed_status moedi_plan_create(moedi_plan *out, const moedi_plan_request *r)
         else plan.bases[plan.base_count++] = checked;
     }
     qsort(plan.bases, plan.base_count, sizeof *plan.bases, by_at);
+    plan.bytes = plan.delta_count == 0;
+    for (size_t i = 0; i < plan.base_count; i++) plan.bytes &= plan.bases[i].exact;
     MOEDI_GO(check_tiling(&plan, r->name));
     *out = plan;
     return MOED_OK;
@@ -248,10 +253,10 @@ typedef struct window {
 } window;
 
 typedef struct scratch {
-    double *value, *sum, *x, *y;   /* (BLOCK) */
-    unsigned char *rounded;        /* (BLOCK) elements */
-    window windows[2];             /* of the source and the reference */
-    double moved, original;
+    double *value, *sum;           /* (BLOCK) */
+    window windows[2];             /* of DELTAs' sources; of COPYs' sources and references, which are the same base */
+    const moedi_numbers *numbers;
+    double moved[MOEDI_LANES], original[MOEDI_LANES];
 } scratch;
 
 enum { ELEMENT_MOST = 16 }; /* bytes of the widest type, with room */
@@ -261,12 +266,12 @@ static moed_status scratch_create(const moed_context *c, scratch *s)
     unsigned char *memory = NULL;
     size_t doubles = BLOCK * sizeof(double), raw = (size_t)BLOCK * ELEMENT_MOST;
     memset(s, 0, sizeof *s);
-    MOEDI_TRY(moedi_alloc(c, 4 * doubles + 3 * raw, (void **)&memory));
+    MOEDI_TRY(moedi_alloc(c, 2 * doubles + 2 * raw, (void **)&memory));
     s->value = (double *)memory;
-    s->sum = s->value + BLOCK, s->x = s->sum + BLOCK, s->y = s->x + BLOCK;
-    s->rounded = memory + 4 * doubles;
-    s->windows[0].memory = s->rounded + raw;
-    s->windows[1].memory = s->rounded + 2 * raw;
+    s->sum = s->value + BLOCK;
+    s->windows[0].memory = memory + 2 * doubles;
+    s->windows[1].memory = s->windows[0].memory + raw;
+    s->numbers = moedi_numbers_best();
     return MOED_OK;
 }
 
@@ -330,13 +335,15 @@ static moed_status run_copy(const moedi_plan *plan, const moedi_plan_piece *p, c
     int64_t count = at->hi - at->lo;
     size_t size = moedi_dtype_size(plan->dtype);
     const void *bytes = NULL;
-    double *value = s->value + at->lo;
+    double *value = plan->bytes ? NULL : s->value + at->lo;
     if (p->piece.scale == 0.0) {
         memset(value, 0, (size_t)count * sizeof *value);
         memset(out + (size_t)at->lo * size, 0, (size_t)count * size);
         return MOED_OK;
     }
-    MOEDI_TRY(source_bytes(&p->source, &s->windows[0], at->source, count, at->source_last, &bytes));
+    if (p->exact && !plan->delta_count && !p->source.data && count >= DIRECT)
+        return moedi_model_read(p->source.model, p->source.param, at->source, count, out + (size_t)at->lo * size);
+    MOEDI_TRY(source_bytes(&p->source, &s->windows[1], at->source, count, at->source_last, &bytes));
     if (!p->exact || plan->delta_count) {
         moedi_to_double(value, bytes, p->source.dtype, count);
         if (p->piece.scale != 1.0)
@@ -366,25 +373,24 @@ static moed_status run_delta(const moedi_plan *plan, const moedi_plan_piece *p, 
 {
     (void)first, (void)out;
     int64_t count = at->hi - at->lo;
-    const void *bytes = NULL;
-    double *sum = s->sum + at->lo, *x = s->x, *y = s->y;
-    MOEDI_TRY(source_bytes(&p->source, &s->windows[0], at->source, count, at->source_last, &bytes));
-    moedi_to_double(x, bytes, p->source.dtype, count);
-    MOEDI_TRY(source_bytes(&p->reference, &s->windows[1], at->reference, count, at->reference_last, &bytes));
-    moedi_to_double(y, bytes, p->reference.dtype, count);
-    /* what did not move adds nothing, where it is infinite or NaN too */
-    for (int64_t i = 0; i < count; i++) x[i] = x[i] == y[i] || (x[i] != x[i] && y[i] != y[i]) ? 0.0 : x[i] - y[i];
-    if (plan->measure)
-        for (int64_t i = 0; i < count; i++) s->moved += x[i] * x[i];
-    if (p->piece.scale != 0.0)
-        for (int64_t i = 0; i < count; i++) sum[i] += p->piece.scale * x[i];
+    size_t x_size = moedi_dtype_size(p->source.dtype), y_size = moedi_dtype_size(p->reference.dtype);
+    const void *moved = NULL, *still = NULL;
+    double x[INNER], y[INNER];
+    MOEDI_TRY(source_bytes(&p->source, &s->windows[0], at->source, count, at->source_last, &moved));
+    MOEDI_TRY(source_bytes(&p->reference, &s->windows[1], at->reference, count, at->reference_last, &still));
+    for (int64_t i = 0; i < count; i += INNER) {
+        int64_t n = count - i < INNER ? count - i : INNER;
+        s->numbers->to_double(x, (const char *)moved + (size_t)i * x_size, p->source.dtype, n);
+        s->numbers->to_double(y, (const char *)still + (size_t)i * y_size, p->reference.dtype, n);
+        s->numbers->add_difference(s->sum + at->lo + i, p->piece.scale, x, y, n);
+        if (plan->measure) s->numbers->add_squares(s->moved, x, n);
+    }
     return MOED_OK;
 }
 
-/* Elements [first, first + count) of the whole tensor, count <= BLOCK. */
+/* Elements [first, first + count) of the whole tensor, count <= BLOCK unless the plan moves nothing but bytes. */
 static moed_status run_block(const moedi_plan *plan, int64_t first, int64_t count, scratch *s, unsigned char *out)
 {
-    size_t size = moedi_dtype_size(plan->dtype);
     for (size_t i = 0; i < plan->base_count; i++) {
         const moedi_plan_piece *p = &plan->bases[i];
         MOEDI_TRY(sweep(plan, p, first, count, s, out, p->piece.op == MOED_PIECE_DRAW ? run_draw : run_copy));
@@ -393,14 +399,63 @@ static moed_status run_block(const moedi_plan *plan, int64_t first, int64_t coun
     memset(s->sum, 0, (size_t)count * sizeof *s->sum);
     for (size_t i = 0; i < plan->delta_count; i++)
         MOEDI_TRY(sweep(plan, &plan->deltas[i], first, count, s, out, run_delta));
-    if (plan->measure)
-        for (int64_t i = 0; i < count; i++) s->original += s->value[i] * s->value[i];
-    for (int64_t i = 0; i < count; i++) s->value[i] += s->sum[i];
-    moedi_from_double(s->rounded, plan->dtype, s->value, count);
-    for (int64_t i = 0; i < count; i++)
-        if (s->sum[i] != 0.0) memcpy(out + (size_t)i * size, s->rounded + (size_t)i * size, size);
+    if (plan->measure) s->numbers->add_squares(s->original, s->value, count);
+    s->numbers->settle(out, plan->dtype, s->value, s->sum, count);
     return MOED_OK;
 }
+
+static double total(const double lanes[MOEDI_LANES])
+{
+    double sum = 0.0;
+    for (int l = 0; l < MOEDI_LANES; l++) sum += lanes[l];
+    return sum;
+}
+
+moed_status moedi_plan_make(const moedi_plan *plan, int64_t first, int64_t count, void *out, double squares[2])
+{
+    moed_status status = MOED_OK;
+    size_t size = moedi_dtype_size(plan->dtype);
+    int64_t at = first, end = first + count, most = plan->bytes ? TASK : BLOCK;
+    scratch s;
+    MOEDI_TRY(scratch_create(plan->context, &s));
+    while (at < end) {
+        /* a block lies in one row of the shard, so it is one stretch of the whole tensor */
+        int64_t row = at / plan->part.count, within = at % plan->part.count, n = plan->part.count - within;
+        if (n > end - at) n = end - at;
+        if (n > most) n = most;
+        MOEDI_GO(run_block(plan, row * plan->part.whole + plan->part.start + within, n, &s,
+                           (unsigned char *)out + (size_t)(at - first) * size));
+        at += n;
+    }
+    squares[0] = total(s.moved), squares[1] = total(s.original);
+out:
+    moedi_free(plan->context, s.value);
+    return status;
+}
+
+/* ---- what will be read ---- */
+
+static moed_status tell_ahead(const moedi_plan *plan, const moedi_plan_piece *p, const stretch *at, int64_t first, scratch *s,
+                              unsigned char *out)
+{
+    (void)plan, (void)first, (void)s, (void)out;
+    const int64_t count = at->hi - at->lo;
+    if (count < DIRECT) return MOED_OK;
+    if (!p->source.data) moedi_model_ahead(p->source.model, p->source.param, at->source, count);
+    return MOED_OK;
+}
+
+void moedi_plan_ahead(const moedi_plan *plan, int64_t first, int64_t count)
+{
+    if (plan->part.count != plan->part.whole) return;
+    for (size_t i = 0; i < plan->base_count; i++)
+        if (plan->bases[i].piece.op == MOED_PIECE_COPY && plan->bases[i].piece.scale != 0.0)
+            (void)sweep(plan, &plan->bases[i], first, count, NULL, NULL, tell_ahead);
+    for (size_t i = 0; i < plan->delta_count; i++)
+        (void)sweep(plan, &plan->deltas[i], first, count, NULL, NULL, tell_ahead);
+}
+
+/* ---- the whole ---- */
 
 typedef struct fill {
     const moedi_plan *plan;
@@ -412,26 +467,9 @@ typedef struct fill {
 static moed_status fill_task(void *argument, int64_t index)
 {
     const fill *f = argument;
-    const moedi_plan *plan = f->plan;
-    moed_status status = MOED_OK;
-    size_t size = moedi_dtype_size(plan->dtype);
-    int64_t at = f->first + index * TASK, end = f->first + f->count;
-    if (end - at > TASK) end = at + TASK;
-    scratch s;
-    MOEDI_TRY(scratch_create(plan->context, &s));
-    while (at < end) {
-        /* a block lies in one row of the shard, so it is one stretch of the whole tensor */
-        int64_t row = at / plan->part.count, within = at % plan->part.count, count = plan->part.count - within;
-        if (count > end - at) count = end - at;
-        if (count > BLOCK) count = BLOCK;
-        MOEDI_GO(run_block(plan, row * plan->part.whole + plan->part.start + within, count, &s,
-                           f->out + (size_t)(at - f->first) * size));
-        at += count;
-    }
-    f->squares[2 * index] = s.moved, f->squares[2 * index + 1] = s.original;
-out:
-    moedi_free(plan->context, s.value);
-    return status;
+    int64_t at = index * TASK, count = f->count - at < TASK ? f->count - at : TASK;
+    return moedi_plan_make(f->plan, f->first + at, count, f->out + (size_t)at * moedi_dtype_size(f->plan->dtype),
+                           f->squares + 2 * index);
 }
 
 moed_status moedi_plan_fill(moedi_plan *plan, int64_t first, int64_t count, void *out)

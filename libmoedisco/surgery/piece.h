@@ -43,6 +43,7 @@ typedef struct moedi_plan {
     struct moedi_plan_piece *bases;  /* COPY and DRAW: they tile [0, length) in ascending order */
     struct moedi_plan_piece *deltas;
     size_t base_count, delta_count;
+    int bytes;                       /* 1: nothing but bytes are moved */
     double moved;                  /* out: sum over all DELTAs of (source - reference)^2 */
     double original;               /* out: sum of squares of what the COPYs brought, where there are DELTAs */
 } moedi_plan;
@@ -53,6 +54,14 @@ void moedi_plan_destroy(moedi_plan *plan);
 /* Makes elements [first, first + count) of what is at hand. The same bits for any number of threads and any way
  * of cutting. */
 moed_status moedi_plan_fill(moedi_plan *plan, int64_t first, int64_t count, void *out);
+
+
+/* The same in parts that several threads make side by side: elements [first, first + count), count at most MOEDI_PLAN_UNIT and
+ * first a multiple of it. squares [out]: what they add to moved and original, to be added up in order. */
+enum { MOEDI_PLAN_UNIT = MOEDI_MODEL_UNIT };
+moed_status moedi_plan_make(const moedi_plan *plan, int64_t first, int64_t count, void *out, double squares[2]);
+/* Tells the system which bytes of files these elements will need, so that they are in memory by then. */
+void moedi_plan_ahead(const moedi_plan *plan, int64_t first, int64_t count);
 
 /* A list of pieces being written for a caller: counts all, keeps what there is room for. */
 typedef struct moedi_piece_list {

@@ -3,6 +3,8 @@
 
 #include <string.h>
 
+#include "numbers.h"
+
 static const struct {
     const char *name;
     int32_t bits;
@@ -44,86 +46,47 @@ size_t moedi_dtype_size(moed_dtype dtype)
     return (size_t)moed_dtype_bits(dtype) / 8;
 }
 
-static uint32_t float_bits(float x)
-{
-    uint32_t u;
-    memcpy(&u, &x, sizeof u);
-    return u;
-}
+/* ---- the loops' builds ---- */
 
-static float bits_float(uint32_t u)
-{
-    float x;
-    memcpy(&x, &u, sizeof x);
-    return x;
-}
+extern const moedi_numbers moedi_numbers_plain;
+#if defined(__x86_64__)
+extern const moedi_numbers moedi_numbers_v2, moedi_numbers_v3, moedi_numbers_v4;
+#endif
 
-static uint16_t to_bf16(float x)
+const moedi_numbers *moedi_numbers_set(int index)
 {
-    const uint32_t u = float_bits(x);
-    if ((u & 0x7FFFFFFF) > 0x7F800000) return (uint16_t)(u >> 16 | 0x40); /* NaN stays NaN */
-    return (uint16_t)((u + 0x7FFF + (u >> 16 & 1)) >> 16);
-}
-
-static float from_f16(uint16_t h)
-{
-    const uint32_t sign = (uint32_t)(h & 0x8000) << 16, exponent = h >> 10 & 31, mantissa = h & 0x3FF;
-    if (exponent == 31) return bits_float(sign | 0x7F800000 | mantissa << 13);
-    if (exponent) return bits_float(sign | (exponent + 112) << 23 | mantissa << 13);
-    const float small = (float)mantissa * 0x1p-24f;
-    return sign ? -small : small;
-}
-
-static uint16_t to_f16(float x)
-{
-    const uint32_t u = float_bits(x), sign = u >> 16 & 0x8000, magnitude = u & 0x7FFFFFFF;
-    if (magnitude > 0x7F800000) return (uint16_t)(sign | 0x7E00 | (magnitude >> 13 & 0x3FF));
-    if (magnitude >= 0x477FF000) return (uint16_t)(sign | 0x7C00); /* rounds to 65520 or more */
-    if (magnitude < 0x38800000) { /* subnormal: the float addition rounds at 2^-24 */
-        const float shifted = bits_float(magnitude) + 0.5f;
-        return (uint16_t)(sign | (float_bits(shifted) - 0x3F000000));
+    switch (index) {
+    case 0: return &moedi_numbers_plain;
+#if defined(__x86_64__)
+    case 1: return __builtin_cpu_supports("sse4.2") && __builtin_cpu_supports("popcnt") ? &moedi_numbers_v2 : NULL;
+    case 2:
+        return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2") ? &moedi_numbers_v3 : NULL;
+    case 3:
+        return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2") &&
+                       __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512cd") &&
+                       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")
+                   ? &moedi_numbers_v4
+                   : NULL;
+#endif
+    default: return NULL;
     }
-    return (uint16_t)(sign | ((magnitude + 0xFFF + (magnitude >> 13 & 1) - 0x38000000) >> 13));
 }
 
-/* From double the narrow types are reached with one rounding: to odd in float, then to nearest. */
-static float double_to_odd_float(double x)
+const moedi_numbers *moedi_numbers_best(void)
 {
-    const float f = (float)x;
-    if ((double)f == x || f != f) return f;
-    uint32_t u = float_bits(f);
-    if (!(u & 1)) {
-        const int away = (double)f < x;
-        u = (away == !(u >> 31)) ? u + 1 : u - 1;
-    }
-    return bits_float(u);
+    for (int i = MOEDI_NUMBERS_SETS - 1; i > 0; i--)
+        if (moedi_numbers_set(i)) return moedi_numbers_set(i);
+    return &moedi_numbers_plain;
 }
-
-#define EACH(to_expr)                                \
-    do {                                             \
-        for (int64_t i = 0; i < count; i++) to_expr; \
-    } while (0)
 
 void moedi_to_double(double *to, const void *from, moed_dtype from_type, int64_t count)
 {
-    switch (from_type) {
-    case MOED_DTYPE_F64: memcpy(to, from, (size_t)count * 8); break;
-    case MOED_DTYPE_F32: EACH(to[i] = ((const float *)from)[i]); break;
-    case MOED_DTYPE_F16: EACH(to[i] = from_f16(((const uint16_t *)from)[i])); break;
-    case MOED_DTYPE_BF16: EACH(to[i] = bits_float((uint32_t)((const uint16_t *)from)[i] << 16)); break;
-    default: break;
-    }
+    moedi_numbers_best()->to_double(to, from, from_type, count);
 }
 
 void moedi_from_double(void *to, moed_dtype to_type, const double *from, int64_t count)
 {
-    switch (to_type) {
-    case MOED_DTYPE_F64: memcpy(to, from, (size_t)count * 8); break;
-    case MOED_DTYPE_F32: EACH(((float *)to)[i] = (float)from[i]); break;
-    case MOED_DTYPE_F16: EACH(((uint16_t *)to)[i] = to_f16(double_to_odd_float(from[i]))); break;
-    case MOED_DTYPE_BF16: EACH(((uint16_t *)to)[i] = to_bf16(double_to_odd_float(from[i]))); break;
-    default: break;
-    }
+    moedi_numbers_best()->from_double(to, to_type, from, count);
 }
 
 void moedi_convert(void *to, moed_dtype to_type, const void *from, moed_dtype from_type, int64_t count)

@@ -13,6 +13,8 @@ typedef struct moedi_file {
 
 moed_status moedi_file_open(moedi_file *out, const moed_context *c, const char *path);   /* read only, a regular file */
 moed_status moedi_file_read(const moedi_file *f, int64_t offset, void *out, size_t size); /* all or MOED_E_FORMAT (too short) / MOED_E_IO */
+/* A hint that these bytes will be read soon: the system fetches them meanwhile. */
+void moedi_file_ahead(const moedi_file *f, int64_t offset, int64_t size);
 void moedi_file_close(moedi_file *f);
 
 /* A whole small file, zero-terminated; MOED_E_LIMIT above `most` bytes. Free with moedi_free. */
@@ -24,6 +26,7 @@ typedef struct moedi_writer {
     char *path, *temporary, *buffer;
     size_t used;
     int64_t written;   /* position of the next byte */
+    int64_t handed, pushed; /* bytes given to the system so far, and of those on their way to the disk */
     const moed_context *context;
 } moedi_writer;
 moed_status moedi_writer_open(moedi_writer *out, const moed_context *c, const char *path);

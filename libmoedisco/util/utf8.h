@@ -3,6 +3,7 @@
 #define MOEDI_UTF8_H
 
 #include <stdint.h>
+#include <string.h>
 
 /* Zeroed at the beginning; a text that may end here has need 0. */
 typedef struct moedi_utf8 {
@@ -10,10 +11,27 @@ typedef struct moedi_utf8 {
     unsigned low, high; /* range of the next one */
 } moedi_utf8;
 
+/* Bytes from 1 to 0x7f at the beginning, in eights: most of most text. */
+static inline int64_t moedi_utf8_plain(const unsigned char *bytes, int64_t count)
+{
+    const uint64_t ones = UINT64_C(0x0101010101010101), tops = UINT64_C(0x8080808080808080);
+    int64_t i = 0;
+    for (; i + 8 <= count; i += 8) {
+        uint64_t eight;
+        memcpy(&eight, bytes + i, sizeof eight);
+        if ((eight | (eight - ones)) & tops) break; /* a high byte, or perhaps a zero */
+    }
+    return i;
+}
+
 /* 0 at the first byte that cannot stand here. */
 static inline int moedi_utf8_take(moedi_utf8 *u, const unsigned char *bytes, int64_t count)
 {
     for (int64_t i = 0; i < count; i++) {
+        if (!u->need) {
+            i += moedi_utf8_plain(bytes + i, count - i);
+            if (i == count) break;
+        }
         const unsigned b = bytes[i];
         if (u->need) {
             if (b < u->low || b > u->high) return 0;

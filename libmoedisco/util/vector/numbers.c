@@ -1,0 +1,153 @@
+/* util/vector/numbers.c - plain loops for the compiler to make vectors of, built with the flags of each instruction set; no contraction of
+ * products and sums, so that every build gives the same bits. */
+#include "util/numbers.h"
+
+#include <string.h>
+
+#define JOIN_(a, b) a##b
+#define JOIN(a, b) JOIN_(a, b)
+
+enum { CHUNK = 256 };
+
+static inline uint32_t float_bits(float x)
+{
+    uint32_t u;
+    memcpy(&u, &x, sizeof u);
+    return u;
+}
+
+static inline float bits_float(uint32_t u)
+{
+    float x;
+    memcpy(&x, &u, sizeof x);
+    return x;
+}
+
+static inline float from_f16(uint16_t h)
+{
+    const uint32_t sign = (uint32_t)(h & 0x8000) << 16, exponent = h >> 10 & 31, mantissa = h & 0x3FF;
+    if (exponent == 31) return bits_float(sign | 0x7F800000 | mantissa << 13);
+    if (exponent) return bits_float(sign | (exponent + 112) << 23 | mantissa << 13);
+    const float small = (float)mantissa * 0x1p-24f;
+    return sign ? -small : small;
+}
+
+static inline uint16_t to_f16(float x)
+{
+    const uint32_t u = float_bits(x), sign = u >> 16 & 0x8000, magnitude = u & 0x7FFFFFFF;
+    if (magnitude > 0x7F800000) return (uint16_t)(sign | 0x7E00 | (magnitude >> 13 & 0x3FF));
+    if (magnitude >= 0x477FF000) return (uint16_t)(sign | 0x7C00); /* rounds to 65520 or more */
+    if (magnitude < 0x38800000) { /* subnormal: the float addition rounds at 2^-24 */
+        const float shifted = bits_float(magnitude) + 0.5f;
+        return (uint16_t)(sign | (float_bits(shifted) - 0x3F000000));
+    }
+    return (uint16_t)(sign | ((magnitude + 0xFFF + (magnitude >> 13 & 1) - 0x38000000) >> 13));
+}
+
+static inline uint16_t to_bf16(uint32_t u)
+{
+    const uint32_t nan = u >> 16 | 0x40; /* NaN stays NaN */
+    const uint32_t rounded = (u + 0x7FFF + (u >> 16 & 1)) >> 16;
+    return (uint16_t)((u & 0x7FFFFFFF) > 0x7F800000 ? nan : rounded);
+}
+
+/* From double the narrow types are reached with one rounding: to odd in float, then to nearest. Bits of the float. */
+static inline uint32_t odd_float(double x)
+{
+    const float f = (float)x;
+    const double back = (double)f;
+    const uint32_t u = float_bits(f), even = ~u & 1, sign = u >> 31;
+    const uint32_t inexact = back != x && x == x, up = (uint32_t)(back < x) ^ sign;
+    return u + (inexact & even) * (2 * up - 1);
+}
+
+static void to_double(double *to, const void *from, moed_dtype from_type, int64_t count)
+{
+    const uint16_t *half = from;
+    const float *single = from;
+    switch (from_type) {
+    case MOED_DTYPE_F64: memcpy(to, from, (size_t)count * 8); break;
+    case MOED_DTYPE_F32:
+        for (int64_t i = 0; i < count; i++) to[i] = (double)single[i];
+        break;
+    case MOED_DTYPE_F16:
+        for (int64_t i = 0; i < count; i++) to[i] = (double)from_f16(half[i]);
+        break;
+    case MOED_DTYPE_BF16:
+        for (int64_t i = 0; i < count; i++) to[i] = (double)bits_float((uint32_t)half[i] << 16);
+        break;
+    default: break;
+    }
+}
+
+static void from_double(void *to, moed_dtype to_type, const double *from, int64_t count)
+{
+    uint16_t *half = to;
+    float *single = to;
+    switch (to_type) {
+    case MOED_DTYPE_F64: memcpy(to, from, (size_t)count * 8); break;
+    case MOED_DTYPE_F32:
+        for (int64_t i = 0; i < count; i++) single[i] = (float)from[i];
+        break;
+    case MOED_DTYPE_F16:
+        for (int64_t i = 0; i < count; i++) half[i] = to_f16(bits_float(odd_float(from[i])));
+        break;
+    case MOED_DTYPE_BF16:
+        for (int64_t i = 0; i < count; i++) half[i] = to_bf16(odd_float(from[i]));
+        break;
+    default: break;
+    }
+}
+
+static void add_difference(double *restrict sum, double scale, double *restrict x, const double *restrict y, int64_t count)
+{
+    for (int64_t i = 0; i < count; i++) {
+        const int same = (x[i] == y[i]) | ((x[i] != x[i]) & (y[i] != y[i]));
+        x[i] = same ? 0.0 : x[i] - y[i];
+    }
+    if (scale != 0.0)
+        for (int64_t i = 0; i < count; i++) sum[i] += scale * x[i];
+}
+
+static void add_squares(double lanes[MOEDI_LANES], const double *x, int64_t count)
+{
+    typedef double vector __attribute__((vector_size(MOEDI_LANES * sizeof(double))));
+    vector all, v;
+    int64_t i = 0;
+    memcpy(&all, lanes, sizeof all);
+    for (; i + MOEDI_LANES <= count; i += MOEDI_LANES) {
+        memcpy(&v, x + i, sizeof v);
+        all += v * v;
+    }
+    memcpy(lanes, &all, sizeof all);
+    for (int l = 0; i + l < count; l++) lanes[l] += x[i + l] * x[i + l];
+}
+
+static void settle(void *out, moed_dtype type, const double *value, const double *sum, int64_t count)
+{
+    double made[CHUNK];
+    union { uint16_t half[CHUNK]; uint32_t single[CHUNK]; uint64_t whole[CHUNK]; } bits;
+    const size_t size = type == MOED_DTYPE_F64 ? 8 : type == MOED_DTYPE_F32 ? 4 : 2;
+    for (int64_t at = 0; at < count; at += CHUNK) {
+        const int64_t n = count - at < CHUNK ? count - at : CHUNK;
+        const double *s = sum + at;
+        char *to = (char *)out + (size_t)at * size;
+        for (int64_t i = 0; i < n; i++) made[i] = value[at + i] + s[i];
+        from_double(&bits, type, made, n);
+        switch (size) {
+        case 2:
+            for (int64_t i = 0; i < n; i++) ((uint16_t *)to)[i] = s[i] != 0.0 ? bits.half[i] : ((uint16_t *)to)[i];
+            break;
+        case 4:
+            for (int64_t i = 0; i < n; i++) ((uint32_t *)to)[i] = s[i] != 0.0 ? bits.single[i] : ((uint32_t *)to)[i];
+            break;
+        default:
+            for (int64_t i = 0; i < n; i++) ((uint64_t *)to)[i] = s[i] != 0.0 ? bits.whole[i] : ((uint64_t *)to)[i];
+        }
+    }
+}
+
+#define TEXT_(a) #a
+#define TEXT(a) TEXT_(a)
+extern const moedi_numbers JOIN(moedi_numbers_, MOEDI_VARIANT);
+const moedi_numbers JOIN(moedi_numbers_, MOEDI_VARIANT) = {TEXT(MOEDI_VARIANT), to_double, from_double, add_difference, add_squares, settle};
