@@ -41,7 +41,7 @@ typedef struct moed_context_options {
     const char *device;     /* "auto", "cpu", "NAME:INDEX" of a plug-in's device; NULL = "auto" */
     const char *kernels;    /* CPU kernel set: "auto", "v2", "v3", "v4", "neon", "reference", "double" */
     const char *plugin_dir; /* where backends are looked for first, or NULL */
-    int32_t threads;        /* 0 = as many as affinity and cgroup allow */
+    int32_t threads;        /* 0 = as many cores as affinity and cgroup allow */
     int32_t log_level;      /* highest level passed to log */
     int64_t host_limit;     /* bytes the library may hold in host memory; 0 = no limit */
     int64_t device_limit;   /* bytes on the device; 0 = no limit */

@@ -9,6 +9,8 @@
 #include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
+#include <time.h>
 
 #include "cancel.h"
 #include "limits.h"
@@ -33,9 +35,44 @@ struct moedi_executor {
     pthread_mutex_t lock;
     pthread_cond_t wake, idle;
     job *current;
-    uint64_t generation;
-    int32_t busy;
+    _Atomic uint64_t generation;
+    _Atomic int32_t busy;
 };
+
+/* A step makes hundreds of parallel calls, most a fraction of a millisecond apart: waking a sleeper costs more than watching for
+ * this long. Then it sleeps, so that an idle context costs nothing. */
+enum { WATCH_NANOSECONDS = 50000, LOOKS = 64 };
+
+static int64_t nanoseconds(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
+}
+static void relax(void)
+{
+#if defined(__x86_64__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    __asm__ __volatile__("yield");
+#endif
+}
+static void watch_for_job(moedi_executor *e, uint64_t seen)
+{
+    const int64_t end = nanoseconds() + WATCH_NANOSECONDS;
+    do
+        for (int i = 0; i < LOOKS; i++, relax())
+            if (atomic_load_explicit(&e->generation, memory_order_relaxed) != seen) return;
+    while (nanoseconds() < end);
+}
+static void watch_for_idle(moedi_executor *e)
+{
+    const int64_t end = nanoseconds() + WATCH_NANOSECONDS;
+    do
+        for (int i = 0; i < LOOKS; i++, relax())
+            if (atomic_load_explicit(&e->busy, memory_order_relaxed) == 0) return;
+    while (nanoseconds() < end);
+}
 
 /* A task that itself calls parallel gets its inner tasks run in line: no deadlock, no surprise. */
 static _Thread_local int inside_task;
@@ -72,6 +109,10 @@ static void *work(void *argument)
         drain(j);
         pthread_mutex_lock(&e->lock);
         if (--e->busy == 0) pthread_cond_signal(&e->idle);
+        if (e->stopping || e->generation != seen) continue;
+        pthread_mutex_unlock(&e->lock);
+        watch_for_job(e, seen);
+        pthread_mutex_lock(&e->lock);
     }
     pthread_mutex_unlock(&e->lock);
     return NULL;
@@ -133,10 +174,11 @@ void moedi_executor_run(moedi_executor *e, int64_t count, moed_task_fn task, voi
     if (!e->started) start(e);
     pthread_mutex_lock(&e->lock);
     e->current = &j;
-    e->generation++;
     pthread_cond_broadcast(&e->wake);
+    e->generation++; /* last: who watches it takes the lock at once */
     pthread_mutex_unlock(&e->lock);
     drain(&j);
+    watch_for_idle(e);
     pthread_mutex_lock(&e->lock);
     e->current = NULL; /* late sleepers find nothing to do */
     while (e->busy > 0) pthread_cond_wait(&e->idle, &e->lock);
@@ -187,6 +229,37 @@ void moedi_executor_destroy(moedi_executor *e)
     moedi_executor_abandon(e);
 }
 
+/* The lowest number in the list of hardware threads that share a core with this one ("0,64" or "0-1"); its own where none is told. */
+static int first_of_core(int cpu)
+{
+    char path[96], text[64] = "";
+    snprintf(path, sizeof path, "/sys/devices/system/cpu/cpu%d/topology/thread_siblings_list", cpu);
+    FILE *f = fopen(path, "re");
+    if (!f) return cpu;
+    const int told = fgets(text, sizeof text, f) != NULL && text[0] >= '0' && text[0] <= '9';
+    fclose(f);
+    return told ? (int)strtol(text, NULL, 10) : cpu;
+}
+
+/* Cores that have a CPU of the set: matrix products fill a core's units from one thread, a second one only shares its caches. */
+static int32_t count_cores(const cpu_set_t *set, int size)
+{
+    const size_t bytes = CPU_ALLOC_SIZE((size_t)size);
+    int32_t cores = 0;
+    cpu_set_t *seen = CPU_ALLOC((size_t)size);
+    if (!seen) return CPU_COUNT_S(bytes, set);
+    CPU_ZERO_S(bytes, seen);
+    for (int cpu = 0; cpu < size; cpu++) {
+        if (!CPU_ISSET_S((size_t)cpu, bytes, set)) continue;
+        const int first = first_of_core(cpu), known = first >= 0 && first < size;
+        if (known && CPU_ISSET_S((size_t)first, bytes, seen)) continue;
+        if (known) CPU_SET_S((size_t)first, bytes, seen);
+        cores++;
+    }
+    CPU_FREE(seen);
+    return cores;
+}
+
 int32_t moedi_executor_available(void)
 {
     cpu_set_t *set = NULL;
@@ -195,7 +268,7 @@ int32_t moedi_executor_available(void)
         set = CPU_ALLOC((size_t)size);
         if (!set) break;
         if (sched_getaffinity(0, CPU_ALLOC_SIZE((size_t)size), set) == 0) {
-            cpus = CPU_COUNT_S(CPU_ALLOC_SIZE((size_t)size), set);
+            cpus = count_cores(set, size);
         } else {
             CPU_FREE(set);
             set = NULL;

@@ -15,7 +15,7 @@ void moedi_executor_run(moedi_executor *e, int64_t count, moed_task_fn task, voi
 const moed_cancel *moedi_executor_watch(const moed_cancel *cancel);
 /* In a child after fork() the workers are gone: forget them without joining. */
 void moedi_executor_abandon(moedi_executor *e);
-/* CPUs this process may use: affinity and cgroup quota. At least 1. */
+/* Physical cores this process may use: affinity and cgroup quota. At least 1. */
 int32_t moedi_executor_available(void);
 
 #endif

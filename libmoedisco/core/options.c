@@ -41,7 +41,7 @@ static const field context_fields[] = {
     TEXT(S, device, NULL, "device to compute on: auto, cpu, or NAME:INDEX of a plug-in's"),
     TEXT(S, kernels, NULL, "CPU kernel set: auto, v2, v3, v4, neon, reference or double"),
     TEXT(S, plugin_dir, NULL, "folder searched first for backend plug-ins"),
-    I32(S, threads, 0, 0, 4096, "threads; 0 = as many as affinity and cgroup allow"),
+    I32(S, threads, 0, 0, 4096, "threads; 0 = as many cores as affinity and cgroup allow"),
     I32(S, log_level, MOED_LOG_INFO, 0, MOED_LOG_DEBUG, "highest level that is logged: 1 errors, 2 warnings, 3 information, 4 all"),
     I64(S, host_limit, 0, 0, MAX_I64, "bytes of host memory the library may hold; 0 = no limit"),
     I64(S, device_limit, 0, 0, MAX_I64, "bytes of device memory the library may hold; 0 = no limit"),
