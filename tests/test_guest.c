@@ -456,6 +456,9 @@ static void call_data(const guest *g)
     CHILD(moed_kmeans_fit, g->kmeans, &x, NULL, NULL, NULL);
     CHILD(moed_kmeans_labels, g->kmeans, labels, g->documents);
     CHILD(moed_kmeans_assign, g->kmeans, &x, labels, NULL, NULL);
+    const moed_vectors vectors = {.struct_size = sizeof vectors};
+    CHILD(moed_kmeans_fit_stream, g->kmeans, &vectors, NULL, NULL, NULL);
+    CHILD(moed_kmeans_assign_stream, g->kmeans, &vectors, labels, NULL, NULL);
     CHILD(moed_kmeans_get_info, g->kmeans, &kmeans);
     CHILD(moed_partition_create, &p, g->context, labels, 1, 1, NULL, NULL);
     CHILD(moed_partition_open, &p, g->context, "/nowhere");
