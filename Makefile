@@ -21,7 +21,8 @@ say =
 endif
 
 .DEFAULT_GOAL := all
-.PHONY: all help demo check check-run check-abi check-headers check-install check-gpu bench bench-methods asan ubsan tsan install uninstall dist clean demo-run
+.PHONY: all help demo demo-run check check-run check-abi check-headers check-install check-gpu bench bench-methods asan ubsan tsan valgrind \
+    crash valgrind-run analyze analyze-run tidy tidy-run fuzz fuzz-run fuzz-merge fuzz-merge-run ci-full install uninstall dist clean
 .DELETE_ON_ERROR:
 
 # ---- flags; objects lie in a directory named by them ----
@@ -65,8 +66,20 @@ all: $(SHARED) $(STATIC) $(if $(COMMAND_SOURCES),$(COMMAND)) $(EXAMPLES)
 	$(Q)ln -sfn $(FLAG_HASH) $(BUILD)/current
 
 help:
-	@echo 'all demo check check-abi check-headers check-install bench bench-methods asan ubsan tsan install uninstall dist clean'
-	@echo 'variables: CC CFLAGS LDFLAGS PREFIX LIBDIR INCLUDEDIR BINDIR DESTDIR V=1 WERROR=1 YES=1 (install packages without asking)'
+	@printf '%s\n' 'all              libraries, command, examples' \
+	    'demo             three ways of training at equal money, on text of this machine' \
+	    'check            all tests (ci: .ci/run)' \
+	    'check-abi        exported symbols and struct sizes      check-headers  as C99 and C++11' \
+	    'check-install    programs outside the tree, DESTDIR     check-gpu      operations on a GPU' \
+	    'crash            200 runs killed at random instants, and every fault in turn' \
+    'bench            the bench programs                     bench-methods  the methods against each other' \
+	    'asan ubsan tsan  all tests with a sanitizer' \
+	    'valgrind         quick tests under memcheck' \
+	    'analyze tidy     gcc -fanalyzer, clang-tidy over all sources' \
+	    'fuzz             each target in tests/fuzz for FUZZ_SECONDS (600); fuzz-merge keeps what is new' \
+	    'ci-full          all of the above but demo, benches and long fuzzing' \
+	    'install uninstall dist clean' \
+	    'variables: CC CFLAGS LDFLAGS PREFIX LIBDIR INCLUDEDIR BINDIR DESTDIR SANITIZE V=1 WERROR=1 YES=1 (install packages without asking)'
 
 $(OUT)/%.o: %.c
 	@mkdir -p $(@D)
@@ -116,6 +129,12 @@ $(OUT)/tests/%: tests/%.c $(INTERNAL)
 	@mkdir -p $(@D)
 	$(call say,LD,$@)$(CC) $(FLAGS) -Itests $(LDFLAGS) -DMOEDI_TEST_OUT='"$(abspath $(OUT))"' -DMOEDI_TEST_SOURCE='"$(abspath .)"' \
 	    -MMD -MP -o $@ $< $(INTERNAL) $(CMOCKA_LIBS) $(LIBS)
+# Preloaded into the command: without a sanitizer, which wants to be first.
+FAULTS := $(OUT)/tests/faults/libfaults.so
+CRASH  := $(OUT)/tests/crash/crash
+$(FAULTS): tests/faults/faults.c tests/faults/faults.h
+	@mkdir -p $(@D)
+	$(call say,LD,$@)$(CC) $(BASE_FLAGS) $(CFLAGS) -fvisibility=default -DFAULTS_PRELOADED -shared -o $@ $<
 # A plug-in stands alone: the fake one brings the CPU's operations along.
 $(OUT)/tests/plugins/%/libmoedisco-test.so: tests/plugins/%.c $(INTERNAL)
 	@mkdir -p $(@D)
@@ -132,8 +151,12 @@ demo-run: all
 check:
 	@sh .ci/packages build check
 	@$(MAKE) --no-print-directory check-run
-check-run: all $(TESTS) $(PLUGINS)
+check-run: all $(TESTS) $(PLUGINS) $(CRASH) $(FAULTS)
 	@OUT='$(abspath $(OUT))' CC='$(CC)' CXX='$(CXX)' MAKE='$(MAKE)' sh tests/run.sh $(TESTS)
+# Every kill and every fault, some of an hour; `check` has a few seconds of it.
+crash: all $(CRASH) $(FAULTS) $(OUT)/tests/test_faults
+	@$(OUT)/tests/test_faults full
+	@$(CRASH) $(abspath $(COMMAND)) $(abspath $(FAULTS)) full
 check-abi: $(SHARED) $(STATIC)
 	@OUT='$(abspath $(OUT))' sh tests/abi.sh
 check-headers:
@@ -152,6 +175,51 @@ ubsan:
 	@$(MAKE) --no-print-directory check-run CFLAGS='-O1 -g' SANITIZE='-fsanitize=undefined -fno-sanitize-recover=all'
 tsan:
 	@$(MAKE) --no-print-directory check-run CFLAGS='-O1 -g' SANITIZE='-fsanitize=thread'
+
+# Memcheck knows no AVX-512: the library then chooses its v3 kernels by itself. Left out are tests that take seconds without
+# it, and test_core, whose fake device tells host memory by where the kernel puts it; valgrind puts it elsewhere.
+VALGRIND_TESTS := corpus device fuzz kmeans layout model partition pieces schedule threads util
+VALGRIND := valgrind -q --error-exitcode=99 --leak-check=full --errors-for-leak-kinds=definite,indirect --fair-sched=yes
+valgrind:
+	@sh .ci/packages build check tools
+	@$(MAKE) --no-print-directory valgrind-run CFLAGS='-O1 -g'
+valgrind-run: all $(VALGRIND_TESTS:%=$(OUT)/tests/test_%) $(PLUGINS)
+	@OUT='$(abspath $(OUT))' RUN='$(VALGRIND)' sh tests/run.sh $(VALGRIND_TESTS:%=$(OUT)/tests/test_%)
+
+# Both see one file at a time; MOEDI_ANALYZE tells them what status.h promises. The CPU's operations in one variant each. gcc 12 takes the
+# number of a vector's lanes for the width of a shift in each: that check is off, UBSan makes it at run time.
+ANALYZE_FLAGS := CPPFLAGS=-DMOEDI_ANALYZE WERROR=1 REFERENCE_VARIANTS=f32 FAST_VARIANTS=$(or $(filter v3,$(FAST_VARIANTS)),$(FAST_VARIANTS))
+analyze:
+	@sh .ci/packages build
+	@$(MAKE) --no-print-directory -k analyze-run $(ANALYZE_FLAGS) CC=gcc CFLAGS='-O1 -fanalyzer -Wno-analyzer-shift-count-overflow'
+analyze-run: $(OBJECTS) $(COMMAND_SOURCES:%.c=$(OUT)/%.o)
+TIDY := $(patsubst %.c,$(OUT)/%.tidy,$(SOURCES) $(wildcard $(CPU)/reference/*.c $(CPU)/fast/*.c) $(COMMAND_SOURCES) $(wildcard examples/*.c))
+tidy:
+	@sh .ci/packages build tools
+	@$(MAKE) --no-print-directory -k tidy-run $(ANALYZE_FLAGS) CFLAGS=-O1
+tidy-run: $(TIDY)
+$(OUT)/$(CPU)/reference/%.tidy: TIDY_VARIANT = $(VARIANT_FLAGS_f32)
+$(OUT)/$(CPU)/fast/%.tidy: TIDY_VARIANT = $(VARIANT_FLAGS_$(FAST_VARIANTS))
+$(OUT)/%.tidy: %.c .ci/clang-tidy $(wildcard libmoedisco/*/*.h libmoedisco/backend/cpu/*/*.h include/moedisco/*.h include/moedisco/sys/*.h examples/moedisco/*.h)
+	@mkdir -p $(@D)
+	$(call say,TIDY,$<)clang-tidy-14 --config-file=.ci/clang-tidy --quiet $< -- $(FLAGS) $(TIDY_VARIANT) 2>$@.log && touch $@
+
+ci-full:
+	@sh .ci/packages build check tools
+	@for target in check-run asan ubsan tsan valgrind analyze tidy; do echo "== $$target"; $(MAKE) --no-print-directory $$target || exit 1; done
+
+# ---- fuzzing: clang's libFuzzer over tests/fuzz/*.c; what `make check` replays lies in tests/fuzz/corpus ----
+FUZZERS := $(patsubst tests/fuzz/%.c,$(OUT)/tests/fuzz/%,$(sort $(wildcard tests/fuzz/*.c)))
+FUZZ_SECONDS ?= 600
+FUZZ_FLAGS := CC=clang CFLAGS='-O1 -g' SANITIZE='-fsanitize=fuzzer-no-link,address,undefined -fno-sanitize-recover=all' LDFLAGS=-fsanitize=fuzzer
+fuzz fuzz-merge:
+	@sh .ci/packages build check fuzz
+	@$(MAKE) --no-print-directory $@-run $(FUZZ_FLAGS)
+fuzz-run: $(FUZZERS)
+	@OUT='$(abspath $(OUT))' sh tests/fuzz/run.sh fuzz '$(FUZZ_SECONDS)' $(FUZZERS)
+fuzz-merge-run: $(FUZZERS)
+	@OUT='$(abspath $(OUT))' sh tests/fuzz/run.sh merge 0 $(FUZZERS)
+fuzz-build: $(FUZZERS)
 
 # ---- install ----
 PC = $(DESTDIR)$(LIBDIR)/pkgconfig/moedisco.pc

@@ -5,7 +5,9 @@ root=$(cd "$(dirname "$0")/.." && pwd)
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 awk '/^```c$/ {on = 1; next} /^```$/ {on = 0} on' "$root/README.md" >"$work/example.c"
-"${CC:-cc}" ${SANITIZE:-} -std=c99 -pedantic -Wall -Wextra -Werror -I"$root/include" -o "$work/example" "$work/example.c" -L"$OUT" -lmoedisco -Wl,-rpath,"$OUT"
+. "$root/tests/outside/flags.sh"
+# shellcheck disable=SC2046
+"${CC:-cc}" $(sanitizer "$OUT/libmoedisco.so") -std=c99 -pedantic -Wall -Wextra -Werror -I"$root/include" -o "$work/example" "$work/example.c" -L"$OUT" -lmoedisco -Wl,-rpath,"$OUT"
 "$OUT/moedisco" init "$work/base" --vocabulary 64 --hidden 16 --layers 2 --heads 2 --experts 4 --expert-width 24 --seed 5
 "$work/example" "$work/base" "$work/out"
 for k in 0 1 2 3; do

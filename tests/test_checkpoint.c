@@ -641,7 +641,7 @@ static void running_out_of_memory_in_a_save_leaves_the_checkpoint_before(void **
     job j = job_start(dir);
     assert_ok(moed_trainer_run(j.trainer, 3, NULL, NULL));
     int failures = 0;
-    for (int64_t at = 0; at < 10000; at += 9) {
+    for (int64_t at = 0; at < 10000; at += 3) {
         shortage = at;
         const moed_status status = moed_trainer_save(j.trainer);
         shortage = -1;

@@ -1,6 +1,8 @@
 /* test_kmeans.c - k-means: starts, Lloyd, balance, the embedding of documents, and what is refused. */
 #include "support.h"
 
+#include "cluster/lloyd.h"
+
 static moed_context *context;
 static int setup(void **state)
 {
@@ -383,6 +385,201 @@ static void a_cancelled_fit_keeps_the_one_before(void **state)
     free(x);
 }
 
+/* ---- steps ---- */
+
+/* Rows enough for several blocks of sums; widths past what is copied at a time. */
+static void a_bounded_step_is_the_step_without_bounds(void **state)
+{
+    (void)state;
+    static const int64_t shapes[][3] = {{6000, 7, 24}, {5000, 33, 40}, {700, 600, 30}};
+    for (size_t s = 0; s < sizeof shapes / sizeof *shapes; s++) {
+        const int64_t n = shapes[s][0], d = shapes[s][1], k = shapes[s][2], cells = k * d;
+        float *x = clouds(n, d, 8, 3.0f), *c = malloc((size_t)cells * sizeof *c), *moved = malloc((size_t)k * sizeof *moved);
+        double *sums = malloc((size_t)(2 * cells + 2 * k) * sizeof *sums), *plain = sums + cells, *totals = plain + cells;
+        int64_t *counts = malloc((size_t)(2 * k) * sizeof *counts);
+        int32_t *labels = malloc((size_t)(2 * n) * sizeof *labels);
+        moed_context *own = support_context("auto", 3);
+        moedi_lloyd l, without;
+        assert_ok(moedi_lloyd_open(&l, own, x, NULL, n, d, k, 1));
+        assert_ok(moedi_lloyd_open(&without, own, x, NULL, n, d, k, 0));
+        memcpy(c, x, (size_t)cells * sizeof *c);
+        for (int step = 0; step < 8; step++) {
+            assert_ok(moedi_lloyd_step(&l, c, step ? moved : NULL, sums, totals, counts));
+            assert_ok(moedi_lloyd_labels(&l, labels));
+            assert_ok(moedi_lloyd_assign(&without, c, k, NULL, labels + n, NULL));
+            assert_memory_equal(labels, labels + n, (size_t)n * sizeof *labels);
+            assert_ok(moedi_lloyd_accumulate(&without, labels, plain, totals + k, counts + k));
+            assert_memory_equal(sums, plain, (size_t)cells * sizeof *sums);
+            assert_memory_equal(counts, counts + k, (size_t)k * sizeof *counts);
+            for (int64_t j = 0; j < k; j++) {
+                double square = 0;
+                for (int64_t i = 0; i < d && totals[j] > 0; i++) {
+                    const float next = (float)(sums[j * d + i] / totals[j]);
+                    square += ((double)next - (double)c[j * d + i]) * ((double)next - (double)c[j * d + i]);
+                    c[j * d + i] = next;
+                }
+                moved[j] = (float)(sqrt(square) * 1.00001);
+            }
+        }
+        moedi_lloyd_close(&l), moedi_lloyd_close(&without);
+        support_close(own);
+        free(x), free(c), free(moved), free(sums), free(counts), free(labels);
+    }
+}
+
+static void all_distances_are_those_of_the_definition(void **state)
+{
+    (void)state;
+    enum { N = 300, D = 21, K = 37 };
+    static const char *const kernels[] = {"auto", "reference"};
+    static float distances[K * N];
+    float *x = clouds(N, D, 8, 0.1f);
+    for (int64_t i = 0; i < N * D; i++) x[i] += 100.0f; /* far from the origin, some close to each other, some equal */
+    memcpy(x + 50 * D, x + 3 * D, D * sizeof *x);
+    for (int s = 0; s < 2; s++) {
+        moed_context *own = support_context(kernels[s], 2);
+        moedi_lloyd l;
+        assert_ok(moedi_lloyd_open(&l, own, x, NULL, N, D, K, 0));
+        assert_ok(moedi_lloyd_distances(&l, x, K, distances));
+        for (int k = 0; k < K; k++)
+            for (int i = 0; i < N; i++) {
+                double square = 0;
+                for (int j = 0; j < D; j++) square += pow((double)x[i * D + j] - (double)x[k * D + j], 2);
+                assert_float_equal(distances[k * N + i], square, 1e-4 * square);
+            }
+        assert_true(distances[3 * N + 50] == 0);
+        moedi_lloyd_close(&l);
+        support_close(own);
+    }
+    free(x);
+}
+
+/* ---- other starts, batches, streams ---- */
+
+static void other_starts_and_batches_find_the_clouds(void **state)
+{
+    (void)state;
+    enum { N = 4000, D = 6, K = 8 };
+    float *x = clouds(N, D, K, 1.0f);
+    int32_t *labels = malloc(2 * N * sizeof *labels);
+    const moed_tensor t = support_tensor(x, MOED_DTYPE_F32, N, D);
+    for (int mode = 0; mode < 4; mode++)
+        for (int32_t threads = 1; threads <= 3; threads += 2) {
+            moed_context *c = support_context("auto", threads);
+            moed_kmeans_options o = options(K, mode == 3 ? MOED_KMEANS_BALANCED : MOED_KMEANS_PLAIN);
+            o.start = mode ? MOED_KMEANS_PARALLEL : MOED_KMEANS_PLUSPLUS, o.batch = mode == 1 ? 0 : 500, o.restarts = 2;
+            moed_kmeans *k = made(c, &o);
+            assert_ok(moed_kmeans_fit(k, &t, NULL, NULL, NULL));
+            assert_ok(moed_kmeans_labels(k, labels + (threads > 1) * N, N));
+            for (int i = 0; i < N; i++) assert_int_equal(labels[i], labels[i % K]);
+            const moed_kmeans_info info = info_of(k);
+            for (int j = 0; j < K; j++) assert_int_equal(info.counts[j], N / K);
+            if (threads > 1) assert_memory_equal(labels, labels + N, N * sizeof *labels);
+            moed_kmeans_destroy(k);
+            support_close(c);
+        }
+    free(x), free(labels);
+}
+
+typedef struct own_vectors {
+    const float *x;
+    int64_t width, stop_at; /* a read of this row fails; -1: none */
+} own_vectors;
+static int32_t read_own(int64_t first, int64_t count, float *out, void *user)
+{
+    const own_vectors *o = user;
+    if (first <= o->stop_at && o->stop_at < first + count) return 7;
+    memcpy(out, o->x + first * o->width, (size_t)(count * o->width) * sizeof *out);
+    return 0;
+}
+
+static void a_streamed_fit_is_the_fit_in_memory(void **state)
+{
+    (void)state;
+    enum { N = 2500, D = 4096, K = 5 }; /* several batches */
+    float *x = clouds(N, D, 8, 2.0f), *w = malloc(N * sizeof *w), *distances = malloc(N * sizeof *distances);
+    int32_t labels[N], streamed[N];
+    own_vectors own = {x, D, -1};
+    const moed_vectors v = {sizeof v, 0, N, D, read_own, &own};
+    const moed_tensor t = support_tensor(x, MOED_DTYPE_F32, N, D), starts = support_tensor(x, MOED_DTYPE_F32, K, D);
+    moed_context *c = support_context("auto", 2);
+    moed_kmeans_options o = options(K, MOED_KMEANS_PLAIN);
+    o.iterations = 5;
+    for (int i = 0; i < N; i++) w[i] = (float)(1 + i % 3);
+    moed_kmeans *memory = made(c, &o), *stream = made(c, &o);
+    assert_ok(moed_kmeans_fit(memory, &t, w, &starts, NULL));
+    assert_ok(moed_kmeans_fit_stream(stream, &v, w, &starts, NULL));
+    const moed_kmeans_info a = info_of(memory), b = info_of(stream);
+    assert_float_equal(a.inertia, b.inertia, 1e-6 * a.inertia);
+    for (int j = 0; j < K; j++) assert_int_equal(a.counts[j], b.counts[j]), assert_true(a.weights[j] == b.weights[j]);
+    assert_ok(moed_kmeans_labels(memory, labels, N));
+    assert_ok(moed_kmeans_assign_stream(stream, &v, streamed, distances, NULL));
+    assert_memory_equal(labels, streamed, sizeof labels);
+    assert_ok(moed_kmeans_assign_stream(stream, &v, NULL, distances, NULL));
+    assert_refused(moed_kmeans_labels(stream, labels, N), MOED_E_STATE, "moed_kmeans_assign_stream");
+
+    assert_ok(moed_kmeans_fit_stream(stream, &v, NULL, NULL, NULL)); /* starts of its own */
+    assert_true(info_of(stream).inertia < 1.3 * a.inertia);
+    own.stop_at = 2100;
+    const double before = info_of(stream).inertia;
+    assert_refused(moed_kmeans_fit_stream(stream, &v, NULL, &starts, NULL), MOED_E_CALLBACK, "moed_vectors.read");
+    own.stop_at = -1;
+    x[2200 * (int64_t)D] = NAN;
+    assert_refused(moed_kmeans_fit_stream(stream, &v, NULL, &starts, NULL), MOED_E_NUMERIC, "row 2200 holds NaN");
+    assert_true(info_of(stream).inertia == before);
+    moed_kmeans_destroy(memory), moed_kmeans_destroy(stream);
+    support_close(c);
+    free(x), free(w), free(distances);
+}
+
+static void a_stream_fills_its_empty_clusters(void **state)
+{
+    (void)state;
+    enum { N = 60, K = 4 };
+    float x[N], starts[K] = {0, 1000, 2000, 3000};
+    own_vectors own = {x, 1, -1};
+    const moed_vectors v = {sizeof v, 0, N, 1, read_own, &own};
+    const moed_tensor s = support_tensor(starts, MOED_DTYPE_F32, K, 1);
+    for (int i = 0; i < N; i++) x[i] = (float)(i * i);
+    for (int32_t batch = 0; batch <= 20; batch += 20) {
+        moed_kmeans_options o = options(K, MOED_KMEANS_PLAIN);
+        o.batch = batch;
+        moed_kmeans *k = made(context, &o);
+        assert_ok(moed_kmeans_fit_stream(k, &v, NULL, &s, NULL));
+        for (int j = 0; j < K; j++) assert_true(info_of(k).counts[j] > 0);
+        moed_kmeans_destroy(k);
+    }
+}
+
+static void bad_streams_are_refused(void **state)
+{
+    (void)state;
+    float x[8] = {0, 1, 2, 3, 4, 5, 6, 7};
+    own_vectors own = {x, 2, -1};
+    moed_vectors v = {sizeof v, 0, 4, 2, read_own, &own};
+    const moed_kmeans_options o = options(2, MOED_KMEANS_PLAIN), equal = options(2, MOED_KMEANS_BALANCED);
+    moed_kmeans *k = made(context, &o), *balanced = made(context, &equal);
+    moed_cancel *cancel = NULL;
+    assert_refused(moed_kmeans_assign_stream(k, &v, NULL, NULL, NULL), MOED_E_STATE, "moed_kmeans_fit");
+    assert_refused(moed_kmeans_fit_stream(balanced, &v, NULL, NULL, NULL), MOED_E_UNSUPPORTED, "balanced");
+    v.count = 1;
+    assert_refused(moed_kmeans_fit_stream(k, &v, NULL, NULL, NULL), MOED_E_ARGUMENT, "2 clusters of 1 vectors");
+    v.count = 0;
+    assert_refused(moed_kmeans_fit_stream(k, &v, NULL, NULL, NULL), MOED_E_ARGUMENT, "shape (0, 2)");
+    v.count = 4, v.struct_size = 8;
+    assert_refused(moed_kmeans_fit_stream(k, &v, NULL, NULL, NULL), MOED_E_STRUCT, "struct_size is 8");
+    v.struct_size = sizeof v;
+    assert_ok(moed_kmeans_fit_stream(k, &v, NULL, NULL, NULL));
+    v.width = 1;
+    assert_refused(moed_kmeans_assign_stream(k, &v, NULL, NULL, NULL), MOED_E_ARGUMENT, "width 1 where 2");
+    v.width = 2;
+    assert_ok(moed_cancel_create(&cancel));
+    moed_cancel_request(cancel);
+    assert_refused(moed_kmeans_fit_stream(k, &v, NULL, NULL, cancel), MOED_E_CANCELLED, "");
+    moed_cancel_destroy(cancel);
+    moed_kmeans_destroy(k), moed_kmeans_destroy(balanced);
+}
+
 static void running_out_of_memory_anywhere_is_survived(void **state)
 {
     (void)state;
@@ -391,18 +588,24 @@ static void running_out_of_memory_anywhere_is_survived(void **state)
     moed_context *c = support_scarce_context(&allowed);
     float *x = clouds(N, 2, 4, 1.0f);
     const moed_tensor t = support_tensor(x, MOED_DTYPE_F32, N, 2);
-    const moed_kmeans_options o = options(4, MOED_KMEANS_BALANCED);
+    own_vectors own = {x, 2, -1};
+    const moed_vectors v = {sizeof v, 0, N, 2, read_own, &own};
     int64_t n = 0;
-    for (moed_status status = MOED_E_MEMORY; status != MOED_OK; n++) {
-        moed_kmeans *k = NULL;
-        allowed = n;
-        status = moed_kmeans_create(&k, c, &o);
-        if (status == MOED_OK) status = moed_kmeans_fit(k, &t, NULL, NULL, NULL);
-        if (status != MOED_OK && status != MOED_E_MEMORY) fail_msg("allocation %d: %s", (int)n, moed_last_error());
-        moed_kmeans_destroy(k);
-        assert_int_equal(support_held(c), 0);
+    for (int streamed = 0; streamed < 2; streamed++, n = 0) {
+        moed_kmeans_options o = options(4, streamed ? MOED_KMEANS_PLAIN : MOED_KMEANS_BALANCED);
+        o.start = MOED_KMEANS_PARALLEL, o.batch = 20;
+        for (moed_status status = MOED_E_MEMORY; status != MOED_OK; n++) {
+            moed_kmeans *k = NULL;
+            allowed = n;
+            status = moed_kmeans_create(&k, c, &o);
+            if (status == MOED_OK)
+                status = streamed ? moed_kmeans_fit_stream(k, &v, NULL, NULL, NULL) : moed_kmeans_fit(k, &t, NULL, NULL, NULL);
+            if (status != MOED_OK && status != MOED_E_MEMORY) fail_msg("allocation %d: %s", (int)n, moed_last_error());
+            moed_kmeans_destroy(k);
+            assert_int_equal(support_held(c), 0);
+        }
+        assert_true(n > 20);
     }
-    assert_true(n > 20);
     moed_context_destroy(c);
     free(x);
 }
@@ -424,6 +627,12 @@ int main(void)
         T(documents_are_the_means_of_their_embeddings),
         T(a_cancelled_fit_keeps_the_one_before),
         T(running_out_of_memory_anywhere_is_survived),
+        T(a_bounded_step_is_the_step_without_bounds),
+        T(all_distances_are_those_of_the_definition),
+        T(other_starts_and_batches_find_the_clouds),
+        T(a_streamed_fit_is_the_fit_in_memory),
+        T(a_stream_fills_its_empty_clusters),
+        T(bad_streams_are_refused),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

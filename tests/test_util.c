@@ -1,4 +1,7 @@
 /* tests/test_util.c - conversion, random numbers, files, JSON and safetensors. */
+#include <fcntl.h>
+#include <sys/file.h>
+
 #include "support.h"
 
 #include <fenv.h>
@@ -291,12 +294,12 @@ static void a_fresh_directory_appears_whole_and_replaces_an_old_one(void **state
     support_remove(dir);
 }
 
-/* In a container the process that comes after a killed one often has its number. */
-static void leftovers_of_a_process_of_the_same_number_are_neither_used_nor_removed(void **state)
+/* In a container the process that comes after a killed one often has its number: the lock says who lives. */
+static void what_killed_writers_left_is_swept_and_what_living_ones_write_is_not(void **state)
 {
     (void)state;
     char *dir = support_directory(), name[4150];
-    struct stat s;
+    int living[2];
     for (int i = 0; i < 200; i++) {
         snprintf(name, sizeof name, "%s/f.tmp-%ld-%d", dir, (long)getpid(), i);
         support_write(name, "old", 3);
@@ -305,15 +308,60 @@ static void leftovers_of_a_process_of_the_same_number_are_neither_used_nor_remov
         snprintf(name, sizeof name, "%s/d.tmp-%ld-%d/stale", dir, (long)getpid(), i);
         support_write(name, "old", 3);
     }
+    static const char *const strangers[] = {"f.tmp-1", "f.tmp-1-", "f.tmp-1-2x", "ff.tmp-1-2", "f.txt.tmp-1-2", "f.tmp-1-2.gz"};
+    for (size_t i = 0; i < 6; i++) support_write(support_path(dir, strangers[i]), "theirs", 6);
+    for (int i = 0; i < 2; i++) {
+        snprintf(name, sizeof name, "%s/%c.tmp-%ld-7", dir, i ? 'd' : 'f', (long)getpid());
+        living[i] = open(name, O_RDONLY | O_CLOEXEC);
+        assert_int_equal(flock(living[i], LOCK_EX | LOCK_NB), 0);
+    }
     assert_ok(moedi_file_write(context, support_path(dir, "f"), "new", 3));
     moedi_fresh_directory d;
     assert_ok(moedi_fresh_directory_begin(&d, context, support_path(dir, "d")));
     assert_ok(moedi_fresh_directory_commit(&d));
-    assert_int_equal(stat(support_path(dir, "f"), &s), 0);
-    assert_int_equal(stat(support_path(dir, "d"), &s), 0);
-    assert_int_not_equal(stat(support_path(dir, "d/stale"), &s), 0);
-    snprintf(name, sizeof name, "%s/f.tmp-%ld-199", dir, (long)getpid());
-    assert_int_equal(stat(name, &s), 0);
+    assert_int_equal(moedi_path_exists(support_path(dir, "d/stale")), 0);
+    for (size_t i = 0; i < 6; i++) assert_true(moedi_path_exists(support_path(dir, strangers[i])));
+    assert_int_equal(entries_in(dir), 6 + 2 + 2); /* the strangers, f and d, and the two locked ones */
+    for (int i = 0; i < 2; i++) close(living[i]);
+    support_remove(dir);
+}
+
+/* A writer's own temporary is locked, so a second writer of the same path does not take it away. */
+static void two_writers_of_one_path_leave_each_other_alone(void **state)
+{
+    (void)state;
+    char *dir = support_directory();
+    moedi_writer a, b;
+    moedi_fresh_directory x, y;
+    assert_ok(moedi_writer_open(&a, context, support_path(dir, "f")));
+    assert_ok(moedi_writer_open(&b, context, support_path(dir, "f")));
+    assert_ok(moedi_writer_write(&a, "a", 1));
+    assert_ok(moedi_writer_write(&b, "bb", 2));
+    assert_ok(moedi_writer_commit(&a));
+    assert_ok(moedi_writer_commit(&b));
+    assert_ok(moedi_fresh_directory_begin(&x, context, support_path(dir, "d")));
+    assert_ok(moedi_fresh_directory_begin(&y, context, support_path(dir, "d")));
+    assert_ok(moedi_fresh_directory_commit(&x));
+    assert_ok(moedi_fresh_directory_commit(&y));
+    assert_int_equal(entries_in(dir), 2);
+    support_remove(dir);
+}
+
+/* Where directories cannot be exchanged in one step, a kill between the two steps leaves the old one under another name. */
+static void an_old_directory_that_lost_its_name_gets_it_back(void **state)
+{
+    (void)state;
+    char *dir = support_directory();
+    moedi_fresh_directory d;
+    assert_int_equal(mkdir(support_path(dir, "d.old-1-2"), 0777), 0);
+    support_write(support_path(dir, "d.old-1-2/content"), "old", 3);
+    assert_ok(moedi_fresh_directory_begin(&d, context, support_path(dir, "d")));
+    assert_true(moedi_path_exists(support_path(dir, "d/content")));
+    moedi_fresh_directory_abort(&d);
+    assert_int_equal(mkdir(support_path(dir, "d.old-1-2"), 0777), 0);
+    assert_ok(moedi_fresh_directory_begin(&d, context, support_path(dir, "d")));
+    assert_int_equal(moedi_path_exists(support_path(dir, "d.old-1-2")), 0);
+    moedi_fresh_directory_abort(&d);
     support_remove(dir);
 }
 
@@ -583,7 +631,9 @@ int main(void)
         cmocka_unit_test(a_written_file_is_whole_or_not_there),
         cmocka_unit_test(a_full_disk_leaves_the_old_file_and_nothing_else),
         cmocka_unit_test(a_fresh_directory_appears_whole_and_replaces_an_old_one),
-        cmocka_unit_test(leftovers_of_a_process_of_the_same_number_are_neither_used_nor_removed),
+        cmocka_unit_test(what_killed_writers_left_is_swept_and_what_living_ones_write_is_not),
+        cmocka_unit_test(two_writers_of_one_path_leave_each_other_alone),
+        cmocka_unit_test(an_old_directory_that_lost_its_name_gets_it_back),
         cmocka_unit_test(a_directory_behind_a_link_is_replaced_and_the_link_stays),
         cmocka_unit_test(names_are_listed_in_order),
         cmocka_unit_test(a_hash_does_not_depend_on_how_the_data_comes),

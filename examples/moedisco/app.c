@@ -1,5 +1,6 @@
 /* app.c - what every verb shares. */
 #include <errno.h>
+#include <fcntl.h>
 #include <limits.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -212,6 +213,27 @@ char *path_relative(const char *from, const char *to)
 }
 
 char *path_from(const char *folder, const char *path) { return path[0] == '/' ? must(strdup(path)) : path_join(folder, path); }
+
+int open_again(const char *path, int how)
+{
+    int file;
+    do file = open(path, how, 0666);
+    while (file < 0 && errno == EINTR);
+    return file;
+}
+
+int write_whole(int file, const char *data, size_t size)
+{
+    while (size > 0) {
+        const ssize_t n = write(file, data, size);
+        if (n < 0 && errno == EINTR) continue;
+        if (n == 0) errno = EIO;
+        if (n <= 0) return -1;
+        data += n;
+        size -= (size_t)n;
+    }
+    return 0;
+}
 
 double now_seconds(void)
 {

@@ -61,6 +61,9 @@ int make_folder_for(const char *path, char **made);
 void unmake_folder(int code, const char *path, char *made); /* frees made; removes nothing when code is EXIT_DONE */
 char *path_relative(const char *from, const char *to); /* `to` (existing folder or file's folder) as seen from folder `from` */
 char *path_from(const char *folder, const char *path); /* path itself when absolute, else below folder */
+/* open and write that no signal cuts short; -1 and errno. */
+int open_again(const char *path, int how);
+int write_whole(int file, const char *data, size_t size);
 void *must(void *memory);
 double now_seconds(void);
 const char *human_bytes(int64_t bytes, char out[32]);

@@ -145,7 +145,7 @@ static void show(const moed_corpus *d, const float *x, const float *weights, con
         for (int i = 0; i < found; i++) {
             beginning(d, nearest_documents[i], corpus.vocabulary, text);
             say("    %s", text);
-            json_array_append_new(texts, json_string(text));
+            put_last(texts, json_string(text));
         }
         emit(json_pack("{s:s, s:i, s:I, s:f, s:o}", "event", "cluster", "cluster", k, "documents", (json_int_t)documents, "tokens", tokens,
                        "typical", texts));

@@ -3,6 +3,7 @@
 #include <string.h>
 
 #include "cost.h"
+#include "output.h"
 #include "training.h"
 
 const char *human_money(double dollars, char out[32])
@@ -81,10 +82,10 @@ json_t *phases_json(const moed_phase *phases, size_t count)
         moed_cost c;
         cost_of(&phases[i], 1, &c);
         json_t *o = cost_json(&c);
-        json_object_set_new(o, "name", json_string(phases[i].name));
-        json_object_set_new(o, "devices", json_integer(phases[i].devices));
-        json_object_set_new(o, "price", json_real(phases[i].price));
-        json_array_append_new(all, o);
+        put(o, "name", json_string(phases[i].name));
+        put(o, "devices", json_integer(phases[i].devices));
+        put(o, "price", json_real(phases[i].price));
+        put_last(all, o);
     }
     return all;
 }
@@ -97,6 +98,6 @@ json_t *cost_plan(const pipeline *p)
     if (cost_phases(p, NULL, phases, &count) || cost_of(phases, count, &c)) return must(json_object());
     json_t *o = cost_json(&c);
     json_object_del(o, "seconds_here");
-    json_object_set_new(o, "phases", phases_json(phases, count));
+    put(o, "phases", phases_json(phases, count));
     return o;
 }

@@ -149,7 +149,7 @@ static int set_text(flag *item, const char *text)
         return bad_value(item, text);
     }
     case MOED_FIELD_SWITCH:
-        if (strcmp(text, "0") && strcmp(text, "1")) return bad_value(item, text);
+        if (strcmp(text, "0") != 0 && strcmp(text, "1") != 0) return bad_value(item, text);
         *(int32_t *)p = text[0] - '0';
         return -1;
     case MOED_FIELD_F64: {
@@ -266,7 +266,7 @@ static void help(const flags *f, const verb *v)
     const char *group = NULL;
     for (size_t i = 0; i < f->count; i++) {
         if (f->items[i].first != (int)i) continue;
-        if (!group || strcmp(group, f->items[i].group)) {
+        if (!group || strcmp(group, f->items[i].group) != 0) {
             group = f->items[i].group;
             printf("\n%s:\n", group);
         }
@@ -346,7 +346,7 @@ json_t *flags_json(const flags *f)
             flags_value_text(item, text, sizeof text);
             value = json_string(text);
         }
-        json_object_set_new(o, item->name, value);
+        put(o, item->name, value);
     }
     return o;
 }

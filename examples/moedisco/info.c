@@ -65,7 +65,7 @@ static int tell_partition(moed_context *c, const char *path)
     json_t *counts = json_array();
     for (int64_t k = 0; k < i.clusters; k++) {
         say("  cluster %lld: %lld documents", (long long)k, (long long)sizes[k]);
-        json_array_append_new(counts, json_integer(sizes[k]));
+        put_last(counts, json_integer(sizes[k]));
     }
     emit(json_pack("{s:s, s:s, s:I, s:I, s:s, s:o}", "event", "partition", "path", utf8(path), "documents", (json_int_t)i.documents, "clusters",
                    (json_int_t)i.clusters, "corpus", i.fingerprint, "counts", counts));

@@ -83,10 +83,10 @@ static void tell_load(const double *usage, const moed_layout_info *info)
         for (int64_t e = 0; e < info->experts; e++) {
             const double share = usage[l * info->experts + e];
             if (at + 8 < sizeof text) at += (size_t)snprintf(text + at, sizeof text - at, " %.3f", share);
-            json_array_append_new(row, json_real(share));
+            put_last(row, finite_or_null(share));
         }
         say("  layer %lld:%s", (long long)l, text);
-        json_array_append_new(all, row);
+        put_last(all, row);
     }
     emit(json_pack("{s:s, s:o}", "event", "load", "usage", all));
 }

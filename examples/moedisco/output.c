@@ -2,6 +2,7 @@
 #include <stdarg.h>
 #include <math.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
 #include <unistd.h>
@@ -81,13 +82,32 @@ void say_wrapped(const char *format, ...)
     wrapped(text, 2, width && width < 110 ? width : 110);
 }
 
+char *json_line(const json_t *o, size_t how)
+{
+    const size_t size = json_dumpb(o, NULL, 0, how);
+    char *text = must(calloc(1, size + 1));
+    if (!size || json_dumpb(o, text, size, how) != size) must(NULL);
+    return text;
+}
+
 void emit(json_t *o)
 {
-    if (mode_json && o) {
-        json_dumpf(o, stdout, JSON_COMPACT | JSON_REAL_PRECISION(9));
-        putchar('\n');
+    if (mode_json) { /* text first: a line comes whole or not at all */
+        char *line = json_line(must(o), JSON_COMPACT | JSON_REAL_PRECISION(9));
+        puts(line);
+        free(line);
     }
     json_decref(o);
+}
+
+void put(json_t *o, const char *name, json_t *value)
+{
+    if (json_object_set_new(must(o), name, must(value))) must(NULL);
+}
+
+void put_last(json_t *list, json_t *value)
+{
+    if (json_array_append_new(must(list), must(value))) must(NULL);
 }
 
 void progress_begin(progress *p, const char *label, int64_t steps, const moed_context *c)

@@ -16,6 +16,11 @@ void wrapped(const char *text, int indent, int width);
 void say_wrapped(const char *format, ...) __attribute__((format(printf, 1, 2)));
 /* A JSON line: nothing without --json. Takes o. */
 void emit(json_t *o);
+/* jansson's set and append, which take the value; running out of memory ends the program. */
+void put(json_t *o, const char *name, json_t *value);
+void put_last(json_t *list, json_t *value);
+/* json_dumps, which loses parts of the text, unseen, when it cannot grow; free() it. */
+char *json_line(const json_t *o, size_t how);
 
 typedef struct progress {
     const char *label;           /* "F-phase" */

@@ -24,15 +24,19 @@ char *submodel_path(const pipeline *p, int64_t index, const char *what)
 
 /* ---- seconds of each phase, over all starts of the command: one line for each stretch of work ---- */
 
-static void note_seconds(const pipeline *p, const char *name, double seconds)
+/* Gives code back, or what went wrong here when nothing had before. A line that is not whole is taken back. */
+static int note_seconds(const pipeline *p, const char *name, double seconds, int code)
 {
-    char *path = path_join(p->dir, "seconds.jsonl");
-    FILE *file = fopen(path, "ae");
-    if (file) {
-        fprintf(file, "{\"phase\": \"%s\", \"seconds\": %.3f}\n", name, seconds);
-        fclose(file);
-    }
+    char *path = path_join(p->dir, "seconds.jsonl"), *line = text_format("{\"phase\": \"%s\", \"seconds\": %.3f}\n", name, seconds);
+    const int file = open_again(path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC);
+    const off_t before = file >= 0 ? lseek(file, 0, SEEK_END) : 0;
+    const int reason = file < 0 || write_whole(file, line, strlen(line)) ? errno : 0;
+    if (reason && file >= 0 && ftruncate(file, before)) say("%s: ends in half a line", path);
+    if (file >= 0) close(file);
+    if (reason && !code) code = fail_errno(path, "cannot be written", reason);
+    free(line);
     free(path);
+    return code;
 }
 
 static double seconds_of(const pipeline *p, const char *name)
@@ -122,7 +126,7 @@ static int phase_start(pipeline *p, const char *base, const char *started)
     int code = make_folder(work);
     if (!code && !path_exists(initial)) code = surgery_split(p->context, base, m.parts, 0, initial);
     if (!code) code = train_into(p, "start", initial, p->train_view, work, start_options(p));
-    note_seconds(p, "start", now_seconds() - began);
+    code = note_seconds(p, "start", now_seconds() - began, code);
     if (!code) code = surgery_integrate(p->context, base, &m, started, NULL);
     free(work);
     free(initial);
@@ -164,17 +168,12 @@ static int phase_branches(pipeline *p, const flags *f)
 {
     const int64_t parts = pipeline_parts(p);
     int64_t missing = 0;
-    for (int64_t k = 0; k < parts; k++) {
-        char *model = submodel_path(p, k, "model");
-        missing += !path_exists(model);
-        free(model);
-    }
+    for (int64_t k = 0; k < parts; k++) missing += !worker_done(p, k);
     if (!missing) return EXIT_DONE;
     tell_phase("S-phase", "submodels on their clusters, nothing exchanged");
     const double began = now_seconds();
     const int code = workers_run(p, f, parts);
-    note_seconds(p, "S-phase", now_seconds() - began);
-    return code;
+    return note_seconds(p, "S-phase", now_seconds() - began, code);
 }
 
 static int phase_integrate(pipeline *p, const char *base, const char *partition_path, const char *out)
@@ -212,7 +211,7 @@ static int phase_result(pipeline *p)
 {
     char *path = path_join(p->dir, "result.json"), *dir = path_join(p->dir, "model");
     moed_model *m = NULL;
-    moed_report r;
+    moed_report r = {.struct_size = sizeof r};
     moed_phase phases[PHASE_COUNT];
     moed_cost cost;
     moed_context_info here = {.struct_size = sizeof here};
@@ -248,7 +247,7 @@ static int final_phase(pipeline *p, const char *from)
         const double began = now_seconds();
         tell_phase("F-phase", "the whole model on all data");
         code = train_into(p, "F-phase", from, p->train_view, p->dir, final_options(p));
-        note_seconds(p, "F-phase", now_seconds() - began);
+        code = note_seconds(p, "F-phase", now_seconds() - began, code);
     }
     free(model);
     return code;
@@ -265,9 +264,9 @@ static void tell_start(const pipeline *p)
         (long long)p->start_steps, (long long)(p->branch_steps ? pipeline_parts(p) : 0), (long long)p->branch_steps, (long long)p->steps,
         human_flops(c.flops, flops), human_money(c.money, money));
     json_t *o = cost_json(&c);
-    json_object_set_new(o, "event", json_string("pipeline"));
-    json_object_set_new(o, "kind", json_string(kind_name(p->kind)));
-    json_object_set_new(o, "path", json_string(utf8(p->dir)));
+    put(o, "event", json_string("pipeline"));
+    put(o, "kind", json_string(kind_name(p->kind)));
+    put(o, "path", json_string(utf8(p->dir)));
     emit(o);
 }
 
@@ -314,7 +313,7 @@ int phase_work(pipeline *p, int64_t index)
     else if (!path_exists(initial) || !path_exists(partition_path))
         code = fail(EXIT_INPUT, "%s: is not there yet; `moedisco run disco` makes it before its workers start",
                     path_exists(initial) ? partition_path : initial);
-    else if ((lock = open(lock_path, O_RDWR | O_CREAT | O_CLOEXEC, 0666)) < 0) code = fail_errno(lock_path, "cannot be made", errno);
+    else if ((lock = open_again(lock_path, O_RDWR | O_CREAT | O_CLOEXEC)) < 0) code = fail_errno(lock_path, "cannot be made", errno);
     /* A worker whose parent was killed may still be saving: wait for it. */
     while (!code && flock(lock, LOCK_EX) && errno == EINTR && !app_stopped()) {}
     if (!code && app_stopped()) code = fail(EXIT_STOPPED, "stopped; the same command starts again");

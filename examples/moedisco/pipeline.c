@@ -50,7 +50,7 @@ static const moed_field PRICE_FIELDS[] = {
 static const moed_field RUN_FIELDS[] = {
     FIELD_INTEGER(pipeline, workers, 0, 0, 4096, "S-phase workers at once, 0 = as many as cores"),
 };
-#define ROWS(table) table, sizeof table / sizeof *table
+#define ROWS(table) (table), sizeof(table) / sizeof *(table)
 
 static const char *const KINDS[] = {"disco", "full", "upcycle"};
 
@@ -175,7 +175,7 @@ int pipeline_layouts(pipeline *p, int64_t vocabulary)
 static int take_lock(pipeline *p)
 {
     char *path = path_join(p->dir, ".lock");
-    p->lock = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0666);
+    p->lock = open_again(path, O_RDWR | O_CREAT | O_CLOEXEC);
     int code = EXIT_DONE;
     if (p->lock < 0) code = fail_errno(path, "cannot be made", errno);
     int busy = !code && flock(p->lock, LOCK_EX | LOCK_NB) && errno == EWOULDBLOCK;
@@ -261,7 +261,7 @@ static int can_be_done(const pipeline *p)
     if (p->kind == KIND_DISCO && p->branch_steps != 0 && info.documents < pipeline_parts(p))
         return fail(EXIT_INPUT, "%lld training documents cannot make %lld clusters, one for each expert: take fewer --experts or more text",
                     (long long)info.documents, (long long)pipeline_parts(p));
-    return training_fits(p->context, p->layout, &last);
+    return training_fits(p->context, p->layout, p->train_view, &last, 0);
 }
 
 static int start_fresh(pipeline *p, flags *f)

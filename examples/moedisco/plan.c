@@ -19,12 +19,12 @@ static void show_phase(const pipeline *p, const moed_phase *phase, const moed_es
         human_bytes(e->disk_bytes, disk), c.hours, human_money(c.money, money));
     json_t *o = cost_json(&c);
     json_object_del(o, "seconds_here");
-    json_object_set_new(o, "event", json_string("phase"));
-    json_object_set_new(o, "phase", json_string(phase->name));
-    json_object_set_new(o, "devices", json_integer(phase->devices));
-    json_object_set_new(o, "steps", json_integer(steps));
-    json_object_set_new(o, "memory", json_integer(e->host_bytes));
-    json_object_set_new(o, "disk", json_integer(e->disk_bytes));
+    put(o, "event", json_string("phase"));
+    put(o, "phase", json_string(phase->name));
+    put(o, "devices", json_integer(phase->devices));
+    put(o, "steps", json_integer(steps));
+    put(o, "memory", json_integer(e->host_bytes));
+    put(o, "disk", json_integer(e->disk_bytes));
     emit(o);
 }
 
@@ -52,8 +52,8 @@ static int show(const pipeline *p)
     say("  prices of %s; speeds are inferred from the paper's hours: set --cheap-flops and --dear-flops to your own", p->price_date);
     json_t *o = cost_json(&c);
     json_object_del(o, "seconds_here");
-    json_object_set_new(o, "event", json_string("plan"));
-    json_object_set_new(o, "kind", json_string(kind_name(p->kind)));
+    put(o, "event", json_string("plan"));
+    put(o, "kind", json_string(kind_name(p->kind)));
     emit(o);
     return EXIT_DONE;
 }

@@ -78,9 +78,10 @@ static void row(const char *name, const json_t *o, void *user)
     say("  %-10s %7.4f %10.3f %9s %9s %9s %8s %8s", name, loss, exp(loss),
         human_money(number(o, "cost", "money"), money), human_flops(number(o, "cost", "flops"), flops),
         human_time(number(o, "cost", "seconds_here"), here), device_hours, hours);
-    json_t *copy = json_deep_copy(o);
-    json_object_set_new(copy, "event", json_string("result"));
-    json_object_set_new(copy, "pipeline", json_string(name));
+    json_t *copy = must(json_copy((json_t *)(uintptr_t)o));
+    if (!json_equal(copy, o)) must(NULL); /* a copy may lose fields to a lack of memory */
+    put(copy, "event", json_string("result"));
+    put(copy, "pipeline", json_string(name));
     emit(copy);
 }
 
@@ -142,9 +143,9 @@ int report_pipeline(const char *dir)
         (long long)json_integer_value(json_object_get(s, "branch-steps")), (long long)json_integer_value(json_object_get(s, "steps")),
         human_money(number(o, "plan", "money"), money), human_flops(number(o, "plan", "flops"), flops));
     if (result) say("  held-out loss %.4f, perplexity %.3f", number(result, "held_out_loss", NULL), number(result, "perplexity", NULL));
-    json_object_set_new(o, "event", json_string("run"));
-    json_object_set_new(o, "stage", json_string(stage));
-    json_object_set(o, "result", result ? result : json_null());
+    put(o, "event", json_string("run"));
+    put(o, "stage", json_string(stage));
+    put(o, "result", result ? json_incref((json_t *)(uintptr_t)result) : json_null());
     emit(o);
     json_decref(result);
     return EXIT_DONE;

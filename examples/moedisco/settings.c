@@ -42,27 +42,34 @@ static void shorten_reals(char *text)
 
 static char *printed(const json_t *o)
 {
-    char *text = must(json_dumps(o, JSON_INDENT(2) | JSON_REAL_PRECISION(17))), *lines;
+    char *text = json_line(o, JSON_INDENT(2) | JSON_REAL_PRECISION(17)), *lines;
     shorten_reals(text);
     lines = text_format("%s\n", text);
     free(text);
     return lines;
 }
 
+/* 0, or errno. */
+static int write_synced(const char *path, const char *text)
+{
+    const int file = open_again(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC);
+    if (file < 0) return errno;
+    int reason = write_whole(file, text, strlen(text)) ? errno : 0;
+    while (!reason && fsync(file)) {
+        if (errno != EINTR) reason = errno;
+    }
+    if (close(file) && errno != EINTR && !reason) reason = errno;
+    return reason;
+}
+
 int write_json(const char *path, json_t *o)
 {
     char *temporary = text_format("%s.tmp", path), *text = printed(o);
     json_decref(o);
-    errno = 0;
-    const size_t size = strlen(text);
-    const int file = open(temporary, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
-    int good = file >= 0 && write(file, text, size) == (ssize_t)size && fsync(file) == 0;
-    if (!good && !errno) errno = ENOSPC; /* a write that came out short */
-    const int reason = errno;
-    if (file >= 0 && close(file)) good = 0;
-    good = good && rename(temporary, path) == 0;
-    if (!good && file >= 0) unlink(temporary);
-    const int code = good ? EXIT_DONE : fail_errno(path, "cannot be written", reason ? reason : errno);
+    int reason = write_synced(temporary, text);
+    if (!reason && rename(temporary, path)) reason = errno;
+    if (reason) unlink(temporary);
+    const int code = reason ? fail_errno(path, "cannot be written", reason) : EXIT_DONE;
     free(temporary);
     free(text);
     return code;
@@ -74,7 +81,10 @@ json_t *read_json(const char *path)
     size_t size;
     char *text = read_text(path, &size);
     if (!text) return NULL;
-    json_t *o = json_loadb(text, size, JSON_REJECT_DUPLICATES, &e);
+    json_t *o = json_loadb(text, size, JSON_REJECT_DUPLICATES, &e), *again = json_loadb(text, size, JSON_REJECT_DUPLICATES, &e);
+    free(must(malloc(65536 + 16 * size)));  /* jansson takes a lack of memory for a fault of the text, or loses parts of it */
+    if ((o || again) && !(o && again && json_equal(o, again))) must(NULL);
+    json_decref(again);
     free(text);
     if (json_is_object(o)) return o;
     json_decref(o);
@@ -102,7 +112,7 @@ static char *as_text(const json_t *value)
     if (json_is_null(value)) return must(strdup("none"));
     if (json_is_string(value)) return must(strdup(json_string_value(value)));
     if (json_is_real(value)) return text_format("%.10g", json_real_value(value));
-    return must(json_dumps(value, JSON_ENCODE_ANY));
+    return json_line(value, JSON_ENCODE_ANY);
 }
 
 static int differs(const char *path, const char *name, const json_t *kept, const json_t *given)

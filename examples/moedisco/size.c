@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "output.h"
 #include "size.h"
 
 enum { PRESET_DEMO, PRESET_TINY, PRESET_SMALL, PRESET_COUNT };
@@ -78,21 +79,21 @@ static json_t *config_object(const sizes *s, int64_t vocabulary)
                                "rope_theta", s->rope_theta, "initializer_range", 0.02, "tie_word_embeddings", 0, "hidden_act", "silu",
                                "torch_dtype", "float32"));
     if (s->family == FAMILY_MIXTRAL) {
-        json_object_set_new(o, "model_type", json_string("mixtral"));
-        json_object_set_new(o, "architectures", json_pack("[s]", "MixtralForCausalLM"));
-        json_object_set_new(o, "num_local_experts", json_integer(s->experts));
-        json_object_set_new(o, "intermediate_size", json_integer(s->expert_width));
+        put(o, "model_type", json_string("mixtral"));
+        put(o, "architectures", json_pack("[s]", "MixtralForCausalLM"));
+        put(o, "num_local_experts", json_integer(s->experts));
+        put(o, "intermediate_size", json_integer(s->expert_width));
     } else {
         const int64_t shared = s->shared_width ? s->shared_width : s->expert_width;
-        json_object_set_new(o, "model_type", json_string("qwen2_moe"));
-        json_object_set_new(o, "architectures", json_pack("[s]", "Qwen2MoeForCausalLM"));
-        json_object_set_new(o, "num_experts", json_integer(s->experts));
-        json_object_set_new(o, "moe_intermediate_size", json_integer(s->expert_width));
-        json_object_set_new(o, "shared_expert_intermediate_size", json_integer(shared));
-        json_object_set_new(o, "intermediate_size", json_integer(shared));
-        json_object_set_new(o, "norm_topk_prob", json_false());
-        json_object_set_new(o, "decoder_sparse_step", json_integer(1));
-        json_object_set_new(o, "mlp_only_layers", json_array());
+        put(o, "model_type", json_string("qwen2_moe"));
+        put(o, "architectures", json_pack("[s]", "Qwen2MoeForCausalLM"));
+        put(o, "num_experts", json_integer(s->experts));
+        put(o, "moe_intermediate_size", json_integer(s->expert_width));
+        put(o, "shared_expert_intermediate_size", json_integer(shared));
+        put(o, "intermediate_size", json_integer(shared));
+        put(o, "norm_topk_prob", json_false());
+        put(o, "decoder_sparse_step", json_integer(1));
+        put(o, "mlp_only_layers", json_array());
     }
     return o;
 }
@@ -141,7 +142,7 @@ int sizes_layout(const sizes *s, moed_context *c, int64_t vocabulary, moed_layou
         if (s->family == FAMILY_MIXTRAL && s->shared_width)
             return fail(EXIT_INPUT, "--shared-width %lld: mixtral has no shared expert", (long long)s->shared_width);
         json_t *o = config_object(s, s->vocabulary ? s->vocabulary : vocabulary);
-        text = must(json_dumps(o, JSON_INDENT(2)));
+        text = json_line(o, JSON_INDENT(2));
         size = strlen(text);
         json_decref(o);
     }

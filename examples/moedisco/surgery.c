@@ -136,16 +136,19 @@ static const moed_field SPLIT_FIELDS[] = {
     FIELD_INTEGER(split_settings, part, -1, -1, 65535, "only this submodel, -1 = all"),
 };
 
-static int64_t split_parts(moed_context *c, const char *dir, int64_t parts)
+/* *parts stays unless it is 0: then as many as the model has experts. */
+static int split_parts(moed_context *c, const char *dir, int64_t *parts)
 {
     moed_model_options o;
     moed_model *m = NULL;
     moed_layout_info info = {.struct_size = sizeof info};
     OPTIONS_INIT(MODEL_OPTIONS, &o);
     o.flags = MOED_MODEL_STREAM;
-    if (!moed_model_open(&m, c, dir, &o) && !moed_layout_get_info(moed_model_layout(m), &info) && !parts) parts = info.experts;
+    moed_status status = moed_model_open(&m, c, dir, &o);
+    if (!status) status = moed_layout_get_info(moed_model_layout(m), &info);
+    if (!status && !*parts) *parts = info.experts;
     moed_model_destroy(m);
-    return parts;
+    return status ? fail_status(status) : EXIT_DONE;
 }
 
 int verb_split(const verb *v, int argc, char **argv)
@@ -161,10 +164,11 @@ int verb_split(const verb *v, int argc, char **argv)
     int code = flags_parse(&f, v, argc, argv, 2, 2);
     if (code >= 0) return code;
     if ((code = common_open(&c, &context))) return code;
-    const int64_t parts = split_parts(context, f.positionals[0], s.options.parts);
+    int64_t parts = s.options.parts;
+    code = split_parts(context, f.positionals[0], &parts);
     const int64_t from = s.part < 0 ? 0 : s.part, to = s.part < 0 ? (parts > 0 ? parts : 1) : s.part + 1;
     char *made = NULL;
-    code = make_folder_for(f.positionals[1], &made);
+    if (!code) code = make_folder_for(f.positionals[1], &made);
     for (int64_t k = from; k < to && !code; k++) {
         char *name = text_format("%s/%lld", f.positionals[1], (long long)k);
         code = surgery_split(context, f.positionals[0], parts, k, name);

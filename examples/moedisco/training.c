@@ -17,35 +17,38 @@ int training_estimate(const moed_layout *l, const moed_train_options *o, moed_es
     return status ? fail_status(status) : EXIT_DONE;
 }
 
-/* Bytes that may be held: the limit that was set, else what the machine has. */
-static int64_t memory_limit(const moed_context *c)
+/* Bytes that training may take, with the model: the limit that was set, or what the machine and the control groups of this process have, less
+ * what is held already (of which `loaded` bytes are the model) and the order of the corpus' documents, which an estimate knows nothing of. */
+static int64_t room_for(const moed_context *c, const moed_corpus *d, int64_t loaded)
 {
+    enum { ORDER_BYTES = 32 }; /* of a document */
+    moed_corpus_info corpus = {.struct_size = sizeof corpus};
     moed_context_info info = {.struct_size = sizeof info};
-    if (!moed_context_get_info(c, &info) && info.host_limit > 0) return info.host_limit;
-    return (int64_t)sysconf(_SC_PHYS_PAGES) * sysconf(_SC_PAGESIZE);
+    moed_device_info cpu = {.struct_size = sizeof cpu};
+    size_t count;
+    if (moed_context_get_info(c, &info)) return 0;
+    int64_t limit = info.host_limit;
+    if (limit <= 0 && moed_device_list(&cpu, 1, &count, NULL) == MOED_OK) limit = cpu.memory;
+    if (limit <= 0) return INT64_MAX;
+    if (moed_corpus_get_info(d, &corpus)) return 0;
+    return limit - info.host_in_use + loaded - ORDER_BYTES * corpus.documents;
 }
 
-/* More micro-batches keep the result's meaning and need less memory; shorter rows come after that. */
+/* The least change that fits: more micro-batches keep the result's meaning and need less memory; shorter rows come after that. */
 static int nearest_that_fits(const moed_layout *l, moed_train_options o, int64_t limit, char *out, size_t size)
 {
     moed_estimate e = {.struct_size = sizeof e};
-    char needs[32];
-    for (int64_t n = o.micro_batches * 2; n <= o.rows; n *= 2) {
-        if (o.rows % n) continue;
-        o.micro_batches = n;
-        if (!moed_train_estimate(l, NULL, &o, &e) && e.host_bytes <= limit) {
-            snprintf(out, size, "--micro-batches %lld would fit, with %s", (long long)n, human_bytes(e.host_bytes, needs));
+    char needs[32], shorter[48] = "";
+    const int64_t whole = o.length, first = o.micro_batches;
+    for (; o.length >= 8 || o.length == whole; o.length /= 2) {
+        for (int64_t n = first; n <= o.rows; n++) {
+            o.micro_batches = n;
+            if (o.rows % n || moed_train_estimate(l, NULL, &o, &e) || e.host_bytes > limit) continue;
+            if (o.length < whole) snprintf(shorter, sizeof shorter, " --length %lld", (long long)o.length);
+            snprintf(out, size, "--micro-batches %lld%s would fit, with %s", (long long)n, shorter, human_bytes(e.host_bytes, needs));
             return 1;
         }
-    }
-    o.micro_batches = o.rows;
-    for (int64_t length = o.length / 2; length >= 8; length /= 2) {
-        o.length = length;
-        if (!moed_train_estimate(l, NULL, &o, &e) && e.host_bytes <= limit) {
-            snprintf(out, size, "--micro-batches %lld --length %lld would fit, with %s", (long long)o.rows, (long long)length,
-                     human_bytes(e.host_bytes, needs));
-            return 1;
-        }
+        if (o.length == 1) break;
     }
     snprintf(out, size, "no setting of rows or length makes this model fit: choose a smaller one");
     return 0;
@@ -58,13 +61,15 @@ static int does_not_fit(const moed_layout *l, const moed_train_options *o, int64
     return fail(EXIT_FIT, "training needs %s of memory and %s are allowed; %s", human_bytes(needs, a), human_bytes(limit, b), nearest_text);
 }
 
-int training_fits(const moed_context *c, const moed_layout *l, const moed_train_options *o)
+int training_fits(const moed_context *c, const moed_layout *l, const moed_corpus *d, const moed_train_options *o, int64_t loaded)
 {
     moed_estimate e;
+    moed_train_options somewhere = *o;
+    if (!somewhere.directory) somewhere.directory = "."; /* as in training_estimate */
     const int code = training_estimate(l, o, &e);
-    const int64_t limit = memory_limit(c);
-    if (code || e.host_bytes <= limit) return code;
-    return does_not_fit(l, o, e.host_bytes, limit);
+    const int64_t room = room_for(c, d, loaded);
+    if (code || e.host_bytes <= room) return code;
+    return does_not_fit(l, &somewhere, e.host_bytes, room);
 }
 
 static int stopped_or_failed(training *t, moed_trainer *trainer, moed_status status)
@@ -100,13 +105,13 @@ int training_run(training *t)
     memset(&t->last, 0, sizeof t->last);
     t->last.struct_size = sizeof t->last;
     const moed_layout *l = moed_model_layout(t->model);
-    int code = training_fits(t->context, l, &t->options);
-    if (code || (code = training_estimate(l, &t->options, &e))) return code;
+    int code = training_estimate(l, &t->options, &e);
+    if (code || (code = training_fits(t->context, l, t->corpus, &t->options, e.weights))) return code;
     say("%s: %lld steps, %s, %s of memory", t->label, (long long)t->options.steps, human_flops(e.flops, a), human_bytes(e.host_bytes, b));
     if ((code = make_folder_for(t->options.directory, &made))) return code;
     moed_status status = moed_trainer_create(&trainer, t->context, t->model, t->corpus, NULL, &t->options);
     if (status) {
-        code = status == MOED_E_LIMIT ? does_not_fit(l, &t->options, e.host_bytes, memory_limit(t->context)) : fail_status(status);
+        code = status == MOED_E_LIMIT ? does_not_fit(l, &t->options, e.host_bytes, room_for(t->context, t->corpus, e.weights)) : fail_status(status);
         goto out;
     }
     status = moed_trainer_resume(trainer);

@@ -66,10 +66,15 @@ static int start(crew *c, int64_t k)
     char *argv[ARGUMENTS_MAX], *log = submodel_path(c->p, k, "worker.log");
     int ends[2];
     const pid_t parent = getpid();
-    const int error_file = open(log, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
+    const int error_file = open_again(log, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC);
+    if (error_file < 0) {
+        const int code = fail_errno(log, "cannot be made", errno);
+        free(log);
+        return code;
+    }
     free(log);
-    if (error_file < 0 || pipe2(ends, O_CLOEXEC)) {
-        if (error_file >= 0) close(error_file);
+    if (pipe2(ends, O_CLOEXEC)) {
+        close(error_file);
         return fail(EXIT_OTHER, "worker %lld cannot be started: %s", (long long)k, strerror(errno));
     }
     const size_t n = arguments(c, k, argv);
@@ -167,12 +172,10 @@ static void finish(crew *c, int64_t k)
     char words[1024];
     close(w->pipe);
     while (waitpid(w->process, &status, 0) < 0 && errno == EINTR) {}
-    w->code = WIFEXITED(status) ? WEXITSTATUS(status) : EXIT_OTHER;
+    const int in_time = c->told_to_stop && WIFSIGNALED(status) && WTERMSIG(status) == SIGTERM; /* before it could listen for it */
+    w->code = WIFEXITED(status) ? WEXITSTATUS(status) : in_time ? EXIT_STOPPED : EXIT_OTHER;
     if (w->code == EXIT_DONE) {
-        char *log = submodel_path(c->p, k, "worker.log");
-        unlink(log);
-        free(log);
-        w->state = DONE;
+        w->state = worker_done(c->p, k) ? DONE : FAILED;
         return;
     }
     const int again = (w->code == EXIT_OTHER || w->code == EXIT_STOPPED) && w->tries < 2 && !c->told_to_stop && !app_stopped();
@@ -224,15 +227,23 @@ static int outcome(const crew *c)
     return fail(EXIT_STOPPED, "S-phase: stopped and saved in %s; the same command goes on from there", c->p->dir);
 }
 
+int worker_done(const pipeline *p, int64_t index)
+{
+    char *model = submodel_path(p, index, "model"), *log = submodel_path(p, index, "worker.log");
+    const int is = path_exists(model);
+    if (is) unlink(log); /* of no use then; also where a kill came between the two */
+    free(model);
+    free(log);
+    return is;
+}
+
 int workers_run(pipeline *p, const flags *f, int64_t parts)
 {
     moed_context_info info = {.struct_size = sizeof info};
     moed_context_get_info(p->context, &info);
     crew c = {.p = p, .f = f, .count = parts, .workers = must(calloc((size_t)parts, sizeof(worker)))};
     for (int64_t k = 0; k < parts; k++) {
-        char *model = submodel_path(p, k, "model");
-        if (path_exists(model)) c.workers[k].state = DONE;
-        free(model);
+        if (worker_done(p, k)) c.workers[k].state = DONE;
     }
     const int64_t wanted = p->workers > 0 ? p->workers : info.threads, left = in_state(&c, WAITING);
     c.at_once = wanted < left ? wanted : left;
@@ -244,10 +255,7 @@ int workers_run(pipeline *p, const flags *f, int64_t parts)
         if (in_state(&c, FAILED) && !c.told_to_stop) stop_all(&c); /* the others save what they have */
         if (c.told_to_stop && !in_state(&c, RUNNING)) break;
         for (int64_t k = 0; k < parts && !c.told_to_stop && in_state(&c, RUNNING) < c.at_once; k++)
-            if (c.workers[k].state == WAITING && start(&c, k)) {
-                c.workers[k].state = FAILED;
-                c.workers[k].code = EXIT_OTHER;
-            }
+            if (c.workers[k].state == WAITING && (c.workers[k].code = start(&c, k))) c.workers[k].state = FAILED;
         attend(&c);
     }
     progress_end(&c.progress);

@@ -8,4 +8,7 @@
  * retried. An exit code; SIGTERM and SIGINT are passed on and waited for. */
 int workers_run(pipeline *p, const flags *f, int64_t parts);
 
+/* Whether submodel `index` is trained. */
+int worker_done(const pipeline *p, int64_t index);
+
 #endif

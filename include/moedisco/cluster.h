@@ -29,6 +29,18 @@ MOED_API moed_status moed_corpus_embed(const moed_corpus *d, const moed_model *m
 MOED_API moed_status moed_corpus_weights(const moed_corpus *d, float *out);
 
 enum { MOED_KMEANS_PLAIN = 0, MOED_KMEANS_BALANCED = 1 };
+enum { MOED_KMEANS_PLUSPLUS = 0, MOED_KMEANS_PARALLEL = 1 };
+
+/* Vectors that need not be in memory. read writes rows [first, first + count) to out (count, width); it may be asked for any rows,
+ * several times, always runs on the thread that called the library, and returns 0, or non-zero to stop (MOED_E_CALLBACK). */
+typedef struct moed_vectors {
+    uint32_t struct_size;
+    uint32_t flags;
+    int64_t count;
+    int64_t width;
+    int32_t (*read)(int64_t first, int64_t count, float *out, void *user);
+    void *user;
+} moed_vectors;
 
 typedef struct moed_kmeans_options {
     uint32_t struct_size;
@@ -40,6 +52,8 @@ typedef struct moed_kmeans_options {
     uint64_t seed;
     double tolerance;    /* stop when the centroids' squared movement is below this times the mean variance */
     double imbalance;    /* balanced: clusters weigh the mean give or take this share of it (or the heaviest vector, if that is more) */
+    int32_t start;       /* MOED_KMEANS_PLUSPLUS, MOED_KMEANS_PARALLEL (k-means||, Bahmani et al., 2012: few passes for many clusters) */
+    int32_t batch;       /* vectors of a mini-batch (Sculley, 2010): `iterations` of these, then one pass; 0 = all vectors in every iteration */
 } moed_kmeans_options;
 
 typedef struct moed_kmeans_info {
@@ -65,11 +79,21 @@ MOED_API void moed_kmeans_destroy(moed_kmeans *k);
  * Since: 0.1. */
 MOED_API moed_status moed_kmeans_fit(moed_kmeans *k, const moed_tensor *x, const float *weights, const moed_tensor *starts,
                                      const moed_cancel *cancel);
-/* Labels of the fit itself (balanced ones included), (count). MOED_E_STATE before a fit. Since: 0.1. */
+/* The same for vectors that are read batch by batch, once per iteration: what it holds does not depend on count. It starts from a
+ * fit of a sample of them (64 MiB at most, restarts and all), or from `starts`. No labels are kept: ask moed_kmeans_assign_stream.
+ * A cluster may be left without a vector where fewer than K differ. weights stays the caller's (count). Plain only. Cancelled between
+ * batches of 16 MiB.
+ * Returns MOED_E_CALLBACK, MOED_E_UNSUPPORTED (a balanced fit), MOED_E_NUMERIC naming the row with NaN. Since: 0.1. */
+MOED_API moed_status moed_kmeans_fit_stream(moed_kmeans *k, const moed_vectors *x, const float *weights, const moed_tensor *starts,
+                                            const moed_cancel *cancel);
+/* Labels of the fit itself (balanced ones included), (count). MOED_E_STATE before a fit, and after a streamed one. Since: 0.1. */
 MOED_API moed_status moed_kmeans_labels(const moed_kmeans *k, int32_t *labels, int64_t count);
 /* Nearest centroid of new vectors; distances (count) squared, nullable. Since: 0.1. */
 MOED_API moed_status moed_kmeans_assign(const moed_kmeans *k, const moed_tensor *x, int32_t *labels, float *distances,
                                         const moed_cancel *cancel);
+/* The same, batch by batch; labels (count) and distances (count) nullable: what is written before a failure stays. Since: 0.1. */
+MOED_API moed_status moed_kmeans_assign_stream(const moed_kmeans *k, const moed_vectors *x, int32_t *labels, float *distances,
+                                               const moed_cancel *cancel);
 MOED_API moed_status moed_kmeans_get_info(const moed_kmeans *k, moed_kmeans_info *out);
 
 typedef struct moed_partition_info {

@@ -1,4 +1,10 @@
-/* context.h - a device, its threads, memory and limits, and the host's callbacks. */
+/* context.h - a device, its threads, memory and limits, and the host's callbacks.
+ *
+ * A guest in the host's process: threads start with the first work and are gone with the last handle; they take no signals and inherit
+ * the affinity of the thread that started them. Locale, directory, umask, signals and environment are never changed, nothing is printed,
+ * descriptors close on exec. Floating point: every thread computes in the rounding, flush and trap modes of the one that calls, and these
+ * stay; finite numbers raise FE_INEXACT and FE_UNDERFLOW at most, so a host may trap the others. After fork() the child's calls on old
+ * handles return MOED_E_FORKED; they may be destroyed there, and new ones made. */
 #ifndef MOEDISCO_CONTEXT_H
 #define MOEDISCO_CONTEXT_H
 
@@ -35,7 +41,7 @@ typedef struct moed_context_options {
     const char *device;     /* "auto", "cpu", "NAME:INDEX" of a plug-in's device; NULL = "auto" */
     const char *kernels;    /* CPU kernel set: "auto", "v2", "v3", "v4", "neon", "reference", "double" */
     const char *plugin_dir; /* where backends are looked for first, or NULL */
-    int32_t threads;        /* 0 = as many as affinity and cgroup allow */
+    int32_t threads;        /* 0 = as many cores as affinity and cgroup allow */
     int32_t log_level;      /* highest level passed to log */
     int64_t host_limit;     /* bytes the library may hold in host memory; 0 = no limit */
     int64_t device_limit;   /* bytes on the device; 0 = no limit */
@@ -68,7 +74,7 @@ typedef struct moed_device_info {
     char backend[64];
     char description[128]; /* the maker's name of it */
     char reason[192];      /* "" when usable, else why not */
-    int64_t memory;        /* bytes, 0 = not known */
+    int64_t memory;        /* bytes (the CPU's: the machine's, or what control groups allow of it), 0 = not known */
     double flops;          /* effective FLOP/s in training, 0 = not known (moed_train_estimate needs it for time) */
 } moed_device_info;
 

@@ -67,10 +67,11 @@ static const char *fault_of(const moed_backend *t)
 {
     if (!t) return "its entry point returned no table: it does not work with this version of the library";
     if (t->abi != MOED_BACKEND_ABI) return "it was built for another version of the backend interface";
-    if (t->struct_size < sizeof(moed_backend)) return "its table is shorter than this library needs";
+    const size_t needed = offsetof(moed_backend, kmeans_step); /* what follows is optional */
+    if (t->struct_size < needed) return "its table is shorter than this library needs";
     if (!t->name || !*t->name || strchr(t->name, ':')) return "its table has no usable name";
     const char *slots = (const char *)t + offsetof(moed_backend, device);
-    for (size_t at = 0; at < sizeof *t - offsetof(moed_backend, device); at += sizeof(void (*)(void))) {
+    for (size_t at = 0; at < needed - offsetof(moed_backend, device); at += sizeof(void (*)(void))) {
         void (*slot)(void);
         memcpy(&slot, slots + at, sizeof slot);
         if (!slot) return "its table has an empty slot";

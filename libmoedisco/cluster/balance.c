@@ -70,30 +70,6 @@ static void balance_close(balance *b)
     for (size_t i = 0; i < sizeof memory / sizeof *memory; i++) moedi_free(c, memory[i]);
 }
 
-/* Eight sums side by side: the compiler may not reorder one. */
-static float square_distance(const float *x, const float *c, int64_t width)
-{
-    float sum[8] = {0};
-    int64_t j = 0;
-    for (; j + 8 <= width; j += 8)
-        for (int l = 0; l < 8; l++) sum[l] += (x[j + l] - c[j + l]) * (x[j + l] - c[j + l]);
-    for (; j < width; j++) sum[j & 7] += (x[j] - c[j]) * (x[j] - c[j]);
-    return ((sum[0] + sum[1]) + (sum[2] + sum[3])) + ((sum[4] + sum[5]) + (sum[6] + sum[7]));
-}
-
-/* On the host: engines have an operation for the nearest centroid, not for all distances. */
-static void distance_block(void *argument, int64_t block)
-{
-    const balance *b = argument;
-    const moedi_fit *f = b->fit;
-    const int64_t from = block * MOEDI_KMEANS_BLOCK, most = from + MOEDI_KMEANS_BLOCK,
-                  to = most < f->count ? most : f->count;
-    for (int64_t i = from; i < to; i++)
-        for (int64_t k = 0; k < f->clusters; k++)
-            b->distance[k * f->count + i] =
-                square_distance(f->x + i * f->width, f->centroids + k * f->width, f->width);
-}
-
 /* ---- prices ---- */
 
 static void choose_block(void *argument, int64_t block)
@@ -255,7 +231,7 @@ static moed_status one_round(balance *b, double first_step)
 {
     moedi_fit *f = b->fit;
     const double tight = f->options.imbalance * b->mean, sure = tight > b->heaviest ? tight : b->heaviest;
-    moedi_parallel(f->context, moedi_kmeans_blocks(f->count), distance_block, b);
+    MOEDI_TRY(moedi_lloyd_distances(&f->lloyd, f->centroids, f->clusters, b->distance));
     MOEDI_TRY(set_prices(b, first_step));
     weigh(b);
     MOEDI_TRY(move_rows(b, tight));

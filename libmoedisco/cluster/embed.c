@@ -10,7 +10,13 @@
 #include "moedisco/cluster.h"
 
 /* Documents are embedded in pieces of at most PIECE tokens, several of them at a time. */
-enum { PIECE = 1 << 16, BATCH_TOKENS = 1 << 17, BATCH_PIECES = 4096 };
+enum { PIECE = 1 << 16, BATCH_TOKENS = 1 << 16, BATCH_PIECES = 4096, ROWS_UNASKED = 4096 };
+
+/* Whether to stop, asked once in a while on the way over the documents' vectors. */
+static moed_status ask(const moed_cancel *cancel, int64_t row)
+{
+    return row % ROWS_UNASKED ? MOED_OK : moedi_cancel_check(cancel);
+}
 
 typedef struct embedder {
     const moed_corpus *corpus;
@@ -92,7 +98,7 @@ static void embedder_close(embedder *e)
 }
 
 /* Pieces of one document follow each other; its vector is complete when its last token is in. */
-static moed_status embed_batch(embedder *e, int64_t *seen)
+static moed_status embed_batch(embedder *e, int64_t *seen, const moed_cancel *cancel)
 {
     const moed_backend *t = e->engine.table;
     void *self = e->engine.self;
@@ -106,7 +112,11 @@ static moed_status embed_batch(embedder *e, int64_t *seen)
                                   .offsets = e->d_offsets,
                                   .documents = e->pieces,
                                   .width = e->width};
-    MOEDI_TRY(t->embed_mean(self, &a));
+    const moed_cancel *before = moedi_executor_watch(cancel);
+    const moed_status done = t->embed_mean(self, &a);
+    moedi_executor_watch(before);
+    MOEDI_TRY(done);
+    MOEDI_TRY(moedi_cancel_check(cancel));
     MOEDI_TRY(t->download(self, e->means, e->d_out, pieces * (size_t)e->width * sizeof *e->means));
     MOEDI_TRY(t->synchronize(self));
     for (int64_t p = 0; p < e->pieces; p++) {
@@ -141,8 +151,7 @@ static moed_status embed_documents(embedder *e, const moed_cancel *cancel)
         for (int64_t at = 0; at < e->corpus->lengths[i];) {
             const int64_t left = e->corpus->lengths[i] - at, n = left < PIECE ? left : PIECE;
             if (e->pieces == BATCH_PIECES || e->offsets[e->pieces] + n > BATCH_TOKENS) {
-                MOEDI_TRY(moedi_cancel_check(cancel));
-                MOEDI_TRY(embed_batch(e, &seen));
+                MOEDI_TRY(embed_batch(e, &seen, cancel));
             }
             const int64_t place = e->offsets[e->pieces];
             MOEDI_TRY(moedi_corpus_tokens(e->corpus, i, at, e->tokens + place, n));
@@ -150,36 +159,44 @@ static moed_status embed_documents(embedder *e, const moed_cancel *cancel)
             e->offsets[++e->pieces] = place + n;
             at += n;
         }
-    return embed_batch(e, &seen);
+    return embed_batch(e, &seen, cancel);
 }
 
 /* Empty documents have no part in the mean and stay zeros. */
-static moed_status centre(const moed_corpus *d, float *out, int64_t width)
+static moed_status centre(const moed_corpus *d, float *out, int64_t width, const moed_cancel *cancel)
 {
     double *mean = NULL;
     int64_t count = 0;
+    moed_status status;
     MOEDI_TRY(MOEDI_NEW(d->context, width, &mean));
     for (int64_t i = 0; i < d->documents; i++) {
+        MOEDI_GO(ask(cancel, i));
         if (d->lengths[i] == 0) continue;
         for (int64_t j = 0; j < width; j++) mean[j] += (double)out[i * width + j];
         count++;
     }
-    for (int64_t i = 0; i < d->documents && count; i++)
+    for (int64_t i = 0; i < d->documents && count; i++) {
+        MOEDI_GO(ask(cancel, i));
         for (int64_t j = 0; j < width && d->lengths[i]; j++)
             out[i * width + j] = (float)((double)out[i * width + j] - mean[j] / (double)count);
+    }
+    status = MOED_OK;
+out:
     moedi_free(d->context, mean);
-    return MOED_OK;
+    return status;
 }
 
-static void normalise(float *out, int64_t rows, int64_t width)
+static moed_status normalise(float *out, int64_t rows, int64_t width, const moed_cancel *cancel)
 {
     for (int64_t i = 0; i < rows; i++) {
         double square = 0;
+        MOEDI_TRY(ask(cancel, i));
         for (int64_t j = 0; j < width; j++) square += (double)out[i * width + j] * (double)out[i * width + j];
         const double length = sqrt(square);
         for (int64_t j = 0; j < width && length > 0; j++)
             out[i * width + j] = (float)((double)out[i * width + j] / length);
     }
+    return MOED_OK;
 }
 
 static moed_status check_out(const moed_tensor *t, int64_t documents, int64_t width)
@@ -220,8 +237,8 @@ moed_status moed_corpus_embed(const moed_corpus *d, const moed_model *m, moed_te
     MOEDI_GO(embedder_open(e, m, param));
     memset(out->data, 0, (size_t)(d->documents * e->width) * sizeof(float));
     MOEDI_GO(embed_documents(e, cancel));
-    if (options.centre) MOEDI_GO(centre(d, out->data, e->width));
-    if (options.normalise) normalise(out->data, d->documents, e->width);
+    if (options.centre) MOEDI_GO(centre(d, out->data, e->width, cancel));
+    if (options.normalise) MOEDI_GO(normalise(out->data, d->documents, e->width, cancel));
 out:
     embedder_close(e);
     moedi_free(m->context, e);
@@ -233,6 +250,7 @@ moed_status moed_corpus_weights(const moed_corpus *d, float *out)
     moedi_clear_error();
     MOEDI_REQUIRE(d, "the corpus is NULL");
     MOEDI_REQUIRE(out, "out is NULL");
+    MOEDI_TRY(moedi_context_check(d->context));
     for (int64_t i = 0; i < d->documents; i++) out[i] = (float)d->lengths[i];
     return MOED_OK;
 }

@@ -8,18 +8,6 @@
 #include "core/cancel.h"
 #include "core/options.h"
 
-struct moed_kmeans {
-    moed_context *context;
-    moed_kmeans_options options;
-    int fitted;
-    int64_t count;
-    int32_t *labels; /* (count) of the fit */
-    float *centroids;
-    double *weights;
-    int64_t *counts;
-    moed_kmeans_info info;
-};
-
 moed_status moed_kmeans_create(moed_kmeans **out, moed_context *c, const moed_kmeans_options *o)
 {
     moed_kmeans_options options;
@@ -36,7 +24,7 @@ moed_status moed_kmeans_create(moed_kmeans **out, moed_context *c, const moed_km
     return MOED_OK;
 }
 
-static void forget(moed_kmeans *k)
+void moedi_kmeans_forget(moed_kmeans *k)
 {
     moedi_free(k->context, k->labels);
     moedi_free(k->context, k->centroids);
@@ -48,14 +36,14 @@ void moed_kmeans_destroy(moed_kmeans *k)
 {
     if (!k) return;
     moed_context *c = k->context;
-    forget(k);
+    moedi_kmeans_forget(k);
     moedi_free(c, k);
     moedi_context_release(c);
 }
 
 /* ---- checks ---- */
 
-static moed_status check_matrix(const moed_tensor *x, const char *name, int64_t rows, int64_t width)
+moed_status moedi_check_matrix(const moed_tensor *x, const char *name, int64_t rows, int64_t width)
 {
     if (!x->data) return moedi_fail_parameter(MOED_E_ARGUMENT, name, "%s: data is NULL", name);
     if (x->dtype != MOED_DTYPE_F32)
@@ -82,9 +70,20 @@ static moed_status check_matrix(const moed_tensor *x, const char *name, int64_t 
 
 typedef struct rows_check {
     const float *x;
-    int64_t count, width;
+    int64_t count, width, first;
     const char *name;
 } rows_check;
+
+static double square_length(const float *x, int64_t width)
+{
+    double sum[8] = {0}, total = 0;
+    int64_t j = 0;
+    for (; j + 8 <= width; j += 8)
+        for (int l = 0; l < 8; l++) sum[l] += (double)x[j + l] * (double)x[j + l];
+    for (; j < width; j++) sum[j & 7] += (double)x[j] * (double)x[j];
+    for (int l = 0; l < 8; l++) total += sum[l];
+    return total;
+}
 
 static moed_status check_block(void *argument, int64_t block)
 {
@@ -92,28 +91,31 @@ static moed_status check_block(void *argument, int64_t block)
     const int64_t from = block * MOEDI_KMEANS_BLOCK, most = from + MOEDI_KMEANS_BLOCK,
                   to = most < r->count ? most : r->count;
     for (int64_t i = from; i < to; i++) {
-        double square = 0;
-        for (int64_t j = 0; j < r->width; j++)
-            square += (double)r->x[i * r->width + j] * (double)r->x[i * r->width + j];
+        const double square = square_length(r->x + i * r->width, r->width);
         if (!isfinite(square))
             return moedi_fail_parameter(MOED_E_NUMERIC, r->name, "%s: row %lld holds NaN or infinity", r->name,
-                                        (long long)i);
+                                        (long long)(r->first + i));
         if (square > FLT_MAX / 16)
             return moedi_fail_parameter(MOED_E_NUMERIC, r->name,
                                         "%s: row %lld is too long for squared distances in float: %g", r->name,
-                                        (long long)i, sqrt(square));
+                                        (long long)(r->first + i), sqrt(square));
     }
     return MOED_OK;
 }
 
-static moed_status check_rows(const moed_context *c, const moed_tensor *x, const char *name)
+moed_status moedi_check_rows(const moed_context *c, const float *x, int64_t count, int64_t width, int64_t first,
+                             const char *name)
 {
-    rows_check r = {x->data, x->shape[0], x->shape[1], name};
-    return moedi_parallel_try(c, moedi_kmeans_blocks(r.count), check_block, &r);
+    rows_check r = {x, count, width, first, name};
+    return moedi_parallel_try(c, moedi_kmeans_blocks(count), check_block, &r);
+}
+static moed_status check_tensor(const moed_context *c, const moed_tensor *x, const char *name)
+{
+    return moedi_check_rows(c, x->data, x->shape[0], x->shape[1], 0, name);
 }
 
 /* Rows with weight, at least one per cluster. */
-static moed_status check_weights(const float *weights, int64_t count, int64_t clusters)
+moed_status moedi_check_weights(const float *weights, int64_t count, int64_t clusters)
 {
     int64_t positive = 0;
     for (int64_t i = 0; weights && i < count; i++) {
@@ -148,13 +150,9 @@ static void inertia_block(void *argument, int64_t block)
     const int64_t from = block * MOEDI_KMEANS_BLOCK, most = from + MOEDI_KMEANS_BLOCK,
                   to = most < f->count ? most : f->count;
     double sum = 0;
-    for (int64_t i = from; i < to; i++) {
-        const float *x = f->x + i * f->width, *c = f->centroids + f->labels[i] * f->width;
-        double square = 0;
-        for (int64_t j = 0; j < f->width; j++)
-            square += ((double)x[j] - (double)c[j]) * ((double)x[j] - (double)c[j]);
-        sum += moedi_fit_weight(f, i) * square;
-    }
+    for (int64_t i = from; i < to; i++)
+        sum += moedi_fit_weight(f, i) *
+               moedi_square_distance(f->x + i * f->width, f->centroids + f->labels[i] * f->width, f->width);
     s->part[block] = sum;
 }
 
@@ -170,33 +168,52 @@ static moed_status measure_inertia(moedi_fit *f)
     return MOED_OK;
 }
 
-/* Mean over columns of the variance: the scale that the tolerance is measured by. */
-static moed_status mean_variance(moedi_fit *f, double *out)
+/* Sums of x - x[0] and of its square, per column: away from the first row, digits are kept. */
+static void moments_block(void *argument, int64_t block)
 {
-    double *mean = NULL, sum = 0;
-    MOEDI_TRY(MOEDI_NEW(f->context, 2 * f->width, &mean));
-    double *square = mean + f->width;
-    for (int64_t i = 0; i < f->count; i++)
-        for (int64_t j = 0; j < f->width; j++) mean[j] += (double)f->x[i * f->width + j];
-    for (int64_t j = 0; j < f->width; j++) mean[j] /= (double)f->count;
-    for (int64_t i = 0; i < f->count; i++)
+    const block_sums *s = argument;
+    const moedi_fit *f = s->fit;
+    const int64_t from = block * MOEDI_KMEANS_BLOCK, most = from + MOEDI_KMEANS_BLOCK,
+                  to = most < f->count ? most : f->count;
+    double *restrict sum = s->part + block * 2 * f->width, *restrict square = sum + f->width;
+    for (int64_t i = from; i < to; i++)
         for (int64_t j = 0; j < f->width; j++) {
-            const double away = (double)f->x[i * f->width + j] - mean[j];
+            const double away = (double)f->x[i * f->width + j] - (double)f->x[j];
+            sum[j] += away;
             square[j] += away * away;
         }
-    for (int64_t j = 0; j < f->width; j++) sum += square[j];
-    *out = sum / (double)f->count / (double)f->width;
-    moedi_free(f->context, mean);
+}
+
+moed_status moedi_kmeans_variance(const moedi_fit *f, double *out)
+{
+    block_sums s = {f, NULL};
+    const int64_t blocks = moedi_kmeans_blocks(f->count);
+    const double n = (double)f->count;
+    MOEDI_TRY(moedi_alloc_array(f->context, blocks, 2 * (size_t)f->width * sizeof *s.part, (void **)&s.part));
+    moedi_parallel(f->context, blocks, moments_block, &s);
+    *out = 0;
+    for (int64_t j = 0; j < f->width; j++) {
+        double sum = 0, square = 0;
+        for (int64_t b = 0; b < blocks; b++)
+            sum += s.part[b * 2 * f->width + j], square += s.part[(b * 2 + 1) * f->width + j];
+        const double variance = square / n - sum / n * (sum / n);
+        *out += (variance > 0 ? variance : 0) / (double)f->width;
+    }
+    moedi_free(f->context, s.part);
     return MOED_OK;
 }
 
 /* ---- Lloyd ---- */
 
 /* A cluster without weight takes the farthest row of those whose cluster keeps another (ties: the lowest
- * number). At most one row per empty cluster; sums, totals and counts follow. */
-static void fill_empty(moedi_fit *f, int64_t *moved)
+ * number). At most one row per empty cluster; sums, totals, counts and the host's labels follow. */
+static moed_status fill_empty(moedi_fit *f, int64_t *filled)
 {
-    *moved = 0;
+    int64_t empty = 0;
+    *filled = 0;
+    for (int64_t k = 0; k < f->clusters; k++) empty += !(f->totals[k] > 0);
+    if (!empty) return MOED_OK;
+    MOEDI_TRY(moedi_lloyd_assign(&f->lloyd, f->centroids, f->clusters, NULL, f->labels, f->distances));
     for (int64_t k = 0; k < f->clusters; k++) {
         if (f->totals[k] > 0) continue;
         int64_t row = -1;
@@ -207,7 +224,7 @@ static void fill_empty(moedi_fit *f, int64_t *moved)
                 (row < 0 || f->distances[i] > f->distances[row]))
                 row = i;
         }
-        if (row < 0) return;
+        if (row < 0) return MOED_OK;
         const int64_t from = f->labels[row];
         const double w = moedi_fit_weight(f, row);
         for (int64_t j = 0; j < f->width; j++) {
@@ -219,8 +236,9 @@ static void fill_empty(moedi_fit *f, int64_t *moved)
         f->totals[from] -= w, f->counts[from] -= 1;
         f->totals[k] = w, f->counts[k] += 1;
         f->distances[row] = 0;
-        *moved += 1;
+        *filled += 1;
     }
+    return MOED_OK;
 }
 
 /* Centroids from sums; returns the squared movement over all of them. */
@@ -228,13 +246,17 @@ static double move_centroids(moedi_fit *f)
 {
     double shift = 0;
     for (int64_t k = 0; k < f->clusters; k++) {
+        double square = 0;
+        f->moved[k] = 0;
         if (!(f->totals[k] > 0)) continue; /* weights so far apart that sums lose the small ones */
         for (int64_t j = 0; j < f->width; j++) {
             float *c = &f->centroids[k * f->width + j];
             const float next = (float)(f->sums[k * f->width + j] / f->totals[k]);
-            shift += ((double)next - (double)*c) * ((double)next - (double)*c);
+            square += ((double)next - (double)*c) * ((double)next - (double)*c);
             *c = next;
         }
+        f->moved[k] = (float)(sqrt(square) * (1 + 1e-6));
+        shift += square;
     }
     return shift;
 }
@@ -246,24 +268,35 @@ moed_status moedi_kmeans_centre(moedi_fit *f)
     return measure_inertia(f);
 }
 
+/* Labels belong to the centroids that are handed out; what fills an empty cluster now becomes its centroid.
+ * followed: f->moved leads here from the last step. */
+static moed_status finish(moedi_fit *f, int followed)
+{
+    int64_t filled;
+    MOEDI_TRY(moedi_lloyd_step(&f->lloyd, f->centroids, followed ? f->moved : NULL, f->sums, f->totals, f->counts));
+    MOEDI_TRY(fill_empty(f, &filled));
+    if (filled) move_centroids(f);
+    else MOEDI_TRY(moedi_lloyd_labels(&f->lloyd, f->labels));
+    return measure_inertia(f);
+}
+
 static moed_status iterate(moedi_fit *f, double limit)
 {
-    int64_t moved = 0;
+    int64_t filled = 0;
+    double shift = 0;
     for (f->iterations = 0; f->iterations < f->options.iterations;) {
-        MOEDI_TRY(moedi_cancel_check(f->cancel));
-        MOEDI_TRY(moedi_lloyd_assign(&f->lloyd, f->centroids, f->clusters, NULL, f->labels, f->distances));
-        MOEDI_TRY(moedi_lloyd_accumulate(&f->lloyd, f->labels, f->sums, f->totals, f->counts));
-        fill_empty(f, &moved);
+        MOEDI_TRY(moedi_lloyd_step(&f->lloyd, f->centroids, f->iterations && !filled ? f->moved : NULL, f->sums,
+                                   f->totals, f->counts));
+        MOEDI_TRY(fill_empty(f, &filled));
         f->iterations++;
-        if (move_centroids(f) <= limit) break;
+        shift = move_centroids(f);
+        if (shift <= limit) break;
     }
-    /* labels belong to the centroids that are handed out; what fills an empty cluster now becomes its centroid
-     */
-    MOEDI_TRY(moedi_lloyd_assign(&f->lloyd, f->centroids, f->clusters, NULL, f->labels, f->distances));
-    MOEDI_TRY(moedi_lloyd_accumulate(&f->lloyd, f->labels, f->sums, f->totals, f->counts));
-    fill_empty(f, &moved);
-    if (moved) move_centroids(f);
-    return measure_inertia(f);
+    if (shift == 0 && !filled) { /* the labels are those of these centroids */
+        MOEDI_TRY(moedi_lloyd_labels(&f->lloyd, f->labels));
+        return measure_inertia(f);
+    }
+    return finish(f, f->iterations && !filled);
 }
 
 static moed_status fit_open(moedi_fit *f)
@@ -275,7 +308,10 @@ static moed_status fit_open(moedi_fit *f)
     MOEDI_TRY(MOEDI_NEW(c, f->clusters * f->width, &f->sums));
     MOEDI_TRY(MOEDI_NEW(c, f->clusters, &f->totals));
     MOEDI_TRY(MOEDI_NEW(c, f->clusters, &f->counts));
-    return moedi_lloyd_open(&f->lloyd, c, f->x, f->weights, f->count, f->width, f->clusters);
+    MOEDI_TRY(MOEDI_NEW(c, f->clusters, &f->moved));
+    MOEDI_TRY(moedi_lloyd_open(&f->lloyd, c, f->x, f->weights, f->count, f->width, f->clusters, 1));
+    f->lloyd.cancel = f->cancel;
+    return MOED_OK;
 }
 
 static void fit_close(moedi_fit *f)
@@ -287,18 +323,18 @@ static void fit_close(moedi_fit *f)
     moedi_free(f->context, f->sums);
     moedi_free(f->context, f->totals);
     moedi_free(f->context, f->counts);
+    moedi_free(f->context, f->moved);
 }
 
-/* The result of a start becomes the handle's: its arrays are exchanged with those of the fit at hand. */
-static moed_status keep(moed_kmeans *k, moedi_fit *f)
+moed_status moedi_kmeans_keep(moed_kmeans *k, const moedi_fit *f)
 {
-    if (!k->labels) {
-        MOEDI_TRY(MOEDI_NEW(f->context, f->count, &k->labels));
+    if (!k->centroids) {
+        if (f->labels) MOEDI_TRY(MOEDI_NEW(f->context, f->count, &k->labels));
         MOEDI_TRY(MOEDI_NEW(f->context, f->clusters * f->width, &k->centroids));
         MOEDI_TRY(MOEDI_NEW(f->context, f->clusters, &k->weights));
         MOEDI_TRY(MOEDI_NEW(f->context, f->clusters, &k->counts));
     }
-    memcpy(k->labels, f->labels, (size_t)f->count * sizeof *k->labels);
+    if (f->labels) memcpy(k->labels, f->labels, (size_t)f->count * sizeof *k->labels);
     memcpy(k->centroids, f->centroids, (size_t)(f->clusters * f->width) * sizeof *k->centroids);
     memcpy(k->weights, f->totals, (size_t)f->clusters * sizeof *k->weights);
     memcpy(k->counts, f->counts, (size_t)f->clusters * sizeof *k->counts);
@@ -317,20 +353,31 @@ static moed_status keep(moed_kmeans *k, moedi_fit *f)
     return MOED_OK;
 }
 
-static moed_status fit_all(moedi_fit *f, moed_kmeans *best, const moed_tensor *starts)
+static moed_status fit_all(moedi_fit *f, moed_kmeans *best, const float *starts)
 {
     double variance = 0;
     const int32_t restarts = starts ? 1 : f->options.restarts;
+    const moedi_source source = {f->context, f->x, NULL, f->weights, f->count, f->width};
     MOEDI_TRY(fit_open(f));
-    MOEDI_TRY(mean_variance(f, &variance));
+    if (f->options.tolerance > 0) MOEDI_TRY(moedi_kmeans_variance(f, &variance));
+    const double limit = f->options.tolerance * variance;
     for (int32_t r = 0; r < restarts; r++) {
-        if (starts) memcpy(f->centroids, starts->data, (size_t)(f->clusters * f->width) * sizeof(float));
+        if (starts) memcpy(f->centroids, starts, (size_t)(f->clusters * f->width) * sizeof(float));
         else MOEDI_TRY(moedi_kmeans_starts(f, (uint64_t)r));
-        MOEDI_TRY(iterate(f, f->options.tolerance * variance));
+        if (f->options.batch) MOEDI_TRY(moedi_kmeans_minibatch(f, &source, limit));
+        else MOEDI_TRY(iterate(f, limit));
+        if (f->options.batch) MOEDI_TRY(finish(f, 0));
         if (f->options.method == MOED_KMEANS_BALANCED) MOEDI_TRY(moedi_kmeans_balance(f));
-        if (!best->fitted || f->inertia < best->info.inertia) MOEDI_TRY(keep(best, f));
+        if (!best->fitted || f->inertia < best->info.inertia) MOEDI_TRY(moedi_kmeans_keep(best, f));
     }
     return MOED_OK;
+}
+
+moed_status moedi_kmeans_fit_memory(moedi_fit *f, moed_kmeans *best, const float *starts)
+{
+    const moed_status status = fit_all(f, best, starts);
+    fit_close(f);
+    return status;
 }
 
 moed_status moed_kmeans_fit(moed_kmeans *k, const moed_tensor *x, const float *weights,
@@ -340,12 +387,12 @@ moed_status moed_kmeans_fit(moed_kmeans *k, const moed_tensor *x, const float *w
     MOEDI_REQUIRE(k, "the kmeans is NULL");
     MOEDI_REQUIRE(x, "x is NULL");
     MOEDI_TRY(moedi_context_check(k->context));
-    MOEDI_TRY(check_matrix(x, "x", 0, 0));
-    MOEDI_TRY(check_weights(weights, x->shape[0], k->options.clusters));
-    MOEDI_TRY(check_rows(k->context, x, "x"));
+    MOEDI_TRY(moedi_check_matrix(x, "x", 0, 0));
+    MOEDI_TRY(moedi_check_weights(weights, x->shape[0], k->options.clusters));
+    MOEDI_TRY(check_tensor(k->context, x, "x"));
     if (starts) {
-        MOEDI_TRY(check_matrix(starts, "starts", k->options.clusters, x->shape[1]));
-        MOEDI_TRY(check_rows(k->context, starts, "starts"));
+        MOEDI_TRY(moedi_check_matrix(starts, "starts", k->options.clusters, x->shape[1]));
+        MOEDI_TRY(check_tensor(k->context, starts, "starts"));
     }
     moedi_fit f = {
         .context = k->context,
@@ -358,13 +405,12 @@ moed_status moed_kmeans_fit(moed_kmeans *k, const moed_tensor *x, const float *w
         .clusters = k->options.clusters,
     };
     moed_kmeans best = {.context = k->context, .options = k->options};
-    const moed_status status = fit_all(&f, &best, starts);
-    fit_close(&f);
+    const moed_status status = moedi_kmeans_fit_memory(&f, &best, starts ? starts->data : NULL);
     if (status == MOED_OK) {
-        forget(k);
+        moedi_kmeans_forget(k);
         *k = best;
     } else {
-        forget(&best);
+        moedi_kmeans_forget(&best);
     }
     return status;
 }
@@ -380,7 +426,9 @@ moed_status moed_kmeans_labels(const moed_kmeans *k, int32_t *labels, int64_t co
     moedi_clear_error();
     MOEDI_REQUIRE(k, "the kmeans is NULL");
     MOEDI_REQUIRE(labels, "labels is NULL");
+    MOEDI_TRY(moedi_context_check(k->context));
     MOEDI_TRY(check_fitted(k));
+    if (!k->labels) return moedi_fail(MOED_E_STATE, "a streamed fit keeps no labels: call moed_kmeans_assign_stream");
     if (count != k->count)
         return moedi_fail_parameter(MOED_E_ARGUMENT, "count",
                                     "count: %lld labels asked for, %lld vectors were fitted", (long long)count,
@@ -399,10 +447,10 @@ moed_status moed_kmeans_assign(const moed_kmeans *k, const moed_tensor *x, int32
     MOEDI_REQUIRE(labels, "labels is NULL");
     MOEDI_TRY(moedi_context_check(k->context));
     MOEDI_TRY(check_fitted(k));
-    MOEDI_TRY(check_matrix(x, "x", 0, k->info.width));
-    MOEDI_TRY(check_rows(k->context, x, "x"));
-    MOEDI_TRY(moedi_cancel_check(cancel));
-    MOEDI_TRY(moedi_lloyd_open(&l, k->context, x->data, NULL, x->shape[0], x->shape[1], k->info.clusters));
+    MOEDI_TRY(moedi_check_matrix(x, "x", 0, k->info.width));
+    MOEDI_TRY(check_tensor(k->context, x, "x"));
+    MOEDI_TRY(moedi_lloyd_open(&l, k->context, x->data, NULL, x->shape[0], x->shape[1], k->info.clusters, 0));
+    l.cancel = cancel;
     const moed_status status = moedi_lloyd_assign(&l, k->centroids, k->info.clusters, NULL, labels, distances);
     moedi_lloyd_close(&l);
     return status;
@@ -413,6 +461,7 @@ moed_status moed_kmeans_get_info(const moed_kmeans *k, moed_kmeans_info *out)
     moedi_clear_error();
     MOEDI_REQUIRE(k, "the kmeans is NULL");
     MOEDI_REQUIRE(out, "out is NULL");
+    MOEDI_TRY(moedi_context_check(k->context));
     MOEDI_TRY(check_fitted(k));
     return moedi_info_write(MOED_STRUCT_KMEANS_INFO, &k->info, out);
 }

@@ -17,6 +17,7 @@ typedef struct moedi_fit {
     float *distances;      /* (count) squared, to the own centroid of the last assignment */
     double *sums, *totals; /* (clusters, width), (clusters) */
     int64_t *counts;       /* (clusters) */
+    float *moved;          /* (clusters) of the centroids, from above */
     double inertia;
     int64_t iterations;
 } moedi_fit;
@@ -26,7 +27,61 @@ static inline double moedi_fit_weight(const moedi_fit *f, int64_t i)
     return f->weights ? (double)f->weights[i] : 1.0;
 }
 
-/* k-means++ with greedy trials, into f->centroids; a pure function of seed and `restart`. */
+struct moed_kmeans {
+    moed_context *context;
+    moed_kmeans_options options;
+    int fitted;
+    int64_t count;
+    int32_t *labels; /* (count) of the fit; NULL: a streamed one */
+    float *centroids;
+    double *weights;
+    int64_t *counts;
+    moed_kmeans_info info;
+};
+
+/* The handle's arrays, given back / those of a fit, copied into it. */
+void moedi_kmeans_forget(moed_kmeans *k);
+moed_status moedi_kmeans_keep(moed_kmeans *k, const moedi_fit *f);
+moed_status moedi_kmeans_fit_memory(moedi_fit *f, moed_kmeans *best, const float *starts);
+/* Mean over columns of the variance of f->x: the scale that the tolerance is measured by. */
+moed_status moedi_kmeans_variance(const moedi_fit *f, double *out);
+
+moed_status moedi_check_matrix(const moed_tensor *x, const char *name, int64_t rows, int64_t width);
+/* x (count, width), its rows numbered from `first` on. */
+moed_status moedi_check_rows(const moed_context *c, const float *x, int64_t count, int64_t width, int64_t first,
+                             const char *name);
+moed_status moedi_check_weights(const float *weights, int64_t count, int64_t clusters);
+
+/* Vectors in memory (x) or read through a callback (own). */
+typedef struct moedi_source {
+    const moed_context *context;
+    const float *x;
+    const moed_vectors *own;
+    const float *weights;
+    int64_t count, width;
+} moedi_source;
+moed_status moedi_source_read(const moedi_source *s, int64_t first, int64_t count, float *out);
+/* `count` vectors in runs of `run` from all over the source, a pure function of seed and step. weights nullable. */
+moed_status moedi_source_draw(const moedi_source *s, uint64_t seed, uint64_t step, int64_t count, int64_t run,
+                              float *out, float *weights);
+/* f->centroids by mini-batches of the source. */
+moed_status moedi_kmeans_minibatch(moedi_fit *f, const moedi_source *s, double limit);
+
+/* Sums side by side: the compiler may not reorder one. */
+static inline double moedi_square_distance(const float *x, const float *c, int64_t width)
+{
+    double sum[8] = {0};
+    int64_t j = 0;
+    for (; j + 8 <= width; j += 8)
+        for (int l = 0; l < 8; l++) {
+            const double away = (double)x[j + l] - (double)c[j + l];
+            sum[l] += away * away;
+        }
+    for (; j < width; j++) sum[j & 7] += ((double)x[j] - (double)c[j]) * ((double)x[j] - (double)c[j]);
+    return ((sum[0] + sum[1]) + (sum[2] + sum[3])) + ((sum[4] + sum[5]) + (sum[6] + sum[7]));
+}
+
+/* k-means++ with greedy trials or k-means||, into f->centroids; a pure function of seed and `restart`. */
 moed_status moedi_kmeans_starts(moedi_fit *f, uint64_t restart);
 /* From a converged plain fit to clusters of equal weight: labels, centroids and inertia are replaced. */
 moed_status moedi_kmeans_balance(moedi_fit *f);

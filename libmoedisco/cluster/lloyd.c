@@ -1,7 +1,15 @@
-/* cluster/lloyd.c - k-means steps through an engine's operations. */
+/* cluster/lloyd.c - k-means steps through an engine's operations. On the CPU an operation takes a part of the rows
+ * that it is done with in a few hundredths of a second, so that a cancelled fit ends soon. Parts depend on the shape
+ * alone: sums are the same bits for any number of threads. */
 #include "lloyd.h"
 
 #include <string.h>
+
+#include "core/cancel.h"
+
+#define PART_WORK 1e9          /* multiply-adds of an operation */
+#define PART_BYTES (256 << 20) /* and what it reads */
+enum { PART_ROWS = 4096, BOUNDED_CLUSTERS = 24 };
 
 static moed_status device_copy(moedi_lloyd *l, const void *host, size_t size, void **out)
 {
@@ -9,8 +17,18 @@ static moed_status device_copy(moedi_lloyd *l, const void *host, size_t size, vo
     return l->engine.table->upload(l->engine.self, *out, host, size);
 }
 
+static int64_t part_rows(const moedi_lloyd *l, int64_t clusters)
+{
+    if (!l->engine.info.host_memory) return l->count;
+    const double work = PART_WORK / ((double)clusters * (double)l->width),
+                 bytes = (double)PART_BYTES / (4.0 * (double)l->width), least = work < bytes ? work : bytes;
+    if (least >= (double)l->count) return l->count;
+    const int64_t rows = least > PART_ROWS ? (int64_t)least : PART_ROWS, parts = (l->count + rows - 1) / rows;
+    return (l->count + parts - 1) / parts;
+}
+
 moed_status moedi_lloyd_open(moedi_lloyd *l, moed_context *c, const float *x, const float *weights,
-                             int64_t count, int64_t width, int64_t clusters)
+                             int64_t count, int64_t width, int64_t clusters, int bounded)
 {
     moed_status status;
     memset(l, 0, sizeof *l);
@@ -33,6 +51,14 @@ moed_status moedi_lloyd_open(moedi_lloyd *l, moed_context *c, const float *x, co
     MOEDI_GO(t->alloc(self, k * d * sizeof(double), &l->sums));
     MOEDI_GO(t->alloc(self, k * sizeof(double), &l->totals));
     MOEDI_GO(t->alloc(self, k * sizeof(int64_t), &l->counts));
+    if (part_rows(l, clusters) < count) {
+        MOEDI_GO(MOEDI_NEW(c, clusters * (width + 1), &l->part));
+        MOEDI_GO(MOEDI_NEW(c, clusters, &l->part_counts));
+    }
+    if (bounded && clusters >= BOUNDED_CLUSTERS && MOED_BACKEND_HAS(t, kmeans_step)) {
+        MOEDI_GO(t->alloc(self, n * sizeof(float), &l->lower));
+        MOEDI_GO(t->alloc(self, k * sizeof(float), &l->moved));
+    }
     return MOED_OK;
 out:
     moedi_lloyd_close(l);
@@ -42,12 +68,53 @@ out:
 void moedi_lloyd_close(moedi_lloyd *l)
 {
     void *const memory[] = {l->own_x,   l->own_weights, l->labels, l->distances, l->centroids,
-                            l->penalty, l->sums,        l->totals, l->counts};
+                            l->penalty, l->sums,        l->totals, l->counts,    l->lower,     l->moved};
     if (!l->engine.table) return;
     for (size_t i = 0; i < sizeof memory / sizeof *memory; i++)
         if (memory[i]) l->engine.table->free(l->engine.self, memory[i]);
+    moedi_free(l->engine.context, l->part);
+    moedi_free(l->engine.context, l->part_counts);
     moedi_engine_close(&l->engine);
     memset(l, 0, sizeof *l);
+}
+
+moed_status moedi_lloyd_turn(moedi_lloyd *l, const float *x, const float *weights, int64_t count)
+{
+    const moed_backend *t = l->engine.table;
+    l->count = count;
+    if (l->engine.info.host_memory) {
+        l->x = x, l->weights = weights;
+        return MOED_OK;
+    }
+    MOEDI_TRY(t->upload(l->engine.self, l->own_x, x, (size_t)(count * l->width) * sizeof *x));
+    if (!l->own_weights) return MOED_OK;
+    return t->upload(l->engine.self, l->own_weights, weights, (size_t)count * sizeof *weights);
+}
+
+static moed_status assign(moedi_lloyd *l, int64_t clusters, int with_penalty, float *distances)
+{
+    const int64_t rows = part_rows(l, clusters);
+    for (int64_t from = 0; from < l->count; from += rows) {
+        const moed_op_kmeans_assign a = {
+            .labels = (int32_t *)l->labels + from,
+            .distances = distances ? distances + from : NULL,
+            .x = l->x + from * l->width,
+            .centroids = l->centroids,
+            .penalty = with_penalty ? l->penalty : NULL,
+            .count = rows < l->count - from ? rows : l->count - from,
+            .width = l->width,
+            .clusters = clusters,
+        };
+        MOEDI_TRY(moedi_cancel_check(l->cancel));
+        MOEDI_TRY(l->engine.table->kmeans_assign(l->engine.self, &a));
+    }
+    return MOED_OK;
+}
+
+static moed_status put_centroids(moedi_lloyd *l, const float *centroids, int64_t clusters)
+{
+    return l->engine.table->upload(l->engine.self, l->centroids, centroids,
+                                   (size_t)(clusters * l->width) * sizeof(float));
 }
 
 moed_status moedi_lloyd_assign(moedi_lloyd *l, const float *centroids, int64_t clusters, const double *penalty,
@@ -56,45 +123,134 @@ moed_status moedi_lloyd_assign(moedi_lloyd *l, const float *centroids, int64_t c
     const moed_backend *t = l->engine.table;
     void *self = l->engine.self;
     const size_t n = (size_t)l->count;
-    MOEDI_TRY(t->upload(self, l->centroids, centroids, (size_t)(clusters * l->width) * sizeof(float)));
+    MOEDI_TRY(put_centroids(l, centroids, clusters));
     if (penalty) MOEDI_TRY(t->upload(self, l->penalty, penalty, (size_t)clusters * sizeof *penalty));
-    const moed_op_kmeans_assign a = {
-        .labels = l->labels,
-        .distances = distances ? l->distances : NULL,
-        .x = l->x,
-        .centroids = l->centroids,
-        .penalty = penalty ? l->penalty : NULL,
-        .count = l->count,
-        .width = l->width,
-        .clusters = clusters,
-    };
-    MOEDI_TRY(t->kmeans_assign(self, &a));
+    MOEDI_TRY(assign(l, clusters, penalty != NULL, distances ? l->distances : NULL));
     MOEDI_TRY(t->download(self, labels, l->labels, n * sizeof *labels));
     if (distances) MOEDI_TRY(t->download(self, distances, l->distances, n * sizeof *distances));
     return t->synchronize(self);
 }
 
-moed_status moedi_lloyd_accumulate(moedi_lloyd *l, const int32_t *labels, double *sums, double *totals,
-                                   int64_t *counts)
+/* What the engine has summed over a part, added to what the parts before gave. */
+static moed_status take_sums(moedi_lloyd *l, int first, double *sums, double *totals, int64_t *counts)
 {
     const moed_backend *t = l->engine.table;
     void *self = l->engine.self;
-    const size_t k = (size_t)l->clusters;
-    MOEDI_TRY(t->upload(self, l->labels, labels, (size_t)l->count * sizeof *labels));
+    const int64_t k = l->clusters, all = k * l->width;
+    double *to_sums = first ? sums : l->part, *to_totals = first ? totals : l->part + all;
+    int64_t *to_counts = first ? counts : l->part_counts;
+    MOEDI_TRY(t->download(self, to_sums, l->sums, (size_t)all * sizeof *sums));
+    MOEDI_TRY(t->download(self, to_totals, l->totals, (size_t)k * sizeof *totals));
+    MOEDI_TRY(t->download(self, to_counts, l->counts, (size_t)k * sizeof *counts));
+    MOEDI_TRY(t->synchronize(self));
+    for (int64_t i = 0; !first && i < all; i++) sums[i] += to_sums[i];
+    for (int64_t i = 0; !first && i < k; i++) totals[i] += to_totals[i], counts[i] += to_counts[i];
+    return MOED_OK;
+}
+
+static moed_status accumulate_part(moedi_lloyd *l, int64_t from, int64_t count)
+{
     const moed_op_kmeans_accumulate a = {
         .sums = l->sums,
         .totals = l->totals,
         .counts = l->counts,
-        .x = l->x,
-        .weights = l->weights,
-        .labels = l->labels,
-        .count = l->count,
+        .x = l->x + from * l->width,
+        .weights = l->weights ? l->weights + from : NULL,
+        .labels = (int32_t *)l->labels + from,
+        .count = count,
         .width = l->width,
         .clusters = l->clusters,
     };
-    MOEDI_TRY(t->kmeans_accumulate(self, &a));
-    MOEDI_TRY(t->download(self, sums, l->sums, k * (size_t)l->width * sizeof *sums));
-    MOEDI_TRY(t->download(self, totals, l->totals, k * sizeof *totals));
-    MOEDI_TRY(t->download(self, counts, l->counts, k * sizeof *counts));
+    return l->engine.table->kmeans_accumulate(l->engine.self, &a);
+}
+
+/* The same parts as a step: the same sums. */
+static moed_status accumulate(moedi_lloyd *l, double *sums, double *totals, int64_t *counts)
+{
+    const int64_t rows = part_rows(l, l->clusters);
+    for (int64_t from = 0; from < l->count; from += rows) {
+        MOEDI_TRY(moedi_cancel_check(l->cancel));
+        MOEDI_TRY(accumulate_part(l, from, rows < l->count - from ? rows : l->count - from));
+        MOEDI_TRY(take_sums(l, from == 0, sums, totals, counts));
+    }
+    return MOED_OK;
+}
+
+moed_status moedi_lloyd_accumulate(moedi_lloyd *l, const int32_t *labels, double *sums, double *totals,
+                                   int64_t *counts)
+{
+    MOEDI_TRY(l->engine.table->upload(l->engine.self, l->labels, labels, (size_t)l->count * sizeof *labels));
+    return accumulate(l, sums, totals, counts);
+}
+
+moed_status moedi_lloyd_step(moedi_lloyd *l, const float *centroids, const float *moved, double *sums,
+                             double *totals, int64_t *counts)
+{
+    const moed_backend *t = l->engine.table;
+    void *self = l->engine.self;
+    const int64_t rows = part_rows(l, l->clusters);
+    const int bounded = l->lower && moved;
+    MOEDI_TRY(put_centroids(l, centroids, l->clusters));
+    if (!MOED_BACKEND_HAS(t, kmeans_step)) {
+        MOEDI_TRY(assign(l, l->clusters, 0, NULL));
+        return accumulate(l, sums, totals, counts);
+    }
+    if (bounded) MOEDI_TRY(t->upload(self, l->moved, moved, (size_t)l->clusters * sizeof *moved));
+    for (int64_t from = 0; from < l->count; from += rows) {
+        const moed_op_kmeans_step a = {
+            .labels = (int32_t *)l->labels + from,
+            .sums = l->sums,
+            .totals = l->totals,
+            .counts = l->counts,
+            .lower = l->lower ? (float *)l->lower + from : NULL,
+            .x = l->x + from * l->width,
+            .weights = l->weights ? l->weights + from : NULL,
+            .centroids = l->centroids,
+            .moved = bounded ? l->moved : NULL,
+            .count = rows < l->count - from ? rows : l->count - from,
+            .width = l->width,
+            .clusters = l->clusters,
+        };
+        MOEDI_TRY(moedi_cancel_check(l->cancel));
+        MOEDI_TRY(t->kmeans_step(self, &a));
+        MOEDI_TRY(take_sums(l, from == 0, sums, totals, counts));
+    }
+    return MOED_OK;
+}
+
+moed_status moedi_lloyd_labels(moedi_lloyd *l, int32_t *labels)
+{
+    const moed_backend *t = l->engine.table;
+    MOEDI_TRY(t->download(l->engine.self, labels, l->labels, (size_t)l->count * sizeof *labels));
+    return t->synchronize(l->engine.self);
+}
+
+moed_status moedi_lloyd_distances(moedi_lloyd *l, const float *centroids, int64_t clusters, float *distances)
+{
+    const moed_backend *t = l->engine.table;
+    void *self = l->engine.self;
+    if (l->engine.info.host_memory && MOED_BACKEND_HAS(t, kmeans_distances)) {
+        const double work = PART_WORK / ((double)l->count * (double)l->width);
+        const int64_t most = work > 32 ? (int64_t)work : 32; /* clusters at a time */
+        MOEDI_TRY(put_centroids(l, centroids, clusters));
+        for (int64_t from = 0; from < clusters; from += most) {
+            const moed_op_kmeans_distances a = {
+                .distances = distances + from * l->count,
+                .x = l->x,
+                .centroids = (const float *)l->centroids + from * l->width,
+                .count = l->count,
+                .width = l->width,
+                .clusters = most < clusters - from ? most : clusters - from,
+            };
+            MOEDI_TRY(moedi_cancel_check(l->cancel));
+            MOEDI_TRY(t->kmeans_distances(self, &a));
+        }
+        return t->synchronize(self);
+    }
+    for (int64_t k = 0; k < clusters; k++) {
+        MOEDI_TRY(put_centroids(l, centroids + k * l->width, 1));
+        MOEDI_TRY(assign(l, 1, 0, l->distances));
+        MOEDI_TRY(t->download(self, distances + k * l->count, l->distances, (size_t)l->count * sizeof *distances));
+    }
     return t->synchronize(self);
 }

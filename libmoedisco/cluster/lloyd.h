@@ -11,18 +11,31 @@ typedef struct moedi_lloyd {
     const float *x, *weights;  /* (count, width), (count) nullable: device memory */
     void *own_x, *own_weights; /* the same where device memory is not host memory */
     void *labels, *distances, *centroids, *penalty, *sums, *totals, *counts;
+    void *lower, *moved;       /* of a bounded step; NULL = without */
+    double *part;              /* (clusters, width + 1): host memory, for sums of several calls */
+    int64_t *part_counts;
+    const moed_cancel *cancel; /* asked between operations */
 } moedi_lloyd;
 
-/* x and weights stay the caller's until close. */
+/* x and weights stay the caller's until close. bounded: steps may keep a bound for every row, where that pays. */
 moed_status moedi_lloyd_open(moedi_lloyd *l, moed_context *c, const float *x, const float *weights,
-                             int64_t count, int64_t width, int64_t clusters);
+                             int64_t count, int64_t width, int64_t clusters, int bounded);
 void moedi_lloyd_close(moedi_lloyd *l);
+/* Other rows (host arrays), at most those of open, and weights only where open had some. */
+moed_status moedi_lloyd_turn(moedi_lloyd *l, const float *x, const float *weights, int64_t count);
 /* Host arrays: nearest of `clusters` centroids (at most those of open), with penalties (nullable); distances
- * nullable. */
+ * nullable. The labels stay with the engine too. */
 moed_status moedi_lloyd_assign(moedi_lloyd *l, const float *centroids, int64_t clusters, const double *penalty,
                                int32_t *labels, float *distances);
 /* Host arrays: sums (clusters, width), totals (clusters), counts (clusters). */
 moed_status moedi_lloyd_accumulate(moedi_lloyd *l, const int32_t *labels, double *sums, double *totals,
                                    int64_t *counts);
+/* Both at once; the labels stay with the engine. moved (clusters): how far each centroid has gone since the step
+ * before; NULL: there was none, or its labels have been changed. */
+moed_status moedi_lloyd_step(moedi_lloyd *l, const float *centroids, const float *moved, double *sums,
+                             double *totals, int64_t *counts);
+moed_status moedi_lloyd_labels(moedi_lloyd *l, int32_t *labels);
+/* Host array (clusters, count): squared distances to all of `clusters` centroids. Labels with the engine are lost. */
+moed_status moedi_lloyd_distances(moedi_lloyd *l, const float *centroids, int64_t clusters, float *distances);
 
 #endif

@@ -118,6 +118,7 @@ moed_status moed_partition_get_info(const moed_partition *p, moed_partition_info
     moedi_clear_error();
     MOEDI_REQUIRE(p, "the partition is NULL");
     MOEDI_REQUIRE(out, "out is NULL");
+    MOEDI_TRY(moedi_context_check(p->context));
     return moedi_info_write(MOED_STRUCT_PARTITION_INFO, &p->info, out);
 }
 

@@ -1,5 +1,9 @@
-/* cluster/starts.c - k-means++ (Arthur and Vassilvitskii, 2007) with greedy trials: of a few candidates drawn
- * by squared distance, the one that lowers the total most becomes the next centroid. */
+/* cluster/starts.c - where a fit begins.
+ *
+ * k-means++ (Arthur and Vassilvitskii, 2007) with greedy trials: of a few candidates drawn by squared distance, the
+ * one that lowers the total most becomes the next centroid; the candidates of a centroid are tried in one reading.
+ * k-means|| (Bahmani et al., "Scalable K-Means++", 2012): in a few rounds about 2 K candidates each, then k-means++
+ * among them, weighted by the rows they are nearest to. */
 #include <math.h>
 #include <string.h>
 
@@ -7,39 +11,73 @@
 #include "kmeans.h"
 #include "util/random.h"
 
+enum { ROUNDS = 5, MOST_TRIALS = 32 };
+
 typedef struct draw {
     moedi_fit *fit;
     uint64_t restart, counter;
-    float *nearest;          /* (count) squared distance to the nearest centroid so far */
-    float *candidate, *best; /* (count) the same with a candidate added; with the best one */
-    int32_t *labels;         /* (count) of one-centroid assignments: all 0 */
+    int trials;
+    float *nearest;   /* (count) squared distance to the nearest centroid so far */
+    float *candidate; /* (trials, count) the same to each candidate */
+    float *rows;      /* (trials, width) the candidates */
+    double *part;     /* (blocks, trials) sums of weight * distance */
+    double *shares;   /* (blocks) the same of nearest */
 } draw;
 
-/* A row drawn by weight * distance (distance NULL: by weight), `total` being their sum. */
-static int64_t pick(draw *s, const float *distance, double total)
+/* ---- blocks ---- */
+
+static int64_t block_end(const moedi_fit *f, int64_t block)
 {
-    const moedi_fit *f = s->fit;
-    double left = moedi_random_uniform(f->options.seed, MOEDI_RANDOM_KMEANS, s->restart, s->counter++) * total;
-    int64_t last = -1;
-    for (int64_t i = 0; i < f->count; i++) {
-        const double share = moedi_fit_weight(f, i) * (distance ? (double)distance[i] : 1.0);
-        if (share > 0) last = i;
-        if (share > 0 && (left -= share) < 0) return i;
-    }
-    return last; /* -1: nothing has a share */
+    const int64_t most = (block + 1) * MOEDI_KMEANS_BLOCK;
+    return most < f->count ? most : f->count;
 }
 
-/* `out` = smaller of nearest and the distance to row; returns the weighted sum. */
-static moed_status try_row(draw *s, int64_t row, const float *nearest, float *out, double *total)
+/* Candidates' distances become those with the candidate added, and are summed. */
+static void try_block(void *argument, int64_t block)
 {
-    moedi_fit *f = s->fit;
-    MOEDI_TRY(moedi_lloyd_assign(&f->lloyd, f->x + row * f->width, 1, NULL, s->labels, out));
-    *total = 0;
-    for (int64_t i = 0; i < f->count; i++) {
-        if (nearest && nearest[i] < out[i]) out[i] = nearest[i];
-        *total += moedi_fit_weight(f, i) * (double)out[i];
+    draw *s = argument;
+    const moedi_fit *f = s->fit;
+    const int64_t from = block * MOEDI_KMEANS_BLOCK, to = block_end(f, block);
+    for (int t = 0; t < s->trials; t++) {
+        float *with = s->candidate + t * f->count;
+        double sum = 0;
+        for (int64_t i = from; i < to; i++) {
+            if (s->nearest[i] < with[i]) with[i] = s->nearest[i];
+            sum += moedi_fit_weight(f, i) * (double)with[i];
+        }
+        s->part[block * s->trials + t] = sum;
     }
-    return MOED_OK;
+}
+
+/* ---- k-means++ ---- */
+
+/* A row drawn by its share of weight * distance (distance NULL: by weight); shares (blocks) are their sums. */
+static int64_t pick(draw *s, const float *distance, const double *shares)
+{
+    const moedi_fit *f = s->fit;
+    const int64_t blocks = moedi_kmeans_blocks(f->count);
+    double total = 0;
+    int64_t last = -1;
+    for (int64_t b = 0; b < blocks; b++) total += shares[b];
+    double left = moedi_random_uniform(f->options.seed, MOEDI_RANDOM_KMEANS, s->restart, s->counter++) * total;
+    for (int64_t b = 0; b < blocks; b++) {
+        if (!(shares[b] > 0)) continue;
+        if (left >= shares[b] && b + 1 < blocks) {
+            left -= shares[b];
+            last = -2 - b; /* its last row, should nothing follow */
+            continue;
+        }
+        for (int64_t i = b * MOEDI_KMEANS_BLOCK; i < block_end(f, b); i++) {
+            const double share = moedi_fit_weight(f, i) * (distance ? (double)distance[i] : 1.0);
+            if (share > 0) last = i;
+            if (share > 0 && (left -= share) < 0) return i;
+        }
+    }
+    if (last >= -1) return last; /* -1: nothing has a share */
+    const int64_t b = -2 - last;
+    for (int64_t i = block_end(f, b) - 1; i >= b * MOEDI_KMEANS_BLOCK; i--)
+        if (moedi_fit_weight(f, i) * (distance ? (double)distance[i] : 1.0) > 0) return i;
+    return -1;
 }
 
 static void take(moedi_fit *f, int64_t cluster, int64_t row)
@@ -47,52 +85,199 @@ static void take(moedi_fit *f, int64_t cluster, int64_t row)
     memcpy(f->centroids + cluster * f->width, f->x + row * f->width, (size_t)f->width * sizeof(float));
 }
 
-static moed_status draw_starts(draw *s)
+static void share_block(void *argument, int64_t block)
+{
+    draw *s = argument;
+    const moedi_fit *f = s->fit;
+    double sum = 0;
+    for (int64_t i = block * MOEDI_KMEANS_BLOCK; i < block_end(f, block); i++) sum += moedi_fit_weight(f, i);
+    s->shares[block] = sum;
+}
+
+/* The first centroid, by weight; nearest and shares are of it. */
+static moed_status first_row(draw *s, int64_t *row)
 {
     moedi_fit *f = s->fit;
-    const int trials = 2 + (int)log((double)f->clusters);
-    double weight = 0, total = 0;
-    for (int64_t i = 0; i < f->count; i++) weight += moedi_fit_weight(f, i);
-    const int64_t first = pick(s, NULL, weight);
-    take(f, 0, first);
-    MOEDI_TRY(try_row(s, first, NULL, s->nearest, &total));
-    for (int64_t k = 1; k < f->clusters; k++) {
-        int64_t best_row = k; /* all rows lie on centroids already: any will do */
-        double lowest = INFINITY;
-        MOEDI_TRY(moedi_cancel_check(f->cancel));
-        for (int t = 0; t < trials; t++) {
-            double with = 0;
-            const int64_t row = pick(s, s->nearest, total);
-            if (row < 0) break;
-            MOEDI_TRY(try_row(s, row, s->nearest, s->candidate, &with));
-            if (with >= lowest) continue;
-            lowest = with;
-            best_row = row;
-            float *swap = s->best;
-            s->best = s->candidate, s->candidate = swap;
+    const int64_t blocks = moedi_kmeans_blocks(f->count);
+    const int trials = s->trials;
+    moedi_parallel(f->context, blocks, share_block, s);
+    *row = pick(s, NULL, s->shares);
+    take(f, 0, *row);
+    MOEDI_TRY(moedi_lloyd_distances(&f->lloyd, f->centroids, 1, s->candidate));
+    for (int64_t i = 0; i < f->count; i++) s->nearest[i] = INFINITY;
+    s->trials = 1;
+    moedi_parallel(f->context, blocks, try_block, s);
+    s->trials = trials;
+    memcpy(s->nearest, s->candidate, (size_t)f->count * sizeof *s->nearest);
+    memcpy(s->shares, s->part, (size_t)blocks * sizeof *s->shares);
+    return MOED_OK;
+}
+
+/* Centroid k: the best of a few candidates. */
+static moed_status next_centroid(draw *s, int64_t k)
+{
+    moedi_fit *f = s->fit;
+    const int64_t blocks = moedi_kmeans_blocks(f->count);
+    int64_t rows[MOST_TRIALS];
+    int best = 0;
+    double lowest = INFINITY;
+    for (int t = 0; t < s->trials; t++) {
+        rows[t] = pick(s, s->nearest, s->shares);
+        if (rows[t] < 0) { /* all rows lie on centroids already: any will do */
+            take(f, k, k);
+            return MOED_OK;
         }
-        take(f, k, best_row);
-        if (lowest == INFINITY) continue;
-        total = lowest;
-        float *swap = s->nearest;
-        s->nearest = s->best, s->best = swap;
+        memcpy(s->rows + t * f->width, f->x + rows[t] * f->width, (size_t)f->width * sizeof *s->rows);
+    }
+    MOEDI_TRY(moedi_lloyd_distances(&f->lloyd, s->rows, s->trials, s->candidate));
+    moedi_parallel(f->context, blocks, try_block, s);
+    for (int t = 0; t < s->trials; t++) {
+        double with = 0;
+        for (int64_t b = 0; b < blocks; b++) with += s->part[b * s->trials + t];
+        if (with < lowest) lowest = with, best = t;
+    }
+    take(f, k, rows[best]);
+    memcpy(s->nearest, s->candidate + best * f->count, (size_t)f->count * sizeof *s->nearest);
+    for (int64_t b = 0; b < blocks; b++) s->shares[b] = s->part[b * s->trials + best];
+    return MOED_OK;
+}
+
+static moed_status draw_open(draw *s)
+{
+    const moedi_fit *f = s->fit;
+    const int64_t blocks = moedi_kmeans_blocks(f->count);
+    s->trials = 2 + (int)log((double)f->clusters);
+    if (s->trials > MOST_TRIALS) s->trials = MOST_TRIALS;
+    if (s->trials > f->clusters) s->trials = (int)f->clusters; /* as many as the engine has room for */
+    MOEDI_TRY(MOEDI_NEW(f->context, f->count, &s->nearest));
+    MOEDI_TRY(moedi_alloc_array(f->context, s->trials, (size_t)f->count * sizeof(float), (void **)&s->candidate));
+    MOEDI_TRY(MOEDI_NEW(f->context, s->trials * f->width, &s->rows));
+    MOEDI_TRY(MOEDI_NEW(f->context, blocks * s->trials, &s->part));
+    return MOEDI_NEW(f->context, blocks, &s->shares);
+}
+static void draw_close(draw *s)
+{
+    void *const memory[] = {s->nearest, s->candidate, s->rows, s->part, s->shares};
+    for (size_t i = 0; i < sizeof memory / sizeof *memory; i++) moedi_free(s->fit->context, memory[i]);
+}
+
+static moed_status plus_plus(moedi_fit *f, uint64_t restart)
+{
+    draw s = {.fit = f, .restart = restart};
+    int64_t first;
+    moed_status status;
+    MOEDI_GO(draw_open(&s));
+    MOEDI_GO(first_row(&s, &first));
+    for (int64_t k = 1; k < f->clusters; k++) {
+        MOEDI_GO(moedi_cancel_check(f->cancel));
+        MOEDI_GO(next_centroid(&s, k));
+    }
+out:
+    draw_close(&s);
+    return status;
+}
+
+/* ---- k-means|| ---- */
+
+typedef struct oversample {
+    draw draw;
+    int64_t *rows;    /* the candidates' */
+    int64_t count, room;
+    float *x;         /* (clusters, width): some of them, for the engine */
+    int32_t *owner;   /* (count) nearest candidate */
+    int32_t *labels;  /* (count) among those of one call */
+} oversample;
+
+/* Distances to the candidates from `first` on. */
+static moed_status meet(oversample *o, int64_t first)
+{
+    draw *s = &o->draw;
+    moedi_fit *f = s->fit;
+    while (first < o->count) {
+        const int64_t n = f->clusters < o->count - first ? f->clusters : o->count - first;
+        for (int64_t j = 0; j < n; j++)
+            memcpy(o->x + j * f->width, f->x + o->rows[first + j] * f->width, (size_t)f->width * sizeof *o->x);
+        MOEDI_TRY(moedi_lloyd_assign(&f->lloyd, o->x, n, NULL, o->labels, s->candidate));
+        for (int64_t i = 0; i < f->count; i++)
+            if (s->candidate[i] < s->nearest[i])
+                s->nearest[i] = s->candidate[i], o->owner[i] = (int32_t)(first + o->labels[i]);
+        first += n;
     }
     return MOED_OK;
 }
 
+/* Every row by itself, with 2 K rows expected. */
+static moed_status draw_round(oversample *o, int round)
+{
+    const draw *s = &o->draw;
+    const moedi_fit *f = s->fit;
+    const int64_t before = o->count;
+    double total = 0;
+    for (int64_t i = 0; i < f->count; i++) total += moedi_fit_weight(f, i) * (double)s->nearest[i];
+    if (!(total > 0)) return MOED_OK;
+    const double scale = 2 * (double)f->clusters / total;
+    for (int64_t i = 0; i < f->count && o->count < o->room; i++) {
+        const uint64_t index = ((uint64_t)(round + 1) << 48) + (uint64_t)i;
+        const double share = moedi_fit_weight(f, i) * (double)s->nearest[i] * scale;
+        if (share > 0 && moedi_random_uniform(f->options.seed, MOEDI_RANDOM_KMEANS, s->restart, index) < share)
+            o->rows[o->count++] = i;
+    }
+    return meet(o, before);
+}
+
+/* k-means++ among the candidates, each with the weight of the rows that are nearest to it. */
+static moed_status reduce(oversample *o)
+{
+    const draw *s = &o->draw;
+    moedi_fit *f = s->fit;
+    moedi_fit few = {.context = f->context, .cancel = f->cancel, .options = f->options, .count = o->count,
+                     .width = f->width, .clusters = f->clusters, .centroids = f->centroids};
+    float *x = NULL, *weights = NULL;
+    moed_status status;
+    MOEDI_GO(moedi_alloc_array(f->context, o->count, (size_t)f->width * sizeof *x, (void **)&x));
+    MOEDI_GO(MOEDI_NEW(f->context, o->count, &weights));
+    for (int64_t j = 0; j < o->count; j++)
+        memcpy(x + j * f->width, f->x + o->rows[j] * f->width, (size_t)f->width * sizeof *x);
+    for (int64_t i = 0; i < f->count; i++) weights[o->owner[i]] += (float)moedi_fit_weight(f, i);
+    few.x = x, few.weights = weights;
+    MOEDI_GO(moedi_lloyd_open(&few.lloyd, f->context, x, weights, few.count, few.width, few.clusters, 0));
+    few.lloyd.cancel = f->cancel;
+    status = plus_plus(&few, s->restart);
+out:
+    moedi_lloyd_close(&few.lloyd);
+    moedi_free(f->context, x);
+    moedi_free(f->context, weights);
+    return status;
+}
+
+static moed_status in_parallel(moedi_fit *f, uint64_t restart)
+{
+    oversample o = {.draw = {.fit = f, .restart = restart}, .room = 1 + 4 * ROUNDS * f->clusters};
+    moed_status status;
+    if (o.room > f->count) o.room = f->count;
+    MOEDI_GO(draw_open(&o.draw));
+    MOEDI_GO(MOEDI_NEW(f->context, o.room, &o.rows));
+    MOEDI_GO(MOEDI_NEW(f->context, f->clusters * f->width, &o.x));
+    MOEDI_GO(MOEDI_NEW(f->context, f->count, &o.owner));
+    MOEDI_GO(MOEDI_NEW(f->context, f->count, &o.labels));
+    MOEDI_GO(first_row(&o.draw, &o.rows[0]));
+    o.count = 1;
+    for (int round = 0; round < ROUNDS; round++) {
+        MOEDI_GO(moedi_cancel_check(f->cancel));
+        MOEDI_GO(draw_round(&o, round));
+    }
+    /* too few to choose among where few rows differ */
+    status = o.count > f->clusters ? reduce(&o) : plus_plus(f, restart);
+out:
+    draw_close(&o.draw);
+    moedi_free(f->context, o.rows);
+    moedi_free(f->context, o.x);
+    moedi_free(f->context, o.owner);
+    moedi_free(f->context, o.labels);
+    return status;
+}
+
 moed_status moedi_kmeans_starts(moedi_fit *f, uint64_t restart)
 {
-    draw s = {.fit = f, .restart = restart};
-    moed_status status;
-    MOEDI_GO(MOEDI_NEW(f->context, f->count, &s.nearest));
-    MOEDI_GO(MOEDI_NEW(f->context, f->count, &s.candidate));
-    MOEDI_GO(MOEDI_NEW(f->context, f->count, &s.best));
-    MOEDI_GO(MOEDI_NEW(f->context, f->count, &s.labels));
-    status = draw_starts(&s);
-out:
-    moedi_free(f->context, s.nearest);
-    moedi_free(f->context, s.candidate);
-    moedi_free(f->context, s.best);
-    moedi_free(f->context, s.labels);
-    return status;
+    return f->options.start == MOED_KMEANS_PARALLEL ? in_parallel(f, restart) : plus_plus(f, restart);
 }

@@ -30,8 +30,13 @@ void moed_cancel_request(moed_cancel *cancel)
     if (cancel) atomic_store(&cancel->requested, 1);
 }
 
+int moedi_cancel_seen(const moed_cancel *cancel)
+{
+    return cancel && atomic_load_explicit(&((moed_cancel *)(uintptr_t)cancel)->requested, memory_order_relaxed);
+}
+
 moed_status moedi_cancel_check(const moed_cancel *cancel)
 {
-    if (!cancel || !atomic_load(&((moed_cancel *)(uintptr_t)cancel)->requested)) return MOED_OK;
+    if (!moedi_cancel_seen(cancel)) return MOED_OK;
     return moedi_fail(MOED_E_CANCELLED, "cancelled by request");
 }

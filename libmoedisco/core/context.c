@@ -1,10 +1,12 @@
 /* core/context.c - references, memory, parallel work and the log of a context. How one is made: backend/device.c. */
 #include "context.h"
 
+#include <errno.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <unistd.h>
 
 #include "options.h"
@@ -46,6 +48,7 @@ moed_status moed_context_get_info(const moed_context *context, moed_context_info
 {
     moedi_clear_error();
     MOEDI_REQUIRE(context, "the context is NULL");
+    MOEDI_TRY(moedi_context_check(context));
     moed_context_info info = {
         .threads = context->options.threads,
         .dtype = context->backend_info.dtype,
@@ -61,7 +64,7 @@ moed_status moed_context_get_info(const moed_context *context, moed_context_info
 
 /* ---- memory ---- */
 
-enum { ALIGNMENT = 64 };
+enum { ALIGNMENT = 64, LARGE_PAGE = 1 << 21 };
 typedef struct block {
     size_t total; /* as allocated */
     size_t size;  /* as asked for */
@@ -86,13 +89,27 @@ static moed_status count_bytes(moed_context *c, int64_t size)
     return MOED_OK;
 }
 
+/* Matrices are read along both axes: with pages of 4 KiB most steps down a column miss the table of pages. What lies whole in large
+ * pages may be held in them; where the system has none, nothing happens. */
+static void *alloc_default(size_t total)
+{
+    void *memory = aligned_alloc(ALIGNMENT, total);
+    if (!memory || total < 2 * LARGE_PAGE) return memory;
+    const uintptr_t from = ((uintptr_t)memory + LARGE_PAGE - 1) & ~(uintptr_t)(LARGE_PAGE - 1);
+    const uintptr_t end = ((uintptr_t)memory + total) & ~(uintptr_t)(LARGE_PAGE - 1);
+    const int before = errno;
+    madvise((void *)from, end - from, MADV_HUGEPAGE);
+    errno = before;
+    return memory;
+}
+
 moed_status moedi_alloc(const moed_context *context, size_t size, void **out)
 {
     moed_context *c = (moed_context *)(uintptr_t)context;
     if (size > (size_t)INT64_MAX - 2 * ALIGNMENT) return moedi_fail(MOED_E_MEMORY, "%zu bytes are more than a machine holds", size);
     const size_t total = (size + 2 * ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
     MOEDI_TRY(count_bytes(c, (int64_t)total));
-    char *memory = c->options.alloc ? c->options.alloc(total, ALIGNMENT, c->options.alloc_user) : aligned_alloc(ALIGNMENT, total);
+    char *memory = c->options.alloc ? c->options.alloc(total, ALIGNMENT, c->options.alloc_user) : alloc_default(total);
     if (!memory) {
         atomic_fetch_sub(&c->in_use, (int64_t)total);
         return moedi_fail(MOED_E_MEMORY, "no memory for %zu bytes", size);

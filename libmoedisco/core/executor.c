@@ -10,15 +10,17 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
+#include <time.h>
 
-#include "status.h"
+#include "cancel.h"
+#include "limits.h"
 
 typedef struct job {
     moed_task_fn task;
     void *argument;
     int64_t count;
     _Atomic int64_t next;
+    const moed_cancel *watched; /* once requested, what is left of the job is skipped */
     fenv_t rounding; /* of the thread that calls: where a task runs must not show in its bits */
 } job;
 
@@ -33,19 +35,56 @@ struct moedi_executor {
     pthread_mutex_t lock;
     pthread_cond_t wake, idle;
     job *current;
-    uint64_t generation;
-    int32_t busy;
+    _Atomic uint64_t generation;
+    _Atomic int32_t busy;
 };
+
+/* A step makes hundreds of parallel calls, most a fraction of a millisecond apart: waking a sleeper costs more than watching for
+ * this long. Then it sleeps, so that an idle context costs nothing. */
+enum { WATCH_NANOSECONDS = 50000, LOOKS = 64 };
+
+static int64_t nanoseconds(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
+}
+static void relax(void)
+{
+#if defined(__x86_64__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    __asm__ __volatile__("yield");
+#endif
+}
+static void watch_for_job(moedi_executor *e, uint64_t seen)
+{
+    const int64_t end = nanoseconds() + WATCH_NANOSECONDS;
+    do
+        for (int i = 0; i < LOOKS; i++, relax())
+            if (atomic_load_explicit(&e->generation, memory_order_relaxed) != seen) return;
+    while (nanoseconds() < end);
+}
+static void watch_for_idle(moedi_executor *e)
+{
+    const int64_t end = nanoseconds() + WATCH_NANOSECONDS;
+    do
+        for (int i = 0; i < LOOKS; i++, relax())
+            if (atomic_load_explicit(&e->busy, memory_order_relaxed) == 0) return;
+    while (nanoseconds() < end);
+}
 
 /* A task that itself calls parallel gets its inner tasks run in line: no deadlock, no surprise. */
 static _Thread_local int inside_task;
+/* Of parallel calls that this thread makes. */
+static _Thread_local const moed_cancel *watched;
 
 static void drain(job *j)
 {
     inside_task++;
     for (;;) {
         const int64_t i = atomic_fetch_add(&j->next, 1);
-        if (i >= j->count) break;
+        if (i >= j->count || moedi_cancel_seen(j->watched)) break;
         j->task(j->argument, i);
     }
     inside_task--;
@@ -70,6 +109,10 @@ static void *work(void *argument)
         drain(j);
         pthread_mutex_lock(&e->lock);
         if (--e->busy == 0) pthread_cond_signal(&e->idle);
+        if (e->stopping || e->generation != seen) continue;
+        pthread_mutex_unlock(&e->lock);
+        watch_for_job(e, seen);
+        pthread_mutex_lock(&e->lock);
     }
     pthread_mutex_unlock(&e->lock);
     return NULL;
@@ -98,6 +141,7 @@ static void visit(void *argument, int64_t index)
 {
     const job *j = argument;
     fenv_t before;
+    if (moedi_cancel_seen(j->watched)) return;
     fegetenv(&before);
     fesetenv(&j->rounding);
     inside_task++;
@@ -106,9 +150,16 @@ static void visit(void *argument, int64_t index)
     fesetenv(&before);
 }
 
+const moed_cancel *moedi_executor_watch(const moed_cancel *cancel)
+{
+    const moed_cancel *before = watched;
+    watched = cancel;
+    return before;
+}
+
 void moedi_executor_run(moedi_executor *e, int64_t count, moed_task_fn task, void *argument)
 {
-    job j = {.task = task, .argument = argument, .count = count};
+    job j = {.task = task, .argument = argument, .count = count, .watched = watched};
     if (count <= 0) return;
     if (inside_task || count == 1 || (!e->own && e->threads == 1)) {
         drain(&j);
@@ -123,10 +174,11 @@ void moedi_executor_run(moedi_executor *e, int64_t count, moed_task_fn task, voi
     if (!e->started) start(e);
     pthread_mutex_lock(&e->lock);
     e->current = &j;
-    e->generation++;
     pthread_cond_broadcast(&e->wake);
+    e->generation++; /* last: who watches it takes the lock at once */
     pthread_mutex_unlock(&e->lock);
     drain(&j);
+    watch_for_idle(e);
     pthread_mutex_lock(&e->lock);
     e->current = NULL; /* late sleepers find nothing to do */
     while (e->busy > 0) pthread_cond_wait(&e->idle, &e->lock);
@@ -177,33 +229,35 @@ void moedi_executor_destroy(moedi_executor *e)
     moedi_executor_abandon(e);
 }
 
-/* cgroup v2's cpu.max, or v1's quota over period, rounded up; 0 = no limit known. */
-static int32_t cgroup_cpus(void)
+/* The lowest number in the list of hardware threads that share a core with this one ("0,64" or "0-1"); its own where none is told. */
+static int first_of_core(int cpu)
 {
-    double quota = -1, period = 0;
-    FILE *f = fopen("/sys/fs/cgroup/cpu.max", "re");
-    if (f) {
-        char text[64] = "";
-        if (fgets(text, sizeof text, f) && text[0] != 'm') {
-            char *end;
-            quota = (double)strtoll(text, &end, 10);
-            period = (double)strtoll(end, NULL, 10);
-        }
-        fclose(f);
-    } else {
-        const char *names[2] = {"/sys/fs/cgroup/cpu/cpu.cfs_quota_us", "/sys/fs/cgroup/cpu/cpu.cfs_period_us"};
-        double values[2] = {-1, 0};
-        for (int i = 0; i < 2; i++) {
-            char text[64] = "";
-            if (!(f = fopen(names[i], "re"))) continue;
-            if (fgets(text, sizeof text, f)) values[i] = (double)strtoll(text, NULL, 10);
-            fclose(f);
-        }
-        quota = values[0], period = values[1];
+    char path[96], text[64] = "";
+    snprintf(path, sizeof path, "/sys/devices/system/cpu/cpu%d/topology/thread_siblings_list", cpu);
+    FILE *f = fopen(path, "re");
+    if (!f) return cpu;
+    const int told = fgets(text, sizeof text, f) != NULL && text[0] >= '0' && text[0] <= '9';
+    fclose(f);
+    return told ? (int)strtol(text, NULL, 10) : cpu;
+}
+
+/* Cores that have a CPU of the set: matrix products fill a core's units from one thread, a second one only shares its caches. */
+static int32_t count_cores(const cpu_set_t *set, int size)
+{
+    const size_t bytes = CPU_ALLOC_SIZE((size_t)size);
+    int32_t cores = 0;
+    cpu_set_t *seen = CPU_ALLOC((size_t)size);
+    if (!seen) return CPU_COUNT_S(bytes, set);
+    CPU_ZERO_S(bytes, seen);
+    for (int cpu = 0; cpu < size; cpu++) {
+        if (!CPU_ISSET_S((size_t)cpu, bytes, set)) continue;
+        const int first = first_of_core(cpu), known = first >= 0 && first < size;
+        if (known && CPU_ISSET_S((size_t)first, bytes, seen)) continue;
+        if (known) CPU_SET_S((size_t)first, bytes, seen);
+        cores++;
     }
-    if (quota <= 0 || period <= 0) return 0;
-    const int32_t cpus = (int32_t)((quota + period - 1) / period);
-    return cpus < 1 ? 1 : cpus;
+    CPU_FREE(seen);
+    return cores;
 }
 
 int32_t moedi_executor_available(void)
@@ -214,14 +268,14 @@ int32_t moedi_executor_available(void)
         set = CPU_ALLOC((size_t)size);
         if (!set) break;
         if (sched_getaffinity(0, CPU_ALLOC_SIZE((size_t)size), set) == 0) {
-            cpus = CPU_COUNT_S(CPU_ALLOC_SIZE((size_t)size), set);
+            cpus = count_cores(set, size);
         } else {
             CPU_FREE(set);
             set = NULL;
         }
     }
     if (set) CPU_FREE(set);
-    const int32_t quota = cgroup_cpus();
+    const int32_t quota = moedi_limits_cpus("");
     if (quota && quota < cpus) cpus = quota;
     return cpus < 1 ? 1 : cpus;
 }

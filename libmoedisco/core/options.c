@@ -19,10 +19,11 @@ typedef struct field {
 #define MAX_U64 18446744073709549568.0
 
 /* Each row names its struct's member: size and offset are the compiler's. The _Generic check refuses a row whose type is not the member's. */
-#define MEMBER(s, f) ((s *)0)->f
+#define MEMBER(s, f) (((s *)0)->f)
 #define ROW(s, f, t, ctype, init, lo, hi, ch, says)                                                                      \
     {.name = #f, .choices = (ch), .sentence = (says), .offset = offsetof(s, f),                                          \
-     .size = sizeof(MEMBER(s, f)) / (_Generic(MEMBER(s, f), ctype: 1)), .type = (t), .initial = (init), .minimum = (lo), .maximum = (hi)}
+     .size = sizeof(MEMBER(s, f)) / (_Generic(MEMBER(s, f), ctype: 1)), /* NOLINT(bugprone-macro-parentheses): a type */ \
+     .type = (t), .initial = (init), .minimum = (lo), .maximum = (hi)}
 #define I32(s, f, init, lo, hi, says) ROW(s, f, MOED_FIELD_I32, int32_t, init, lo, hi, "", says)
 #define I64(s, f, init, lo, hi, says) ROW(s, f, MOED_FIELD_I64, int64_t, init, lo, hi, "", says)
 #define U64(s, f, init, says) ROW(s, f, MOED_FIELD_U64, uint64_t, init, 0, MAX_U64, "", says)
@@ -40,7 +41,7 @@ static const field context_fields[] = {
     TEXT(S, device, NULL, "device to compute on: auto, cpu, or NAME:INDEX of a plug-in's"),
     TEXT(S, kernels, NULL, "CPU kernel set: auto, v2, v3, v4, neon, reference or double"),
     TEXT(S, plugin_dir, NULL, "folder searched first for backend plug-ins"),
-    I32(S, threads, 0, 0, 4096, "threads; 0 = as many as affinity and cgroup allow"),
+    I32(S, threads, 0, 0, 4096, "threads; 0 = as many cores as affinity and cgroup allow"),
     I32(S, log_level, MOED_LOG_INFO, 0, MOED_LOG_DEBUG, "highest level that is logged: 1 errors, 2 warnings, 3 information, 4 all"),
     I64(S, host_limit, 0, 0, MAX_I64, "bytes of host memory the library may hold; 0 = no limit"),
     I64(S, device_limit, 0, 0, MAX_I64, "bytes of device memory the library may hold; 0 = no limit"),
@@ -85,6 +86,8 @@ static const field kmeans_fields[] = {
     U64(S, seed, 0, "seed of the starts"),
     F64(S, tolerance, 1e-4, 0, 1, "stop when the centroids' squared movement falls below this times the mean variance"),
     F64(S, imbalance, 0.01, 0, 1e6, "balanced: share by which a cluster's weight may exceed the mean"),
+    CHOICE(S, start, MOED_KMEANS_PLUSPLUS, 1, "plusplus|parallel", "how the starts are drawn; k-means|| takes few passes for many clusters"),
+    I32(S, batch, 0, 0, 1 << 24, "vectors of a mini-batch; 0 = all vectors in every iteration"),
 };
 #undef S
 #define S moed_split_options
@@ -164,6 +167,7 @@ static const structure structures[] = {
     PLAIN(CORPUS_REPORT, moed_corpus_report),
     OPTIONS(KMEANS_OPTIONS, moed_kmeans_options, kmeans_fields, 0),
     PLAIN(KMEANS_INFO, moed_kmeans_info),
+    PLAIN(VECTORS, moed_vectors),
     PLAIN(PARTITION_INFO, moed_partition_info),
     OPTIONS(EMBED_OPTIONS, moed_embed_options, embed_fields, 0),
     OPTIONS(SPLIT_OPTIONS, moed_split_options, split_fields, 0),
@@ -189,7 +193,7 @@ enum { LARGEST = 512 }; /* bytes of any public struct */
 FITS(moed_error_info); FITS(moed_tensor); FITS(moed_param); FITS(moed_piece); FITS(moed_shard); FITS(moed_batch);
 FITS(moed_field); FITS(moed_context_options); FITS(moed_context_info); FITS(moed_device_info); FITS(moed_model_options);
 FITS(moed_layout_info); FITS(moed_corpus_options); FITS(moed_corpus_info); FITS(moed_documents); FITS(moed_corpus_report);
-FITS(moed_kmeans_options); FITS(moed_kmeans_info); FITS(moed_partition_info); FITS(moed_embed_options); FITS(moed_split_options);
+FITS(moed_kmeans_options); FITS(moed_kmeans_info); FITS(moed_vectors); FITS(moed_partition_info); FITS(moed_embed_options); FITS(moed_split_options);
 FITS(moed_integration_options); FITS(moed_integration_info); FITS(moed_train_options); FITS(moed_estimate); FITS(moed_trainer_info);
 FITS(moed_report); FITS(moed_phase); FITS(moed_cost);
 
@@ -314,20 +318,28 @@ moed_status moedi_options_read(int32_t id, const void *given, void *out)
     return MOED_OK;
 }
 
-moed_status moedi_info_check(int32_t id, const void *out)
+static moed_status info_structure(int32_t id, const void *out, const structure **found)
 {
     const structure *s = find(id);
+    if (!s) return moedi_fail(MOED_E_INTERNAL, "no info struct has the id %d", id);
     if (!out) return moedi_fail(MOED_E_ARGUMENT, "the %s to fill in is NULL", s->name);
     const uint32_t size = *(const uint32_t *)out;
     if (size < 8 || size > MOST)
         return moedi_fail(MOED_E_STRUCT, "%s: struct_size is %u; set it to sizeof(%s) before the call", s->name, size, s->name);
+    *found = s;
     return MOED_OK;
+}
+
+moed_status moedi_info_check(int32_t id, const void *out)
+{
+    const structure *s = NULL;
+    return info_structure(id, out, &s);
 }
 
 moed_status moedi_info_write(int32_t id, const void *full, void *out)
 {
-    MOEDI_TRY(moedi_info_check(id, out));
-    const structure *s = find(id);
+    const structure *s = NULL;
+    MOEDI_TRY(info_structure(id, out, &s));
     const uint32_t size = *(const uint32_t *)out;
     char *to = out;
     memcpy(to, full, size < s->size ? size : s->size);

@@ -21,6 +21,20 @@ moed_status moedi_fail_errno(const char *path, const char *verb);
 /* MOED_E_CALLBACK with the callback's own number. */
 moed_status moedi_fail_callback(const char *which, int64_t code);
 
+#ifdef MOEDI_ANALYZE
+/* For `make analyze` and `make tidy`, which see one file at a time: failing never returns MOED_OK. */
+static inline moed_status moedi_failed(moed_status status)
+{
+    if (status == MOED_OK) __builtin_unreachable();
+    return status;
+}
+#define moedi_fail(...) moedi_failed((moedi_fail)(__VA_ARGS__))
+#define moedi_fail_file(...) moedi_failed((moedi_fail_file)(__VA_ARGS__))
+#define moedi_fail_parameter(...) moedi_failed((moedi_fail_parameter)(__VA_ARGS__))
+#define moedi_fail_errno(...) moedi_failed((moedi_fail_errno)(__VA_ARGS__))
+#define moedi_fail_callback(...) moedi_failed((moedi_fail_callback)(__VA_ARGS__))
+#endif
+
 /* Every public call that can fail begins with this. */
 void moedi_clear_error(void);
 

@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "core/options.h"
+#include "util/utf8.h"
 
 #define PENDING 65536
 #define BYTE_VOCABULARY 257
@@ -104,12 +105,11 @@ moed_status moedi_builder_end(moedi_builder *b)
 static moed_status describe_sources(json_t *description, const char *const *paths, size_t count)
 {
     json_t *sources = json_array();
-    if (!description || !sources || json_object_set_new(description, "source", sources) != 0)
+    if (json_object_set_new(description, "source", sources) != 0) /* takes sources, whatever comes of it */
         return moedi_fail(MOED_E_MEMORY, "no memory for the description of the corpus");
     for (size_t i = 0; i < count; i++) {
-        json_t *path =
-            json_string(paths[i]); /* NULL for a name that is not UTF-8: it stays out of the record */
-        if (path && json_array_append_new(sources, path) != 0)
+        if (!moedi_utf8_text(paths[i], (int64_t)strlen(paths[i]))) continue; /* JSON cannot hold it: it stays out of the record */
+        if (json_array_append_new(sources, json_string(paths[i])) != 0)
             return moedi_fail(MOED_E_MEMORY, "no memory for the description of the corpus");
     }
     return MOED_OK;

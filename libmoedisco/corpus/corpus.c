@@ -140,6 +140,7 @@ moed_status moed_corpus_get_info(const moed_corpus *d, moed_corpus_info *out)
     moedi_clear_error();
     MOEDI_REQUIRE(d, "the corpus is NULL");
     MOEDI_REQUIRE(out, "out is NULL");
+    MOEDI_TRY(moedi_context_check(d->context));
     return moedi_info_write(MOED_STRUCT_CORPUS_INFO, &d->info, out);
 }
 
@@ -168,6 +169,7 @@ moed_status moed_corpus_source_document(const moed_corpus *d, int64_t document, 
     moedi_clear_error();
     MOEDI_REQUIRE(d, "the corpus is NULL");
     MOEDI_REQUIRE(source, "source is NULL");
+    MOEDI_TRY(moedi_context_check(d->context));
     MOEDI_TRY(check_document(d, document));
     *source = moedi_corpus_number(d, document);
     return MOED_OK;

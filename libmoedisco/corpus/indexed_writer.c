@@ -6,6 +6,7 @@
 
 #include "core/cancel.h"
 #include "indexed.h"
+#include "util/temporary.h"
 
 #define BLOCK 65536
 #define BLOCKS 64
@@ -133,15 +134,6 @@ static moed_status write_idx(moedi_indexed_writer *w)
     return MOED_OK;
 }
 
-/* Everything is on the disk under its temporary name afterwards: no rename can be followed by "no space left".
- */
-static moed_status settle(moedi_writer *w, int64_t size, const char *path)
-{
-    MOEDI_TRY(moedi_writer_seek(w, size));
-    if (ftruncate(w->fd, (off_t)size) != 0 || fsync(w->fd) != 0) return moedi_fail_errno(path, "write");
-    return MOED_OK;
-}
-
 static moed_status describe(moedi_indexed_writer *w, json_t *description)
 {
     const moed_context *c = w->context;
@@ -163,32 +155,64 @@ static moed_status describe(moedi_indexed_writer *w, json_t *description)
     MOEDI_TRY(moedi_json_print(c, description, &text, &size));
     MOEDI_GO(moedi_writer_open(&w->json, c, w->json_path));
     MOEDI_GO(moedi_writer_write(&w->json, text, size));
-    MOEDI_GO(settle(&w->json, (int64_t)size, w->json_path));
+    MOEDI_GO(moedi_writer_settle(&w->json, (int64_t)size));
 out:
     moedi_free(c, text);
     return status;
 }
 
+/* An older corpus steps aside, its index first: from there to the last rename nothing at PREFIX opens. */
+enum { FILES = 3 };
+typedef struct older {
+    char *paths[FILES], *asides[FILES];
+} older;
+
+static moed_status step_aside(const moed_context *c, older *o)
+{
+    for (int i = 0; i < FILES; i++) MOEDI_TRY(moedi_temporary_aside(c, o->paths[i], &o->asides[i]));
+    return MOED_OK;
+}
+
+/* The index comes last. What could not be put back stays where it is, and the error keeps the first reason. */
+static void put_back(const moed_context *c, const older *o)
+{
+    moedi_error error;
+    moedi_error_save(&error);
+    for (int i = FILES; i-- > 0;) {
+        if (!o->asides[i]) continue;
+        if (rename(o->asides[i], o->paths[i]) == 0) continue;
+        moedi_log(c, MOED_LOG_WARNING, "%s: could not be put back; it lies in %s", o->paths[i], o->asides[i]);
+        break; /* without the rest there is nothing to open */
+    }
+    moedi_error_restore(&error);
+}
+
+static void forget(const moed_context *c, older *o, int remove)
+{
+    for (int i = 0; i < FILES; i++) {
+        if (remove && o->asides[i]) unlink(o->asides[i]);
+        moedi_free(c, o->asides[i]);
+    }
+}
+
 moed_status moedi_indexed_commit(moedi_indexed_writer *w, json_t *description)
 {
     moed_status status;
-    moedi_error error;
-    MOEDI_GO(settle(&w->bin, w->tokens * w->item, w->bin_path));
+    older old = {.paths = {w->idx_path, w->json_path, w->bin_path}};
+    int placed = 0;
+    /* everything is on the disk under its temporary name before the first rename: none can be followed by "no space left" */
+    MOEDI_GO(moedi_writer_settle(&w->bin, w->tokens * w->item));
     MOEDI_GO(write_idx(w));
-    MOEDI_GO(settle(&w->idx, MOEDI_INDEXED_HEADER + w->documents * 20 + 8, w->idx_path));
+    MOEDI_GO(moedi_writer_settle(&w->idx, MOEDI_INDEXED_HEADER + w->documents * 20 + 8));
     MOEDI_GO(describe(w, description));
-    /* An older corpus goes first: from here to the last rename nothing at PREFIX opens. */
-    if (moedi_path_exists(w->idx_path) && unlink(w->idx_path) != 0)
-        MOEDI_GO(moedi_fail_errno(w->idx_path, "replace"));
-    if ((status = moedi_writer_commit(&w->bin)) != MOED_OK ||
-        (status = moedi_writer_commit(&w->json)) != MOED_OK ||
-        (status = moedi_writer_commit(&w->idx)) != MOED_OK) {
-        moedi_error_save(&error);
-        unlink(w->idx_path);
-        unlink(w->bin_path);
-        unlink(w->json_path);
-        status = moedi_error_restore(&error);
+    status = step_aside(w->context, &old);
+    moedi_writer *const writers[FILES] = {&w->bin, &w->json, &w->idx};
+    while (status == MOED_OK && placed < FILES) status = moedi_writer_commit(writers[placed++]);
+    if (status != MOED_OK) {
+        while (placed-- > 0) unlink(old.paths[FILES - 1 - placed]);
+        put_back(w->context, &old);
     }
+    forget(w->context, &old, status == MOED_OK);
 out:
     moedi_indexed_abort(w);
     return status;

@@ -4,56 +4,13 @@
 
 #include "builder.h"
 #include "core/cancel.h"
+#include "util/utf8.h"
 
 #define CHUNK 65536
 #define BATCH (2 << 20) /* bytes of lines that are parsed at once */
 #define LINE_LIMIT (256 << 20) /* bytes of a JSON line: what one line may make the library hold in memory */
 
-/* ---- is it text? UTF-8 without NUL ---- */
-
-typedef struct utf8 {
-    int need;           /* continuation bytes still to come */
-    unsigned low, high; /* range of the next one */
-} utf8;
-
-/* Bytes from 1 to 0x7f at the beginning, in eights: most of most text. */
-static int64_t plain_run(const unsigned char *bytes, int64_t count)
-{
-    const uint64_t ones = UINT64_C(0x0101010101010101), tops = UINT64_C(0x8080808080808080);
-    int64_t i = 0;
-    for (; i + 8 <= count; i += 8) {
-        uint64_t eight;
-        memcpy(&eight, bytes + i, sizeof eight);
-        if ((eight | (eight - ones)) & tops) break; /* a high byte, or perhaps a zero */
-    }
-    return i;
-}
-
-/* 0 at the first byte that cannot stand here: overlong forms, surrogates and numbers above U+10FFFF included.
- */
-static int utf8_take(utf8 *u, const unsigned char *bytes, int64_t count)
-{
-    for (int64_t i = 0; i < count; i++) {
-        if (!u->need) {
-            i += plain_run(bytes + i, count - i);
-            if (i == count) break;
-        }
-        const unsigned b = bytes[i];
-        if (u->need) {
-            if (b < u->low || b > u->high) return 0;
-            u->need--;
-            u->low = 0x80, u->high = 0xbf;
-        } else if (b >= 0x80) {
-            if (b < 0xc2 || b > 0xf4) return 0;
-            u->need = b < 0xe0 ? 1 : b < 0xf0 ? 2 : 3;
-            u->low = b == 0xe0 ? 0xa0 : b == 0xf0 ? 0x90 : 0x80;
-            u->high = b == 0xed ? 0x9f : b == 0xf4 ? 0x8f : 0xbf;
-        } else if (b == 0) {
-            return 0;
-        }
-    }
-    return 1;
-}
+/* ---- is it text? ---- */
 
 static moed_status read_chunk(const moedi_builder *b, const moedi_file *f, int64_t at, unsigned char *chunk,
                               int64_t *count)
@@ -65,12 +22,12 @@ static moed_status read_chunk(const moedi_builder *b, const moedi_file *f, int64
 
 static moed_status check_text(const moedi_builder *b, const moedi_file *f, unsigned char *chunk, int *text)
 {
-    utf8 u = {0, 0, 0};
+    moedi_utf8 u = {0, 0, 0};
     int64_t n = 0;
     *text = 1;
     for (int64_t at = 0; at < f->size && *text; at += n) {
         MOEDI_TRY(read_chunk(b, f, at, chunk, &n));
-        *text = utf8_take(&u, chunk, n);
+        *text = moedi_utf8_take(&u, chunk, n);
     }
     if (u.need) *text = 0;
     return MOED_OK;
@@ -196,7 +153,7 @@ static moed_status take_lines(lines *l)
     }
     l->count = 0;
     l->used -= l->begin;
-    memmove(l->text, l->text + l->begin, (size_t)l->used);
+    if (l->used > 0) memmove(l->text, l->text + l->begin, (size_t)l->used);
     l->begin = 0;
     return status;
 }

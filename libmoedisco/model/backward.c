@@ -2,7 +2,6 @@
  * d_x carries the gradient of the residual stream from top to bottom; every branch adds its part to it. */
 #include <math.h>
 
-#include "core/cancel.h"
 #include "state.h"
 
 /* The gradient of y (rows, n) = x (rows, k) w^T: d_x [+]= d_y w, and d_w += d_y^T x where w is
@@ -12,10 +11,10 @@ static moed_status linear_backward(moedi_transformer *t, void *d_x, int accumula
 {
     void *d_w = moedi_group_gradient(t, w);
     if (d_w) {
-        MOEDI_OP(t, gemm, moed_op_gemm, .c = d_w, .a = d_y, .b = x, .m = n, .n = k, .k = t->tokens_now,
+        MOEDI_LONG_OP(t, gemm, moed_op_gemm, .c = d_w, .a = d_y, .b = x, .m = n, .n = k, .k = t->tokens_now,
                  .lda = n, .ldb = k, .ldc = k, .transpose_a = 1, .accumulate = 1);
     }
-    MOEDI_OP(t, gemm, moed_op_gemm, .c = d_x, .a = d_y, .b = w->weight, .m = t->tokens_now, .n = k, .k = n,
+    MOEDI_LONG_OP(t, gemm, moed_op_gemm, .c = d_x, .a = d_y, .b = w->weight, .m = t->tokens_now, .n = k, .k = n,
              .lda = n, .ldb = k, .ldc = k, .accumulate = accumulate);
     return MOED_OK;
 }
@@ -29,11 +28,11 @@ static moed_status grouped_backward(moedi_transformer *t, int64_t layer, void *d
     const int64_t places = t->tokens_now * c->top_k;
     void *d_w = moedi_group_gradient(t, w);
     if (d_w) {
-        MOEDI_OP(t, grouped_gemm, moed_op_grouped_gemm, .c = d_w, .a = d_y, .b = x, .offsets = offsets,
+        MOEDI_LONG_OP(t, grouped_gemm, moed_op_grouped_gemm, .c = d_w, .a = d_y, .b = x, .offsets = offsets,
                  .groups = c->experts, .m = n, .n = k, .k = places, .lda = n, .ldb = k, .ldc = k,
                  .stride_c = n * k, .reduce = 1, .accumulate = 1);
     }
-    MOEDI_OP(t, grouped_gemm, moed_op_grouped_gemm, .c = d_x, .a = d_y, .b = w->weight, .offsets = offsets,
+    MOEDI_LONG_OP(t, grouped_gemm, moed_op_grouped_gemm, .c = d_x, .a = d_y, .b = w->weight, .offsets = offsets,
              .groups = c->experts, .m = places, .n = k, .k = n, .lda = n, .ldb = k, .ldc = k,
              .stride_b = n * k);
     return MOED_OK;
@@ -114,7 +113,7 @@ static moed_status backward_attention(moedi_transformer *t, int64_t layer)
     void *d_bias = moedi_group_gradient(t, moedi_group_of(t, layer, MOEDI_GROUP_QKV_BIAS));
     MOEDI_TRY(linear_backward(t, t->d_attended, 0, moedi_group_of(t, layer, MOEDI_GROUP_O), a->attended,
                               t->d_x, c->hidden, heads));
-    MOEDI_OP(t, attention_backward, moed_op_attention, .out = a->attended, .lse = a->attention_lse,
+    MOEDI_LONG_OP(t, attention_backward, moed_op_attention, .out = a->attended, .lse = a->attention_lse,
              .q = a->qkv, .k = moedi_at(t, a->qkv, heads), .v = moedi_at(t, a->qkv, value), .d_q = t->d_qkv,
              .d_k = moedi_at(t, t->d_qkv, heads), .d_v = moedi_at(t, t->d_qkv, value), .d_out = t->d_attended,
              .start = t->start, .rows = t->last_rows, .length = t->last_length, .heads = c->heads,
@@ -142,19 +141,14 @@ static moed_status backward_layer(moedi_transformer *t, int64_t layer)
     return backward_attention(t, layer);
 }
 
-moed_status moedi_transformer_backward(moedi_transformer *t, const moed_cancel *cancel)
+static moed_status backward_all(moedi_transformer *t)
 {
     const moedi_config *c = t->config;
-    if (!t->ready) {
-        return moedi_fail(MOED_E_STATE,
-                          "backward needs a forward pass with labels and an objective just before it");
-    }
-    t->ready = 0;
     MOEDI_TRY(t->engine.table->zero(t->engine.self, t->d_x, (size_t)(t->tokens_now * c->hidden) * t->item));
     MOEDI_TRY(norm_backward(t, moedi_group_final_norm(t), t->final_rstd, t->final_x));
     /* Below the lowest trained layer nobody asks for gradients. */
     for (int64_t l = c->layers - 1; l >= 0 && l >= t->lowest; l--) {
-        MOEDI_TRY(moedi_cancel_check(cancel));
+        MOEDI_TRY(moedi_cancel_check(t->cancel));
         MOEDI_TRY(backward_layer(t, l));
     }
     void *d_table = moedi_group_gradient(t, moedi_group_embedding(t));
@@ -162,4 +156,17 @@ moed_status moedi_transformer_backward(moedi_transformer *t, const moed_cancel *
     MOEDI_OP(t, embedding_backward, moed_op_embedding, .d_table = d_table, .d_out = t->d_x,
              .tokens = t->tokens, .count = t->tokens_now, .width = c->hidden, .vocabulary = c->vocabulary);
     return MOED_OK;
+}
+
+moed_status moedi_transformer_backward(moedi_transformer *t, const moed_cancel *cancel)
+{
+    if (!t->ready) {
+        return moedi_fail(MOED_E_STATE,
+                          "backward needs a forward pass with labels and an objective just before it");
+    }
+    t->ready = 0;
+    t->cancel = cancel;
+    const moed_status status = backward_all(t);
+    t->cancel = NULL;
+    return status;
 }

@@ -11,7 +11,7 @@ enum { SIZE_MAX_HIDDEN = 1 << 20, COUNT_MAX = 1 << 16 };
 /* The value of a field for a sentence, cut short. */
 static void describe(const json_t *value, char *out, size_t size)
 {
-    const size_t n = json_dumpb(value, out, size - 1, JSON_COMPACT | JSON_ENCODE_ANY);
+    const size_t n = moedi_json_line(value, out, size - 1, JSON_COMPACT | JSON_ENCODE_ANY);
     if (n == 0)
         snprintf(out, size, "a value");
     else if (n < size)

@@ -4,7 +4,6 @@
  * shared expert behind a sigmoid switch. */
 #include <math.h>
 
-#include "core/cancel.h"
 #include "state.h"
 
 /* ---- the batch ---- */
@@ -38,7 +37,7 @@ static moed_status upload_batch(moedi_transformer *t, const moed_batch *b)
 static moed_status linear(moedi_transformer *t, void *out, const void *x, const void *w, const void *bias,
                           int64_t n, int64_t k, int accumulate)
 {
-    MOEDI_OP(t, gemm, moed_op_gemm, .c = out, .a = x, .b = w, .bias = bias, .m = t->tokens_now, .n = n,
+    MOEDI_LONG_OP(t, gemm, moed_op_gemm, .c = out, .a = x, .b = w, .bias = bias, .m = t->tokens_now, .n = n,
              .k = k, .lda = k, .ldb = k, .ldc = n, .transpose_b = 1, .accumulate = accumulate);
     return MOED_OK;
 }
@@ -64,7 +63,7 @@ static moed_status forward_attention(moedi_transformer *t, int64_t layer)
     MOEDI_OP(t, rope, moed_op_rope, .x = a->qkv, .cosine = t->cosine, .sine = t->sine,
              .positions = t->positions, .count = t->tokens_now, .heads = c->heads + c->kv_heads,
              .head_dim = c->head_dim, .stride = width);
-    MOEDI_OP(t, attention, moed_op_attention, .out = a->attended, .lse = a->attention_lse, .q = a->qkv,
+    MOEDI_LONG_OP(t, attention, moed_op_attention, .out = a->attended, .lse = a->attention_lse, .q = a->qkv,
              .k = moedi_at(t, a->qkv, heads), .v = moedi_at(t, a->qkv, heads + c->kv_heads * c->head_dim),
              .start = t->start, .rows = t->last_rows, .length = t->last_length, .heads = c->heads,
              .kv_heads = c->kv_heads, .head_dim = c->head_dim, .stride = width,
@@ -103,12 +102,12 @@ static moed_status forward_experts(moedi_transformer *t, int64_t layer, void *x)
     const int64_t places = t->tokens_now * c->top_k, width = c->expert_width, hidden = c->hidden;
     MOEDI_OP(t, gather, moed_op_gather, .out = t->gathered, .x = a->h, .source = a->source, .slot = a->slot,
              .rows = t->tokens_now, .top_k = c->top_k, .width = hidden);
-    MOEDI_OP(t, grouped_gemm, moed_op_grouped_gemm, .c = a->gate_up, .a = t->gathered,
+    MOEDI_LONG_OP(t, grouped_gemm, moed_op_grouped_gemm, .c = a->gate_up, .a = t->gathered,
              .b = moedi_group_of(t, layer, MOEDI_GROUP_GATE_UP)->weight, .offsets = a->offsets,
              .groups = c->experts, .m = places, .n = 2 * width, .k = hidden, .lda = hidden, .ldb = hidden,
              .ldc = 2 * width, .stride_b = 2 * width * hidden, .transpose_b = 1);
     MOEDI_OP(t, swiglu, moed_op_swiglu, .out = a->act, .gate_up = a->gate_up, .rows = places, .width = width);
-    MOEDI_OP(t, grouped_gemm, moed_op_grouped_gemm, .c = a->y, .a = a->act,
+    MOEDI_LONG_OP(t, grouped_gemm, moed_op_grouped_gemm, .c = a->y, .a = a->act,
              .b = moedi_group_of(t, layer, MOEDI_GROUP_DOWN)->weight, .offsets = a->offsets,
              .groups = c->experts, .m = places, .n = hidden, .k = width, .lda = width, .ldb = width,
              .ldc = hidden, .stride_b = hidden * width, .transpose_b = 1);
@@ -159,7 +158,7 @@ static moed_status forward_loss(moedi_transformer *t, const moed_batch *b)
     const moedi_config *c = t->config;
     const double mean = t->objective.label_weight > 0 ? 1.0 / t->objective.label_weight : 0.0;
     const moedi_group *head = moedi_group_head(t);
-    MOEDI_OP(t, cross_entropy, moed_op_cross_entropy, .losses = t->token_losses, .h = t->final_h,
+    MOEDI_LONG_OP(t, cross_entropy, moed_op_cross_entropy, .losses = t->token_losses, .h = t->final_h,
              .head = head->weight, .labels = t->labels, .weights = b->weights ? t->label_weights : NULL,
              .d_h = t->ready ? t->d_h : NULL, .d_head = t->ready ? moedi_group_gradient(t, head) : NULL,
              .rows = t->tokens_now, .width = c->hidden, .vocabulary = c->vocabulary,
@@ -180,7 +179,7 @@ static void set_objective(moedi_transformer *t, const moed_batch *b, const moedi
     t->ready = t->train && o && b->labels;
 }
 
-static moed_status forward_all(moedi_transformer *t, const moed_batch *b, const moed_cancel *cancel)
+static moed_status forward_all(moedi_transformer *t, const moed_batch *b)
 {
     const moedi_config *c = t->config;
     MOEDI_TRY(upload_batch(t, b));
@@ -189,10 +188,10 @@ static moed_status forward_all(moedi_transformer *t, const moed_batch *b, const 
              .table = moedi_group_embedding(t)->weight, .tokens = t->tokens, .count = t->tokens_now,
              .width = c->hidden, .vocabulary = c->vocabulary);
     for (int64_t l = 0; l < c->layers; l++) {
-        MOEDI_TRY(moedi_cancel_check(cancel));
+        MOEDI_TRY(moedi_cancel_check(t->cancel));
         MOEDI_TRY(forward_layer(t, l));
     }
-    MOEDI_TRY(moedi_cancel_check(cancel));
+    MOEDI_TRY(moedi_cancel_check(t->cancel));
     MOEDI_TRY(norm(t, t->final_h, t->final_rstd, t->final_x, moedi_group_final_norm(t)));
     return b->labels ? forward_loss(t, b) : MOED_OK;
 }
@@ -209,7 +208,9 @@ moed_status moedi_transformer_forward(moedi_transformer *t, const moed_batch *b,
                           (long long)t->tokens_now, (long long)(b->rows * b->length));
     }
     set_objective(t, b, o, label_weight);
-    const moed_status status = forward_all(t, b, cancel);
+    t->cancel = cancel;
+    const moed_status status = forward_all(t, b);
+    t->cancel = NULL;
     if (status != MOED_OK) t->tokens_now = 0, t->ready = 0;
     return status;
 }
@@ -254,7 +255,7 @@ moed_status moedi_transformer_logits(moedi_transformer *t, void *out)
     t->ready = 0; /* the piece of logits lies where gradients would */
     for (int64_t first = 0; first < t->tokens_now; first += t->logit_rows) {
         const int64_t rows = t->tokens_now - first < t->logit_rows ? t->tokens_now - first : t->logit_rows;
-        MOEDI_OP(t, gemm, moed_op_gemm, .c = t->logits, .a = moedi_at(t, t->final_h, first * c->hidden),
+        MOEDI_LONG_OP(t, gemm, moed_op_gemm, .c = t->logits, .a = moedi_at(t, t->final_h, first * c->hidden),
                  .b = moedi_group_head(t)->weight, .m = rows, .n = c->vocabulary, .k = c->hidden,
                  .lda = c->hidden, .ldb = c->hidden, .ldc = c->vocabulary, .transpose_b = 1);
         MOEDI_TRY(t->engine.table->download(t->engine.self, moedi_at(t, out, first * c->vocabulary),

@@ -8,6 +8,7 @@
 #include "transformer.h"
 #include "util/dtype.h"
 #include "util/hash.h"
+#include "util/utf8.h"
 
 #define ELEMENTS_MAX ((int64_t)1 << 48)
 enum { LAYERS_MAX = 1 << 20 };
@@ -51,9 +52,7 @@ static moed_status check_name(const moed_param *p, size_t index)
     if (length > MOEDI_NAME_MAX) return moedi_fail(MOED_E_ARGUMENT, "parameter %zu: its name is longer than %d bytes", index, (int)MOEDI_NAME_MAX);
     if (!strcmp(p->name, "__metadata__"))
         return moedi_fail_parameter(MOED_E_ARGUMENT, p->name, "parameter %zu: the name __metadata__ is reserved by the safetensors format", index);
-    json_t *text = json_stringn(p->name, length);
-    if (!text) return moedi_fail(MOED_E_ARGUMENT, "parameter %zu: its name is not UTF-8", index);
-    json_decref(text);
+    if (!moedi_utf8_text(p->name, (int64_t)length)) return moedi_fail(MOED_E_ARGUMENT, "parameter %zu: its name is not UTF-8", index);
     return MOED_OK;
 }
 

@@ -2,6 +2,7 @@
 #ifndef MOEDI_STATE_H
 #define MOEDI_STATE_H
 
+#include "core/cancel.h"
 #include "transformer.h"
 
 /* Parameters that one operation takes as one matrix, or one stack of matrices. They lie one after another in
@@ -95,6 +96,8 @@ struct moedi_transformer {
     double label_weight;            /* of its batch */
     moedi_objective objective;
     int ready;                      /* its backward may run */
+
+    const moed_cancel *cancel;      /* of the pass that runs, NULL outside one */
 };
 
 static inline int64_t moedi_qkv_width(const moedi_config *c)
@@ -132,5 +135,16 @@ static inline void *moedi_group_gradient(const moedi_transformer *t, const moedi
 /* table->operation(engine, &(struct){ fields }), returning from the enclosing function on failure. */
 #define MOEDI_OP(t, operation, type, ...) \
     MOEDI_TRY((t)->engine.table->operation((t)->engine.self, &(type){__VA_ARGS__}))
+
+/* The same for operations that take long: on the CPU they end early once the pass is cancelled, and the pass with them. Their results
+ * are numbers only: what the others index by is always whole. */
+#define MOEDI_LONG_OP(t, operation, type, ...)                                                                     \
+    do {                                                                                                           \
+        const moed_cancel *moedi_before_ = moedi_executor_watch((t)->cancel);                                      \
+        const moed_status moedi_done_ = (t)->engine.table->operation((t)->engine.self, &(type){__VA_ARGS__});      \
+        moedi_executor_watch(moedi_before_);                                                                       \
+        MOEDI_TRY(moedi_done_);                                                                                    \
+        MOEDI_TRY(moedi_cancel_check((t)->cancel));                                                                \
+    } while (0)
 
 #endif

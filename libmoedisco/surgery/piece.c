@@ -25,13 +25,15 @@ typedef struct moedi_plan_piece {
 
 void moedi_piece_add(moedi_piece_list *list, const moed_piece *piece)
 {
-    moed_piece *last = list->count && list->count <= list->capacity ? &list->pieces[list->count - 1] : NULL;
-    if (last && last->op == MOED_PIECE_COPY && piece->op == MOED_PIECE_COPY && last->axis == piece->axis &&
-        last->source == piece->source && last->source_param == piece->source_param &&
-        last->from + last->count == piece->from && last->at + last->count == piece->at &&
-        last->scale == piece->scale) {
-        last->count += piece->count;
-        return;
+    if (list->count && list->count <= list->capacity) {
+        moed_piece *last = &list->pieces[list->count - 1];
+        if (last->op == MOED_PIECE_COPY && piece->op == MOED_PIECE_COPY && last->axis == piece->axis &&
+            last->source == piece->source && last->source_param == piece->source_param &&
+            last->from + last->count == piece->from && last->at + last->count == piece->at &&
+            last->scale == piece->scale) {
+            last->count += piece->count;
+            return;
+        }
     }
     if (list->count < list->capacity) list->pieces[list->count] = *piece;
     list->count++;

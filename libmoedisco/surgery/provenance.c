@@ -16,9 +16,11 @@ moed_status moedi_provenance_create(json_t **out, int32_t part, int32_t parts, i
         lost |= json_array_append_new(lists, list);
     }
     json_t *o = json_object();
-    if (json_object_set_new(o, "part", json_integer(part)) ||
-        json_object_set_new(o, "parts", json_integer(parts)) || json_object_set_new(o, "experts", lists) ||
-        (base && json_object_set_new(o, "base", json_string(base))) || lost) {
+    lost |= json_object_set_new(o, "part", json_integer(part)); /* each takes its value, whatever comes of it */
+    lost |= json_object_set_new(o, "parts", json_integer(parts));
+    lost |= json_object_set_new(o, "experts", lists);
+    if (base) lost |= json_object_set_new(o, "base", json_string(base));
+    if (lost) {
         json_decref(o);
         return moedi_fail(MOED_E_MEMORY, "no memory for the provenance of part %d", part);
     }

@@ -10,6 +10,7 @@
 #include "state.h"
 #include "util/file.h"
 #include "util/safetensors.h"
+#include "util/temporary.h"
 
 enum { CHUNK = 1 << 17 }; /* numbers that pass through the host at a time */
 
@@ -45,8 +46,8 @@ static int newest_first(const void *a, const void *b)
     return x < y ? 1 : x > y ? -1 : 0;
 }
 
-/* Steps of the checkpoints in root, newest first; with `sweep` what a killed save left behind goes. steps: free with moedi_free. */
-static moed_status list_steps(const moed_trainer *t, const char *root, int sweep, int64_t **steps, size_t *count)
+/* Steps of the checkpoints in root, newest first. steps: free with moedi_free. */
+static moed_status list_steps(const moed_trainer *t, const char *root, int64_t **steps, size_t *count)
 {
     const moed_context *c = t->context;
     char **names = NULL;
@@ -59,12 +60,6 @@ static moed_status list_steps(const moed_trainer *t, const char *root, int sweep
     for (size_t i = 0; i < name_count; i++) {
         const int64_t step = step_of(names[i]);
         if (step >= 0) (*steps)[(*count)++] = step;
-        if (!sweep || strncmp(names[i], "step-", 5) != 0 || !strstr(names[i], ".tmp")) continue;
-        char *path = NULL;
-        MOEDI_GO(moedi_path_join(c, root, names[i], &path));
-        status = moedi_directory_remove(c, path);
-        moedi_free(c, path);
-        if (status != MOED_OK) goto out;
     }
     qsort(*steps, *count, sizeof **steps, newest_first);
 out:
@@ -83,7 +78,7 @@ moed_status moedi_checkpoint_any(const moed_trainer *t, int *any)
     int64_t *steps = NULL;
     size_t count = 0;
     MOEDI_TRY(root_path(t, &root));
-    const moed_status status = list_steps(t, root, 0, &steps, &count);
+    const moed_status status = list_steps(t, root, &steps, &count);
     *any = count > 0;
     moedi_free(t->context, steps);
     moedi_free(t->context, root);
@@ -211,24 +206,35 @@ static moed_status write_state(const moed_trainer *t, const char *dir)
     return status;
 }
 
-/* Once the newest is durable: others beyond `keep` go, and those of later steps, left by a run that was since resumed from before. */
-static moed_status remove_old(const moed_trainer *t, const char *root)
+/* Under another name first: a checkpoint that is there is whole, even where a kill cuts its removal short. */
+static moed_status remove_step(const moed_trainer *t, const char *root, int64_t step)
+{
+    char *path = NULL, *aside = NULL;
+    moed_status status;
+    MOEDI_TRY(step_path(t, root, step, &path));
+    status = moedi_temporary_aside(t->context, path, &aside);
+    if (status == MOED_OK && aside) status = moedi_directory_remove(aside);
+    moedi_free(t->context, aside);
+    moedi_free(t->context, path);
+    return status;
+}
+
+/* Once the newest is durable: what killed saves left goes, others beyond `keep`, and with `later` those of later steps, left by a run
+ * that was since resumed from before. What cannot be removed may stay until the next time. */
+static void tidy(const moed_trainer *t, const char *root, int later)
 {
     moed_status status = MOED_OK;
     int64_t *steps = NULL, kept = 0;
     size_t count = 0;
-    MOEDI_TRY(list_steps(t, root, 1, &steps, &count));
-    for (size_t i = 0; i < count; i++) {
-        if (steps[i] <= t->step && kept++ < t->options.keep) continue;
-        char *path = NULL;
-        MOEDI_GO(step_path(t, root, steps[i], &path));
-        status = moedi_directory_remove(t->context, path);
-        moedi_free(t->context, path);
-        if (status != MOED_OK) goto out;
-    }
+    moedi_temporary_sweep(root, "step-");
+    MOEDI_GO(list_steps(t, root, &steps, &count));
+    for (size_t i = 0; i < count; i++)
+        if (steps[i] > t->step ? later : kept++ >= t->options.keep) MOEDI_GO(remove_step(t, root, steps[i]));
 out:
     moedi_free(t->context, steps);
-    return status;
+    if (status == MOED_OK) return;
+    moedi_log(t->context, MOED_LOG_WARNING, "an old checkpoint was not removed: %s", moed_last_error());
+    moedi_clear_error();
 }
 
 moed_status moedi_checkpoint_save(moed_trainer *t)
@@ -236,13 +242,11 @@ moed_status moedi_checkpoint_save(moed_trainer *t)
     if (t->saved == t->step) return MOED_OK; /* nothing has changed since */
     moed_status status = MOED_OK;
     char *root = NULL, *path = NULL;
-    int64_t *steps = NULL;
-    size_t count = 0;
     moedi_fresh_directory fresh;
     memset(&fresh, 0, sizeof fresh);
     MOEDI_GO(root_path(t, &root));
     MOEDI_GO(moedi_directory_make(root));
-    MOEDI_GO(list_steps(t, root, 1, &steps, &count));
+    moedi_temporary_sweep(root, "step-"); /* before, for their space may be needed */
     MOEDI_GO(step_path(t, root, t->step, &path));
     MOEDI_GO(moedi_metrics_sync(&t->metrics));
     MOEDI_GO(moedi_fresh_directory_begin(&fresh, t->context, path));
@@ -253,13 +257,9 @@ moed_status moedi_checkpoint_save(moed_trainer *t)
     MOEDI_GO(moedi_fresh_directory_commit(&fresh));
     t->saved = t->step;
     moedi_log(t->context, MOED_LOG_INFO, "%s: saved", path);
-    if (remove_old(t, root) != MOED_OK) { /* the checkpoint is there: what was to go may stay until the next */
-        moedi_log(t->context, MOED_LOG_WARNING, "an old checkpoint was not removed: %s", moed_last_error());
-        moedi_clear_error();
-    }
+    tidy(t, root, 1);
 out:
     moedi_fresh_directory_abort(&fresh);
-    moedi_free(t->context, steps);
     moedi_free(t->context, path);
     moedi_free(t->context, root);
     return status;
@@ -380,7 +380,7 @@ static moed_status find_valid(const moed_trainer *t, const char *root, char **di
     int64_t *steps = NULL;
     size_t count = 0;
     *dir = NULL;
-    MOEDI_TRY(list_steps(t, root, 0, &steps, &count));
+    MOEDI_TRY(list_steps(t, root, &steps, &count));
     for (size_t i = 0; i < count; i++) {
         MOEDI_GO(step_path(t, root, steps[i], dir));
         status = moedi_manifest_verify(t->context, *dir, parts, PARTS);
@@ -411,6 +411,7 @@ moed_status moedi_checkpoint_resume(moed_trainer *t)
     MOEDI_GO(find_valid(t, root, &dir));
     MOEDI_GO(restore(t, dir));
     MOEDI_GO(moedi_trainer_claim(t));
+    tidy(t, root, 0);
 out:
     moedi_free(t->context, dir);
     moedi_free(t->context, root);

@@ -16,7 +16,13 @@
 static int64_t workspace_bytes(const moedi_config *c, int64_t tokens)
 {
     const size_t loss = moedi_loss_logit_bytes(tokens, c->vocabulary) + moedi_loss_panel_bytes(tokens, c->vocabulary, c->hidden, 1, 1);
-    const size_t experts = moedi_gemm_bytes(tokens * c->top_k, 2 * c->expert_width, c->hidden, 1, 1);
+    const int64_t E = c->experts, H = c->hidden, W = 2 * c->expert_width, places = tokens * c->top_k;
+    const size_t products[4] = {/* there, back, and the gradients of the experts' two matrices */
+                                moedi_grouped_bytes(E, places, places, W, H, 0, 1, 1), moedi_grouped_bytes(E, places, places, H, W, 0, 1, 1),
+                                moedi_grouped_bytes(E, W, W, H, places, 1, 1, 1), moedi_grouped_bytes(E, H, H, W / 2, places, 1, 1, 1)};
+    size_t experts = 0;
+    for (int i = 0; i < 4; i++)
+        if (products[i] > experts) experts = products[i];
     return (int64_t)(loss > experts ? loss : experts);
 }
 

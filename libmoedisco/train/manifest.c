@@ -22,8 +22,11 @@ moed_status moedi_manifest_write(const moed_context *c, const char *dir, const c
 {
     moed_status status = MOED_OK;
     char *path = NULL;
-    json_t *list = json_object(), *manifest = json_pack("{s:i, s:o}", "format", 1, "files", list);
-    if (!manifest) return moedi_fail(MOED_E_MEMORY, "out of memory for the manifest of %s", dir);
+    json_t *list = json_object(), *manifest = json_pack("{s:i}", "format", 1);
+    if (json_object_set_new(manifest, "files", list) != 0) {
+        json_decref(manifest);
+        return moedi_fail(MOED_E_MEMORY, "out of memory for the manifest of %s", dir);
+    }
     for (size_t i = 0; i < count; i++) {
         char digest[33];
         int64_t size;

@@ -17,7 +17,8 @@ moed_status moedi_metrics_open(moedi_metrics *out, const moed_context *c, const 
 {
     moedi_metrics m = {.fd = -1, .path = NULL, .context = c};
     MOEDI_TRY(moedi_path_join(c, directory, "metrics.jsonl", &m.path));
-    m.fd = open(m.path, O_RDWR | O_CREAT | O_APPEND | O_CLOEXEC, 0666);
+    do m.fd = open(m.path, O_RDWR | O_CREAT | O_APPEND | O_CLOEXEC, 0666);
+    while (m.fd < 0 && errno == EINTR);
     moed_status status = MOED_OK;
     if (m.fd < 0) status = moedi_fail_errno(m.path, "open");
     /* A file system without locks (ENOLCK, EOPNOTSUPP) is no reason to stop: the lock guards against a mistake only. */
@@ -47,14 +48,26 @@ moed_status moedi_metrics_used(const moedi_metrics *m, int *used)
     return MOED_OK;
 }
 
-/* The step a line is about, or -1 when it is no line of ours. */
-static int64_t step_of(const char *line, size_t size)
+/* The step a line is about, or -1 when it is no line of ours; a lack of memory is not taken for that. */
+static moed_status step_of(const moedi_metrics *m, const char *line, size_t size, int64_t *step)
 {
-    json_t *o = json_loadb(line, size, 0, NULL);
-    const json_t *step = json_object_get(o, "step");
-    const int64_t value = json_is_integer(step) ? (int64_t)json_integer_value(step) : -1;
+    json_t *o = NULL;
+    const moed_status status = moedi_json_parse(&o, line, size, m->path);
+    *step = -1;
+    if (status == MOED_E_MEMORY) return status;
+    moedi_clear_error();
+    const json_t *value = json_object_get(o, "step");
+    if (json_is_integer(value)) *step = (int64_t)json_integer_value(value);
     json_decref(o);
-    return value;
+    return MOED_OK;
+}
+
+static int shorten(const moedi_metrics *m, off_t size)
+{
+    int result;
+    do result = ftruncate(m->fd, size);
+    while (result != 0 && errno == EINTR);
+    return result;
 }
 
 moed_status moedi_metrics_cut(moedi_metrics *m, int64_t step)
@@ -71,14 +84,15 @@ moed_status moedi_metrics_cut(moedi_metrics *m, int64_t step)
         const char *end;
         while (!stop && (end = memchr(buffer + used, '\n', (size_t)n - used))) {
             const size_t size = (size_t)(end - (buffer + used));
-            const int64_t at = step_of(buffer + used, size);
+            int64_t at;
+            MOEDI_TRY(step_of(m, buffer + used, size, &at));
             stop = at < 0 || at > step;
             if (!stop) used += size + 1;
         }
         kept += (off_t)used;
         if (stop || used == 0) break;
     }
-    if (ftruncate(m->fd, kept) != 0) return moedi_fail_errno(m->path, "shorten");
+    if (shorten(m, kept) != 0) return moedi_fail_errno(m->path, "shorten");
     return MOED_OK;
 }
 
@@ -86,20 +100,25 @@ moed_status moedi_metrics_cut(moedi_metrics *m, int64_t step)
 static moed_status append(moedi_metrics *m, json_t *o)
 {
     char line[LINE_MOST];
-    const size_t size = o ? json_dumpb(o, line, sizeof line - 1, JSON_COMPACT | JSON_PRESERVE_ORDER | JSON_REAL_PRECISION(10)) : 0;
+    const size_t size = o ? moedi_json_line(o, line, sizeof line - 1, JSON_COMPACT | JSON_PRESERVE_ORDER | JSON_REAL_PRECISION(10)) : 0;
     json_decref(o);
     if (size == 0 || size > sizeof line - 1) return moedi_fail(MOED_E_MEMORY, "out of memory for a line of %s", m->path);
     line[size] = '\n';
     const off_t before = lseek(m->fd, 0, SEEK_END);
-    ssize_t n;
-    do n = write(m->fd, line, size + 1);
-    while (n < 0 && errno == EINTR);
-    if (n == (ssize_t)(size + 1)) return MOED_OK;
-    if (n >= 0) errno = ENOSPC;
-    const moed_status status = moedi_fail_errno(m->path, "write");
-    if (n > 0 && before >= 0 && ftruncate(m->fd, before) != 0)
-        moedi_log(m->context, MOED_LOG_WARNING, "%s: ends in a torn line; resume takes it away", m->path);
-    return status;
+    for (size_t done = 0; done < size + 1;) {
+        const ssize_t n = write(m->fd, line + done, size + 1 - done);
+        if (n < 0 && errno == EINTR) continue;
+        if (n == 0) errno = EIO;
+        if (n > 0) {
+            done += (size_t)n;
+            continue;
+        }
+        const moed_status status = moedi_fail_errno(m->path, "write");
+        if (done > 0 && before >= 0 && shorten(m, before) != 0)
+            moedi_log(m->context, MOED_LOG_WARNING, "%s: ends in a torn line; resume takes it away", m->path);
+        return status;
+    }
+    return MOED_OK;
 }
 
 moed_status moedi_metrics_step(moedi_metrics *m, const moed_report *r)
@@ -122,5 +141,8 @@ moed_status moedi_metrics_evaluation(moedi_metrics *m, int64_t step, const moed_
 moed_status moedi_metrics_sync(moedi_metrics *m)
 {
     if (m->fd < 0) return MOED_OK;
-    return fdatasync(m->fd) == 0 ? MOED_OK : moedi_fail_errno(m->path, "sync");
+    int result;
+    do result = fdatasync(m->fd);
+    while (result != 0 && errno == EINTR);
+    return result == 0 ? MOED_OK : moedi_fail_errno(m->path, "sync");
 }

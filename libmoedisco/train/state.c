@@ -78,11 +78,14 @@ json_t *moedi_state_make(const moed_trainer *t)
     snprintf(text, sizeof text, "%u.%u.%u", version / 1000000, version / 1000 % 1000, version % 1000);
     json_t *options = make_options(&t->options);
     if (!options) return NULL;
-    return json_pack("{s:i, s:s, s:s, s:I, s:I, s:I, s:I, s:f, s:s, s:{s:s, s:s, s:I, s:I}, s:o}", "format", STATE_FORMAT, "library", text,
+    json_t *state = json_pack("{s:i, s:s, s:s, s:I, s:I, s:I, s:I, s:f, s:s, s:{s:s, s:s, s:I, s:I}}", "format", STATE_FORMAT, "library", text,
                      "kernels", t->context->backend_info.kernels, "step", (json_int_t)t->step, "tokens", (json_int_t)t->consumed, "row",
                      (json_int_t)t->row, "evaluated", (json_int_t)t->evaluated, "best_held_out", t->best_held_out, "layout", layout,
                      "corpus", "fingerprint", t->corpus->info.fingerprint, "view", view, "documents", (json_int_t)t->corpus->documents,
-                     "tokens", (json_int_t)t->corpus->info.tokens, "options", options);
+                     "tokens", (json_int_t)t->corpus->info.tokens);
+    if (json_object_set_new(state, "options", options) == 0) return state;
+    json_decref(state);
+    return NULL;
 }
 
 /* A scalar as a reader would write it. */

@@ -93,7 +93,8 @@ static moed_status run_shards(moed_trainer *t, const moed_batch *b, double label
         MOEDI_TRY(moedi_cancel_check(cancel));
         MOEDI_TRY(run_shard(t, &part, (double)rows / (double)b->rows, label_weight, found, cancel));
     }
-    return moedi_accumulator_finish(&t->gradients);
+    MOEDI_TRY(moedi_accumulator_finish(&t->gradients));
+    return moedi_cancel_check(cancel); /* the update that follows is not cut */
 }
 
 moed_status moedi_step_accumulate(moed_trainer *t, const moed_batch *b, moed_report *out, const moed_cancel *cancel)

@@ -191,6 +191,7 @@ moed_status moed_trainer_get_info(const moed_trainer *t, moed_trainer_info *out)
     moedi_clear_error();
     MOEDI_REQUIRE(t, "t is NULL");
     MOEDI_REQUIRE(out, "out is NULL");
+    MOEDI_TRY(moedi_context_check(t->context));
     moed_trainer_info info;
     memset(&info, 0, sizeof info);
     info.struct_size = sizeof info;

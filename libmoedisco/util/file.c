@@ -10,6 +10,8 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "temporary.h"
+
 enum {
     BUFFER = 1 << 18,
     PUSH = 8 << 20 /* bytes after which the disk is set to work, so that the sync at the end finds little to wait for */
@@ -88,35 +90,6 @@ out:
 
 /* ---- writing ---- */
 
-/* "PATH.tmp-PID-N": beside the final name, so that the rename stays in one file system; unlike any other writer's. */
-static moed_status temporary_name(const moed_context *c, const char *path, char **out)
-{
-    static atomic_int counter;
-    const size_t size = strlen(path) + 48;
-    void *name;
-    MOEDI_TRY(moedi_alloc(c, size, &name));
-    snprintf(name, size, "%s.tmp-%ld-%d", path, (long)getpid(), atomic_fetch_add(&counter, 1));
-    *out = name;
-    return MOED_OK;
-}
-
-/* Makes the temporary file (its descriptor) or directory (0); -1 and errno. In a container every process may have the same number, so a
- * name can be one that a killed process left: then the next is tried, for what lies there is not ours to use or to remove. */
-static moed_status make_temporary(const moed_context *c, const char *path, int directory, char **name, int *fd)
-{
-    for (int tries = 0; tries < 10000; tries++) {
-        MOEDI_TRY(temporary_name(c, path, name));
-        *fd = directory ? mkdir(*name, 0777) : open(*name, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
-        if (*fd >= 0) return MOED_OK;
-        const int error = errno;
-        moedi_free(c, *name);
-        *name = NULL;
-        errno = error;
-        if (error != EEXIST) break;
-    }
-    return moedi_fail_errno(path, "create");
-}
-
 static void writer_release(moedi_writer *w)
 {
     const moed_context *c = w->context;
@@ -135,7 +108,7 @@ moed_status moedi_writer_open(moedi_writer *out, const moed_context *c, const ch
     MOEDI_GO(moedi_strdup(c, path, &w.path));
     MOEDI_GO(moedi_alloc(c, BUFFER, &buffer));
     w.buffer = buffer;
-    MOEDI_GO(make_temporary(c, path, 0, &w.temporary, &w.fd));
+    MOEDI_GO(moedi_temporary_make(c, path, 0, &w.temporary, &w.fd));
 out:
     if (status != MOED_OK)
         writer_release(&w);
@@ -150,7 +123,8 @@ static moed_status write_all(moedi_writer *w, const char *data, size_t size)
     while (size > 0) {
         const ssize_t n = write(w->fd, data, size);
         if (n < 0 && errno == EINTR) continue;
-        if (n < 0) return moedi_fail_errno(w->path, "write");
+        if (n == 0) errno = EIO; /* or this would never end */
+        if (n <= 0) return moedi_fail_errno(w->path, "write");
         data += n, size -= (size_t)n;
     }
     if (w->handed - w->pushed >= PUSH) {
@@ -205,17 +179,35 @@ static moed_status sync_parent(const moed_context *c, const char *path)
     return with_parent(c, path, moedi_directory_sync);
 }
 
+static int retry_sync(int fd)
+{
+    int result;
+    do result = fsync(fd);
+    while (result != 0 && errno == EINTR);
+    return result;
+}
+
+moed_status moedi_writer_settle(moedi_writer *w, int64_t size)
+{
+    MOEDI_TRY(moedi_writer_seek(w, size));
+    int result;
+    do result = ftruncate(w->fd, (off_t)size);
+    while (result != 0 && errno == EINTR);
+    if (result != 0) return moedi_fail_errno(w->path, "set the size of");
+    return retry_sync(w->fd) == 0 ? MOED_OK : moedi_fail_errno(w->path, "sync");
+}
+
 moed_status moedi_writer_commit(moedi_writer *w)
 {
     moed_status status;
     MOEDI_GO(flush(w));
-    if (fsync(w->fd) != 0) {
+    if (retry_sync(w->fd) != 0) {
         status = moedi_fail_errno(w->path, "sync");
         goto out;
     }
     const int closed = close(w->fd);
     w->fd = -1;
-    if (closed != 0)
+    if (closed != 0 && errno != EINTR) /* then it is closed, and it was synced */
         status = moedi_fail_errno(w->path, "close");
     else if (rename(w->temporary, w->path) != 0)
         status = moedi_fail_errno(w->path, "rename to");
@@ -334,24 +326,9 @@ out:
     return MOED_OK;
 }
 
-moed_status moedi_directory_remove(const moed_context *c, const char *path)
+moed_status moedi_directory_remove(const char *path)
 {
-    struct stat s;
-    if (lstat(path, &s) != 0) return errno == ENOENT ? MOED_OK : moedi_fail_errno(path, "look at");
-    if (!S_ISDIR(s.st_mode)) return unlink(path) == 0 ? MOED_OK : moedi_fail_errno(path, "remove");
-    char **names;
-    size_t count;
-    MOEDI_TRY(moedi_directory_list(c, path, &names, &count));
-    moed_status status = MOED_OK;
-    for (size_t i = 0; i < count && status == MOED_OK; i++) {
-        char *child = NULL;
-        status = moedi_path_join(c, path, names[i], &child);
-        if (status == MOED_OK) status = moedi_directory_remove(c, child);
-        moedi_free(c, child);
-    }
-    free_names(c, names, count);
-    if (status == MOED_OK && rmdir(path) != 0) status = moedi_fail_errno(path, "remove directory");
-    return status;
+    return moedi_remove_at(AT_FDCWD, path) == 0 ? MOED_OK : moedi_fail_errno(path, "remove");
 }
 
 moed_status moedi_directory_sync(const char *path)
@@ -360,7 +337,7 @@ moed_status moedi_directory_sync(const char *path)
     if (fd < 0) return moedi_fail_errno(path, "open directory");
     moed_status status = MOED_OK;
     /* some file systems have no notion of syncing a directory */
-    if (fsync(fd) != 0 && errno != EINVAL && errno != EROFS) status = moedi_fail_errno(path, "sync directory");
+    if (retry_sync(fd) != 0 && errno != EINVAL && errno != EROFS) status = moedi_fail_errno(path, "sync directory");
     close(fd);
     return status;
 }
@@ -371,13 +348,14 @@ static void fresh_release(moedi_fresh_directory *d)
 {
     moedi_free(d->context, d->path);
     moedi_free(d->context, d->temporary);
+    if (d->lock >= 0) close(d->lock);
     memset(d, 0, sizeof *d);
+    d->lock = -1;
 }
 
 moed_status moedi_fresh_directory_begin(moedi_fresh_directory *out, const moed_context *c, const char *path)
 {
-    moedi_fresh_directory d = {.context = c};
-    int made;
+    moedi_fresh_directory d = {.context = c, .lock = -1};
     moed_status status;
     char *real = moedi_path_is_directory(path) ? realpath(path, NULL) : NULL; /* behind a link it is the link's target that is replaced */
     status = moedi_strdup(c, real ? real : path, &d.path);
@@ -385,31 +363,12 @@ moed_status moedi_fresh_directory_begin(moedi_fresh_directory *out, const moed_c
     if (status != MOED_OK) goto out;
     for (size_t n = strlen(d.path); n > 1 && d.path[n - 1] == '/'; n--) d.path[n - 1] = 0;
     MOEDI_GO(with_parent(c, d.path, moedi_directory_make));
-    MOEDI_GO(make_temporary(c, d.path, 1, &d.temporary, &made));
+    MOEDI_GO(moedi_temporary_make(c, d.path, 1, &d.temporary, &d.lock));
 out:
     if (status != MOED_OK)
         fresh_release(&d);
     else
         *out = d;
-    return status;
-}
-
-/* Puts d->temporary in d->path's place and leaves the old directory as d->temporary: in one step where the file system can. */
-static moed_status exchange(const moedi_fresh_directory *d)
-{
-    if (renameat2(AT_FDCWD, d->temporary, AT_FDCWD, d->path, RENAME_EXCHANGE) == 0) return MOED_OK;
-    char *old = NULL;
-    moed_status status = MOED_OK;
-    MOEDI_TRY(temporary_name(d->context, d->path, &old));
-    if (rename(d->path, old) != 0) {
-        status = moedi_fail_errno(d->path, "move away");
-    } else if (rename(d->temporary, d->path) != 0) {
-        status = moedi_fail_errno(d->path, "rename to");
-        if (rename(old, d->path) != 0) status = moedi_fail_file(status, d->path, -1, "cannot be moved back; it lies in %s", old);
-    } else if (rename(old, d->temporary) != 0) {
-        status = moedi_fail_errno(old, "rename");
-    }
-    moedi_free(d->context, old);
     return status;
 }
 
@@ -419,14 +378,17 @@ moed_status moedi_fresh_directory_commit(moedi_fresh_directory *d)
     int replaced = 0;
     MOEDI_GO(moedi_directory_sync(d->temporary));
     if (moedi_path_exists(d->path)) {
-        MOEDI_GO(exchange(d));
+        MOEDI_GO(moedi_temporary_exchange(d->context, d->temporary, d->path));
         replaced = 1;
     } else if (rename(d->temporary, d->path) != 0) {
         status = moedi_fail_errno(d->path, "rename to");
         goto out;
     }
     MOEDI_GO(sync_parent(d->context, d->path));
-    if (replaced) MOEDI_GO(moedi_directory_remove(d->context, d->temporary));
+    if (replaced && moedi_directory_remove(d->temporary) != MOED_OK) { /* the new one is in place and durable all the same */
+        moedi_log(d->context, MOED_LOG_WARNING, "what was replaced stays until the next time: %s", moed_last_error());
+        moedi_clear_error();
+    }
     fresh_release(d);
     return MOED_OK;
 out:
@@ -439,7 +401,7 @@ void moedi_fresh_directory_abort(moedi_fresh_directory *d)
     if (!d->path) return;
     moedi_error error;
     moedi_error_save(&error); /* the caller's reason, not the clean-up's */
-    (void)moedi_directory_remove(d->context, d->temporary);
+    (void)moedi_directory_remove(d->temporary);
     moedi_error_restore(&error);
     fresh_release(d);
 }

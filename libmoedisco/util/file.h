@@ -32,7 +32,9 @@ typedef struct moedi_writer {
 moed_status moedi_writer_open(moedi_writer *out, const moed_context *c, const char *path);
 moed_status moedi_writer_write(moedi_writer *w, const void *data, size_t size);
 moed_status moedi_writer_seek(moedi_writer *w, int64_t offset);   /* flushes; for formats whose parts are made out of order */
-moed_status moedi_writer_commit(moedi_writer *w);                 /* closes in every case */
+moed_status moedi_writer_settle(moedi_writer *w, int64_t size);   /* cut to size and synced, so that commit needs no more space */
+/* Closes in every case. After an error the old file is there, or - when only the directory could not be synced - the new one, whole. */
+moed_status moedi_writer_commit(moedi_writer *w);
 void moedi_writer_abort(moedi_writer *w);                         /* safe after commit and on a zeroed writer */
 /* text as a whole file */
 moed_status moedi_file_write(const moed_context *c, const char *path, const void *data, size_t size);
@@ -42,15 +44,16 @@ moed_status moedi_path_join(const moed_context *c, const char *a, const char *b,
 int moedi_path_exists(const char *path);
 int moedi_path_is_directory(const char *path);
 moed_status moedi_directory_make(const char *path);                    /* and its parents; there already is fine */
-moed_status moedi_directory_remove(const moed_context *c, const char *path);                  /* with all it holds; absent is fine */
+moed_status moedi_directory_remove(const char *path);                  /* with all it holds; absent is fine */
 moed_status moedi_directory_sync(const char *path);                    /* entries */
 /* Names in a directory in strcmp order, without . and ..; free each and the array with moedi_free. */
 moed_status moedi_directory_list(const moed_context *c, const char *path, char ***names, size_t *count);
 
-/* A directory that appears whole: fill `temporary`, then commit renames it to `path` (an old one is moved away first and removed
- * after) and syncs files' directory and parent. Abort removes it. */
+/* A directory that appears whole: fill `temporary`, then commit exchanges it with what is at `path`, syncs files' directory and
+ * parent, and removes the old one. Abort removes the new one. After an error of commit either of them is there, whole. */
 typedef struct moedi_fresh_directory {
     char *path, *temporary;
+    int lock;          /* of temporary */
     const moed_context *context;
 } moedi_fresh_directory;
 moed_status moedi_fresh_directory_begin(moedi_fresh_directory *out, const moed_context *c, const char *path);

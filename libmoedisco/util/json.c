@@ -2,37 +2,90 @@
 #include "json.h"
 
 #include <fenv.h>
+#include <locale.h>
 #include <math.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "file.h"
 
 enum { LARGEST_FILE = 100 << 20 };
 
-/* Decimals are rounded to the nearest whatever the host rounds to, so that a number reads back as it was printed. */
-static json_t *load(const char *text, size_t size, size_t flags, json_error_t *error)
+/* Decimals are read and printed by this thread alone in the C locale, whatever another thread sets meanwhile, and rounded to the nearest
+ * whatever the host rounds to: a number reads back as it was printed. */
+typedef struct surroundings {
+    locale_t locale;
+    int rounding;
+} surroundings;
+
+static surroundings enter(void)
 {
-    const int rounding = fegetround();
+    const locale_t plain = newlocale(LC_ALL_MASK, "C", (locale_t)0); /* static in the C library: nothing to free */
+    const surroundings before = {.locale = uselocale(plain), .rounding = fegetround()};
     fesetround(FE_TONEAREST);
+    return before;
+}
+
+static void leave(const surroundings *before)
+{
+    fesetround(before->rounding);
+    uselocale(before->locale);
+}
+
+json_t *moedi_json_load(const char *text, size_t size, size_t flags, json_error_t *error)
+{
+    const surroundings before = enter();
     json_t *o = json_loadb(text, size, flags, error);
-    fesetround(rounding);
+    leave(&before);
     return o;
 }
 
-static int dump(const json_t *o, json_dump_callback_t write, void *user, size_t flags)
+size_t moedi_json_line(const json_t *o, char *out, size_t room, size_t flags)
 {
-    const int rounding = fegetround();
-    fesetround(FE_TONEAREST);
-    const int result = json_dump_callback(o, write, user, flags);
-    fesetround(rounding);
-    return result;
+    const surroundings before = enter();
+    const size_t size = json_dumpb(o, out, room, flags);
+    leave(&before);
+    return size;
 }
 
+/* Measured, then written: jansson's own growing text loses parts of itself, unseen, when it cannot grow. */
+moed_status moedi_json_dump(const moed_context *c, const json_t *o, size_t flags, char **out, size_t *size)
+{
+    char *text = NULL;
+    const size_t needed = moedi_json_line(o, NULL, 0, flags);
+    if (needed == 0) return moedi_fail(MOED_E_MEMORY, "no memory to print JSON");
+    MOEDI_TRY(moedi_alloc(c, needed + 2, (void **)&text)); /* room for a line's end and a zero */
+    if (moedi_json_line(o, text, needed, flags) != needed) {
+        moedi_free(c, text);
+        return moedi_fail(MOED_E_MEMORY, "no memory to print JSON");
+    }
+    text[needed] = 0;
+    *out = text;
+    *size = needed;
+    return MOED_OK;
+}
+
+/* jansson reports a lack of memory as any error or none of its own: what a parse of `size` bytes takes is asked for to find out. */
+static int memory_is_short(size_t size)
+{
+    void *volatile probe = malloc(65536 + 16 * size); /* volatile, or the compiler sees that nothing comes of it */
+    const int is = !probe;
+    free(probe);
+    return is;
+}
+
+/* jansson's reader loses characters of a text, unseen, when a buffer of it cannot grow: what two readings have in common is true. */
 moed_status moedi_json_parse(json_t **out, const char *text, size_t size, const char *path)
 {
     json_error_t error;
-    json_t *o = load(text, size, JSON_REJECT_DUPLICATES, &error);
-    if (!o && json_error_code(&error) == json_error_out_of_memory) return moedi_fail(MOED_E_MEMORY, "no memory to parse %zu bytes of JSON", size);
+    json_t *o = moedi_json_load(text, size, JSON_REJECT_DUPLICATES, &error), *again = moedi_json_load(text, size, JSON_REJECT_DUPLICATES, &error);
+    const int same = o && again && json_equal(o, again);
+    const int refused = !o && !again && !memory_is_short(size);
+    json_decref(again);
+    if (!same && !refused) {
+        json_decref(o);
+        return moedi_fail(MOED_E_MEMORY, "%s: no memory to parse %zu bytes of JSON", path, size);
+    }
     if (!o) return moedi_fail_file(MOED_E_FORMAT, path, error.position, "is not JSON: %s", error.text);
     if (!json_is_object(o)) {
         json_decref(o);
@@ -116,50 +169,36 @@ moed_status moedi_json_text(const json_t *o, const char *path, const char *field
     return MOED_OK;
 }
 
-typedef struct text {
-    const moed_context *context;
-    char *data;
-    size_t size, room;
-} text;
-
-static int append(const char *part, size_t size, void *user)
+/* *same: the text reads back as the same object. */
+static moed_status read_back(const char *text, size_t size, const json_t *o, int *same)
 {
-    text *t = user;
-    if (t->room - t->size < size + 2) {
-        const size_t room = 2 * t->room + size + 256;
-        if (moedi_realloc_array(t->context, (int64_t)room, 1, (void **)&t->data) != MOED_OK) return -1;
-        t->room = room;
-    }
-    memcpy(t->data + t->size, part, size);
-    t->size += size;
-    return 0;
-}
-
-/* 1 when the text reads back as the same object. */
-static int reads_back(const text *t, const json_t *o)
-{
-    json_t *again = load(t->data, t->size, 0, NULL);
-    const int same = again && json_equal(again, o);
+    json_t *again = NULL;
+    MOEDI_TRY(moedi_json_parse(&again, text, size, "printed JSON"));
+    *same = json_equal(again, o);
     json_decref(again);
-    return same;
+    return MOED_OK;
 }
 
 /* Fifteen digits print 0.05 as 0.05; numbers that need seventeen get them. */
 moed_status moedi_json_print(const moed_context *c, const json_t *o, char **out, size_t *size)
 {
-    text t = {.context = c};
-    for (size_t digits = 15; digits <= 17; digits += 2) {
-        t.size = 0;
-        if (dump(o, append, &t, JSON_INDENT(2) | JSON_REAL_PRECISION(digits)) != 0 || append("\n", 1, &t) != 0) {
-            moedi_free(c, t.data);
-            return moedi_fail(MOED_E_MEMORY, "no memory to print JSON");
-        }
-        if (reads_back(&t, o)) break;
+    char *text = NULL;
+    size_t used = 0;
+    moed_status status = MOED_OK;
+    for (int same = 0, digits = 15; !same && digits <= 17; digits += 2) {
+        moedi_free(c, text);
+        text = NULL;
+        MOEDI_GO(moedi_json_dump(c, o, JSON_INDENT(2) | JSON_REAL_PRECISION(digits), &text, &used));
+        MOEDI_GO(read_back(text, used, o, &same));
     }
-    t.data[t.size] = 0;
-    *out = t.data;
-    if (size) *size = t.size;
+    text[used++] = '\n';
+    text[used] = 0;
+    *out = text;
+    if (size) *size = used;
     return MOED_OK;
+out:
+    moedi_free(c, text);
+    return status;
 }
 
 moed_status moedi_json_write(const moed_context *c, const json_t *o, const char *path)

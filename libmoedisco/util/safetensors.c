@@ -196,7 +196,7 @@ static moed_status describe(moedi_safetensors_writer *w, const json_t *metadata,
     json_t *header = json_object();
     int64_t at = 0;
     int ok = header != NULL;
-    if (metadata) ok = ok && json_object_set_new(header, "__metadata__", json_deep_copy(metadata)) == 0;
+    if (metadata) ok = ok && json_object_set(header, "__metadata__", (json_t *)(uintptr_t)metadata) == 0; /* a deep copy may lose fields unseen */
     for (size_t i = 0; ok && i < w->count; i++) {
         moedi_safetensors_entry *e = &w->entries[i];
         const int64_t elements = moedi_shape_elements(e->shape, e->rank);
@@ -210,11 +210,18 @@ static moed_status describe(moedi_safetensors_writer *w, const json_t *metadata,
         e->offset = at;
         e->bytes = bits / 8;
         at += e->bytes;
-        json_t *shape = json_array();
-        for (int32_t d = 0; shape && d < e->rank; d++) ok = ok && json_array_append_new(shape, json_integer(e->shape[d])) == 0;
-        json_t *o = json_pack("{s:s, s:o, s:[I, I]}", "dtype", moed_dtype_name(e->dtype), "shape", shape, "data_offsets", (json_int_t)e->offset,
-                              (json_int_t)at);
-        ok = ok && o && !json_object_get(header, e->name) && json_object_set_new(header, e->name, o) == 0;
+        json_t *shape = json_array(), *offsets = json_array(), *o = json_object(); /* json_pack forgets what it was given when memory is short */
+        for (int32_t d = 0; d < e->rank; d++) ok &= json_array_append_new(shape, json_integer(e->shape[d])) == 0;
+        ok &= json_array_append_new(offsets, json_integer(e->offset)) == 0 && json_array_append_new(offsets, json_integer(at)) == 0;
+        ok &= json_object_set_new(o, "dtype", json_string(moed_dtype_name(e->dtype))) == 0;
+        ok &= json_object_set_new(o, "shape", shape) == 0;
+        ok &= json_object_set_new(o, "data_offsets", offsets) == 0;
+        if (!ok || json_object_get(header, e->name)) {
+            json_decref(o);
+            ok = 0;
+            break;
+        }
+        ok = json_object_set_new(header, e->name, o) == 0;
     }
     if (!ok) {
         json_decref(header);
@@ -235,12 +242,9 @@ moed_status moedi_safetensors_create(moedi_safetensors_writer *out, const moed_c
     MOEDI_GO(MOEDI_NEW(c, count, &w.entries));
     for (size_t i = 0; i < count; i++) w.entries[i] = entries[i];
     MOEDI_GO(describe(&w, metadata, &header));
-    text = json_dumps(header, JSON_COMPACT);
-    if (!text) {
-        status = moedi_fail(MOED_E_MEMORY, "no memory for the header of %zu tensors", count);
-        goto out;
-    }
-    const size_t size = strlen(text), padded = (size + 7) / 8 * 8; /* so that data is aligned to 8 bytes */
+    size_t size = 0;
+    MOEDI_GO(moedi_json_dump(c, header, JSON_COMPACT, &text, &size));
+    const size_t padded = (size + 7) / 8 * 8; /* so that data is aligned to 8 bytes */
     unsigned char prefix[8];
     for (int i = 0; i < 8; i++) prefix[i] = (unsigned char)((uint64_t)padded >> 8 * i);
     MOEDI_GO(moedi_writer_write(&w.writer, prefix, 8));
@@ -248,7 +252,7 @@ moed_status moedi_safetensors_create(moedi_safetensors_writer *out, const moed_c
     MOEDI_GO(moedi_writer_write(&w.writer, "       ", padded - size));
     for (size_t i = 0; i < count; i++) w.entries[i].offset += 8 + (int64_t)padded;
 out:
-    free(text);
+    moedi_free(c, text);
     json_decref(header);
     if (status != MOED_OK)
         moedi_safetensors_abort(&w);

@@ -11,6 +11,7 @@ from sklearn.cluster import KMeans
 
 RANK = 6
 CONTEXT_OPTIONS, KMEANS_OPTIONS = 10, 40
+THREADS_OFFSET = 32  # in moed_context_options
 
 
 class Tensor(ctypes.Structure):
@@ -21,7 +22,7 @@ class Tensor(ctypes.Structure):
 class Options(ctypes.Structure):
     _fields_ = [("struct_size", ctypes.c_uint32), ("flags", ctypes.c_uint32), ("clusters", ctypes.c_int32), ("method", ctypes.c_int32),
                 ("iterations", ctypes.c_int32), ("restarts", ctypes.c_int32), ("seed", ctypes.c_uint64), ("tolerance", ctypes.c_double),
-                ("imbalance", ctypes.c_double)]
+                ("imbalance", ctypes.c_double), ("start", ctypes.c_int32), ("batch", ctypes.c_int32)]
 
 
 class Info(ctypes.Structure):
@@ -31,13 +32,18 @@ class Info(ctypes.Structure):
 
 
 class Library:
-    def __init__(self, path):
+    def __init__(self, path, threads=0):
         self.lib = ctypes.CDLL(path)
         self.lib.moed_last_error.restype = ctypes.c_char_p
         self.lib.moed_struct_size.restype = ctypes.c_size_t
         assert self.lib.moed_struct_size(KMEANS_OPTIONS) == ctypes.sizeof(Options), "the library's struct is another one"
         self.context = ctypes.c_void_p()
-        self.call("moed_context_create", ctypes.byref(self.context), None)
+        options = (ctypes.c_char * 512)()
+        self.lib.moed_struct_size.restype = ctypes.c_size_t
+        size = self.lib.moed_struct_size(CONTEXT_OPTIONS)
+        self.call("moed_options_init", CONTEXT_OPTIONS, options, ctypes.c_size_t(size))
+        ctypes.c_int32.from_buffer(options, THREADS_OFFSET).value = threads
+        self.call("moed_context_create", ctypes.byref(self.context), options)
 
     def call(self, name, *arguments):
         if getattr(self.lib, name)(*arguments) != 0:

@@ -290,6 +290,26 @@ typedef struct moed_op_kmeans_accumulate {
     int64_t count, width, clusters;
 } moed_op_kmeans_accumulate;
 
+/* Optional. labels as kmeans_assign gives them without a penalty, then sums, totals and counts as kmeans_accumulate gives them from
+ * these labels; x is read once. lower (count, nullable) may hold between steps of one fit what spares searches: it is the
+ * engine's to write; moved (clusters) is how far each centroid has gone since the step that wrote labels and lower, NULL where
+ * neither holds anything yet. The results do not depend on lower. */
+typedef struct moed_op_kmeans_step {
+    int32_t *labels;
+    double *sums, *totals;
+    int64_t *counts;
+    float *lower;
+    const float *x, *weights, *centroids, *moved;
+    int64_t count, width, clusters;
+} moed_op_kmeans_step;
+
+/* Optional. distances (clusters, count) = ||x - centroid||^2; 0 for equal vectors. */
+typedef struct moed_op_kmeans_distances {
+    float *distances;
+    const float *x, *centroids;
+    int64_t count, width, clusters;
+} moed_op_kmeans_distances;
+
 /* The table. Memory and every operation without "optional" must be there. */
 typedef struct moed_backend {
     uint32_t struct_size;
@@ -343,6 +363,8 @@ typedef struct moed_backend {
     moed_status (*embed_mean)(void *self, const moed_op_embed_mean *a);
     moed_status (*kmeans_assign)(void *self, const moed_op_kmeans_assign *a);
     moed_status (*kmeans_accumulate)(void *self, const moed_op_kmeans_accumulate *a);
+    moed_status (*kmeans_step)(void *self, const moed_op_kmeans_step *a);           /* optional */
+    moed_status (*kmeans_distances)(void *self, const moed_op_kmeans_distances *a); /* optional */
 } moed_backend;
 
 /* A slot that a newer table has and an older plug-in may lack. */

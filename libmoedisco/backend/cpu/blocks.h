@@ -11,7 +11,8 @@ enum { /* of a matrix product */
     MOEDI_GEMM_TILE_ROWS = 168,                    /* of a task: a multiple of 14, 12 and 6; with DEPTH in the second-level cache */
     MOEDI_GEMM_TILE_COLUMNS = 256,
     MOEDI_GEMM_BLOCK_ROWS = 25 * MOEDI_GEMM_TILE_ROWS, /* packed at a time */
-    MOEDI_GEMM_BLOCK_COLUMNS = 16 * MOEDI_GEMM_TILE_COLUMNS
+    MOEDI_GEMM_BLOCK_COLUMNS = 16 * MOEDI_GEMM_TILE_COLUMNS,
+    MOEDI_GEMM_GROUPS = 32                             /* of a grouped product, done together at most */
 };
 
 enum { /* of the output head's loss */
@@ -37,6 +38,35 @@ static inline size_t moedi_gemm_bytes(int64_t m, int64_t n, int64_t k, int64_t t
     const int64_t columns = moedi_blocks_round_up(moedi_blocks_least(n, MOEDI_GEMM_BLOCK_COLUMNS), tile_columns);
     const int64_t depth = moedi_blocks_least(k, MOEDI_GEMM_DEPTH);
     return (size_t)(moedi_blocks_round_up(rows * depth, 16) + columns * depth) * sizeof(float);
+}
+
+/* Groups of a grouped product whose right panels, n columns each, exist at a time. */
+static inline int64_t moedi_gemm_together(int64_t groups, int64_t n)
+{
+    const int64_t fitting = moedi_blocks_least(MOEDI_GEMM_GROUPS, 2 * MOEDI_GEMM_BLOCK_COLUMNS / (n > 0 ? n : 1));
+    return moedi_blocks_least(fitting > 1 ? fitting : 1, groups > 1 ? groups : 1);
+}
+
+/* Tiles of rows that are packed at a time in a grouped product of m rows, or of `times` matrices of m rows: one for each thread. */
+static inline int64_t moedi_gemm_slices(int64_t m, int64_t times)
+{
+    return moedi_blocks_least((m + MOEDI_GEMM_TILE_ROWS - 1) / MOEDI_GEMM_TILE_ROWS * times, 64);
+}
+
+/* Numbers of one of them: `largest` rows of a group at most. */
+static inline int64_t moedi_gemm_slice(int64_t largest, int64_t depth, int64_t tile_rows)
+{
+    return moedi_blocks_round_up(moedi_blocks_round_up(moedi_blocks_least(largest, MOEDI_GEMM_TILE_ROWS), tile_rows) * depth, 16);
+}
+
+/* Bytes of panels of a grouped product: `largest` rows of a group; m rows of all, or of every group where it reduces. */
+static inline size_t moedi_grouped_bytes(int64_t groups, int64_t largest, int64_t m, int64_t n, int64_t k, int reduce,
+                                         int64_t tile_rows, int64_t tile_columns)
+{
+    const int64_t together = moedi_gemm_together(groups, n), depth = moedi_blocks_least(k, MOEDI_GEMM_DEPTH);
+    if (together == 1) return moedi_gemm_bytes(largest, n, k, tile_rows, tile_columns);
+    const int64_t left = moedi_gemm_slices(m, reduce ? together : 1) * moedi_gemm_slice(largest, depth, tile_rows);
+    return (size_t)(left + together * moedi_blocks_round_up(n, tile_columns) * depth) * sizeof(float);
 }
 
 /* Rows of logits that the loss of `rows` tokens is computed in at a time. */

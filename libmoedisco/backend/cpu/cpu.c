@@ -1,5 +1,6 @@
 /* backend/cpu/cpu.c - the CPU as a device: engines, their memory, and the choice of kernel set. */
 #include "backend/cpu/cpu.h"
+#include "core/limits.h"
 
 #include <stdio.h>
 #include <string.h>
@@ -118,6 +119,8 @@ moed_status moedi_cpu_device(const moed_host_api *host, int32_t index, moed_devi
     *out = (moed_device_info){.struct_size = sizeof *out, .name = "cpu", .backend = "cpu"};
     describe(out->description, sizeof out->description);
     if (pages > 0 && page > 0) out->memory = (int64_t)pages * page;
+    const int64_t allowed = moedi_limits_memory("");
+    if (allowed && (!out->memory || allowed < out->memory)) out->memory = allowed;
     return MOED_OK;
 }
 

@@ -138,7 +138,8 @@ static void forward_tile(const moed_op_attention *a, const forward_room *room, c
     moedi_pack_right(room->values, (const float *)a->v + t->j0 * a->stride + kv * D, 1, a->stride, D, n);
     for (int64_t g = 0; g < group; g++) {
         float *out = (float *)a->out + t->i0 * wide + (kv * group + g) * D;
-        moedi_multiply_packed(room->scores, KEYS, room->queries + g * QUERIES * D, room->keys, NULL, m, n, D, false);
+        moedi_multiply_packed(room->scores, KEYS, room->queries + g * QUERIES * D, room->keys, NULL, round_up(m, ROWS),
+                              round_up(n, COLUMNS), D, false);
         for (int64_t i = 0; i < m; i++) {
             int64_t low, high;
             seen(a, t, t->i0 + i, &low, &high);
@@ -257,8 +258,9 @@ static void backward_tile(const moed_op_attention *a, const backward_room *room,
     moedi_pack_left(room->d_out, d_out, wide, 1, m, D);
     moedi_pack_right(room->queries_down, q, 1, S, D, m);
     moedi_pack_right(room->d_out_down, d_out, 1, wide, D, m);
-    moedi_multiply_packed(room->weights, KEYS, room->queries, room->keys, NULL, m, n, D, false);
-    moedi_multiply_packed(room->d_scores, KEYS, room->d_out, room->values, NULL, m, n, D, false);
+    const int64_t tall = round_up(m, ROWS), broad = round_up(n, COLUMNS); /* whole register tiles: the panels are filled up with zeros */
+    moedi_multiply_packed(room->weights, KEYS, room->queries, room->keys, NULL, tall, broad, D, false);
+    moedi_multiply_packed(room->d_scores, KEYS, room->d_out, room->values, NULL, tall, broad, D, false);
     weights_and_gradients(a, room, t, (const float *)a->lse + h * a->rows * a->length, delta);
     moedi_pack_left(room->panels, room->weights, 1, KEYS, n, m);
     moedi_multiply_packed(d_v, S, room->panels, room->d_out_down, NULL, n, D, m, true);

@@ -1,19 +1,35 @@
-/* fast/cluster.c - the two halves of a step of Lloyd's k-means. */
+/* fast/cluster.c - k-means: nearest centroids, sums by label, both in one reading of the vectors, and all distances.
+ *
+ * With o the centroids' mean, x' = x - o and c' = c - o: ||x - c||^2 = ||x'||^2 + (||c'||^2 - 2 x'.c'). The products are a matrix
+ * product in float whose left rows are only copied (to a fixed stride), not packed: packing would cost as much as the product with
+ * 16 centroids. Taking o away keeps rounding errors in proportion to the spread of the data instead of its place. Where only one
+ * centroid is within the rounding error of the lowest cost it is the nearest; otherwise exact distances in double decide among
+ * those, penalties added. So near ties come out as in the definition. */
 #include "fast.h"
 
-/* ---- assignment ----
- * ||x - c||^2 = ||x||^2 + (||c||^2 - 2 x.c): the products by the micro-kernel in float, enough to leave only candidates within their
- * rounding error; these are compared by their exact distance in double, penalties added. So near ties come out as in the definition. */
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
 
-enum { POINTS = 84 };
+enum {
+    CHUNK = 512,                /* of the width, copied at a time */
+    STRIDE = CHUNK + VECTOR,    /* no power of two: the rows would share cache sets */
+    BATCH = 8 * ROWS,           /* rows that are labelled, then added up while in cache */
+    BLOCKS = 32                 /* of sums that are added up in the end */
+};
 
-typedef struct assign_job {
-    const moed_op_kmeans_assign *a;
-    moedi_slices slices;
-    float *centroids; /* panels */
-    float *norms;     /* (clusters): ||c||^2 */
-    float longest;    /* of the norms */
-} assign_job;
+typedef struct nearest {
+    const float *x, *centroids;
+    const double *penalty;
+    int64_t width, clusters, padded;
+    float *origin; /* (width) */
+    float *bias;   /* (padded): ||c'||^2 + penalty, infinity past the clusters */
+    float *panels; /* -2 c': panels of COLUMNS clusters, (width, COLUMNS) each */
+    float margin;  /* largest of |bias|, and of norms */
+    float rounding;
+} nearest;
+
+/* ---- small parts ---- */
 
 static double squared_distance(const float *x, const float *c, int64_t width)
 {
@@ -29,84 +45,524 @@ static double squared_distance(const float *x, const float *c, int64_t width)
     return total;
 }
 
-static void assign_one(const assign_job *job, int64_t i, const float *products)
+/* The same in float: differences are small where the distance is. */
+INLINE float near_distance(const float *x, const float *c, int64_t width)
 {
-    const moed_op_kmeans_assign *a = job->a;
-    const float *x = a->x + i * a->width;
-    double lowest = INFINITY, best = INFINITY, its_distance = 0;
-    int64_t label = -1;
-    for (int64_t k = 0; k < a->clusters; k++) {
-        const double cost = (double)job->norms[k] - 2.0 * (double)products[k] + (a->penalty ? a->penalty[k] : 0.0);
-        if (cost < lowest) lowest = cost;
+    vfloat s0 = {0}, s1 = {0};
+    int64_t d = 0;
+    for (; d + 2 * VECTOR <= width; d += 2 * VECTOR) {
+        const vfloat a = load(x + d) - load(c + d), b = load(x + d + VECTOR) - load(c + d + VECTOR);
+        s0 += a * a;
+        s1 += b * b;
     }
-    const double length = (double)dot(x, x, a->width) + (double)job->longest;
-    const double limit = lowest + length * (8.0 + sqrt((double)a->width)) * 0x1p-22;
-    for (int64_t k = 0; k < a->clusters; k++) {
-        const double penalty = a->penalty ? a->penalty[k] : 0.0;
-        if ((double)job->norms[k] - 2.0 * (double)products[k] + penalty > limit) continue;
-        const double distance = squared_distance(x, a->centroids + k * a->width, a->width);
-        if (label < 0 || distance + penalty < best) best = distance + penalty, its_distance = distance, label = k;
+    for (; d < width; d += VECTOR) {
+        const vfloat a = get(x + d, width - d) - get(c + d, width - d);
+        s0 += a * a;
     }
-    a->labels[i] = label < 0 ? 0 : (int32_t)label;
-    if (a->distances) a->distances[i] = (float)its_distance;
+    return lanes_sum(s0 + s1);
 }
+
+/* out = x - origin; returns its squared length */
+INLINE float centre(float *out, const float *x, const float *origin, int64_t n)
+{
+    vfloat s0 = {0}, s1 = {0};
+    int64_t d = 0;
+    for (; d + 2 * VECTOR <= n; d += 2 * VECTOR) {
+        const vfloat a = load(x + d) - load(origin + d), b = load(x + d + VECTOR) - load(origin + d + VECTOR);
+        store(out + d, a);
+        store(out + d + VECTOR, b);
+        s0 += a * a;
+        s1 += b * b;
+    }
+    for (; d < n; d += VECTOR) {
+        const vfloat a = get(x + d, n - d) - get(origin + d, n - d);
+        put(out + d, a, n - d);
+        s0 += a * a;
+    }
+    return lanes_sum(s0 + s1);
+}
+
+/* ---- centroids, made ready ---- */
+
+static int64_t nearest_floats(int64_t clusters, int64_t width)
+{
+    return round_up(width, 16) + round_up(clusters, COLUMNS) * (width + 1);
+}
+
+static void panel_task(void *argument, int64_t index)
+{
+    nearest *n = argument;
+    const int64_t first = index * COLUMNS;
+    float *panel = n->panels + first * n->width;
+    for (int64_t j = 0; j < COLUMNS; j++) {
+        const int64_t k = first + j;
+        if (k >= n->clusters) {
+            for (int64_t d = 0; d < n->width; d++) panel[d * COLUMNS + j] = 0;
+            n->bias[k] = INFINITY;
+            continue;
+        }
+        float norm = 0;
+        for (int64_t from = 0; from < n->width; from += CHUNK) {
+            float part[CHUNK];
+            const int64_t depth = least_of(CHUNK, n->width - from);
+            norm += centre(part, n->centroids + k * n->width + from, n->origin + from, depth);
+            for (int64_t d = 0; d < depth; d++) panel[(from + d) * COLUMNS + j] = -2.0f * part[d];
+        }
+        n->bias[k] = norm + (float)(n->penalty ? n->penalty[k] : 0.0);
+    }
+}
+
+/* `memory`: nearest_floats */
+static void nearest_open(nearest *n, moedi_cpu *e, float *memory)
+{
+    n->padded = round_up(n->clusters, VECTOR);
+    n->origin = memory;
+    n->bias = memory + round_up(n->width, 16);
+    n->panels = n->bias + round_up(n->clusters, COLUMNS);
+    n->rounding = (float)((8.0 + sqrt((double)n->width)) * 0x1p-22);
+    memset(n->origin, 0, (size_t)n->width * sizeof *n->origin);
+    const float share = 1.0f / (float)n->clusters;
+    for (int64_t k = 0; k < n->clusters; k++) axpy(n->origin, share, n->centroids + k * n->width, n->width);
+    run(e, round_up(n->clusters, COLUMNS) / COLUMNS, panel_task, n);
+    for (int64_t k = 0; k < n->clusters; k++) {
+        const float penalty = (float)(n->penalty ? fabs(n->penalty[k]) : 0.0), size = fabsf(n->bias[k]) + 2 * penalty;
+        if (size > n->margin) n->margin = size;
+    }
+}
+
+/* ---- costs of a few rows ---- */
+
+/* costs (ROWS, stride) [+]= x (ROWS, depth; row stride STRIDE) times a panel, `vectors` of it, [+ bias] */
+INLINE void tile(float *costs, int64_t stride, const float *x, const float *panel, const float *bias, int64_t depth, bool more,
+                 const int vectors)
+{
+    vfloat sum[ROWS][2];
+#pragma GCC unroll 16
+    for (int r = 0; r < ROWS; r++) sum[r][0] = sum[r][1] = (vfloat){0};
+    for (int64_t p = 0; p < depth; p++) {
+        const vfloat b0 = load(panel), b1 = vectors > 1 ? load(panel + VECTOR) : b0;
+#pragma GCC unroll 16
+        for (int r = 0; r < ROWS; r++) {
+            const vfloat a = splat(x[r * STRIDE + p]);
+            sum[r][0] += a * b0;
+            if (vectors > 1) sum[r][1] += a * b1;
+        }
+        panel += COLUMNS;
+    }
+    for (int v = 0; v < vectors; v++) {
+        const vfloat last = bias ? load(bias + v * VECTOR) : (vfloat){0};
+#pragma GCC unroll 16
+        for (int r = 0; r < ROWS; r++) {
+            float *to = costs + r * stride + v * VECTOR;
+            store(to, (more ? sum[r][v] + load(to) : sum[r][v]) + last);
+        }
+    }
+}
+static __attribute__((noinline)) void whole_tile(float *costs, int64_t stride, const float *x, const float *panel, const float *bias,
+                                                 int64_t depth, bool more)
+{
+    tile(costs, stride, x, panel, bias, depth, more, 2);
+}
+static __attribute__((noinline)) void half_tile(float *costs, int64_t stride, const float *x, const float *panel, const float *bias,
+                                                int64_t depth, bool more)
+{
+    tile(costs, stride, x, panel, bias, depth, more, 1);
+}
+
+/* Scratch of a task: rows (ROWS, STRIDE), then costs (ROWS, padded). */
+static int64_t group_floats(int64_t clusters)
+{
+    return (int64_t)ROWS * (STRIDE + round_up(clusters, COLUMNS));
+}
+
+/* costs and squared lengths (of x') of the rows with these numbers, count <= ROWS */
+static void group_costs(const nearest *n, const int64_t *rows, int64_t count, float *scratch, float *lengths)
+{
+    float *costs = scratch + ROWS * STRIDE;
+    memset(lengths, 0, ROWS * sizeof *lengths);
+    if (count < ROWS) memset(scratch + count * STRIDE, 0, (size_t)((ROWS - count) * STRIDE) * sizeof *scratch);
+    for (int64_t from = 0; from < n->width; from += CHUNK) {
+        const int64_t depth = least_of(CHUNK, n->width - from);
+        const bool last = from + depth == n->width;
+        for (int64_t r = 0; r < count; r++)
+            lengths[r] += centre(scratch + r * STRIDE, n->x + rows[r] * n->width + from, n->origin + from, depth);
+        for (int64_t j = 0; j < n->padded; j += COLUMNS) {
+            const float *panel = n->panels + j * n->width + from * COLUMNS, *bias = last ? n->bias + j : NULL;
+            if (n->padded - j > VECTOR) whole_tile(costs + j, n->padded, scratch, panel, bias, depth, from > 0);
+            else half_tile(costs + j, n->padded, scratch, panel, bias, depth, from > 0);
+        }
+    }
+}
+
+/* Exact distances among those within the limit. */
+static __attribute__((noinline)) int32_t settle(const nearest *n, const float *x, const float *costs, float limit)
+{
+    double best = INFINITY;
+    int64_t label = -1;
+    for (int64_t k = 0; k < n->clusters; k++) {
+        if (!(costs[k] <= limit)) continue;
+        const double cost = squared_distance(x, n->centroids + k * n->width, n->width) + (n->penalty ? n->penalty[k] : 0.0);
+        if (label < 0 || cost < best) best = cost, label = k;
+    }
+    return label < 0 ? 0 : (int32_t)label;
+}
+
+/* Smaller lanes; a bit for each lane that is not above the limit: the compiler finds no good code for these two. */
+#if defined(__AVX512F__)
+INLINE vfloat vmin(vfloat a, vfloat b)
+{
+    return (vfloat)_mm512_min_ps((__m512)a, (__m512)b);
+}
+INLINE uint32_t lanes_within(vfloat v, float limit)
+{
+    return _mm512_cmp_ps_mask((__m512)v, _mm512_set1_ps(limit), _CMP_LE_OQ);
+}
+#elif defined(__AVX__)
+INLINE vfloat vmin(vfloat a, vfloat b)
+{
+    return (vfloat)_mm256_min_ps((__m256)a, (__m256)b);
+}
+INLINE uint32_t lanes_within(vfloat v, float limit)
+{
+    return (uint32_t)_mm256_movemask_ps(_mm256_cmp_ps((__m256)v, _mm256_set1_ps(limit), _CMP_LE_OQ));
+}
+#elif defined(__x86_64__)
+INLINE vfloat vmin(vfloat a, vfloat b)
+{
+    return (vfloat)_mm_min_ps((__m128)a, (__m128)b);
+}
+INLINE uint32_t lanes_within(vfloat v, float limit)
+{
+    return (uint32_t)_mm_movemask_ps(_mm_cmple_ps((__m128)v, _mm_set1_ps(limit)));
+}
+#else
+INLINE vfloat vmin(vfloat a, vfloat b)
+{
+    return choose(a < b, a, b);
+}
+INLINE uint32_t lanes_within(vfloat v, float limit)
+{
+    uint32_t bits = 0;
+    for (int l = 0; l < VECTOR; l++) bits |= (uint32_t)(v[l] <= limit) << l;
+    return bits;
+}
+#endif
+INLINE float lanes_min(vfloat v)
+{
+    quad q[VECTOR / 4];
+    __builtin_memcpy(q, &v, sizeof v);
+    for (int w = VECTOR / 8; w > 0; w /= 2)
+        for (int i = 0; i < w; i++)
+            for (int l = 0; l < 4; l++) q[i][l] = q[i + w][l] < q[i][l] ? q[i + w][l] : q[i][l];
+    const float a = q[0][0] < q[0][1] ? q[0][0] : q[0][1], b = q[0][2] < q[0][3] ? q[0][2] : q[0][3];
+    return a < b ? a : b;
+}
+
+static int32_t choose_label(const nearest *n, const float *x, const float *costs, float length)
+{
+    vfloat lowest = load(costs);
+    for (int64_t k = VECTOR; k < n->padded; k += VECTOR) lowest = vmin(lowest, load(costs + k));
+    const float limit = lanes_min(lowest) + (length + n->margin) * n->rounding;
+    int64_t label = -1;
+    for (int64_t k = 0; k < n->padded; k += VECTOR) {
+        const uint32_t bits = lanes_within(load(costs + k), limit);
+        if (!bits) continue;
+        if (label >= 0 || (bits & (bits - 1))) return settle(n, x, costs, limit);
+        label = k + __builtin_ctz(bits);
+    }
+    return label < 0 ? 0 : (int32_t)label;
+}
+
+/* Smallest squared distance to any centroid but `label`, from below. */
+static float other_bound(const nearest *n, const float *costs, float length, int32_t label)
+{
+    float lowest = INFINITY;
+    for (int64_t k = 0; k < n->clusters; k++) lowest = costs[k] < lowest && k != label ? costs[k] : lowest;
+    const float square = length + lowest - (length + n->margin) * n->rounding;
+    return square > 0 ? sqrtf(square) : 0;
+}
+
+/* ---- labels ---- */
+
+typedef struct bounds {
+    float *lower;       /* (count) to every other centroid, NULL = none are kept */
+    const float *moved; /* (clusters) since they were set, NULL = they are not set */
+    float most, second; /* of moved */
+    int64_t mover;      /* whose is most */
+} bounds;
+
+/* Whether no centroid but a row's own can be nearest (Hamerly, "Making k-means even faster", 2010; the own distance is known, for
+ * the row is read anyway). The lower bound follows the centroids. */
+static bool is_settled(const nearest *n, const bounds *b, int64_t i, int32_t label)
+{
+    const float closer = b->mover == label ? b->second : b->most;
+    const float lower = (b->lower[i] - closer) * 0.999999f;
+    b->lower[i] = lower;
+    if (!(lower > 0)) return false;
+    const float own = near_distance(n->x + i * n->width, n->centroids + label * n->width, n->width);
+    return own < lower * lower * (1 - 2 * n->rounding);
+}
+
+static void label_group(const nearest *n, const bounds *b, const int64_t *rows, int64_t count, int32_t *labels, float *scratch)
+{
+    float lengths[ROWS];
+    const float *costs = scratch + ROWS * STRIDE;
+    group_costs(n, rows, count, scratch, lengths);
+    for (int64_t r = 0; r < count; r++) {
+        const int32_t label = choose_label(n, n->x + rows[r] * n->width, costs + r * n->padded, lengths[r]);
+        labels[rows[r]] = label;
+        if (b->lower) b->lower[rows[r]] = other_bound(n, costs + r * n->padded, lengths[r], label);
+    }
+}
+
+/* Labels of rows [first, first + count). */
+static void label_rows(const nearest *n, const bounds *b, int64_t first, int64_t count, int32_t *labels, float *scratch)
+{
+    int64_t rows[ROWS], waiting = 0;
+    for (int64_t i = first; i < first + count; i++) {
+        if (b->moved && is_settled(n, b, i, labels[i])) continue;
+        rows[waiting++] = i;
+        if (waiting == ROWS) label_group(n, b, rows, waiting, labels, scratch), waiting = 0;
+    }
+    if (waiting) label_group(n, b, rows, waiting, labels, scratch);
+}
+
+typedef struct assign_job {
+    nearest near;
+    moedi_slices slices;
+    const moed_op_kmeans_assign *a;
+} assign_job;
+
 static void assign_task(void *argument, int64_t index)
 {
     assign_job *job = argument;
     const moed_op_kmeans_assign *a = job->a;
-    const int64_t first = index * POINTS, count = least_of(POINTS, a->count - first);
-    float *points = moedi_slices_claim(&job->slices), *products = points + POINTS * a->width;
-    moedi_pack_left(points, a->x + first * a->width, a->width, 1, count, a->width);
-    moedi_multiply_packed(products, a->clusters, points, job->centroids, NULL, count, a->clusters, a->width, false);
-    for (int64_t i = 0; i < count; i++) assign_one(job, first + i, products + i * a->clusters);
-    moedi_slices_release(&job->slices, points);
+    const int64_t first = index * BATCH, count = least_of(BATCH, a->count - first);
+    const bounds none = {0};
+    float *scratch = moedi_slices_claim(&job->slices);
+    label_rows(&job->near, &none, first, count, a->labels, scratch);
+    moedi_slices_release(&job->slices, scratch);
+    for (int64_t i = first; a->distances && i < first + count; i++)
+        a->distances[i] = near_distance(a->x + i * a->width, a->centroids + a->labels[i] * a->width, a->width);
 }
 moed_status MOEDI_VARIED(kmeans_assign)(void *self, const moed_op_kmeans_assign *a)
 {
-    const int64_t tasks = (a->count + POINTS - 1) / POINTS;
-    const int64_t shared = round_up(a->clusters, COLUMNS) * a->width + round_up(a->clusters, 16);
-    assign_job job = {.a = a};
-    const moed_status status = moedi_slices_open_with(&job.slices, self, tasks, POINTS * (a->width + a->clusters) * (int64_t)sizeof(float),
-                                                      shared * (int64_t)sizeof(float), (void **)&job.norms);
+    const int64_t tasks = (a->count + BATCH - 1) / BATCH;
+    void *memory;
+    assign_job job = {.near = {.x = a->x, .centroids = a->centroids, .penalty = a->penalty, .width = a->width, .clusters = a->clusters},
+                      .a = a};
+    const moed_status status = moedi_slices_open_with(&job.slices, self, tasks, group_floats(a->clusters) * (int64_t)sizeof(float),
+                                                      nearest_floats(a->clusters, a->width) * (int64_t)sizeof(float), &memory);
     if (status != MOED_OK) return status;
-    job.centroids = job.norms + round_up(a->clusters, 16);
-    for (int64_t k = 0; k < a->clusters; k++) {
-        job.norms[k] = dot(a->centroids + k * a->width, a->centroids + k * a->width, a->width);
-        if (job.norms[k] > job.longest) job.longest = job.norms[k];
-    }
-    moedi_pack_right(job.centroids, a->centroids, a->width, 1, a->clusters, a->width);
+    nearest_open(&job.near, self, memory);
     run(self, tasks, assign_task, &job);
     return MOED_OK;
 }
 
-/* ---- accumulation: a task has columns of its own and takes the points in order; the last one counts ---- */
+/* ---- sums: rows in blocks that depend on the shape, each with sums of its own; these are added in order ---- */
 
-enum { SUM_COLUMNS = 64 };
+typedef struct sums_job {
+    const float *x, *weights;
+    int32_t *labels;
+    double *sums, *totals;         /* (blocks, clusters, width), (blocks, clusters); of one block: the results themselves */
+    int64_t *counts;
+    double *all_sums, *all_totals; /* the results */
+    int64_t *all_counts;
+    int64_t count, width, clusters, blocks, rows;
+} sums_job;
 
-static void accumulate_task(void *argument, int64_t index)
+static void sums_cut(sums_job *s)
 {
-    const moed_op_kmeans_accumulate *a = argument;
-    const int64_t first = index * SUM_COLUMNS, columns = least_of(SUM_COLUMNS, a->width - first);
-    if (columns <= 0) {
-        memset(a->totals, 0, (size_t)a->clusters * sizeof *a->totals);
-        memset(a->counts, 0, (size_t)a->clusters * sizeof *a->counts);
-        for (int64_t i = 0; i < a->count; i++) {
-            a->totals[a->labels[i]] += a->weights ? (double)a->weights[i] : 1.0;
-            a->counts[a->labels[i]] += 1;
-        }
+    int64_t blocks = BLOCKS;
+    while (blocks > 1 && (s->count / blocks < 2 * s->clusters || s->count / blocks < BATCH ||
+                          s->clusters * s->width > ((int64_t)4 << 20) / blocks))
+        blocks /= 2;
+    s->rows = round_up((s->count + blocks - 1) / blocks, ROWS);
+    s->blocks = s->count > 0 ? (s->count + s->rows - 1) / s->rows : 1;
+}
+static int64_t sums_bytes(const sums_job *s)
+{
+    return s->blocks > 1 ? s->blocks * s->clusters * (s->width + 2) * 8 : 0;
+}
+static void sums_open(sums_job *s, void *memory)
+{
+    if (s->blocks == 1) {
+        s->sums = s->all_sums, s->totals = s->all_totals, s->counts = s->all_counts;
         return;
     }
-    for (int64_t k = 0; k < a->clusters; k++) memset(a->sums + k * a->width + first, 0, (size_t)columns * sizeof *a->sums);
-    for (int64_t i = 0; i < a->count; i++) {
-        const double weight = a->weights ? (double)a->weights[i] : 1.0;
-        const float *restrict x = a->x + i * a->width + first;
-        double *restrict sums = a->sums + a->labels[i] * a->width + first;
-        for (int64_t d = 0; d < columns; d++) sums[d] += weight * (double)x[d];
+    s->sums = memory;
+    s->totals = s->sums + s->blocks * s->clusters * s->width;
+    s->counts = (int64_t *)(void *)(s->totals + s->blocks * s->clusters);
+}
+
+static void zero_sums(const sums_job *s, int64_t block)
+{
+    memset(s->sums + block * s->clusters * s->width, 0, (size_t)(s->clusters * s->width) * sizeof *s->sums);
+    memset(s->totals + block * s->clusters, 0, (size_t)s->clusters * sizeof *s->totals);
+    memset(s->counts + block * s->clusters, 0, (size_t)s->clusters * sizeof *s->counts);
+}
+static void add_rows(const sums_job *s, int64_t block, int64_t first, int64_t count)
+{
+    for (int64_t i = first; i < first + count; i++) {
+        const int64_t k = block * s->clusters + s->labels[i];
+        const float *restrict x = s->x + i * s->width;
+        double *restrict sums = s->sums + k * s->width;
+        s->counts[k] += 1;
+        if (s->weights) {
+            const double weight = (double)s->weights[i];
+            s->totals[k] += weight;
+            for (int64_t d = 0; d < s->width; d++) sums[d] += weight * (double)x[d];
+        } else {
+            s->totals[k] += 1;
+            for (int64_t d = 0; d < s->width; d++) sums[d] += (double)x[d];
+        }
     }
 }
+static void add_task(void *argument, int64_t block)
+{
+    const sums_job *s = argument;
+    zero_sums(s, block);
+    add_rows(s, block, block * s->rows, least_of(s->rows, s->count - block * s->rows));
+}
+static void join_task(void *argument, int64_t k)
+{
+    const sums_job *s = argument;
+    double *restrict sums = s->all_sums + k * s->width;
+    memcpy(sums, s->sums + k * s->width, (size_t)s->width * sizeof *sums);
+    s->all_totals[k] = s->totals[k];
+    s->all_counts[k] = s->counts[k];
+    for (int64_t b = 1; b < s->blocks; b++) {
+        const int64_t at = b * s->clusters + k;
+        const double *restrict from = s->sums + at * s->width;
+        for (int64_t d = 0; d < s->width; d++) sums[d] += from[d];
+        s->all_totals[k] += s->totals[at];
+        s->all_counts[k] += s->counts[at];
+    }
+}
+static void sums_join(sums_job *s, moedi_cpu *e)
+{
+    if (s->blocks > 1) run(e, s->clusters, join_task, s);
+}
+
 moed_status MOEDI_VARIED(kmeans_accumulate)(void *self, const moed_op_kmeans_accumulate *a)
 {
-    moed_op_kmeans_accumulate copy = *a;
-    run(self, (a->width + SUM_COLUMNS - 1) / SUM_COLUMNS + 1, accumulate_task, &copy);
+    sums_job s = {.x = a->x, .weights = a->weights, .labels = (int32_t *)a->labels, .all_sums = a->sums, .all_totals = a->totals,
+                  .all_counts = a->counts, .count = a->count, .width = a->width, .clusters = a->clusters};
+    void *memory;
+    sums_cut(&s);
+    const moed_status status = moedi_cpu_scratch(self, (size_t)sums_bytes(&s), &memory);
+    if (status != MOED_OK) return status;
+    sums_open(&s, memory);
+    run(self, s.blocks, add_task, &s);
+    sums_join(&s, self);
+    return MOED_OK;
+}
+
+/* ---- a whole step: every batch of rows is labelled and added while it is in cache ---- */
+
+typedef struct step_job {
+    nearest near;
+    bounds bound;
+    sums_job sums;
+    moedi_slices slices;
+} step_job;
+
+static void step_task(void *argument, int64_t block)
+{
+    step_job *job = argument;
+    const sums_job *s = &job->sums;
+    const int64_t from = block * s->rows, to = from + least_of(s->rows, s->count - from);
+    float *scratch = moedi_slices_claim(&job->slices);
+    zero_sums(s, block);
+    for (int64_t i = from; i < to; i += BATCH) {
+        label_rows(&job->near, &job->bound, i, least_of(BATCH, to - i), s->labels, scratch);
+        add_rows(s, block, i, least_of(BATCH, to - i));
+    }
+    moedi_slices_release(&job->slices, scratch);
+}
+/* Few blocks of sums leave threads without work: labels first, then. */
+static void label_task(void *argument, int64_t index)
+{
+    step_job *job = argument;
+    const int64_t first = index * BATCH;
+    float *scratch = moedi_slices_claim(&job->slices);
+    label_rows(&job->near, &job->bound, first, least_of(BATCH, job->sums.count - first), job->sums.labels, scratch);
+    moedi_slices_release(&job->slices, scratch);
+}
+static void find_movers(bounds *b, int64_t clusters)
+{
+    for (int64_t k = 0; b->moved && k < clusters; k++) {
+        if (b->moved[k] > b->most) b->second = b->most, b->most = b->moved[k], b->mover = k;
+        else if (b->moved[k] > b->second) b->second = b->moved[k];
+    }
+}
+moed_status MOEDI_VARIED(kmeans_step)(void *self, const moed_op_kmeans_step *a)
+{
+    step_job job = {.near = {.x = a->x, .centroids = a->centroids, .width = a->width, .clusters = a->clusters},
+                    .bound = {.lower = a->lower, .moved = a->lower ? a->moved : NULL},
+                    .sums = {.x = a->x, .weights = a->weights, .labels = a->labels, .all_sums = a->sums, .all_totals = a->totals,
+                             .all_counts = a->counts, .count = a->count, .width = a->width, .clusters = a->clusters}};
+    void *memory;
+    sums_cut(&job.sums);
+    const bool together = job.sums.blocks > BLOCKS / 4;
+    const int64_t tasks = together ? job.sums.blocks : (a->count + BATCH - 1) / BATCH;
+    const int64_t own = round_up(nearest_floats(a->clusters, a->width) * (int64_t)sizeof(float), 64);
+    const moed_status status = moedi_slices_open_with(&job.slices, self, tasks, group_floats(a->clusters) * (int64_t)sizeof(float),
+                                                      own + sums_bytes(&job.sums), &memory);
+    if (status != MOED_OK) return status;
+    nearest_open(&job.near, self, memory);
+    sums_open(&job.sums, (char *)memory + own);
+    find_movers(&job.bound, a->clusters);
+    run(self, tasks, together ? step_task : label_task, &job);
+    if (!together) run(self, job.sums.blocks, add_task, &job.sums);
+    sums_join(&job.sums, self);
+    return MOED_OK;
+}
+
+/* ---- all distances ---- */
+
+typedef struct distances_job {
+    nearest near;
+    moedi_slices slices;
+    const moed_op_kmeans_distances *a;
+} distances_job;
+
+static void distances_task(void *argument, int64_t index)
+{
+    distances_job *job = argument;
+    const moed_op_kmeans_distances *a = job->a;
+    const nearest *n = &job->near;
+    const int64_t first = index * BATCH, all = least_of(BATCH, a->count - first);
+    float *scratch = moedi_slices_claim(&job->slices), *columns = scratch + group_floats(a->clusters), lengths[ROWS];
+    const float *costs = scratch + ROWS * STRIDE;
+    for (int64_t at = 0; at < all; at += ROWS) {
+        int64_t rows[ROWS];
+        const int64_t count = least_of(ROWS, all - at);
+        for (int64_t r = 0; r < count; r++) rows[r] = first + at + r;
+        group_costs(n, rows, count, scratch, lengths);
+        for (int64_t k = 0; k < a->clusters; k++)
+            for (int64_t r = 0; r < count; r++) {
+                const float square = lengths[r] + costs[r * n->padded + k];
+                /* what is left of larger numbers has lost its digits */
+                columns[k * BATCH + at + r] = square > (lengths[r] + n->bias[k]) * 0x1p-6f
+                                                  ? square
+                                                  : near_distance(a->x + rows[r] * a->width, a->centroids + k * a->width, a->width);
+            }
+    }
+    for (int64_t k = 0; k < a->clusters; k++)
+        memcpy(a->distances + k * a->count + first, columns + k * BATCH, (size_t)all * sizeof *columns);
+    moedi_slices_release(&job->slices, scratch);
+}
+moed_status MOEDI_VARIED(kmeans_distances)(void *self, const moed_op_kmeans_distances *a)
+{
+    const int64_t tasks = (a->count + BATCH - 1) / BATCH;
+    void *memory;
+    distances_job job = {.near = {.x = a->x, .centroids = a->centroids, .width = a->width, .clusters = a->clusters}, .a = a};
+    const int64_t floats = group_floats(a->clusters) + BATCH * a->clusters;
+    const moed_status status = moedi_slices_open_with(&job.slices, self, tasks, floats * (int64_t)sizeof(float),
+                                                      nearest_floats(a->clusters, a->width) * (int64_t)sizeof(float), &memory);
+    if (status != MOED_OK) return status;
+    nearest_open(&job.near, self, memory);
+    run(self, tasks, distances_task, &job);
     return MOED_OK;
 }

@@ -12,41 +12,36 @@ enum {
     TILE_COLUMNS = MOEDI_GEMM_TILE_COLUMNS,
     BLOCK_ROWS = MOEDI_GEMM_BLOCK_ROWS,
     BLOCK_COLUMNS = MOEDI_GEMM_BLOCK_COLUMNS,
-    GROUP_COLUMNS = 4 * TILE_COLUMNS,
+    SPAN = 6 * TILE_COLUMNS,      /* of columns that a task goes over with the rows it packed, at most */
     MANY_TILES = 8,
     SMALL = 1 << 18               /* multiply-adds below which no thread is woken */
 };
 
 /* ---- packing ---- */
 
-typedef int32_t i4 __attribute__((vector_size(16)));
-#if defined(__clang__)
-#define MIX(a, b, i, j, k, l) __builtin_shufflevector(a, b, i, j, k, l)
-#else
-#define MIX(a, b, i, j, k, l) __builtin_shuffle(a, b, (i4){i, j, k, l})
-#endif
-
-/* out[p * panel + i] = source[i * si + p] for a square of four */
-INLINE void transpose4(float *out, int panel, const float *source, int64_t si)
-{
-    quad a, b, c, d;
-    __builtin_memcpy(&a, source, 16);
-    __builtin_memcpy(&b, source + si, 16);
-    __builtin_memcpy(&c, source + 2 * si, 16);
-    __builtin_memcpy(&d, source + 3 * si, 16);
-    const quad ab = MIX(a, b, 0, 4, 1, 5), cd = MIX(c, d, 0, 4, 1, 5), ab2 = MIX(a, b, 2, 6, 3, 7), cd2 = MIX(c, d, 2, 6, 3, 7);
-    const quad r0 = MIX(ab, cd, 0, 1, 4, 5), r1 = MIX(ab, cd, 2, 3, 6, 7);
-    const quad r2 = MIX(ab2, cd2, 0, 1, 4, 5), r3 = MIX(ab2, cd2, 2, 3, 6, 7);
-    __builtin_memcpy(out, &r0, 16);
-    __builtin_memcpy(out + panel, &r1, 16);
-    __builtin_memcpy(out + 2 * panel, &r2, 16);
-    __builtin_memcpy(out + 3 * panel, &r3, 16);
-}
-
 INLINE void pack_part(float *out, const float *source, int64_t si, int64_t sk, int64_t count, int64_t k, const int panel)
 {
     for (int64_t p = 0; p < k; p++)
         for (int i = 0; i < panel; i++) out[p * panel + i] = i < count ? source[i * si + p * sk] : 0.0f;
+}
+
+/* Four columns of a whole panel whose rows are si apart. */
+INLINE void pack_turned(float *out, const float *source, int64_t si, const int panel, bool last)
+{
+    vfloat turned[4];
+    if (panel < VECTOR) { /* the lanes past the panel lie where its next four columns will */
+        turn_four(turned, source, si, panel);
+        for (int c = 0; c < 4; c++) {
+            if (!last) store(out + c * panel, turned[c]);
+            else __builtin_memcpy(out + c * panel, &turned[c], (size_t)least_of(panel, VECTOR) * sizeof(float));
+        }
+        return;
+    }
+    for (int i = 0; i < panel; i += VECTOR) {
+        const int at = i + VECTOR <= panel ? i : panel - VECTOR; /* the last may overlap the one before */
+        turn_four(turned, source + at * si, si, VECTOR);
+        for (int c = 0; c < 4; c++) store(out + c * panel + at, turned[c]);
+    }
 }
 
 INLINE void pack(float *out, const float *source, int64_t si, int64_t sk, int64_t count, int64_t k, const int panel)
@@ -61,11 +56,7 @@ INLINE void pack(float *out, const float *source, int64_t si, int64_t sk, int64_
             float *to = out + j * panel * k;
             const float *from = source + j * panel * si;
             const int64_t squares = sk == 1 ? k / 4 * 4 : 0;
-            for (int64_t p = 0; p < squares; p += 4)
-                for (int i = 0; i < panel; i += 4) {
-                    const int at = i + 4 <= panel ? i : panel - 4; /* the last square may overlap the one before */
-                    transpose4(to + p * panel + at, panel, from + at * si + p, si);
-                }
+            for (int64_t p = 0; p < squares; p += 4) pack_turned(to + p * panel, from + p, si, panel, p + 4 == squares);
             pack_part(to + squares * panel, from + squares * sk, si, sk, panel, k - squares, panel);
         }
     }
@@ -151,7 +142,7 @@ typedef struct pass {
     float *left, *right;
     int64_t a_row, a_depth, b_column, b_depth, ldc;
     int64_t rows, columns, depth;
-    int64_t row_tiles, column_tiles, groups;
+    int64_t row_tiles, column_tiles, span, spans;
     moedi_slices slices; /* of left: a tile each */
     bool accumulate;
 } pass;
@@ -186,33 +177,18 @@ static void tile_task(void *argument, int64_t index)
     multiply(p, p->left + i * p->depth, i, j, TILE_COLUMNS);
 }
 /* Rows enough for a task to pack its own and use them while they are in its cache. */
+static void rows_of(pass *p, moedi_slices *slices, int64_t index)
+{
+    const int64_t i = index / p->spans * TILE_ROWS, j = index % p->spans * p->span;
+    float *left = moedi_slices_claim(slices);
+    pack_left_tile(p, left, i);
+    multiply(p, left, i, j, p->span);
+    moedi_slices_release(slices, left);
+}
 static void rows_task(void *argument, int64_t index)
 {
     pass *p = argument;
-    const int64_t i = index / p->groups * TILE_ROWS, j = index % p->groups * GROUP_COLUMNS;
-    float *left = moedi_slices_claim(&p->slices);
-    pack_left_tile(p, left, i);
-    multiply(p, left, i, j, GROUP_COLUMNS);
-    moedi_slices_release(&p->slices, left);
-}
-static void run_pass(moedi_cpu *e, pass *p)
-{
-    p->row_tiles = (p->rows + TILE_ROWS - 1) / TILE_ROWS;
-    p->column_tiles = (p->columns + TILE_COLUMNS - 1) / TILE_COLUMNS;
-    const int64_t packs = p->row_tiles + p->column_tiles, tiles = p->row_tiles * p->column_tiles;
-    if (p->rows * p->columns * p->depth <= SMALL) {
-        for (int64_t i = 0; i < packs; i++) pack_task(p, i);
-        for (int64_t i = 0; i < tiles; i++) tile_task(p, i);
-    } else if (p->row_tiles >= MANY_TILES) {
-        p->groups = (p->columns + GROUP_COLUMNS - 1) / GROUP_COLUMNS;
-        p->slices = (moedi_slices){.base = (char *)p->left, .slices = p->row_tiles - 1};
-        p->slices.size = round_up(TILE_ROWS * p->depth * (int64_t)sizeof(float), 64);
-        run(e, p->column_tiles, pack_right_task, p);
-        run(e, p->row_tiles * p->groups, rows_task, p);
-    } else {
-        run(e, packs, pack_task, p);
-        run(e, tiles, tile_task, p);
-    }
+    rows_of(p, &p->slices, index);
 }
 
 /* n in equal blocks of at most `most`, each a multiple of `step` */
@@ -220,6 +196,34 @@ static int64_t block_of(int64_t n, int64_t most, int64_t step)
 {
     const int64_t blocks = (n + most - 1) / most;
     return blocks > 0 ? least_of(most, round_up((n + blocks - 1) / blocks, step)) : step;
+}
+static void tile(pass *p)
+{
+    p->row_tiles = (p->rows + TILE_ROWS - 1) / TILE_ROWS;
+    p->column_tiles = (p->columns + TILE_COLUMNS - 1) / TILE_COLUMNS;
+    p->span = block_of(p->columns, SPAN, TILE_COLUMNS);
+    p->spans = (p->columns + p->span - 1) / p->span;
+}
+static moedi_slices slices_of(void *base, int64_t count, int64_t rows, int64_t depth)
+{
+    const int64_t size = moedi_gemm_slice(rows, depth, ROWS) * (int64_t)sizeof(float);
+    return (moedi_slices){.base = base, .slices = least_of(count, 64), .size = size};
+}
+static void run_pass(moedi_cpu *e, pass *p)
+{
+    tile(p);
+    const int64_t packs = p->row_tiles + p->column_tiles, tiles = p->row_tiles * p->column_tiles;
+    if (p->rows * p->columns * p->depth <= SMALL) {
+        for (int64_t i = 0; i < packs; i++) pack_task(p, i);
+        for (int64_t i = 0; i < tiles; i++) tile_task(p, i);
+    } else if (p->row_tiles >= MANY_TILES) {
+        p->slices = slices_of(p->left, p->row_tiles - 1, TILE_ROWS, p->depth);
+        run(e, p->column_tiles, pack_right_task, p);
+        run(e, p->row_tiles * p->spans, rows_task, p);
+    } else {
+        run(e, packs, pack_task, p);
+        run(e, tiles, tile_task, p);
+    }
 }
 
 /* A product over nothing. */
@@ -264,30 +268,107 @@ moed_status MOEDI_VARIED(gemm)(void *self, const moed_op_gemm *a)
     return status;
 }
 
+/* ---- products of groups ---- */
+
+/* Passes of several groups, done together: their tasks are numbered through. */
+typedef struct batch {
+    pass passes[MOEDI_GEMM_GROUPS];
+    int64_t first_pack[MOEDI_GEMM_GROUPS + 1], first_rows[MOEDI_GEMM_GROUPS + 1];
+    int64_t count;
+    moedi_slices slices;
+} batch;
+
+static pass *find_pass(batch *b, const int64_t *first, int64_t *index)
+{
+    int64_t at = 0;
+    while (*index >= first[at + 1]) at++;
+    *index -= first[at];
+    return b->passes + at;
+}
+static void batch_pack_task(void *argument, int64_t index)
+{
+    batch *b = argument;
+    pass *p = find_pass(b, b->first_pack, &index);
+    pack_right_task(p, index);
+}
+static void batch_rows_task(void *argument, int64_t index)
+{
+    batch *b = argument;
+    pass *p = find_pass(b, b->first_rows, &index);
+    rows_of(p, &b->slices, index);
+}
+
+static moed_op_gemm product_of(const moed_op_grouped_gemm *a, int64_t g)
+{
+    const int64_t from = a->offsets[g], count = a->offsets[g + 1] - from;
+    moed_op_gemm one = {.m = a->m, .n = a->n, .k = a->k, .lda = a->lda, .ldb = a->ldb, .ldc = a->ldc};
+    one.accumulate = a->accumulate;
+    one.a = (const float *)a->a + from * a->lda;
+    if (a->reduce) {
+        one.k = count, one.transpose_a = 1;
+        one.b = (const float *)a->b + from * a->ldb;
+        one.c = (float *)a->c + g * a->stride_c;
+    } else {
+        one.m = count, one.transpose_b = a->transpose_b;
+        one.b = (const float *)a->b + g * a->stride_b;
+        one.c = (float *)a->c + from * a->ldc;
+    }
+    return one;
+}
+
+/* Block number `step` of the reduction of one product, if it has so many. */
+static bool add_pass(batch *b, const moed_op_gemm *a, int64_t step, float *right)
+{
+    const int64_t depth = block_of(a->k, DEPTH, 1), k = step * depth;
+    if (a->m <= 0 || k >= a->k) return false;
+    pass *p = b->passes + b->count;
+    *p = (pass){.right = right, .ldc = a->ldc, .c = a->c, .rows = a->m, .columns = a->n, .depth = least_of(depth, a->k - k)};
+    p->a_row = a->transpose_a ? 1 : a->lda, p->a_depth = a->transpose_a ? a->lda : 1;
+    p->b_column = a->transpose_b ? a->ldb : 1, p->b_depth = a->transpose_b ? 1 : a->ldb;
+    p->a = (const float *)a->a + k * p->a_depth;
+    p->b = (const float *)a->b + k * p->b_depth;
+    p->accumulate = a->accumulate || k > 0;
+    tile(p);
+    b->first_pack[b->count + 1] = b->first_pack[b->count] + p->column_tiles;
+    b->first_rows[b->count + 1] = b->first_rows[b->count] + p->row_tiles * p->spans;
+    b->count++;
+    return true;
+}
+
+/* Groups from .. end. The right panels of all lie in scratch at once, behind slices for the rows of tasks. */
+static void multiply_groups(moedi_cpu *e, const moed_op_grouped_gemm *a, int64_t from, int64_t end, int64_t largest, float *scratch,
+                            int64_t depth)
+{
+    const int64_t slices = moedi_gemm_slices(a->m, a->reduce ? end - from : 1), each = round_up(a->n, COLUMNS) * depth;
+    float *right = scratch + slices * moedi_gemm_slice(largest, depth, ROWS);
+    batch b;
+    for (int64_t step = 0; step == 0 || b.count > 0; step++) {
+        b.count = 0, b.first_pack[0] = b.first_rows[0] = 0;
+        for (int64_t g = from; g < end; g++) {
+            const moed_op_gemm one = product_of(a, g);
+            if (step == 0 && one.k <= 0) fill(one.c, one.m, one.n, one.ldc, NULL, one.accumulate);
+            add_pass(&b, &one, step, right + b.count * each);
+        }
+        b.slices = slices_of(scratch, slices, largest, depth);
+        if (b.count == 0) continue;
+        run(e, b.first_pack[b.count], batch_pack_task, &b);
+        run(e, b.first_rows[b.count], batch_rows_task, &b);
+    }
+}
+
 moed_status MOEDI_VARIED(grouped_gemm)(void *self, const moed_op_grouped_gemm *a)
 {
-    int64_t largest = 0;
-    for (int64_t g = 0; g < a->groups; g++)
-        if (a->offsets[g + 1] - a->offsets[g] > largest) largest = a->offsets[g + 1] - a->offsets[g];
+    if (a->m <= 0 || a->n <= 0 || a->groups <= 0) return MOED_OK;
+    const int64_t largest = a->offsets[a->groups] - a->offsets[0]; /* one group may get all: scratch does not grow with the routing */
+    const int64_t k = a->reduce ? largest : a->k, rows = a->reduce ? a->m : largest, together = moedi_gemm_together(a->groups, a->n);
     void *scratch;
-    const size_t bytes = moedi_gemm_bytes(a->reduce ? a->m : largest, a->n, a->reduce ? largest : a->k, ROWS, COLUMNS);
+    const size_t bytes = moedi_grouped_bytes(a->groups, rows, a->m, a->n, k, a->reduce, ROWS, COLUMNS);
     const moed_status status = moedi_cpu_scratch(self, bytes, &scratch);
     if (status != MOED_OK) return status;
-    for (int64_t g = 0; g < a->groups; g++) {
-        const int64_t from = a->offsets[g], count = a->offsets[g + 1] - from;
-        moed_op_gemm one = {.m = a->m, .n = a->n, .k = a->k, .lda = a->lda, .ldb = a->ldb, .ldc = a->ldc};
-        one.accumulate = a->accumulate;
-        one.a = (const float *)a->a + from * a->lda;
-        if (a->reduce) {
-            one.k = count, one.transpose_a = 1;
-            one.b = (const float *)a->b + from * a->ldb;
-            one.c = (float *)a->c + g * a->stride_c;
-        } else {
-            one.m = count, one.transpose_b = a->transpose_b;
-            one.b = (const float *)a->b + g * a->stride_b;
-            one.c = (float *)a->c + from * a->ldc;
-        }
-        moedi_gemm_with(self, &one, scratch);
+    for (int64_t g = 0; g < a->groups; g += together) {
+        const moed_op_gemm one = product_of(a, g);
+        if (together == 1) moedi_gemm_with(self, &one, scratch);
+        else multiply_groups(self, a, g, least_of(g + together, a->groups), rows, scratch, least_of(k, DEPTH));
     }
     return MOED_OK;
 }

@@ -6,6 +6,9 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+#if defined(__AVX__)
+#include <immintrin.h>
+#endif
 
 #if defined(__AVX512F__)
 #define VECTOR 16 /* floats in a vector */
@@ -75,6 +78,48 @@ INLINE vfloat vmax(vfloat a, vfloat b)
 }
 /* Sums and maxima over the lanes, always in the same order: quarters of four first. */
 typedef float quad __attribute__((vector_size(16)));
+
+/* VECTOR rows of four columns, at source[row * stride], turned: out[c] has column c of all rows. Rows from `rows` on are the last. */
+#if defined(__AVX512F__)
+#define UNPACK_LOW(a, b) (vfloat)_mm512_unpacklo_ps((__m512)(a), (__m512)(b))
+#define UNPACK_HIGH(a, b) (vfloat)_mm512_unpackhi_ps((__m512)(a), (__m512)(b))
+#define PAIRS_LOW(a, b) (vfloat)_mm512_unpacklo_pd((__m512d)(a), (__m512d)(b))
+#define PAIRS_HIGH(a, b) (vfloat)_mm512_unpackhi_pd((__m512d)(a), (__m512d)(b))
+#define QUADS(q0, q1, q2, q3)                                                                                        \
+    (vfloat) _mm512_insertf32x4(_mm512_insertf32x4(_mm512_insertf32x4(_mm512_castps128_ps512(_mm_loadu_ps(q0)),      \
+                                                                      _mm_loadu_ps(q1), 1), _mm_loadu_ps(q2), 2),    \
+                                _mm_loadu_ps(q3), 3)
+#elif defined(__AVX__)
+#define UNPACK_LOW(a, b) (vfloat)_mm256_unpacklo_ps((__m256)(a), (__m256)(b))
+#define UNPACK_HIGH(a, b) (vfloat)_mm256_unpackhi_ps((__m256)(a), (__m256)(b))
+#define PAIRS_LOW(a, b) (vfloat)_mm256_unpacklo_pd((__m256d)(a), (__m256d)(b))
+#define PAIRS_HIGH(a, b) (vfloat)_mm256_unpackhi_pd((__m256d)(a), (__m256d)(b))
+#define QUADS(q0, q1, q2, q3) (vfloat) _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(q0)), _mm_loadu_ps(q1), 1)
+#else
+#if defined(__clang__)
+#define MIX(a, b, i, j, k, l) __builtin_shufflevector(a, b, i, j, k, l)
+#else
+#define MIX(a, b, i, j, k, l) __builtin_shuffle(a, b, (vint){i, j, k, l})
+#endif
+#define UNPACK_LOW(a, b) MIX(a, b, 0, 4, 1, 5)
+#define UNPACK_HIGH(a, b) MIX(a, b, 2, 6, 3, 7)
+#define PAIRS_LOW(a, b) MIX(a, b, 0, 1, 4, 5)
+#define PAIRS_HIGH(a, b) MIX(a, b, 2, 3, 6, 7)
+#define QUADS(q0, q1, q2, q3) load(q0)
+#endif
+INLINE void turn_four(vfloat out[4], const float *source, int64_t stride, const int rows)
+{
+    vfloat in[4];
+    for (int i = 0; i < 4; i++) {
+        const float *q[4];
+        for (int j = 0; j < 4; j++) q[j] = source + (4 * j + i < rows ? 4 * j + i : rows - 1) * stride;
+        in[i] = QUADS(q[0], q[1], q[2], q[3]);
+    }
+    const vfloat ab = UNPACK_LOW(in[0], in[1]), cd = UNPACK_LOW(in[2], in[3]);
+    const vfloat ab2 = UNPACK_HIGH(in[0], in[1]), cd2 = UNPACK_HIGH(in[2], in[3]);
+    out[0] = PAIRS_LOW(ab, cd), out[1] = PAIRS_HIGH(ab, cd);
+    out[2] = PAIRS_LOW(ab2, cd2), out[3] = PAIRS_HIGH(ab2, cd2);
+}
 
 INLINE float lanes_sum(vfloat v)
 {
