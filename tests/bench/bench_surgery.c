@@ -91,7 +91,7 @@ static int bench(moed_context *c, const char *folder, double megabytes, char *bu
     const double init = bench_now() - t;
     const double size = copy(base_dir, NULL, buffer);
     snprintf(note, sizeof note, "%.0f MB, %.1f M numbers/s", size * 1e-6, size / 2 / init * 1e-6);
-    bench_row("init, bf16 to disk", init, 0, 0, note);
+    bench_row("init of bf16 on disk", init, 0, 0, note);
 
     t = bench_now();
     if (open_stream(&base, c, base_dir)) return 1;
@@ -104,7 +104,7 @@ static int bench(moed_context *c, const char *folder, double megabytes, char *bu
     for (int k = 0; k < PARTS; k++) bytes += copy(part_dir[k], copied, buffer);
     const double copy_split = bench_now() - t;
     snprintf(note, sizeof note, "%.0f MB written, %.0f MB/s; peak %.0f MiB", bytes * 1e-6, bytes / split * 1e-6, peak_mib());
-    bench_row("split into 4 (peer: copy, synced)", split, 0, copy_split, note);
+    bench_row("split into 4 (peer: synced copy)", split, 0, copy_split, note);
 
     t = bench_now();
     CHECK(moed_integration_create(&i, s, base, NULL));
@@ -120,7 +120,7 @@ static int bench(moed_context *c, const char *folder, double megabytes, char *bu
     read += copy(base_dir, copied, buffer);
     const double copy_integrate = bench_now() - t;
     snprintf(note, sizeof note, "%.0f MB read, %.0f MB written; peak %.0f MiB", read * 1e-6, size * 1e-6, peak_mib());
-    bench_row("integrate 4 (peer: reading, copy, synced)", integrate, 0, copy_integrate, note);
+    bench_row("integrate 4 (peer: reading and copy)", integrate, 0, copy_integrate, note);
     bench_row("split + integrate", split + integrate, 0, copy_split + copy_integrate, "");
     moed_integration_destroy(i), moed_split_destroy(s), moed_model_destroy(base);
     return 0;

@@ -26,7 +26,7 @@ value() { # JSON-LINE FIELD
 row() { # WHAT OURS FLOOR PEER NOTE, in seconds
     awk -v what="$1" -v ours="$2" -v floor="$3" -v peer="$4" -v note="$5" 'function s(x) {
             return x + 0 <= 0 ? "-" : x < 1e-3 ? sprintf("%.1f us", x * 1e6) : x < 1 ? sprintf("%.2f ms", x * 1e3) : sprintf("%.2f s", x) }
-        BEGIN { printf "%-42s %10s %10s %10s %7s  %s\n", what, s(ours), s(floor), s(peer), peer + 0 > 0 ? sprintf("%.2fx", peer / ours) : "-", note }'
+        BEGIN { printf "%-42s %10s %10s %10s %7s  %s\n", what, s(ours), s(floor), s(peer), (peer + 0 > 0 ? sprintf("%.2fx", peer / ours) : "-"), note }'
 }
 rows() { # of programs that print rows
     while IFS= read -r line; do

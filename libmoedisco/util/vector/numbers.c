@@ -51,14 +51,22 @@ static inline uint16_t to_bf16(uint32_t u)
     return (uint16_t)((u & 0x7FFFFFFF) > 0x7F800000 ? nan : rounded);
 }
 
-/* From double the narrow types are reached with one rounding: to odd in float, then to nearest. Bits of the float. */
-static inline uint32_t odd_float(double x)
+/* From double the narrow types are reached with one rounding: to odd in float, then to nearest. Bits of the floats; count <= CHUNK. In
+ * three loops, each of numbers of one width: the compiler makes vectors of those. */
+static inline void odd_floats(uint32_t *restrict out, const double *restrict x, int64_t count)
 {
-    const float f = (float)x;
-    const double back = (double)f;
-    const uint32_t u = float_bits(f), even = ~u & 1, sign = u >> 31;
-    const uint32_t inexact = back != x && x == x, up = (uint32_t)(back < x) ^ sign;
-    return u + (inexact & even) * (2 * up - 1);
+    float near[CHUNK];
+    int32_t side[CHUNK]; /* of the float on which x lies: 1 above, -1 below, 0 none */
+    for (int64_t i = 0; i < count; i++) near[i] = (float)x[i];
+    for (int64_t i = 0; i < count; i++) {
+        const double back = (double)near[i];
+        side[i] = (int32_t)(back < x[i]) - (int32_t)(back > x[i]);
+    }
+    memcpy(out, near, (size_t)count * sizeof *out);
+    for (int64_t i = 0; i < count; i++) {
+        const uint32_t away = out[i] >> 31 ? 0u - (uint32_t)side[i] : (uint32_t)side[i];
+        out[i] += out[i] & 1 ? 0 : away;
+    }
 }
 
 static void to_double(double *to, const void *from, moed_dtype from_type, int64_t count)
@@ -84,16 +92,22 @@ static void from_double(void *to, moed_dtype to_type, const double *from, int64_
 {
     uint16_t *half = to;
     float *single = to;
+    uint32_t odd[CHUNK];
     switch (to_type) {
     case MOED_DTYPE_F64: memcpy(to, from, (size_t)count * 8); break;
     case MOED_DTYPE_F32:
         for (int64_t i = 0; i < count; i++) single[i] = (float)from[i];
         break;
     case MOED_DTYPE_F16:
-        for (int64_t i = 0; i < count; i++) half[i] = to_f16(bits_float(odd_float(from[i])));
-        break;
     case MOED_DTYPE_BF16:
-        for (int64_t i = 0; i < count; i++) half[i] = to_bf16(odd_float(from[i]));
+        for (int64_t at = 0; at < count; at += CHUNK) {
+            const int64_t n = count - at < CHUNK ? count - at : CHUNK;
+            odd_floats(odd, from + at, n);
+            if (to_type == MOED_DTYPE_BF16)
+                for (int64_t i = 0; i < n; i++) half[at + i] = to_bf16(odd[i]);
+            else
+                for (int64_t i = 0; i < n; i++) half[at + i] = to_f16(bits_float(odd[i]));
+        }
         break;
     default: break;
     }
