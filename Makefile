@@ -138,7 +138,7 @@ $(FAULTS): tests/faults/faults.c tests/faults/faults.h
 # A plug-in stands alone: the fake one brings the CPU's operations along.
 $(OUT)/tests/plugins/%/libmoedisco-test.so: tests/plugins/%.c $(INTERNAL)
 	@mkdir -p $(@D)
-	$(call say,LD,$@)$(CC) $(FLAGS) $(LDFLAGS) -shared -Wl,-z,defs -MMD -MP -o $@ $< $(filter $(OUT)/$(CPU)/%,$(OBJECTS)) -lm -ldl
+	$(call say,LD,$@)$(CC) $(FLAGS) $(LDFLAGS) -shared -Wl,-z,defs -MMD -MP -o $@ $< $(filter $(OUT)/$(CPU)/%,$(OBJECTS)) $(OUT)/libmoedisco/core/limits.o -lm -ldl
 
 -include $(shell [ -d $(OUT) ] && find $(OUT) -name '*.d')
 
