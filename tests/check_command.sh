@@ -64,6 +64,8 @@ expect 0 help run disco
 has out '--branch-steps'
 refuse 2 'needs a value' plan disco --corpus --steps 3
 refuse 2 'whole number' init m --seed ' -5'
+refuse 2 '--seed is given twice' init m --seed 1 --layers 2 --seed=1
+refuse 2 '--json is given twice' info --json --no-json
 refuse 2 'leave --start-steps' plan full --branch-steps 5
 refuse 2 'shared out by prices' plan disco --money 1 --cheap-price 0
 
@@ -84,6 +86,26 @@ cp c/text.bin c/short.bin
 refuse 2 'short.idx' corpus info c/short
 refuse 2 'nowhere' corpus info nowhere
 refuse 2 'nowhere' info nowhere
+
+# ---- places that cannot be written: wrong input, whoever comes upon it ----
+long=$(printf '%0300d' 0)
+expect 0 init place --preset tiny
+for place in "$long" "text/1.c/in" /dev/null/in; do
+    refuse 2 ': cannot \|is not a ' corpus build "$place" text
+    refuse 2 ': cannot \|is not a ' init "$place" --preset tiny
+    refuse 2 ': cannot \|is not a ' split place "$place"
+    refuse 2 ': cannot \|is not a ' train place c/text "$place" --steps 1
+    refuse 2 ': cannot \|is not a ' run full "$place" --text text --preset tiny --steps 1
+done
+rm -rf place
+mkdir closed
+chmod 555 closed
+if ! touch closed/probe 2> probe; then # root may write there all the same
+    refuse 2 'ermission denied' corpus build closed/c text
+    refuse 2 'ermission denied' init closed/m --preset tiny
+    refuse 2 'ermission denied' run full closed/run --text text --preset tiny --steps 1
+fi
+rm -rf closed
 
 # ---- model, clusters, split, train, integrate ----
 expect 0 init m --preset tiny

@@ -5,6 +5,8 @@
 #include <sys/resource.h>
 #include <sys/wait.h>
 
+#include "train/manifest.h"
+
 enum { STEPS = 7, EVERY = 2 };
 
 /* ---- a context whose allocations can be counted, and which can kill the process at one of them ---- */
@@ -373,6 +375,46 @@ static void another_runs_checkpoint_is_refused_by_name(void **state)
     support_remove(dir);
 }
 
+/* Writes `digit` as the format of a checkpoint's file, and a manifest that agrees unless it is the manifest's own. */
+static void set_format(const char *checkpoint, const char *file, char digit)
+{
+    static const char *const listed[] = {"model/config.json", "model/model.safetensors", "optimizer.safetensors", "state.json"};
+    char command[4600];
+    snprintf(command, sizeof command, "sed -i 's/\"format\": [0-9]/\"format\": %c/' '%s/%s'", digit, checkpoint, file);
+    assert_int_equal(system(command), 0);
+    moed_context *c = support_context("reference", 1);
+    if (strcmp(file, "manifest.json") != 0) assert_ok(moedi_manifest_write(c, checkpoint, listed, 4));
+    support_close(c);
+}
+
+static void a_checkpoint_of_another_version_is_refused_and_kept(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *file;
+        char digit;
+        const char *words;
+    } other[] = {
+        {"state.json", '1', "state.json: format 1 is of another version of the library; this one reads format 2"},
+        {"state.json", '9', "format 9 is of another version"},
+        {"manifest.json", '9', "manifest.json: format 9 is of another version"},
+    };
+    for (size_t i = 0; i < sizeof other / sizeof other[0]; i++) {
+        char *dir = support_directory();
+        run_and_die(dir, 6, 0);
+        char newest[4200];
+        snprintf(newest, sizeof newest, "%s", support_path(dir, "checkpoints/step-6"));
+        set_format(newest, other[i].file, other[i].digit);
+        job j = job_start(dir);
+        assert_refused(moed_trainer_resume(j.trainer), MOED_E_UNSUPPORTED, other[i].words);
+        assert_int_equal(job_info(&j).step, 0);
+        assert_int_equal(moed_trainer_run(j.trainer, 1, NULL, NULL), MOED_E_EXISTS); /* nor is it written over */
+        assert_int_equal(access(newest, F_OK), 0);
+        job_close(&j);
+        support_remove(dir);
+    }
+}
+
 static void what_is_only_watched_may_change_between_runs(void **state)
 {
     (void)state;
@@ -667,6 +709,7 @@ int main(void)
         cmocka_unit_test(resume_finds_nothing_and_leaves_the_trainer_fresh),
         cmocka_unit_test(a_run_whose_checkpoints_are_all_damaged_is_not_started_over),
         cmocka_unit_test(another_runs_checkpoint_is_refused_by_name),
+        cmocka_unit_test(a_checkpoint_of_another_version_is_refused_and_kept),
         cmocka_unit_test(what_is_only_watched_may_change_between_runs),
         cmocka_unit_test(the_newest_are_kept_and_leftovers_go),
         cmocka_unit_test(a_directory_with_a_run_is_refused_unless_resumed),

@@ -1,6 +1,7 @@
 /* tests/test_core.c - status, options, memory, threads, contexts and plug-ins. */
 #include "support.h"
 
+#include <errno.h>
 #include <fenv.h>
 #include <pthread.h>
 #include <stdatomic.h>
@@ -42,6 +43,27 @@ static void an_error_stays_one_line_and_goes_with_the_next_call(void **state)
     c = support_context("reference", 1);
     assert_string_equal(moed_last_error(), "");
     moed_context_destroy(c);
+}
+
+static void a_path_that_cannot_be_written_is_not_worth_another_try(void **state)
+{
+    (void)state;
+    static const struct {
+        int number, retryable;
+        moed_status status;
+    } reasons[] = {
+        {EIO, 1, MOED_E_IO},        {ENOSPC, 1, MOED_E_SPACE}, {ENOMEM, 1, MOED_E_MEMORY},  {EMFILE, 1, MOED_E_IO}, {EACCES, 0, MOED_E_IO},
+        {EPERM, 0, MOED_E_IO},      {EROFS, 0, MOED_E_IO},     {EISDIR, 0, MOED_E_IO},      {ELOOP, 0, MOED_E_IO},
+        {ENAMETOOLONG, 0, MOED_E_IO}, {ENOENT, 0, MOED_E_NOT_FOUND}, {ENOTDIR, 0, MOED_E_NOT_FOUND},
+    };
+    for (size_t i = 0; i < sizeof reasons / sizeof reasons[0]; i++) {
+        moed_error_info info = {.struct_size = sizeof info};
+        errno = reasons[i].number;
+        assert_int_equal(moedi_fail_errno("some/place", "write"), reasons[i].status);
+        assert_int_equal(moed_last_error_get(&info), MOED_OK);
+        if (info.retryable != reasons[i].retryable) fail_msg("retryable is %d: %s", info.retryable, info.message);
+        assert_non_null(strstr(info.message, "some/place: cannot write: "));
+    }
 }
 
 static void every_options_field_starts_at_its_stated_default_and_is_checked(void **state)
@@ -486,6 +508,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(every_status_has_a_name_and_a_sentence),
         cmocka_unit_test(an_error_stays_one_line_and_goes_with_the_next_call),
+        cmocka_unit_test(a_path_that_cannot_be_written_is_not_worth_another_try),
         cmocka_unit_test(every_options_field_starts_at_its_stated_default_and_is_checked),
         cmocka_unit_test(a_struct_of_another_size_is_taken_only_when_nothing_is_lost),
         cmocka_unit_test(memory_comes_from_the_callers_allocator_is_counted_and_limited),

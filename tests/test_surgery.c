@@ -843,6 +843,71 @@ static void every_allocation_may_be_refused(void **state)
     support_remove(dir);
 }
 
+/* The routers' pieces of hand_layout: what the rows of a gate have come to. */
+static void gate_pieces(moed_integration *i, const moed_layout *l, moed_piece out[3][64])
+{
+    memset(out, 0, 3 * sizeof *out);
+    for (int layer = 0; layer < 3; layer++) {
+        const char name[] = {'r', (char)('0' + layer), 0};
+        size_t param = 0, count = 0;
+        while (strcmp(l->params[param].name, name) != 0) param++;
+        assert_ok(moed_integration_pieces(i, param, out[layer], 64, &count));
+    }
+}
+
+static void all_layers_are_set_or_none(void **state)
+{
+    (void)state;
+    int64_t allowed;
+    moed_context *usual = context, *c = support_scarce_context(&allowed);
+    moed_integration_options o = defaults();
+    float rows[2][4 * 8];
+    moed_piece before[3][64], after[3][64];
+    context = c;
+    moed_model *base = hand_model();
+    context = usual;
+    o.gate = MOED_GATE_CENTROIDS, o.gate_std = 0.5;
+    moed_split *s = make_split(base->layout, 4);
+    moed_integration *i = ready(s, base, 4, &o);
+    for (int k = 0; k < 2; k++) support_random(rows[k], 32, 5 + (uint64_t)k);
+    const moed_tensor first = support_tensor(rows[0], MOED_DTYPE_F32, 4, 8), second = support_tensor(rows[1], MOED_DTYPE_F32, 4, 8);
+    assert_ok(moed_integration_set_gate(i, -1, &first));
+    gate_pieces(i, base->layout, before);
+    int n = 0;
+    for (allowed = 0; moed_integration_set_gate(i, -1, &second) == MOED_E_MEMORY; allowed = ++n) {
+        allowed = INT64_MAX;
+        gate_pieces(i, base->layout, after);
+        assert_memory_equal(before, after, sizeof before);
+    }
+    assert_true(n >= 3); /* one for each layer */
+    allowed = INT64_MAX;
+    gate_pieces(i, base->layout, after);
+    for (int layer = 0; layer < 3; layer++) assert_memory_not_equal(before[layer], after[layer], sizeof before[layer]);
+    moed_integration_destroy(i);
+    moed_split_destroy(s);
+
+    s = make_split(base->layout, 4);
+    int32_t list[8], count;
+    n = 0;
+    for (allowed = 0; moed_split_assign(s, 0, -1, (int32_t[]){2}, 1) == MOED_E_MEMORY; allowed = ++n) {
+        for (int32_t layer = 0; layer < 3; layer++) {
+            assert_ok(moed_split_experts(s, 0, layer, list, 8, &count));
+            assert_int_equal(count, layer == 1 ? 2 : 1);
+            assert_int_equal(list[0], 0);
+        }
+    }
+    assert_true(n >= 3);
+    for (int32_t layer = 0; layer < 3; layer++) {
+        assert_ok(moed_split_experts(s, 0, layer, list, 8, &count));
+        assert_int_equal(count, 1);
+        assert_int_equal(list[0], 2);
+    }
+    allowed = INT64_MAX;
+    moed_split_destroy(s);
+    moed_model_destroy(base);
+    support_close(c);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -862,6 +927,7 @@ int main(void)
         cmocka_unit_test(assignments_that_cannot_be_are_refused),
         cmocka_unit_test(nothing_is_left_of_what_was_stopped),
         cmocka_unit_test(every_allocation_may_be_refused),
+        cmocka_unit_test(all_layers_are_set_or_none),
     };
     return cmocka_run_group_tests_name("surgery", tests, setup, teardown);
 }

@@ -30,13 +30,14 @@ int fail(int code, const char *format, ...)
 
 int exit_code(moed_status status)
 {
+    moed_error_info e = {.struct_size = sizeof e};
     switch (status) {
     case MOED_OK: return EXIT_DONE;
     case MOED_E_LIMIT:
     case MOED_E_MEMORY: return EXIT_FIT;
     case MOED_E_CANCELLED:
     case MOED_E_CALLBACK: return EXIT_STOPPED;
-    case MOED_E_IO:
+    case MOED_E_IO: return moed_last_error_get(&e) == MOED_OK && e.retryable ? EXIT_OTHER : EXIT_INPUT;
     case MOED_E_DEVICE:
     case MOED_E_FORKED:
     case MOED_E_INTERNAL: return EXIT_OTHER;
@@ -47,7 +48,8 @@ int exit_code(moed_status status)
 int fail_errno(const char *path, const char *what, int reason)
 {
     const int space = reason == ENOSPC || reason == EDQUOT || reason == EFBIG;
-    const int place = reason == EACCES || reason == EPERM || reason == EROFS || reason == ENOTDIR || reason == ENAMETOOLONG;
+    const int place = reason == EACCES || reason == EPERM || reason == EROFS || reason == EISDIR || reason == ENOTDIR ||
+                      reason == ENOENT || reason == ENAMETOOLONG || reason == ELOOP;
     return fail(space || place ? EXIT_INPUT : EXIT_OTHER, "%s: %s: %s", path, what, strerror(reason));
 }
 

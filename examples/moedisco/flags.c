@@ -178,9 +178,10 @@ static int set_text(flag *item, const char *text)
     }
 }
 
-/* Sets the flag and its twins. */
+/* Sets the flag and its twins. No flag is a list that grows: of two values one was meant otherwise. */
 static int set_all(flags *f, flag *item, const char *text)
 {
+    if (item->given) return fail(EXIT_INPUT, "--%s is given twice; give it once", item->name);
     for (size_t i = 0; i < f->count; i++)
         if (f->items[i].first == item->first) {
             const int code = set_text(&f->items[i], text);

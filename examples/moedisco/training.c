@@ -75,6 +75,7 @@ int training_fits(const moed_context *c, const moed_layout *l, const moed_corpus
 static int stopped_or_failed(training *t, moed_trainer *trainer, moed_status status)
 {
     char text[512];
+    const int code = exit_code(status);
     snprintf(text, sizeof text, "%s", moed_last_error());
     moed_trainer_info info = {.struct_size = sizeof info};
     moed_trainer_get_info(trainer, &info);
@@ -90,7 +91,7 @@ static int stopped_or_failed(training *t, moed_trainer *trainer, moed_status sta
     if (status == MOED_E_NUMERIC && there)
         return fail(EXIT_OTHER, "%s: %s; the last good checkpoint is kept in %s/checkpoints", t->label, text, t->options.directory);
     if (status == MOED_E_NUMERIC) return fail(EXIT_OTHER, "%s: %s; there was no checkpoint yet", t->label, text);
-    return fail(exit_code(status), "%s: %s", t->label, text);
+    return fail(code, "%s: %s", t->label, text);
 }
 
 int training_run(training *t)

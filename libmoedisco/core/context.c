@@ -146,7 +146,7 @@ moed_status moedi_alloc_array(const moed_context *c, int64_t count, size_t item,
 
 moed_status moedi_realloc_array(const moed_context *c, int64_t count, size_t item, void **memory)
 {
-    void *grown;
+    void *grown = NULL;
     MOEDI_TRY(moedi_alloc_array(c, count, item, &grown));
     if (*memory) {
         const size_t old = block_of(*memory)->size, size = (size_t)count * item;
@@ -165,6 +165,23 @@ moed_status moedi_strdup(const moed_context *c, const char *text, char **out)
     memcpy(copy, text, size);
     *out = copy;
     return MOED_OK;
+}
+
+moed_status moedi_copies(const moed_context *c, const void *data, size_t size, int64_t count, void ***out)
+{
+    void **copies = NULL;
+    moed_status status = MOED_OK;
+    MOEDI_TRY(MOEDI_NEW(c, count, &copies));
+    for (int64_t i = 0; i < count; i++) {
+        MOEDI_GO(moedi_alloc(c, size, &copies[i]));
+        memcpy(copies[i], data, size);
+    }
+    *out = copies;
+    return MOED_OK;
+out:
+    for (int64_t i = 0; i < count; i++) moedi_free(c, copies[i]);
+    moedi_free(c, copies);
+    return status;
 }
 
 /* ---- parallel work ---- */

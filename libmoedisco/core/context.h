@@ -35,6 +35,8 @@ moed_status moedi_alloc(const moed_context *c, size_t size, void **out);
 moed_status moedi_alloc_array(const moed_context *c, int64_t count, size_t item, void **out); /* zeroed; overflow checked */
 moed_status moedi_realloc_array(const moed_context *c, int64_t count, size_t item, void **memory); /* keeps content, new part zeroed */
 moed_status moedi_strdup(const moed_context *c, const char *text, char **out);
+/* `count` copies of data, or none; *out: an array of them. Every copy and the array go back through moedi_free. */
+moed_status moedi_copies(const moed_context *c, const void *data, size_t size, int64_t count, void ***out);
 void moedi_free(const moed_context *c, void *memory);
 #define MOEDI_NEW(c, count, out) moedi_alloc_array((c), (int64_t)(count), sizeof **(out), (void **)(out))
 

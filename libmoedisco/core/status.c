@@ -87,6 +87,12 @@ moed_status moedi_fail_parameter(moed_status status, const char *parameter, cons
     return status;
 }
 
+/* Reasons that lie in the path that was named and not in the moment: the same call ends in the same way again. */
+static int is_of_the_path(int number)
+{
+    return number == EACCES || number == EPERM || number == EROFS || number == EISDIR || number == ENAMETOOLONG || number == ELOOP;
+}
+
 moed_status moedi_fail_errno(const char *path, const char *verb)
 {
     const int number = errno;
@@ -96,7 +102,9 @@ moed_status moedi_fail_errno(const char *path, const char *verb)
     if (number == ENOMEM) status = MOED_E_MEMORY;
     char reason[128] = "";
     const char *text = strerror_r(number, reason, sizeof reason); /* GNU's: locale may translate it, which is fine */
-    return moedi_fail_file(status, path, -1, "cannot %s: %s", verb, text);
+    moedi_fail_file(status, path, -1, "cannot %s: %s", verb, text);
+    if (is_of_the_path(number)) last.retryable = 0;
+    return status;
 }
 
 moed_status moedi_fail_callback(const char *which, int64_t code)

@@ -251,19 +251,25 @@ moed_status moed_integration_set_gate(moed_integration *i, int32_t layer, const 
         return moedi_fail(MOED_E_ARGUMENT,
                           "the gate's rows must be a contiguous F32 array of shape (%d, width) in host memory",
                           i->split->parts);
-    for (int32_t n = 0; n < l->layers; n++)
-        if (l->experts[n] && (layer == -1 || layer == n)) MOEDI_TRY(check_gate(i, n, rows));
     if (layer >= 0 && !l->experts[layer]) return moedi_fail(MOED_E_ARGUMENT, "layer %d has no experts", layer);
-    size_t size = (size_t)rows->shape[0] * (size_t)rows->shape[1] * sizeof(float);
-    for (int32_t n = 0; n < l->layers; n++) {
-        if (!l->experts[n] || (layer != -1 && layer != n)) continue;
-        void *copy = NULL;
-        MOEDI_TRY(moedi_alloc(i->context, size, &copy));
-        memcpy(copy, rows->data, size);
+    const int32_t first = layer < 0 ? 0 : layer, last = layer < 0 ? l->layers - 1 : layer;
+    int32_t gates = 0;
+    for (int32_t n = first; n <= last; n++) {
+        if (!l->experts[n]) continue;
+        MOEDI_TRY(check_gate(i, n, rows));
+        gates++;
+    }
+    const size_t size = (size_t)rows->shape[0] * (size_t)rows->shape[1] * sizeof(float);
+    void **copies = NULL, **next;
+    MOEDI_TRY(moedi_copies(i->context, rows->data, size, gates, &copies));
+    next = copies;
+    for (int32_t n = first; n <= last; n++) {
+        if (!l->experts[n]) continue;
         moedi_free(i->context, i->gates[n].data);
         i->gates[n] = *rows;
-        i->gates[n].data = copy;
+        i->gates[n].data = *next++;
     }
+    moedi_free(i->context, copies);
     return MOED_OK;
 }
 

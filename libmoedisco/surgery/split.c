@@ -24,14 +24,22 @@ static int32_t count_of(const moed_split *s, int32_t part, int32_t layer)
     return s->counts[(int64_t)part * s->layout->layers + layer];
 }
 
-static moed_status set_list(moed_split *s, int32_t part, int32_t layer, const int32_t *experts, int32_t count)
+/* The same list to the layers from first to last that have experts: to all of them, or without memory to none. */
+static moed_status set_lists(moed_split *s, int32_t part, int32_t first, int32_t last, const int32_t *experts, int32_t count)
 {
-    int64_t at = (int64_t)part * s->layout->layers + layer;
-    int32_t *list = NULL;
-    MOEDI_TRY(MOEDI_NEW(s->context, count, &list));
-    memcpy(list, experts, (size_t)count * sizeof *list);
-    moedi_free(s->context, s->experts[at]);
-    s->experts[at] = list, s->counts[at] = count;
+    const moed_layout *l = s->layout;
+    int32_t layers = 0;
+    void **copies = NULL, **next;
+    for (int32_t layer = first; layer <= last; layer++) layers += l->experts[layer] > 0;
+    MOEDI_TRY(moedi_copies(s->context, experts, (size_t)count * sizeof *experts, layers, &copies));
+    next = copies;
+    for (int32_t layer = first; layer <= last; layer++) {
+        if (!l->experts[layer]) continue;
+        const int64_t at = (int64_t)part * l->layers + layer;
+        moedi_free(s->context, s->experts[at]);
+        s->experts[at] = *next++, s->counts[at] = count;
+    }
+    moedi_free(s->context, copies);
     return MOED_OK;
 }
 
@@ -48,7 +56,7 @@ static moed_status assign_in_turn(moed_split *s)
         for (int32_t layer = 0; layer < l->layers; layer++) {
             int32_t count = 0;
             for (int64_t e = part; e < l->experts[layer]; e += s->parts) list[count++] = (int32_t)e;
-            if (count) MOEDI_GO(set_list(s, part, layer, list, count));
+            if (count) MOEDI_GO(set_lists(s, part, layer, layer, list, count));
         }
 out:
     moedi_free(s->context, list);
@@ -155,9 +163,7 @@ moed_status moed_split_assign(moed_split *s, int32_t part, int32_t layer, const 
     int32_t first = layer < 0 ? 0 : layer, last = layer < 0 ? s->layout->layers - 1 : layer;
     for (int32_t l = first; l <= last; l++)
         if (s->layout->experts[l]) MOEDI_TRY(check_list(s, part, l, experts, count));
-    for (int32_t l = first; l <= last; l++)
-        if (s->layout->experts[l]) MOEDI_TRY(set_list(s, part, l, experts, count));
-    return MOED_OK;
+    return set_lists(s, part, first, last, experts, count);
 }
 
 moed_status moed_split_experts(const moed_split *s, int32_t part, int32_t layer, int32_t *experts,

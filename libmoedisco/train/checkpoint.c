@@ -367,10 +367,11 @@ out:
     return status;
 }
 
-/* Damage makes a checkpoint invalid; a lack of memory does not. */
+/* Damage makes a checkpoint invalid; a lack of memory does not, and neither does a format of another version: going on from an older
+ * checkpoint would remove it. */
 static int damaged(moed_status status)
 {
-    return status != MOED_OK && status != MOED_E_MEMORY && status != MOED_E_LIMIT;
+    return status != MOED_OK && status != MOED_E_MEMORY && status != MOED_E_LIMIT && status != MOED_E_UNSUPPORTED;
 }
 
 /* dir of the newest checkpoint whose files match its manifest. */

@@ -7,6 +7,8 @@
 #include "util/hash.h"
 #include "util/json.h"
 
+enum { MANIFEST_FORMAT = 1 };
+
 static moed_status measure(const moed_context *c, const char *dir, const char *file, char digest[33], int64_t *size)
 {
     char *path = NULL;
@@ -22,7 +24,7 @@ moed_status moedi_manifest_write(const moed_context *c, const char *dir, const c
 {
     moed_status status = MOED_OK;
     char *path = NULL;
-    json_t *list = json_object(), *manifest = json_pack("{s:i}", "format", 1);
+    json_t *list = json_object(), *manifest = json_pack("{s:i}", "format", MANIFEST_FORMAT);
     if (json_object_set_new(manifest, "files", list) != 0) {
         json_decref(manifest);
         return moedi_fail(MOED_E_MEMORY, "out of memory for the manifest of %s", dir);
@@ -65,10 +67,9 @@ moed_status moedi_manifest_verify(const moed_context *c, const char *dir, const 
     moed_status status = MOED_OK;
     char *path = NULL;
     json_t *manifest = NULL;
-    int64_t format = 0;
     MOEDI_GO(moedi_path_join(c, dir, "manifest.json", &path));
     MOEDI_GO(moedi_json_open(&manifest, c, path));
-    MOEDI_GO(moedi_json_integer(manifest, path, "format", 1, 1, 1, &format));
+    MOEDI_GO(moedi_json_format(manifest, path, MANIFEST_FORMAT));
     const json_t *list = json_object_get(manifest, "files");
     for (size_t i = 0; i < count; i++) MOEDI_GO(verify_file(c, dir, files[i], json_object_get(list, files[i]), path));
 out:

@@ -135,6 +135,16 @@ moed_status moedi_json_integer(const json_t *o, const char *path, const char *fi
     return MOED_OK;
 }
 
+moed_status moedi_json_format(const json_t *o, const char *path, int64_t mine)
+{
+    int64_t format = 0;
+    MOEDI_TRY(moedi_json_integer(o, path, "format", 1, 1, INT32_MAX, &format));
+    if (format == mine) return MOED_OK;
+    return moedi_fail_file(MOED_E_UNSUPPORTED, path, -1,
+                           "format %lld is of another version of the library; this one reads format %lld", (long long)format,
+                           (long long)mine);
+}
+
 moed_status moedi_json_number(const json_t *o, const char *path, const char *field, int required, double minimum, double maximum, double *out)
 {
     moed_status status;

@@ -16,6 +16,9 @@ moed_status moedi_json_number(const json_t *o, const char *path, const char *fie
 moed_status moedi_json_boolean(const json_t *o, const char *path, const char *field, int required, int32_t *out);
 moed_status moedi_json_text(const json_t *o, const char *path, const char *field, int required, const char **out); /* borrowed from o */
 
+/* Field "format" is the number that this library writes; MOED_E_UNSUPPORTED for another version's. */
+moed_status moedi_json_format(const json_t *o, const char *path, int64_t mine);
+
 /* Text by jansson's flags, without a final newline; free with moedi_free. */
 moed_status moedi_json_dump(const moed_context *c, const json_t *o, size_t flags, char **out, size_t *size);
 /* jansson's json_loadb and json_dumpb (bytes of the text, 0 on failure; at most `room` are written), untouched by the host's locale
