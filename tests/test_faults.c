@@ -10,7 +10,7 @@
 #include "train_support.h"
 
 static int64_t outstanding; /* jansson's blocks */
-static int full;            /* every fault; else ever larger steps, for a few seconds */
+static int full;            /* every fault; else some, for a few seconds */
 
 static void *json_memory(size_t size)
 {
@@ -180,7 +180,7 @@ static bench open_bench(void)
     moed_split_options s;
     char path[4200];
     assert_ok(moed_options_init(MOED_STRUCT_CONTEXT_OPTIONS, &o, sizeof o));
-    o.flags = MOED_CONTEXT_NO_ENV, o.kernels = "reference", o.threads = 1, o.alloc = context_memory, o.free = context_free;
+    o.flags = MOED_CONTEXT_NO_ENV, o.threads = 1, o.alloc = context_memory, o.free = context_free;
     assert_ok(moed_context_create(&b.context, &o));
     assert_int_equal(mkdir(at(&b, "text"), 0777) | mkdir(at(&b, "more"), 0777) | mkdir(at(&b, "out"), 0777), 0);
     for (int i = 0; i < 22; i++) {
@@ -229,6 +229,10 @@ static void empty_out(bench *b)
     assert_int_equal(system(command), 0);
 }
 
+/* Which calls fail: all of them, or ever larger steps that begin elsewhere for each kind, so that together they meet more. */
+static int64_t first_call(int kind) { return full ? 1 : 1 + kind % 4; }
+static int64_t next_call(int64_t n) { return full ? n + 1 : n + 1 + n / 4; }
+
 /* How many faults there were. Writing flows: `out` goes from variant 0 to 1; a run goes on instead, and its end is what counts. */
 static int64_t fail_in_turn(bench *b, flow f, int kind, int is_run)
 {
@@ -241,7 +245,7 @@ static int64_t fail_in_turn(bench *b, flow f, int kind, int is_run)
         assert_ok(f(b, variant));
         *(variant ? &new : &old) = digest(is_run ? at(b, "out/checkpoints/step-4/model") : at(b, "out"), &nothing);
     }
-    for (int64_t n = 1, done = 0;; done++, n += full ? 1 : 1 + n / 5) {
+    for (int64_t n = first_call(kind), done = 0;; done++, n = next_call(n)) {
         int leftovers = 0;
         fault_arm(0, FAULT_COUNT, 0);
         if (is_run) empty_out(b);
@@ -290,7 +294,7 @@ static void every_fault(int kind)
         print_message("%s, %s...\n", flows[i].name, kind_names[kind]);
         const int64_t faults = fail_in_turn(&b, flows[i].run, kind, flows[i].is_run);
         print_message("%s: %d times %s\n", flows[i].name, (int)faults, kind_names[kind]);
-        assert_true(faults > 4);
+        assert_true(faults >= 2);
     }
     close_bench(&b);
 }
@@ -311,6 +315,7 @@ int main(int argc, char **argv)
     };
     full = argc > 1 && !strcmp(argv[1], "full");
     if (argc > 2) cmocka_set_test_filter(argv[2]);
+    if (access("/dev/shm", W_OK) == 0) setenv("TMPDIR", "/dev/shm", 1); /* what a fault leaves is tested, not the disk */
     json_set_alloc_funcs(json_memory, json_free);
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
