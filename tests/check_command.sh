@@ -79,6 +79,7 @@ refuse 2 'empty' corpus build c/none empty
 [ ! -e c/none.bin ] && [ ! -e c/none.idx ] || wrong 'a corpus is left of an empty folder'
 printf 'a\0b' > binary
 refuse 2 'binary' corpus build c/none binary
+refuse 2 'ends in a name' corpus build new/ text
 refuse 2 'empty' corpus build new/folder/none empty
 [ ! -e new ] || wrong 'folders are left of a refused corpus'
 head -c 100 c/text.idx > c/short.idx
@@ -97,15 +98,30 @@ for place in "$long" "text/1.c/in" /dev/null/in; do
     refuse 2 ': cannot \|is not a ' train place c/text "$place" --steps 1
     refuse 2 ': cannot \|is not a ' run full "$place" --text text --preset tiny --steps 1
 done
-rm -rf place
 mkdir closed
+chmod 755 .
 chmod 555 closed
-if ! touch closed/probe 2> probe; then # root may write there all the same
-    refuse 2 'ermission denied' corpus build closed/c text
-    refuse 2 'ermission denied' init closed/m --preset tiny
-    refuse 2 'ermission denied' run full closed/run --text text --preset tiny --steps 1
+nobody=
+[ "$(id -u)" = 0 ] && nobody='setpriv --reuid=65534 --regid=65534 --clear-groups' # root may write there all the same
+if $nobody "$moedisco" --version > out 2> err; then
+    for line in 'corpus build closed/c text' 'init closed/m --preset tiny' 'split place closed/s' 'cluster c/text closed/p --clusters 2' \
+        'train place c/text closed/t --steps 1' 'run full closed/run --text text --preset tiny --steps 1'; do
+        # shellcheck disable=SC2086
+        $nobody "$moedisco" $line > out 2> err
+        [ $? = 2 ] || wrong "not exit 2 in a folder that is closed: $line"
+        has err 'ermission denied'
+    done
 fi
-rm -rf closed
+rm -rf closed place
+# standard output that is full or closed, and a reader that has seen enough
+if [ -e /dev/full ]; then
+    for line in --help --version 'corpus info c/text' 'init --help'; do
+        # shellcheck disable=SC2086
+        "$moedisco" $line > /dev/full 2> err && wrong "exit 0 with a full standard output: $line"
+        has err 'standard output could not be written'
+    done
+fi
+"$moedisco" --help | : || wrong 'a reader that leaves is a fault'
 
 # ---- model, clusters, split, train, integrate ----
 expect 0 init m --preset tiny
@@ -125,6 +141,10 @@ expect 0 cluster c/text p.safetensors --clusters 4 --model m --json
 has out '"typical":\["'
 grep -v '^{' out && wrong 'not only JSON lines with --json'
 refuse 2 '2000 clusters' cluster c/text q.safetensors --clusters 2000
+cp c/text.idx kept.idx
+refuse 2 'is no partition: it is not replaced' cluster c/text c/text.idx --clusters 4
+refuse 2 'cannot be made' cluster c/text nowhere/p --clusters 4
+same kept.idx c/text.idx 'a corpus that a partition was to be written over'
 expect 0 info p.safetensors
 has out '240 documents in 4 clusters'
 expect 0 corpus export c/text c/one --partition p.safetensors --cluster 1

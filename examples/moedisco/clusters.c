@@ -1,7 +1,9 @@
 /* clusters.c - corpora and their clusters. */
+#include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "clusters.h"
 #include "output.h"
@@ -272,6 +274,21 @@ static int embedding_model(const cluster_settings *s, moed_context *c, const moe
     return code;
 }
 
+/* What would stop the saving is told before the work; and only a partition is replaced. */
+static int check_place(moed_context *c, const char *path)
+{
+    moed_partition *p = NULL;
+    const char *slash = strrchr(path, '/');
+    char *folder = slash ? must(strndup(path, (size_t)(slash - path) + 1)) : must(strdup("."));
+    const int reason = access(folder, W_OK) ? errno : 0;
+    free(folder);
+    if (reason) return fail_errno(path, "cannot be made", reason);
+    const moed_status status = path_exists(path) ? moed_partition_open(&p, c, path) : MOED_OK;
+    moed_partition_destroy(p);
+    if (exit_code(status) != EXIT_INPUT) return status ? fail_status(status) : EXIT_DONE;
+    return fail(EXIT_INPUT, "%s: is there and is no partition: it is not replaced; choose another name", path);
+}
+
 int verb_cluster(const verb *v, int argc, char **argv)
 {
     flags f = {0};
@@ -288,8 +305,9 @@ int verb_cluster(const verb *v, int argc, char **argv)
     int code = flags_parse(&f, v, argc, argv, 2, 2);
     if (code >= 0) return code;
     if ((code = common_open(&c, &context))) return code;
-    moed_status status = open_corpus(&d, context, f.positionals[0]);
-    if (!status && s.held_out > 0) status = moed_corpus_divide(&train, &held, d, s.held_out, s.held_out_seed);
+    code = check_place(context, f.positionals[1]);
+    moed_status status = code ? MOED_OK : open_corpus(&d, context, f.positionals[0]);
+    if (!code && !status && s.held_out > 0) status = moed_corpus_divide(&train, &held, d, s.held_out, s.held_out_seed);
     if (status) code = fail_status(status);
     if (!code) code = embedding_model(&s, context, d, k.kmeans.seed, &m);
     if (!code) code = clusters_make(context, d, train ? train : d, held, m, &k, &p);

@@ -160,10 +160,9 @@ static void stop_on(int number)
     if (sigaction(number, NULL, &before) == 0 && before.sa_handler != SIG_IGN) sigaction(number, &action, NULL);
 }
 
-int main(int argc, char **argv)
+static int run(int argc, char **argv)
 {
     char wish[] = "--help", *help[] = {argv[0], wish, wish, wish};
-    fill_standard_streams();
     if (argc < 2) return general_help(), EXIT_INPUT;
     if (asks_for_help(argv[1]) || (!strcmp(argv[1], "help") && argc == 2)) return general_help();
     if (!strcmp(argv[1], "--version")) return printf("%s\n", moed_build_info()), EXIT_DONE;
@@ -181,10 +180,15 @@ int main(int argc, char **argv)
     stop_on(SIGINT);
     stop_on(SIGTERM);
     stop_on(SIGHUP);
+    return v->run(v, argc - 1 - words, argv + 1 + words); /* app_cancel lives as long as the handler that may ask for it */
+}
+
+int main(int argc, char **argv)
+{
+    fill_standard_streams();
     signal(SIGPIPE, SIG_IGN);
-    int code = v->run(v, argc - 1 - words, argv + 1 + words);
+    int code = run(argc, argv);
     if ((fflush(stdout) || ferror(stdout)) && !reader_left() && code == EXIT_DONE)
         code = fail(EXIT_OTHER, "standard output could not be written");
-    moed_cancel_destroy(app_cancel);
     return code;
 }

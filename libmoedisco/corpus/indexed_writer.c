@@ -60,6 +60,8 @@ moed_status moedi_indexed_create(moedi_indexed_writer *w, const moed_context *c,
     memset(w, 0, sizeof *w);
     w->context = c;
     w->item = item;
+    if (prefix[strlen(prefix) - 1] == '/')
+        return moedi_fail_file(MOED_E_ARGUMENT, prefix, -1, "is a folder: a prefix ends in a name, as in %scorpus", prefix);
     MOEDI_GO(moedi_path_suffix(c, prefix, ".bin", &w->bin_path));
     MOEDI_GO(moedi_path_suffix(c, prefix, ".idx", &w->idx_path));
     MOEDI_GO(moedi_path_suffix(c, prefix, ".json", &w->json_path));
