@@ -21,12 +21,14 @@ say =
 endif
 
 .DEFAULT_GOAL := all
-.PHONY: all help demo demo-run check check-run check-abi check-headers check-install check-gpu bench bench-methods asan ubsan tsan valgrind \
-    crash valgrind-run analyze analyze-run tidy tidy-run fuzz fuzz-run fuzz-merge fuzz-merge-run ci-full install uninstall dist clean
+.PHONY: all help demo demo-run check check-run check-abi check-headers check-install check-gpu bench bench-methods asan ubsan \
+    tsan crash crash-run valgrind valgrind-run analyze analyze-run tidy tidy-run fuzz fuzz-run fuzz-merge fuzz-merge-run \
+    fuzz-build ci-full install uninstall dist clean
 .DELETE_ON_ERROR:
 
 # ---- flags; objects lie in a directory named by them ----
-WARNINGS := -Wall -Wextra -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Wpointer-arith -Wwrite-strings -Wvla -Wformat=2 $(if $(WERROR),-Werror)
+WARNINGS := -Wall -Wextra -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Wpointer-arith -Wwrite-strings -Wvla \
+    -Wformat=2 $(if $(WERROR),-Werror)
 JANSSON_CFLAGS := $(shell $(PKG_CONFIG) --cflags jansson 2>/dev/null)
 JANSSON_LIBS   := $(or $(shell $(PKG_CONFIG) --libs jansson 2>/dev/null),-ljansson)
 LIBS := $(JANSSON_LIBS) -lpthread -ldl -lm
@@ -68,18 +70,19 @@ all: $(SHARED) $(STATIC) $(if $(COMMAND_SOURCES),$(COMMAND)) $(EXAMPLES)
 help:
 	@printf '%s\n' 'all              libraries, command, examples' \
 	    'demo             three ways of training at equal money, on text of this machine' \
-	    'check            all tests (ci: .ci/run)' \
+	    'check            all tests; check-run the same, installing nothing (ci: .ci/run)' \
 	    'check-abi        exported symbols and struct sizes      check-headers  as C99 and C++11' \
 	    'check-install    programs outside the tree, DESTDIR     check-gpu      operations on a GPU' \
-	    'crash            200 runs killed at random instants, and every fault in turn' \
-    'bench            the bench programs                     bench-methods  the methods against each other' \
 	    'asan ubsan tsan  all tests with a sanitizer' \
 	    'valgrind         quick tests under memcheck' \
 	    'analyze tidy     gcc -fanalyzer, clang-tidy over all sources' \
+	    'ci-full          check, asan, ubsan, tsan, valgrind, analyze and tidy in turn' \
+	    'crash            200 runs killed at random instants, and every fault in turn' \
 	    'fuzz             each target in tests/fuzz for FUZZ_SECONDS (600); fuzz-merge keeps what is new' \
-	    'ci-full          all of the above but demo, benches and long fuzzing' \
+	    'bench            the bench programs                     bench-methods  the methods against each other' \
 	    'install uninstall dist clean' \
-	    'variables: CC CFLAGS LDFLAGS PREFIX LIBDIR INCLUDEDIR BINDIR DESTDIR SANITIZE V=1 WERROR=1 YES=1 (install packages without asking)'
+	    'variables: CC CXX CFLAGS CPPFLAGS LDFLAGS PREFIX LIBDIR INCLUDEDIR BINDIR DESTDIR BUILD SANITIZE FUZZ_SECONDS' \
+	    '           V=1 (commands)  WERROR=1 (warnings are errors)  YES=1 (install packages without asking)'
 
 $(OUT)/%.o: %.c
 	@mkdir -p $(@D)
@@ -100,7 +103,8 @@ define vector
 OBJECTS += $(patsubst $(VECTOR)/%.c,$(OUT)/$(VECTOR)/%.$(1).o,$(wildcard $(VECTOR)/*.c))
 $(OUT)/$(VECTOR)/%.$(1).o: $(VECTOR)/%.c
 	@mkdir -p $$(@D)
-	$$(call say,CC,'$$< ($(1))')$$(CC) $$(FLAGS) $(or $(VARIANT_FLAGS_$(1)),-DMOEDI_VARIANT=$(1) -O3 -fno-trapping-math) -ffp-contract=off -MMD -MP -c -o $$@ $$<
+	$$(call say,CC,'$$< ($(1))')$$(CC) $$(FLAGS) $(or $(VARIANT_FLAGS_$(1)),-DMOEDI_VARIANT=$(1) -O3 -fno-trapping-math) \
+	    -ffp-contract=off -MMD -MP -c -o $$@ $$<
 endef
 $(foreach v,plain $(filter-out neon,$(FAST_VARIANTS)),$(eval $(call vector,$(v))))
 
@@ -138,7 +142,8 @@ $(FAULTS): tests/faults/faults.c tests/faults/faults.h
 # A plug-in stands alone: the fake one brings the CPU's operations along.
 $(OUT)/tests/plugins/%/libmoedisco-test.so: tests/plugins/%.c $(INTERNAL)
 	@mkdir -p $(@D)
-	$(call say,LD,$@)$(CC) $(FLAGS) $(LDFLAGS) -shared -Wl,-z,defs -MMD -MP -o $@ $< $(filter $(OUT)/$(CPU)/%,$(OBJECTS)) $(OUT)/libmoedisco/core/limits.o -lm -ldl
+	$(call say,LD,$@)$(CC) $(FLAGS) $(LDFLAGS) -shared -Wl,-z,defs -MMD -MP -o $@ $< $(filter $(OUT)/$(CPU)/%,$(OBJECTS)) \
+	    $(OUT)/libmoedisco/core/limits.o -lm -ldl
 
 -include $(shell [ -d $(OUT) ] && find $(OUT) -name '*.d')
 
@@ -154,7 +159,10 @@ check:
 check-run: all $(TESTS) $(PLUGINS) $(CRASH) $(FAULTS)
 	@OUT='$(abspath $(OUT))' CC='$(CC)' CXX='$(CXX)' MAKE='$(MAKE)' sh tests/run.sh $(TESTS)
 # Every kill and every fault, some of an hour; `check` has a few seconds of it.
-crash: all $(CRASH) $(FAULTS) $(OUT)/tests/test_faults
+crash:
+	@sh .ci/packages build check
+	@$(MAKE) --no-print-directory crash-run
+crash-run: all $(CRASH) $(FAULTS) $(OUT)/tests/test_faults
 	@$(OUT)/tests/test_faults full
 	@$(CRASH) $(abspath $(COMMAND)) $(abspath $(FAULTS)) full
 check-abi: $(SHARED) $(STATIC)
@@ -169,12 +177,12 @@ bench: all $(BENCHES)
 	@sh tests/bench/run.sh $(abspath $(OUT))/tests/bench
 bench-methods: all
 	@sh tests/bench/methods.sh $(abspath $(COMMAND))
-asan:
-	@$(MAKE) --no-print-directory check-run CFLAGS='-O1 -g -fno-omit-frame-pointer' SANITIZE='-fsanitize=address,undefined -fno-sanitize-recover=all'
-ubsan:
-	@$(MAKE) --no-print-directory check-run CFLAGS='-O1 -g' SANITIZE='-fsanitize=undefined -fno-sanitize-recover=all'
-tsan:
-	@$(MAKE) --no-print-directory check-run CFLAGS='-O1 -g' SANITIZE='-fsanitize=thread'
+FLAGS_asan  := CFLAGS='-O1 -g -fno-omit-frame-pointer' SANITIZE='-fsanitize=address,undefined -fno-sanitize-recover=all'
+FLAGS_ubsan := CFLAGS='-O1 -g' SANITIZE='-fsanitize=undefined -fno-sanitize-recover=all'
+FLAGS_tsan  := CFLAGS='-O1 -g' SANITIZE='-fsanitize=thread'
+asan ubsan tsan:
+	@sh .ci/packages build check
+	@$(MAKE) --no-print-directory check-run $(FLAGS_$@)
 
 # Memcheck knows no AVX-512: the library then chooses its v3 kernels by itself. Left out are tests that take seconds without
 # it, and test_core, whose fake device tells host memory by where the kernel puts it; valgrind puts it elsewhere.
@@ -186,32 +194,37 @@ valgrind:
 valgrind-run: all $(VALGRIND_TESTS:%=$(OUT)/tests/test_%) $(PLUGINS)
 	@OUT='$(abspath $(OUT))' RUN='$(VALGRIND)' sh tests/run.sh $(VALGRIND_TESTS:%=$(OUT)/tests/test_%)
 
-# Both see one file at a time; MOEDI_ANALYZE tells them what status.h promises. The CPU's operations in one variant each. gcc 12 takes the
-# number of a vector's lanes for the width of a shift in each: that check is off, UBSan makes it at run time.
-ANALYZE_FLAGS := CPPFLAGS=-DMOEDI_ANALYZE WERROR=1 REFERENCE_VARIANTS=f32 FAST_VARIANTS=$(or $(filter v3,$(FAST_VARIANTS)),$(FAST_VARIANTS))
+# Both see one file at a time; MOEDI_ANALYZE tells them what status.h promises. The CPU's operations in one variant each. gcc 12 takes
+# the number of a vector's lanes for the width of a shift in each: that check is off, UBSan makes it at run time.
+ANALYZE_FLAGS := CPPFLAGS=-DMOEDI_ANALYZE WERROR=1 REFERENCE_VARIANTS=f32 \
+    FAST_VARIANTS=$(or $(filter v3,$(FAST_VARIANTS)),$(FAST_VARIANTS))
 analyze:
 	@sh .ci/packages build
 	@$(MAKE) --no-print-directory -k analyze-run $(ANALYZE_FLAGS) CC=gcc CFLAGS='-O1 -fanalyzer -Wno-analyzer-shift-count-overflow'
 analyze-run: $(OBJECTS) $(COMMAND_SOURCES:%.c=$(OUT)/%.o)
-TIDY := $(patsubst %.c,$(OUT)/%.tidy,$(SOURCES) $(wildcard $(CPU)/reference/*.c $(CPU)/fast/*.c) $(COMMAND_SOURCES) $(wildcard examples/*.c))
+TIDY_SOURCES := $(SOURCES) $(wildcard $(CPU)/reference/*.c $(CPU)/fast/*.c examples/*.c) $(COMMAND_SOURCES)
+TIDY_HEADERS := $(shell find libmoedisco include examples -name '*.h')
+TIDY := $(TIDY_SOURCES:%.c=$(OUT)/%.tidy)
 tidy:
 	@sh .ci/packages build tools
 	@$(MAKE) --no-print-directory -k tidy-run $(ANALYZE_FLAGS) CFLAGS=-O1
 tidy-run: $(TIDY)
 $(OUT)/$(CPU)/reference/%.tidy: TIDY_VARIANT = $(VARIANT_FLAGS_f32)
 $(OUT)/$(CPU)/fast/%.tidy: TIDY_VARIANT = $(VARIANT_FLAGS_$(FAST_VARIANTS))
-$(OUT)/%.tidy: %.c .ci/clang-tidy $(wildcard libmoedisco/*/*.h libmoedisco/backend/cpu/*/*.h include/moedisco/*.h include/moedisco/sys/*.h examples/moedisco/*.h)
+$(OUT)/%.tidy: %.c .ci/clang-tidy $(TIDY_HEADERS)
 	@mkdir -p $(@D)
 	$(call say,TIDY,$<)clang-tidy-14 --config-file=.ci/clang-tidy --quiet $< -- $(FLAGS) $(TIDY_VARIANT) 2>$@.log && touch $@
 
 ci-full:
 	@sh .ci/packages build check tools
-	@for target in check-run asan ubsan tsan valgrind analyze tidy; do echo "== $$target"; $(MAKE) --no-print-directory $$target || exit 1; done
+	@for target in check-run asan ubsan tsan valgrind analyze tidy; do \
+	    echo "== $$target"; $(MAKE) --no-print-directory $$target || exit 1; done
 
 # ---- fuzzing: clang's libFuzzer over tests/fuzz/*.c; what `make check` replays lies in tests/fuzz/corpus ----
 FUZZERS := $(patsubst tests/fuzz/%.c,$(OUT)/tests/fuzz/%,$(sort $(wildcard tests/fuzz/*.c)))
 FUZZ_SECONDS ?= 600
-FUZZ_FLAGS := CC=clang CFLAGS='-O1 -g' SANITIZE='-fsanitize=fuzzer-no-link,address,undefined -fno-sanitize-recover=all' LDFLAGS=-fsanitize=fuzzer
+FUZZ_FLAGS := CC=clang CFLAGS='-O1 -g' SANITIZE='-fsanitize=fuzzer-no-link,address,undefined -fno-sanitize-recover=all' \
+    LDFLAGS=-fsanitize=fuzzer
 fuzz fuzz-merge:
 	@sh .ci/packages build check fuzz
 	@$(MAKE) --no-print-directory $@-run $(FUZZ_FLAGS)
@@ -236,7 +249,8 @@ install: all
 	sed -e 's|@PREFIX@|$(PREFIX)|' -e 's|@LIBDIR@|$(LIBDIR)|' -e 's|@INCLUDEDIR@|$(INCLUDEDIR)|' -e 's|@VERSION@|$(VERSION)|' \
 	    pkgconfig/moedisco.pc.in > $(PC)
 uninstall:
-	rm -f $(DESTDIR)$(LIBDIR)/libmoedisco.so* $(DESTDIR)$(LIBDIR)/libmoedisco.a $(PC) $(DESTDIR)$(INCLUDEDIR)/moedisco.h $(DESTDIR)$(BINDIR)/moedisco
+	rm -f $(DESTDIR)$(LIBDIR)/libmoedisco.so* $(DESTDIR)$(LIBDIR)/libmoedisco.a $(PC) $(DESTDIR)$(INCLUDEDIR)/moedisco.h \
+	    $(DESTDIR)$(BINDIR)/moedisco
 	rm -rf $(DESTDIR)$(INCLUDEDIR)/moedisco
 dist:
 	git archive --prefix=libmoedisco-$(VERSION)/ -o libmoedisco-$(VERSION).tar.gz HEAD

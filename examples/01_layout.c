@@ -39,7 +39,8 @@ int main(int argc, char **argv)
         moed_context_destroy(context);
         return 2;
     }
-    printf("family      %s, %" PRId64 " layers, %" PRId64 " experts of which %" PRId64 " work on a token\n", info.family, info.layers, info.experts, info.top_k);
+    printf("family      %s, %" PRId64 " layers, %" PRId64 " experts of which %" PRId64 " work on a token\n", info.family,
+           info.layers, info.experts, info.top_k);
     printf("parameters  %" PRId64 " numbers in %" PRId64 " tensors, %" PRId64 " bytes\n", info.total, info.params, info.bytes);
     printf("active      %" PRId64 " per token\n", info.active);
     printf("forward     %.4g FLOPs per token of a row of %" PRId64 "\n", info.forward_flops, info.context_length);

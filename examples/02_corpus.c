@@ -12,13 +12,14 @@ static int build(moed_context *c, const char *folder, const char *prefix)
     int32_t tokens[60];
     int64_t count = 0;
     if (moed_corpus_build(c, &folder, 1, prefix, NULL, &report, NULL) != MOED_OK) return 2;
-    printf("%" PRId64 " text files read, %" PRId64 " binary files left out, %" PRId64 " copies dropped\n", report.files, report.binary_files,
-           report.duplicates);
+    printf("%" PRId64 " text files read, %" PRId64 " binary files left out, %" PRId64 " copies dropped\n", report.files,
+           report.binary_files, report.duplicates);
 
     if (moed_corpus_open(&corpus, c, prefix, NULL) != MOED_OK) return 2;
     int code = 2;
     if (moed_corpus_get_info(corpus, &info) == MOED_OK && moed_corpus_read(corpus, 0, 0, tokens, 60, &count) == MOED_OK) {
-        printf("%" PRId64 " documents, %" PRId64 " tokens, the longest document %" PRId64 "\nfingerprint %s\nthe first document begins: ",
+        printf("%" PRId64 " documents, %" PRId64 " tokens, the longest document %" PRId64
+               "\nfingerprint %s\nthe first document begins: ",
                info.documents, info.tokens, info.longest, info.fingerprint);
         for (int64_t i = 0; i < count; i++) putchar(tokens[i] < ' ' ? ' ' : (int)tokens[i]);
         putchar('\n');

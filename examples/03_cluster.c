@@ -19,7 +19,8 @@ static int cluster(moed_context *c, const moed_tensor *x, int32_t method)
     if (code == 0) {
         printf("%s: inertia %.1f\n", method == MOED_KMEANS_BALANCED ? "balanced" : "plain", info.inertia);
         for (int64_t i = 0; i < info.clusters; i++)
-            printf("  %3" PRId64 " points around (%.2f, %.2f)\n", info.counts[i], (double)info.centroids[i * WIDTH], (double)info.centroids[i * WIDTH + 1]);
+            printf("  %3" PRId64 " points around (%.2f, %.2f)\n", info.counts[i], (double)info.centroids[i * WIDTH],
+                   (double)info.centroids[i * WIDTH + 1]);
     }
     moed_kmeans_destroy(k);
     return code;

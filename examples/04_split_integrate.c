@@ -5,9 +5,9 @@
 #include <string.h>
 
 static const char config[] =
-    "{\"model_type\": \"mixtral\", \"vocab_size\": 257, \"hidden_size\": 32, \"num_hidden_layers\": 2, \"num_attention_heads\": 4,"
-    " \"num_key_value_heads\": 2, \"intermediate_size\": 64, \"num_local_experts\": 4, \"num_experts_per_tok\": 2,"
-    " \"max_position_embeddings\": 64}";
+    "{\"model_type\": \"mixtral\", \"vocab_size\": 257, \"hidden_size\": 32, \"num_hidden_layers\": 2,"
+    " \"num_attention_heads\": 4, \"num_key_value_heads\": 2, \"intermediate_size\": 64, \"num_local_experts\": 4,"
+    " \"num_experts_per_tok\": 2, \"max_position_embeddings\": 64}";
 
 /* Adds a little to every number of the model. */
 static moed_status pretend_training(moed_model *m, float step)

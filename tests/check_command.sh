@@ -104,8 +104,8 @@ chmod 555 closed
 nobody=
 [ "$(id -u)" = 0 ] && nobody='setpriv --reuid=65534 --regid=65534 --clear-groups' # root may write there all the same
 if $nobody "$moedisco" --version > out 2> err; then
-    for line in 'corpus build closed/c text' 'init closed/m --preset tiny' 'split place closed/s' 'cluster c/text closed/p --clusters 2' \
-        'train place c/text closed/t --steps 1' 'run full closed/run --text text --preset tiny --steps 1'; do
+    for line in 'corpus build closed/c text' 'init closed/m --preset tiny' 'split place closed/s' \
+        'cluster c/text closed/p --clusters 2' 'train place c/text closed/t --steps 1' 'run full closed/run --text text --preset tiny --steps 1'; do
         # shellcheck disable=SC2086
         $nobody "$moedisco" $line > out 2> err
         [ $? = 2 ] || wrong "not exit 2 in a folder that is closed: $line"

@@ -117,7 +117,8 @@ static inline void guest_look(snapshot *s)
     s->control = guest_control();
     s->environment = environ;
     size_t used = 0;
-    for (char **e = environ; *e && used < GUEST_TEXT; e++) used += (size_t)snprintf(s->variables + used, GUEST_TEXT - used, "%p %s\n", (void *)*e, *e);
+    for (char **e = environ; *e && used < GUEST_TEXT; e++)
+        used += (size_t)snprintf(s->variables + used, GUEST_TEXT - used, "%p %s\n", (void *)*e, *e);
     for (int i = 1; i < NSIG; i++) sigaction(i, NULL, &s->actions[i]);
     pthread_sigmask(SIG_SETMASK, NULL, &s->mask);
     sched_getaffinity(0, sizeof s->affinity, &s->affinity);
@@ -185,8 +186,8 @@ static inline void guest_text(const char *path)
     fclose(f);
 }
 
-/* Corpus, embedding, k-means, partition, split, training with checkpoints, integration, evaluation, saving and opening, below dir. progress
- * (nullable) is called between the steps of the first trainer. */
+/* Corpus, embedding, k-means, partition, split, training with checkpoints, integration, evaluation, saving and opening, below
+ * dir. progress (nullable) is called between the steps of the first trainer. */
 static inline void guest_flow(guest *g, moed_context *c, const char *dir, moed_progress_fn progress, void *user)
 {
     char paths[8][4200];
@@ -267,7 +268,8 @@ static inline void guest_close(guest *g)
     moed_kmeans_destroy(g->kmeans);
     moed_model_destroy(g->opened), moed_model_destroy(g->whole), moed_model_destroy(g->model);
     for (int k = 0; k < GUEST_PARTS; k++) moed_model_destroy(g->parts[k]);
-    moed_corpus_destroy(g->cluster), moed_corpus_destroy(g->held_out), moed_corpus_destroy(g->train), moed_corpus_destroy(g->corpus);
+    moed_corpus_destroy(g->cluster), moed_corpus_destroy(g->held_out), moed_corpus_destroy(g->train),
+        moed_corpus_destroy(g->corpus);
     moed_cancel_destroy(g->cancel);
     free(g->vectors);
 }

@@ -94,7 +94,8 @@ static void a_folder_is_walked_in_name_order_without_binary_hidden_and_linked_en
     (void)state;
     moed_corpus_report report;
     folder("f"), folder("f/b"), folder("f/.git");
-    put("f/c.txt", "third"), put("f/a.txt", "first"), put("f/b/x.txt", "second"), put("f/.hidden", "never"), put("f/.git/y", "never");
+    put("f/c.txt", "third"), put("f/a.txt", "first"), put("f/b/x.txt", "second"), put("f/.hidden", "never"),
+        put("f/.git/y", "never");
     support_write(support_path(dir, "f/nul"), "a\0b", 3);
     support_write(support_path(dir, "f/latin"), "caf\xe9", 4);
     support_write(support_path(dir, "f/cut-character"), "caf\xc3", 4);
@@ -172,7 +173,8 @@ static void a_long_file_without_lines_is_cut_between_characters(void **state)
     char *text = malloc(30001);
     for (int i = 0; i < 10000; i++) memcpy(text + i * 3, i % 2 ? "\xe2\x82\xac" : "\xe4\xb8\xad", 3);
     text[4] = (char)0x83; /* one other character, so that no two documents are copies */
-    for (int i = 0; i < 10000; i += 50) text[i * 3] = 'a', text[i * 3 + 1] = (char)('a' + i / 50 % 26), text[i * 3 + 2] = (char)('a' + i / 1300);
+    for (int i = 0; i < 10000; i += 50)
+        text[i * 3] = 'a', text[i * 3 + 1] = (char)('a' + i / 50 % 26), text[i * 3 + 2] = (char)('a' + i / 1300);
     support_write(support_path(dir, "long.txt"), text, 30000);
     o.document_bytes = 100;
     assert_ok(build("long.txt", "c", &o, NULL));
@@ -631,7 +633,8 @@ static void dividing_parts_every_document_once(void **state)
         }
     for (int i = 0; i < 1000; i++) assert_int_equal(seen[i], 1);
     assert_in_range(info_of(held).documents, 70, 130);
-    assert_ok(moed_corpus_divide(&again, &other, held, 0.1, 5)); /* the draw is by document: all of held would be held out again */
+    assert_ok(moed_corpus_divide(&again, &other, held, 0.1, 5)); /* the draw is by document: all of held would be held out
+                                                                    again */
     assert_int_equal(info_of(again).documents, 1);
     moed_corpus_destroy(again), moed_corpus_destroy(other), moed_corpus_destroy(train), moed_corpus_destroy(held);
     assert_refused(moed_corpus_divide(&train, &held, d, 1.0, 5), MOED_E_RANGE, "fraction: 1");
@@ -834,7 +837,8 @@ static void a_sampler_holds_the_bytes_it_says(void **state)
 {
     (void)state;
     enum { DOCUMENTS = 5000, LENGTH = 700 };
-    const moed_documents documents = {.struct_size = sizeof documents, .count = DOCUMENTS, .length = length_one, .read = read_zero};
+    const moed_documents documents = {
+        .struct_size = sizeof documents, .count = DOCUMENTS, .length = length_one, .read = read_zero};
     moed_corpus *d = NULL;
     moedi_sampler *s = NULL;
     int32_t tokens[LENGTH], labels[LENGTH];

@@ -1,5 +1,5 @@
-/* tests/test_device.c - training, evaluation, checkpoints and embedding on a device whose memory the host cannot touch (the fake plug-in): the same
- * bits as on the CPU, so nothing in model/, train/ and cluster/ reaches across the border. */
+/* tests/test_device.c - training, evaluation, checkpoints and embedding on a device whose memory the host cannot touch (the fake
+ * plug-in): the same bits as on the CPU, so nothing in model/, train/ and cluster/ reaches across the border. */
 #include "train_support.h"
 
 static moed_context *fake_context(void)

@@ -1,5 +1,6 @@
 /* tests/test_fuzz.c - files from strangers: every input that the fuzz targets in tests/fuzz keep is met again, without libFuzzer.
- * `test_fuzz NAME FILE...` meets the given ones; `test_fuzz --seeds` writes the corpora's seeds anew, after a format has changed. */
+ * `test_fuzz NAME FILE...` meets the given ones; `test_fuzz --seeds` writes the corpora's seeds anew, after a format has
+ * changed. */
 #define FUZZ_REPLAY
 #include <dirent.h>
 

@@ -1,4 +1,5 @@
-/* tests/test_guest.c - the library as a guest in somebody's process: everything of that process is as before once the last context is gone. */
+/* tests/test_guest.c - the library as a guest in somebody's process: everything of that process is as before once the last
+ * context is gone. */
 #include "guest_support.h"
 
 #include "core/context.h"
@@ -398,7 +399,8 @@ static void control_groups_of_both_versions_limit_cpus_and_memory(void **state)
         char *root = support_directory();
         for (int k = 0; k < 8 && machines[i].files[k][0]; k++) record(root, machines[i].files[k][0], machines[i].files[k][1]);
         if (moedi_limits_cpus(root) != machines[i].cpus || moedi_limits_memory(root) != machines[i].memory)
-            fail_msg("%s: %d CPUs, %lld bytes", machines[i].what, (int)moedi_limits_cpus(root), (long long)moedi_limits_memory(root));
+            fail_msg("%s: %d CPUs, %lld bytes", machines[i].what, (int)moedi_limits_cpus(root),
+                     (long long)moedi_limits_memory(root));
         support_remove(root);
     }
 }
@@ -415,7 +417,8 @@ static void the_cpu_has_no_more_memory_than_the_group_allows(void **state)
 
 /* ---- fork ---- */
 
-/* Every public call that takes a handle, on handles of the parent. A name that is not here or in `exempt` is missing from the list below. */
+/* Every public call that takes a handle, on handles of the parent. A name that is not here or in `exempt` is missing from the
+ * list below. */
 static int refused;
 static char unrefused[2048];
 
@@ -435,7 +438,8 @@ static void call_data(const guest *g)
     moed_kmeans *k = NULL;
     moed_partition *p = NULL;
     const char *const paths[] = {"/nowhere"};
-    const moed_documents documents = {.struct_size = sizeof documents, .count = TINY_DOCUMENTS, .length = tiny_length, .read = tiny_read};
+    const moed_documents documents = {
+        .struct_size = sizeof documents, .count = TINY_DOCUMENTS, .length = tiny_length, .read = tiny_read};
     int32_t tokens[64], labels[64];
     int64_t number = 0;
     float weights[64];
@@ -700,7 +704,8 @@ static void one_of_each(void *user)
     assert_ok(moed_trainer_create(&t, g->context, m, view, NULL, &o));
     assert_ok(moed_trainer_run(t, 1, NULL, cancel));
     assert_refused(moed_model_open(&(moed_model *){NULL}, g->context, "/nowhere", NULL), MOED_E_NOT_FOUND, "/nowhere");
-    moed_trainer_destroy(t), moed_integration_destroy(i), moed_split_destroy(s), moed_layout_destroy(l), moed_partition_destroy(p);
+    moed_trainer_destroy(t), moed_integration_destroy(i), moed_split_destroy(s), moed_layout_destroy(l),
+        moed_partition_destroy(p);
     moed_kmeans_destroy(k), moed_corpus_destroy(rest), moed_corpus_destroy(view), moed_corpus_destroy(d), moed_model_destroy(m);
     moed_cancel_destroy(cancel);
 }
@@ -803,7 +808,8 @@ static void callbacks_run_on_the_calling_thread_one_at_a_time_and_never_nest(voi
     moed_corpus *d;
     moed_trainer *t;
     moed_train_options options = tiny_options(4);
-    const moed_documents documents = {.struct_size = sizeof documents, .count = TINY_DOCUMENTS, .length = watched_length, .read = watched_read, .user = &w};
+    const moed_documents documents = {
+        .struct_size = sizeof documents, .count = TINY_DOCUMENTS, .length = watched_length, .read = watched_read, .user = &w};
     moed_corpus_options corpus;
     assert_ok(moed_options_init(MOED_STRUCT_CONTEXT_OPTIONS, &o, sizeof o));
     o.flags = MOED_CONTEXT_NO_ENV, o.executor = watched_executor, o.executor_user = &w, o.threads = 4;
@@ -865,7 +871,8 @@ static void stopping_executor(int64_t count, moed_task_fn task, void *argument, 
     }
 }
 
-/* The request comes before any task of a step in turn: the step is dropped as a whole, and the run goes on to the same numbers. */
+/* The request comes before any task of a step in turn: the step is dropped as a whole, and the run goes on to the same
+ * numbers. */
 static void a_step_cancelled_anywhere_is_dropped_whole(void **state)
 {
     (void)state;

@@ -42,7 +42,8 @@ static float *clouds(int64_t count, int64_t width, int64_t groups, float spread)
     float *x = malloc((size_t)(count * width) * sizeof *x);
     support_random(x, count * width, 7);
     for (int64_t i = 0; i < count; i++)
-        for (int64_t j = 0; j < width; j++) x[i * width + j] = spread * x[i * width + j] + ((i % groups) >> (j % 3) & 1 ? 10.0f : 0.0f);
+        for (int64_t j = 0; j < width; j++)
+            x[i * width + j] = spread * x[i * width + j] + ((i % groups) >> (j % 3) & 1 ? 10.0f : 0.0f);
     return x;
 }
 static double inertia_by_hand(const float *x, const float *w, const int32_t *labels, const float *c, int64_t count, int64_t width)
@@ -207,7 +208,8 @@ static void balanced_clusters_have_equal_weight(void **state)
         const moed_kmeans_info info = info_of(k);
         inertia[method] = info.inertia;
         for (int j = 0; j < K && method; j++)
-            if (fabs(info.weights[j] - total / K) > 0.01 * total / K) fail_msg("cluster %d has %g of %g", j, info.weights[j], total / K);
+            if (fabs(info.weights[j] - total / K) > 0.01 * total / K)
+                fail_msg("cluster %d has %g of %g", j, info.weights[j], total / K);
         moed_kmeans_destroy(k);
     }
     assert_true(inertia[1] >= inertia[0] * 0.98);

@@ -293,7 +293,8 @@ static void layouts_differ_by_name(void **state)
     b = from_text(*state, text);
     free(text);
     assert_ok(moedi_layout_equal(a, same, 0));
-    assert_refused(moedi_layout_equal(a, b, 1), MOED_E_MISMATCH, "model.layers.0.mlp.experts.0.gate_proj.weight: rows 6 in one layout and 8");
+    assert_refused(moedi_layout_equal(a, b, 1), MOED_E_MISMATCH,
+                   "model.layers.0.mlp.experts.0.gate_proj.weight: rows 6 in one layout and 8");
     assert_ok(moedi_layout_with_dtype(&half, a, MOED_DTYPE_F16));
     assert_refused(moedi_layout_equal(a, half, 0), MOED_E_MISMATCH, "model.embed_tokens.weight: dtype F32 in one layout and F16");
     assert_ok(moedi_layout_equal(a, half, 1));
@@ -309,7 +310,8 @@ static void layouts_differ_by_name(void **state)
     moed_layout *tied = from_text(*state, text);
     free(text);
     assert_refused(moedi_layout_equal(a, tied, 0), MOED_E_MISMATCH, "lm_head.weight is in only one");
-    moed_layout_destroy(a), moed_layout_destroy(b), moed_layout_destroy(same), moed_layout_destroy(half), moed_layout_destroy(tied);
+    moed_layout_destroy(a), moed_layout_destroy(b), moed_layout_destroy(same), moed_layout_destroy(half),
+        moed_layout_destroy(tied);
 }
 
 /* An architecture of nobody: fused attention, stacked experts, a bias on the router, an integer table. */
@@ -395,9 +397,9 @@ static void bad_layouts_by_hand_are_refused_by_parameter(void **state)
             *(int32_t *)field = (int32_t)cases[i].value;
         assert_refused(moed_layout_create(&l, *state, p, 8), MOED_E_ARGUMENT, cases[i].words);
     }
-    const char *const names[][2] = {{"", "parameter 3 has no name"}, {NULL, "parameter 3 has no name"}, {"tok", "tok is given twice"},
-                                    {"\xff\xfe", "parameter 3: its name is not UTF-8"}, {long_name, "longer than 1024"},
-                                    {"__metadata__", "reserved"}};
+    const char *const names[][2] = {{"", "parameter 3 has no name"}, {NULL, "parameter 3 has no name"},
+                                    {"tok", "tok is given twice"},   {"\xff\xfe", "parameter 3: its name is not UTF-8"},
+                                    {long_name, "longer than 1024"}, {"__metadata__", "reserved"}};
     for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
         by_hand(p);
         p[3].name = names[i][0];
@@ -415,7 +417,8 @@ static void experts_with_tensors_of_their_own_must_be_all_there(void **state)
     memset(p, 0, sizeof p);
     const char *const names[] = {"e0", "e1", "e2"};
     for (int i = 0; i < 3; i++) {
-        p[i].name = names[i], p[i].role = MOED_ROLE_EXPERT, p[i].expert = i, p[i].expert_axis = -1, p[i].dtype = MOED_DTYPE_F32, p[i].rank = 1;
+        p[i].name = names[i], p[i].role = MOED_ROLE_EXPERT, p[i].expert = i, p[i].expert_axis = -1, p[i].dtype = MOED_DTYPE_F32,
+        p[i].rank = 1;
         p[i].shape[0] = 4;
     }
     assert_ok(moed_layout_create(&l, *state, p, 3));

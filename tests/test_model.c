@@ -95,7 +95,8 @@ static void a_fresh_model_has_normal_weights_unit_norms_and_zero_biases(void **s
 static void weights_depend_on_seed_and_name_alone(void **state)
 {
     moed_context *three = support_context("reference", 3), *exact = support_context("double", 2);
-    moed_model *a = fresh(*state, QWEN, 7), *b = fresh(three, QWEN, 7), *other = fresh(*state, QWEN, 8), *d = fresh(exact, QWEN, 7);
+    moed_model *a = fresh(*state, QWEN, 7), *b = fresh(three, QWEN, 7), *other = fresh(*state, QWEN, 8),
+               *d = fresh(exact, QWEN, 7);
     moed_layout *l = layout_of(*state, QWEN), *one = NULL;
     moed_model *sub = NULL;
     const char *expert = "model.layers.1.mlp.experts.0.up_proj.weight";
@@ -264,9 +265,10 @@ static void a_save_that_stops_leaves_the_old_model(void **state)
 
 /* ---- shards and strangers ---- */
 
-/* A safetensors file with the model's parameters first..last, `skip` left out, `extra` added (2 zeros), one misshapen if asked. */
-static void write_part(moed_context *c, const char *path, const moed_model *m, size_t first, size_t last, const char *skip, const char *extra,
-                       const char *misshapen, const float *head)
+/* A safetensors file with the model's parameters first..last, `skip` left out, `extra` added (2 zeros), one misshapen if
+ * asked. */
+static void write_part(moed_context *c, const char *path, const moed_model *m, size_t first, size_t last, const char *skip,
+                       const char *extra, const char *misshapen, const float *head)
 {
     const moed_layout *l = moed_model_layout(m);
     moedi_safetensors_entry *e = calloc(l->count + 2, sizeof *e);
@@ -282,7 +284,9 @@ static void write_part(moed_context *c, const char *path, const moed_model *m, s
         data[n++] = m->tensors[i].data;
     }
     if (extra) e[n].name = extra, e[n].dtype = MOED_DTYPE_F32, e[n].rank = 1, e[n].shape[0] = 2, data[n++] = zeros;
-    if (head) e[n].name = "lm_head.weight", e[n].dtype = MOED_DTYPE_F32, e[n].rank = 2, e[n].shape[0] = 50, e[n].shape[1] = 16, data[n++] = head;
+    if (head)
+        e[n].name = "lm_head.weight", e[n].dtype = MOED_DTYPE_F32, e[n].rank = 2, e[n].shape[0] = 50, e[n].shape[1] = 16,
+        data[n++] = head;
     moedi_safetensors_writer w;
     assert_ok(moedi_safetensors_create(&w, c, path, e, n, NULL));
     for (size_t i = 0; i < n; i++) assert_ok(moedi_safetensors_write(&w, i, 0, data[i], (size_t)w.entries[i].bytes));
@@ -297,7 +301,8 @@ static void write_text(const char *path, const char *text)
 }
 
 /* index text for parameters of m: those before `half` in a, the others in b; `odd` lies in `where` */
-static void write_index(const char *path, const moed_model *m, size_t half, const char *a, const char *b, const char *odd, const char *where)
+static void write_index(const char *path, const moed_model *m, size_t half, const char *a, const char *b, const char *odd,
+                        const char *where)
 {
     json_t *map = json_object(), *o = json_pack("{s:o}", "weight_map", map);
     for (size_t i = 0; i < moed_model_layout(m)->count; i++)
@@ -367,7 +372,8 @@ static void strange_tensors_are_refused_by_name(void **state)
     const char *router = "model.layers.1.mlp.gate.weight";
     write_text(support_path(dir, "config.json"), QWEN);
     write_part(*state, file, m, 0, count, router, NULL, NULL, NULL);
-    assert_refused(moed_model_open(&again, *state, dir, NULL), MOED_E_MISMATCH, "tensor model.layers.1.mlp.gate.weight is missing");
+    assert_refused(moed_model_open(&again, *state, dir, NULL), MOED_E_MISMATCH,
+                   "tensor model.layers.1.mlp.gate.weight is missing");
     write_part(*state, file, m, 0, count, NULL, "stranger", NULL, NULL);
     assert_refused(moed_model_open(&again, *state, dir, NULL), MOED_E_MISMATCH, "tensor stranger is no parameter");
     write_part(*state, file, m, 0, count, NULL, NULL, router, NULL);
@@ -448,9 +454,11 @@ static void borrowed_arrays_are_released_once_at_the_last_reference(void **state
         assert_refused(moed_model_borrow(&m, *state, l, s, 2, count_release, &released), MOED_E_MISMATCH, bad[i].words);
     }
     t[1].data = NULL;
-    assert_refused(moed_model_borrow(&m, *state, l, t, 2, count_release, &released), MOED_E_ARGUMENT, "tensor b: its data is NULL");
+    assert_refused(moed_model_borrow(&m, *state, l, t, 2, count_release, &released), MOED_E_ARGUMENT,
+                   "tensor b: its data is NULL");
     t[1].data = b;
-    assert_refused(moed_model_borrow(&m, *state, l, t, 1, count_release, &released), MOED_E_MISMATCH, "1 tensors for a layout of 2");
+    assert_refused(moed_model_borrow(&m, *state, l, t, 1, count_release, &released), MOED_E_MISMATCH,
+                   "1 tensors for a layout of 2");
     assert_int_equal(released, 0);
     assert_null(m);
 
@@ -475,7 +483,8 @@ static void a_model_by_hand_is_saved_and_opened_with_its_layout(void **state)
     moed_layout *l = NULL;
     moed_model *m = NULL, *again = NULL;
     memset(p, 0, sizeof p);
-    for (int i = 0; i < 2; i++) p[i].layer = p[i].expert = p[i].expert_axis = -1, p[i].dtype = MOED_DTYPE_F32, p[i].rank = 1, p[i].shape[0] = 3;
+    for (int i = 0; i < 2; i++)
+        p[i].layer = p[i].expert = p[i].expert_axis = -1, p[i].dtype = MOED_DTYPE_F32, p[i].rank = 1, p[i].shape[0] = 3;
     p[0].name = "table", p[0].role = MOED_ROLE_OPAQUE, p[0].dtype = MOED_DTYPE_U8;
     p[1].name = "w";
     assert_ok(moed_layout_create(&l, *state, p, 2));
@@ -496,7 +505,8 @@ static void a_model_by_hand_is_saved_and_opened_with_its_layout(void **state)
     support_remove(dir);
 }
 
-/* A model that is never held: what is saved of it is what a model in memory saves in the same dtype, for any number of threads. */
+/* A model that is never held: what is saved of it is what a model in memory saves in the same dtype, for any number of
+ * threads. */
 static void a_model_drawn_while_it_is_saved_has_the_numbers_of_one_in_memory(void **state)
 {
     char *dir = support_directory();

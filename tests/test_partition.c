@@ -118,7 +118,8 @@ static void another_corpus_is_refused_with_both_fingerprints(void **state)
     assert_ok(moed_partition_create(&loose, context, six_labels, 6, 3, NULL, NULL));
     assert_refused(moed_partition_view(&v, loose, few, 0), MOED_E_MISMATCH, "6 documents, the corpus has 1");
     moed_partition_destroy(p);
-    assert_refused(moed_partition_create(&p, context, six_labels, 6, 3, NULL, few), MOED_E_MISMATCH, "6 labels for a corpus of 1");
+    assert_refused(moed_partition_create(&p, context, six_labels, 6, 3, NULL, few), MOED_E_MISMATCH,
+                   "6 labels for a corpus of 1");
     moed_partition_destroy(loose);
     moed_corpus_destroy(d), moed_corpus_destroy(other), moed_corpus_destroy(few);
 }
@@ -147,7 +148,8 @@ static void write_file(const char *clusters, const char *corpus, const char *for
     moedi_safetensors_writer w;
     const int32_t labels[4] = {0, 1, label, 0};
     const moedi_safetensors_entry e = {.name = name, .dtype = dtype, .rank = 1, .shape = {dtype == MOED_DTYPE_I32 ? 4 : 2}};
-    json_t *metadata = json_pack("{s:s, s:s, s:s, s:s}", "format", format, "version", version, "clusters", clusters, "corpus", corpus);
+    json_t *metadata = json_pack("{s:s, s:s, s:s, s:s}", "format", format, "version", version, "clusters", clusters, "corpus",
+                                 corpus);
     assert_ok(moedi_safetensors_create(&w, context, support_path(dir, "p"), &e, 1, metadata));
     assert_ok(moedi_safetensors_write(&w, 0, 0, labels, 16));
     assert_ok(moedi_safetensors_commit(&w));
@@ -157,7 +159,11 @@ static void write_file(const char *clusters, const char *corpus, const char *for
 static void damaged_files_are_named(void **state)
 {
     (void)state;
-    static const struct { const char *clusters, *corpus, *format, *version, *name; int32_t dtype, label; const char *words; } cases[] = {
+    static const struct {
+        const char *clusters, *corpus, *format, *version, *name;
+        int32_t dtype, label;
+        const char *words;
+    } cases[] = {
         {"2", "", "moedisco-partition", "1", "assignments", MOED_DTYPE_I32, 2, "document 2 is in cluster 2 of 2"},
         {"2", "", "moedisco-partition", "1", "assignments", MOED_DTYPE_I32, -7, "document 2 is in cluster -7 of 2"},
         {"0", "", "moedisco-partition", "1", "assignments", MOED_DTYPE_I32, 0, "clusters: \"0\""},
@@ -171,7 +177,8 @@ static void damaged_files_are_named(void **state)
     };
     moed_partition *p = NULL;
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
-        write_file(cases[i].clusters, cases[i].corpus, cases[i].format, cases[i].version, cases[i].name, cases[i].dtype, cases[i].label);
+        write_file(cases[i].clusters, cases[i].corpus, cases[i].format, cases[i].version, cases[i].name, cases[i].dtype,
+                   cases[i].label);
         const moed_status status = moed_partition_open(&p, context, support_path(dir, "p"));
         assert_true(status == MOED_E_FORMAT || status == MOED_E_UNSUPPORTED);
         if (!strstr(moed_last_error(), cases[i].words)) fail_msg("%s lacks %s", moed_last_error(), cases[i].words);
@@ -197,7 +204,9 @@ static void a_full_disk_leaves_nothing(void **state)
         setrlimit(RLIMIT_FSIZE, &r);
         moed_context *own = support_context("reference", 1);
         if (moed_partition_create(&p, own, labels, 1000, 1, NULL, NULL) != MOED_OK) _exit(2);
-        _exit(moed_partition_save(p, support_path(dir, "p.safetensors")) != MOED_OK && strstr(moed_last_error(), "p.safetensors") ? 0 : 1);
+        _exit(moed_partition_save(p, support_path(dir, "p.safetensors")) != MOED_OK && strstr(moed_last_error(), "p.safetensors")
+                  ? 0
+                  : 1);
     }
     int status = -1;
     waitpid(child, &status, 0);

@@ -1,5 +1,5 @@
-/* tests/test_threads.c - one process, many threads: contexts side by side, trainers and fits that share a context, const calls that
- * share a handle. Whatever ran beside it, a result has the bits it has alone. `make tsan` looks for races here. */
+/* tests/test_threads.c - one process, many threads: contexts side by side, trainers and fits that share a context, const calls
+ * that share a handle. Whatever ran beside it, a result has the bits it has alone. `make tsan` looks for races here. */
 #include <pthread.h>
 
 #include "train_support.h"

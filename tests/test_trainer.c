@@ -127,7 +127,8 @@ static void frozen_parameters_keep_their_bits_and_have_no_state(void **state)
         moed_tensor gradient;
         assert_ok(moed_layout_param(moed_model_layout(fresh), i, &p));
         const int trains = p.role == MOED_ROLE_ROUTER || strcmp(p.name, "model.norm.weight") == 0;
-        if ((memcmp(x.data, y.data, tensor_bytes(&x)) != 0) != trains) fail_msg("%s %s", p.name, trains ? "did not move" : "moved");
+        if ((memcmp(x.data, y.data, tensor_bytes(&x)) != 0) != trains)
+            fail_msg("%s %s", p.name, trains ? "did not move" : "moved");
         assert_ok(moed_trainer_gradient(r.trainer, i, &gradient));
         assert_true((gradient.data != NULL) == trains);
     }
@@ -175,10 +176,11 @@ static void a_frozen_member_of_a_group_that_trains_keeps_its_bits_and_has_no_mom
         moed_param p;
         moed_tensor gradient;
         assert_ok(moed_layout_param(moed_model_layout(fresh), i, &p));
-        const int trains = strstr(p.name, "q_proj.weight") || strstr(p.name, "k_proj.bias") || strstr(p.name, "experts.2.up_proj") ||
-                           strstr(p.name, "experts.1.down_proj");
+        const int trains = strstr(p.name, "q_proj.weight") || strstr(p.name, "k_proj.bias") ||
+                           strstr(p.name, "experts.2.up_proj") || strstr(p.name, "experts.1.down_proj");
         if (trains) numbers += (int64_t)(tensor_bytes(&x) / 4);
-        if ((memcmp(x.data, y.data, tensor_bytes(&x)) != 0) != trains) fail_msg("%s %s", p.name, trains ? "did not move" : "moved");
+        if ((memcmp(x.data, y.data, tensor_bytes(&x)) != 0) != trains)
+            fail_msg("%s %s", p.name, trains ? "did not move" : "moved");
         assert_ok(moed_trainer_gradient(r.trainer, i, &gradient));
         assert_true((gradient.data != NULL) == trains);
     }
@@ -193,7 +195,8 @@ static void a_frozen_member_of_a_group_that_trains_keeps_its_bits_and_has_no_mom
     rig_close(&r);
 }
 
-/* The same numbers in bfloat16, in arrays of the test's own: weights that no engine uses in place. free(*memory) after the model. */
+/* The same numbers in bfloat16, in arrays of the test's own: weights that no engine uses in place. free(*memory) after the
+ * model. */
 static moed_model *narrow_model(moed_context *c, const moed_model *m, char **memory)
 {
     moed_layout *l = NULL;
@@ -523,7 +526,8 @@ static void the_estimate_is_within_a_tenth_of_the_peak(void **state)
         moed_model *m = tiny_model_of(c, shapes[i].hidden, shapes[i].layers, shapes[i].experts, 512);
         moed_corpus *d = tiny_corpus(c, NULL);
         moed_train_options o = tiny_options(2);
-        o.rows = shapes[i].rows, o.length = shapes[i].length, o.micro_batches = shapes[i].micro_batches, o.train = shapes[i].train;
+        o.rows = shapes[i].rows, o.length = shapes[i].length, o.micro_batches = shapes[i].micro_batches,
+        o.train = shapes[i].train;
         moed_estimate e = {.struct_size = sizeof e};
         moed_context_info info = {.struct_size = sizeof info};
         moed_trainer *t = NULL;

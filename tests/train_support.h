@@ -16,13 +16,15 @@ static inline int32_t tiny_length(int64_t document, int64_t *tokens, void *user)
 static inline int32_t tiny_read(int64_t document, int64_t offset, int32_t *tokens, int64_t count, void *user)
 {
     const int64_t shift = user ? *(const int64_t *)user : 0;
-    for (int64_t i = 0; i < count; i++) tokens[i] = (int32_t)((document * 3 + shift + (offset + i) * (1 + document % 2)) % (TINY_VOCABULARY - 1));
+    for (int64_t i = 0; i < count; i++)
+        tokens[i] = (int32_t)((document * 3 + shift + (offset + i) * (1 + document % 2)) % (TINY_VOCABULARY - 1));
     return 0;
 }
 static inline moed_corpus *tiny_corpus(moed_context *c, int64_t *shift)
 {
     moed_corpus *d = NULL;
-    moed_documents documents = {.struct_size = sizeof documents, .count = TINY_DOCUMENTS, .length = tiny_length, .read = tiny_read, .user = shift};
+    moed_documents documents = {
+        .struct_size = sizeof documents, .count = TINY_DOCUMENTS, .length = tiny_length, .read = tiny_read, .user = shift};
     moed_corpus_options o;
     assert_ok(moed_options_init(MOED_STRUCT_CORPUS_OPTIONS, &o, sizeof o));
     o.vocabulary = TINY_VOCABULARY, o.end_token = TINY_VOCABULARY - 1;

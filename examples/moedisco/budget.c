@@ -48,7 +48,8 @@ static int other_money(const pipeline *p, double *money)
     const json_t *value = json_object_get(json_object_get(o, "plan"), "money");
     int code = EXIT_DONE;
     if (!o) code = fail(EXIT_INPUT, "--equal-money-to %s: %s is not there or is damaged", p->equal_money_to, path);
-    else if (!json_is_number(value) || json_number_value(value) <= 0) code = fail(EXIT_INPUT, "%s: plan.money is missing or not positive", path);
+    else if (!json_is_number(value) || json_number_value(value) <= 0)
+        code = fail(EXIT_INPUT, "%s: plan.money is missing or not positive", path);
     else *money = json_number_value(value);
     json_decref(o);
     free(path);
@@ -63,15 +64,18 @@ static int money_for_minutes(const pipeline *p, const step_cost *one, double *mo
     const shares s = money_shares(p);
     say("measuring this machine ...");
     int code = training_measure(p->context, p->layout, p->train_view, &last, MEASURED_SECONDS, &whole);
-    if (!code && s.of[PHASE_FINAL] < 1) code = training_measure(p->context, p->dense, p->train_view, &branch, MEASURED_SECONDS, &dense);
+    if (!code && s.of[PHASE_FINAL] < 1)
+        code = training_measure(p->context, p->dense, p->train_view, &branch, MEASURED_SECONDS, &dense);
     if (code) return code;
     const double seconds[] = {dense, dense * (double)pipeline_parts(p), whole};
     for (int k = 0; k < PHASE_COUNT; k++) per_dollar += s.of[k] / one->money[k] * seconds[k];
     const double left = p->minutes * 60 * TRAINED_SHARE - (now_seconds() - p->began);
-    if (left < 2) return fail(EXIT_INPUT, "--minutes %g: too short: getting ready took %.0f seconds", p->minutes, now_seconds() - p->began);
+    if (left < 2)
+        return fail(EXIT_INPUT, "--minutes %g: too short: getting ready took %.0f seconds", p->minutes, now_seconds() - p->began);
     *money = left / per_dollar;
     char speed[32];
-    say("this machine trains at %s/s: a step of the whole model takes %.3g s", human_flops(one->flops[PHASE_FINAL] / whole, speed), whole);
+    say("this machine trains at %s/s: a step of the whole model takes %.3g s",
+        human_flops(one->flops[PHASE_FINAL] / whole, speed), whole);
     return EXIT_DONE;
 }
 
@@ -106,7 +110,9 @@ int budget_check_text(const pipeline *p)
     moed_corpus_info info = {.struct_size = sizeof info};
     moed_corpus_get_info(p->whole, &info);
     if (info.tokens >= LEAST_TOKENS && info.documents >= 10 * p->size.experts) return EXIT_DONE;
-    return fail(EXIT_INPUT, "%s: too little text: %lld bytes in %lld documents; at least %d bytes in %lld documents are needed, a megabyte is better",
+    return fail(EXIT_INPUT,
+                "%s: too little text: %lld bytes in %lld documents; at least %d bytes in %lld documents are needed, "
+                "a megabyte is better",
                 p->text, (long long)info.tokens, (long long)info.documents, LEAST_TOKENS, 10 * (long long)p->size.experts);
 }
 
@@ -121,7 +127,8 @@ int budget_pick_sizes(pipeline *p, const flags *f)
     if (info.tokens < GOOD_TOKENS)
         say("note: %s bytes are little text: the model will learn them by heart rather than learn to write; a megabyte is better",
             human_count((double)info.tokens, tokens));
-    if (flags_given(f, "hidden") || flags_given(f, "layers") || flags_given(f, "preset") || flags_given(f, "config")) return EXIT_DONE;
+    if (flags_given(f, "hidden") || flags_given(f, "layers") || flags_given(f, "preset") || flags_given(f, "config"))
+        return EXIT_DONE;
     double whole = 0;
     moed_layout *l = NULL;
     step_cost one;
@@ -141,7 +148,8 @@ int budget_pick_sizes(pipeline *p, const flags *f)
         if ((code = sizes_layout(&z, p->context, info.vocabulary, &l))) return code;
         moed_layout_get_info(l, &layout);
         moed_layout_destroy(l);
-        /* About 20 tokens for each parameter in use, at 6 FLOP each, are the compute-optimal use of a budget (Hoffmann et al. 2022). */
+        /* About 20 tokens for each parameter in use, at 6 FLOP each, are the compute-optimal use of a budget (Hoffmann et al.
+         * 2022). */
         const double wanted = 20.0 * (double)layout.active;
         if (i && (6 * wanted * (double)layout.active > flops || wanted > 20.0 * (double)info.tokens)) break;
         p->size = z;

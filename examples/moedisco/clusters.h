@@ -27,9 +27,9 @@ typedef struct clustering {
 } clustering;
 
 void clustering_flags(flags *f, clustering *k, const char *except);
-/* Clusters the documents of `train` (a view of d, or d) by the model's embeddings, shows the clusters and makes the partition of d:
- * documents outside train, if any (in `held_out`), get the nearest centroid. */
-int clusters_make(moed_context *c, const moed_corpus *d, const moed_corpus *train, const moed_corpus *held_out, const moed_model *m,
-                  const clustering *k, moed_partition **out);
+/* Clusters the documents of `train` (a view of d, or d) by the model's embeddings, shows the clusters and makes the partition of
+ * d: documents outside train, if any (in `held_out`), get the nearest centroid. */
+int clusters_make(moed_context *c, const moed_corpus *d, const moed_corpus *train, const moed_corpus *held_out,
+                  const moed_model *m, const clustering *k, moed_partition **out);
 
 #endif

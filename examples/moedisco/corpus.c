@@ -11,11 +11,12 @@ void corpus_tell(const char *name, const moed_corpus *d)
     if (moed_corpus_get_info(d, &i)) return;
     char tokens[32];
     say("corpus %s: %lld documents, %lld tokens (%s), the longest %lld, vocabulary %lld, tokenizer %s, fingerprint %s", name,
-        (long long)i.documents, (long long)i.tokens, human_count((double)i.tokens, tokens), (long long)i.longest, (long long)i.vocabulary,
-        i.tokenizer[0] ? i.tokenizer : "not known", i.fingerprint);
-    emit(json_pack("{s:s, s:s, s:I, s:I, s:I, s:I, s:I, s:s, s:s}", "event", "corpus", "path", utf8(name), "documents", (json_int_t)i.documents,
-                   "tokens", (json_int_t)i.tokens, "longest", (json_int_t)i.longest, "vocabulary", (json_int_t)i.vocabulary, "end_token",
-                   (json_int_t)i.end_token, "tokenizer", i.tokenizer, "fingerprint", i.fingerprint));
+        (long long)i.documents, (long long)i.tokens, human_count((double)i.tokens, tokens), (long long)i.longest,
+        (long long)i.vocabulary, i.tokenizer[0] ? i.tokenizer : "not known", i.fingerprint);
+    emit(json_pack("{s:s, s:s, s:I, s:I, s:I, s:I, s:I, s:s, s:s}", "event", "corpus", "path", utf8(name), "documents",
+                   (json_int_t)i.documents, "tokens", (json_int_t)i.tokens, "longest", (json_int_t)i.longest, "vocabulary",
+                   (json_int_t)i.vocabulary, "end_token", (json_int_t)i.end_token, "tokenizer", i.tokenizer, "fingerprint",
+                   i.fingerprint));
 }
 
 int corpus_build(moed_context *c, const char *const *paths, size_t count, const char *prefix, const moed_corpus_options *o)
@@ -23,12 +24,13 @@ int corpus_build(moed_context *c, const char *const *paths, size_t count, const 
     moed_corpus_report r = {.struct_size = sizeof r};
     const moed_status status = moed_corpus_build(c, paths, count, prefix, o, &r, app_cancel);
     if (status) return fail_status(status);
-    say("built %s from %lld files: %lld documents, %lld tokens; left out: %lld copies, %lld empty or short, %lld binary or not UTF-8", prefix,
+    say("built %s from %lld files: %lld documents, %lld tokens; left out: %lld copies, %lld empty or short, "
+        "%lld binary or not UTF-8", prefix,
         (long long)r.files, (long long)r.documents, (long long)r.tokens, (long long)r.duplicates, (long long)r.empty,
         (long long)r.binary_files);
-    emit(json_pack("{s:s, s:s, s:I, s:I, s:I, s:I, s:I, s:I}", "event", "built", "path", utf8(prefix), "files", (json_int_t)r.files, "documents",
-                   (json_int_t)r.documents, "tokens", (json_int_t)r.tokens, "duplicates", (json_int_t)r.duplicates, "empty",
-                   (json_int_t)r.empty, "binary_files", (json_int_t)r.binary_files));
+    emit(json_pack("{s:s, s:s, s:I, s:I, s:I, s:I, s:I, s:I}", "event", "built", "path", utf8(prefix), "files",
+                   (json_int_t)r.files, "documents", (json_int_t)r.documents, "tokens", (json_int_t)r.tokens, "duplicates",
+                   (json_int_t)r.duplicates, "empty", (json_int_t)r.empty, "binary_files", (json_int_t)r.binary_files));
     return EXIT_DONE;
 }
 

@@ -71,8 +71,8 @@ int cost_of(const moed_phase *phases, size_t count, moed_cost *out)
 
 json_t *cost_json(const moed_cost *c)
 {
-    return must(json_pack("{s:f, s:f, s:f, s:f, s:f}", "money", c->money, "flops", c->flops, "hours", c->hours, "device_hours", c->device_hours,
-                          "seconds_here", c->seconds));
+    return must(json_pack("{s:f, s:f, s:f, s:f, s:f}", "money", c->money, "flops", c->flops, "hours", c->hours, "device_hours",
+                          c->device_hours, "seconds_here", c->seconds));
 }
 
 json_t *phases_json(const moed_phase *phases, size_t count)

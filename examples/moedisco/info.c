@@ -13,17 +13,17 @@ void layout_tell(const char *name, const moed_layout *l)
     moed_layout_info i = {.struct_size = sizeof i};
     char total[32], active[32], shared[32], bytes[32], work[32];
     if (moed_layout_get_info(l, &i)) return;
-    say("model %s: %s, %lld layers, hidden %lld, %lld experts (top-%lld), vocabulary %lld, context %lld", name, i.family[0] ? i.family : "by hand",
-        (long long)i.layers, (long long)i.hidden, (long long)i.experts, (long long)i.top_k, (long long)i.vocabulary,
-        (long long)i.context_length);
+    say("model %s: %s, %lld layers, hidden %lld, %lld experts (top-%lld), vocabulary %lld, context %lld", name,
+        i.family[0] ? i.family : "by hand", (long long)i.layers, (long long)i.hidden, (long long)i.experts, (long long)i.top_k,
+        (long long)i.vocabulary, (long long)i.context_length);
     say("  %s parameters, %s used per token, %s shared; %s; %s per token forward", human_count((double)i.total, total),
         human_count((double)i.active, active), human_count((double)i.shared, shared), human_bytes(i.bytes, bytes),
         human_flops(i.forward_flops, work));
-    emit(json_pack("{s:s, s:s, s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:f}", "event", "model", "path", utf8(name), "family", i.family,
-                   "layers", (json_int_t)i.layers, "hidden", (json_int_t)i.hidden, "experts", (json_int_t)i.experts, "top_k",
-                   (json_int_t)i.top_k, "vocabulary", (json_int_t)i.vocabulary, "context_length", (json_int_t)i.context_length, "parameters",
-                   (json_int_t)i.total, "active", (json_int_t)i.active, "shared", (json_int_t)i.shared, "bytes", (json_int_t)i.bytes,
-                   "forward_flops", i.forward_flops));
+    emit(json_pack("{s:s, s:s, s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:f}", "event", "model", "path", utf8(name),
+                   "family", i.family, "layers", (json_int_t)i.layers, "hidden", (json_int_t)i.hidden, "experts",
+                   (json_int_t)i.experts, "top_k", (json_int_t)i.top_k, "vocabulary", (json_int_t)i.vocabulary, "context_length",
+                   (json_int_t)i.context_length, "parameters", (json_int_t)i.total, "active", (json_int_t)i.active, "shared",
+                   (json_int_t)i.shared, "bytes", (json_int_t)i.bytes, "forward_flops", i.forward_flops));
 }
 
 static int tell_machine(moed_context *context)
@@ -42,8 +42,8 @@ static int tell_machine(moed_context *context)
     for (size_t k = 0; k < count && !status; k++) {
         const moed_device_info *d = &devices[k];
         char memory[32];
-        say("device %s (%s): %s, %s%s%s", d->name, d->backend, d->description, d->memory ? human_bytes(d->memory, memory) : "memory not known",
-            d->reason[0] ? "; not usable: " : "", d->reason);
+        say("device %s (%s): %s, %s%s%s", d->name, d->backend, d->description,
+            d->memory ? human_bytes(d->memory, memory) : "memory not known", d->reason[0] ? "; not usable: " : "", d->reason);
         emit(json_pack("{s:s, s:s, s:s, s:s, s:I, s:s}", "event", "device", "name", d->name, "backend", d->backend, "description",
                        d->description, "memory", (json_int_t)d->memory, "reason", d->reason));
     }
@@ -67,8 +67,8 @@ static int tell_partition(moed_context *c, const char *path)
         say("  cluster %lld: %lld documents", (long long)k, (long long)sizes[k]);
         put_last(counts, json_integer(sizes[k]));
     }
-    emit(json_pack("{s:s, s:s, s:I, s:I, s:s, s:o}", "event", "partition", "path", utf8(path), "documents", (json_int_t)i.documents, "clusters",
-                   (json_int_t)i.clusters, "corpus", i.fingerprint, "counts", counts));
+    emit(json_pack("{s:s, s:s, s:I, s:I, s:s, s:o}", "event", "partition", "path", utf8(path), "documents",
+                   (json_int_t)i.documents, "clusters", (json_int_t)i.clusters, "corpus", i.fingerprint, "counts", counts));
     free(sizes);
     moed_partition_destroy(p);
     return EXIT_DONE;

@@ -107,8 +107,8 @@ static int evaluate(const moed_model *m, const moed_corpus *d, const eval_settin
     if (bytes) snprintf(bits, sizeof bits, ", %.4f bits per byte", r.loss / log(2));
     say("loss %.4f, perplexity %.3f%s over %lld tokens in %lld documents", r.loss, exp(r.loss), bits, (long long)r.labels,
         (long long)corpus.documents);
-    emit(json_pack("{s:s, s:f, s:o, s:o, s:I}", "event", "eval", "loss", r.loss, "perplexity", finite_or_null(exp(r.loss)), "bits_per_byte",
-                   bytes ? json_real(r.loss / log(2)) : json_null(), "tokens", (json_int_t)r.labels));
+    emit(json_pack("{s:s, s:f, s:o, s:o, s:I}", "event", "eval", "loss", r.loss, "perplexity", finite_or_null(exp(r.loss)),
+                   "bits_per_byte", bytes ? json_real(r.loss / log(2)) : json_null(), "tokens", (json_int_t)r.labels));
     if (info.experts < 1) return EXIT_DONE;
     double *usage = must(calloc((size_t)(info.layers * info.experts), sizeof *usage)); /* (layers, experts) */
     const int64_t looked = s->tokens ? s->tokens : 100000;

@@ -147,9 +147,9 @@ int32_t progress_step(const moed_report *r, void *user)
     const double per_step = (now - p->started) / (double)(r->step - p->first);
     const double left = per_step * (double)(p->steps - r->step);
     if (mode_json) {
-        emit(json_pack("{s:s, s:s, s:I, s:I, s:f, s:f, s:o, s:o}", "event", "step", "phase", p->label, "step", (json_int_t)r->step,
-                       "steps", (json_int_t)p->steps, "loss", r->loss, "learning_rate", r->learning_rate, "tokens_per_second",
-                       finite_or_null(r->tokens_per_second), "seconds_left", finite_or_null(left)));
+        emit(json_pack("{s:s, s:s, s:I, s:I, s:f, s:f, s:o, s:o}", "event", "step", "phase", p->label, "step",
+                       (json_int_t)r->step, "steps", (json_int_t)p->steps, "loss", r->loss, "learning_rate", r->learning_rate,
+                       "tokens_per_second", finite_or_null(r->tokens_per_second), "seconds_left", finite_or_null(left)));
     } else {
         moed_context_info info = {.struct_size = sizeof info};
         char text[256], speed[32], time_left[32], memory[32] = "";

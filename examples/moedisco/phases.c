@@ -27,7 +27,8 @@ char *submodel_path(const pipeline *p, int64_t index, const char *what)
 /* Gives code back, or what went wrong here when nothing had before. A line that is not whole is taken back. */
 static int note_seconds(const pipeline *p, const char *name, double seconds, int code)
 {
-    char *path = path_join(p->dir, "seconds.jsonl"), *line = text_format("{\"phase\": \"%s\", \"seconds\": %.3f}\n", name, seconds);
+    char *path = path_join(p->dir, "seconds.jsonl"),
+         *line = text_format("{\"phase\": \"%s\", \"seconds\": %.3f}\n", name, seconds);
     const int file = open_again(path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC);
     const off_t before = file >= 0 ? lseek(file, 0, SEEK_END) : 0;
     const int reason = file < 0 || write_whole(file, line, strlen(line)) ? errno : 0;
@@ -64,7 +65,8 @@ static void tell_phase(const char *name, const char *what)
 }
 
 /* Trains the model of from_dir on a corpus; the result in work_dir/model, checkpoints and metrics beside it. */
-static int train_into(pipeline *p, const char *label, const char *from_dir, const moed_corpus *d, const char *work_dir, moed_train_options o)
+static int train_into(pipeline *p, const char *label, const char *from_dir, const moed_corpus *d, const char *work_dir,
+                      moed_train_options o)
 {
     training t = {.label = label, .context = p->context, .corpus = d, .options = o};
     char *out = path_join(work_dir, "model");
@@ -95,11 +97,11 @@ static int same_sizes(const pipeline *p, const char *base)
     moed_layout_get_info(moed_model_layout(m), &there);
     moed_layout_get_info(p->layout, &wanted);
     moed_model_destroy(m);
-    if (there.total == wanted.total && there.hidden == wanted.hidden && there.layers == wanted.layers && there.experts == wanted.experts &&
-        there.top_k == wanted.top_k && there.vocabulary == wanted.vocabulary)
+    if (there.total == wanted.total && there.hidden == wanted.hidden && there.layers == wanted.layers &&
+        there.experts == wanted.experts && there.top_k == wanted.top_k && there.vocabulary == wanted.vocabulary)
         return EXIT_DONE;
-    return fail(EXIT_INPUT, "%s: %lld layers, hidden %lld, %lld experts, %lld parameters: not the model that run.json describes", base,
-                (long long)there.layers, (long long)there.hidden, (long long)there.experts, (long long)there.total);
+    return fail(EXIT_INPUT, "%s: %lld layers, hidden %lld, %lld experts, %lld parameters: not the model that run.json describes",
+                base, (long long)there.layers, (long long)there.hidden, (long long)there.experts, (long long)there.total);
 }
 
 static int phase_base(pipeline *p, const char *base)
@@ -141,7 +143,8 @@ static int phase_cluster(pipeline *p, const char *base, const char *path)
     if (path_exists(path)) return EXIT_DONE;
     tell_phase("cluster", "training documents by their mean token embedding");
     moed_status status = moed_model_open(&m, p->context, base, NULL);
-    int code = status ? fail_status(status) : clusters_make(p->context, p->whole, p->train_view, p->held_view, m, &p->clusters, &partition);
+    int code = status ? fail_status(status)
+                      : clusters_make(p->context, p->whole, p->train_view, p->held_view, m, &p->clusters, &partition);
     if (!code && (status = moed_partition_save(partition, path))) code = fail_status(status);
     moed_partition_destroy(partition);
     moed_model_destroy(m);
@@ -190,11 +193,13 @@ static int phase_integrate(pipeline *p, const char *base, const char *partition_
     int code = status ? fail_status(status) : EXIT_DONE;
     if (!code && !(weights = cluster_tokens(partition, p->train_view, &clusters))) code = EXIT_INPUT;
     if (!code && clusters != parts)
-        code = fail(EXIT_INPUT, "%s: has %lld clusters for %lld submodels", partition_path, (long long)clusters, (long long)parts);
+        code = fail(EXIT_INPUT, "%s: has %lld clusters for %lld submodels", partition_path, (long long)clusters,
+                    (long long)parts);
     merger m = {.options = p->integration, .parts = parts, .weights = weights, .submodels = (const char *const *)submodels,
                 .partition = partition, .scale = p->scale_experts ? p->train_view : NULL, .scale_tokens = 100000};
     if (!code && p->integration.merge == MOED_MERGE_EXPLICIT)
-        code = fail(EXIT_INPUT, "--merge explicit: a pipeline has no weights to take; use uniform, weighted, or the verb integrate");
+        code = fail(EXIT_INPUT,
+                    "--merge explicit: a pipeline has no weights to take; use uniform, weighted, or the verb integrate");
     if (!code) code = surgery_integrate(p->context, base, &m, out, &drift);
     if (!code) {
         say("their shared parts had moved by %.2g of the base's size", drift);
@@ -226,10 +231,10 @@ static int phase_result(pipeline *p)
         if (!code) {
             moed_context_get_info(p->context, &here);
             json_t *result = must(json_pack("{s:s, s:s, s:f, s:o, s:I, s:o, s:o, s:s, s:s, s:s}", "name",
-                                            p->name ? p->name : kind_name(p->kind), "kind", kind_name(p->kind), "held_out_loss", r.loss,
-                                            "perplexity", finite_or_null(exp(r.loss)), "held_out_tokens",
-                                            (json_int_t)r.labels, "cost", cost_json(&cost), "phases", phases_json(phases, count), "measured_on",
-                                            here.device, "kernels", here.kernels, "prices", p->price_date));
+                                            p->name ? p->name : kind_name(p->kind), "kind", kind_name(p->kind), "held_out_loss",
+                                            r.loss, "perplexity", finite_or_null(exp(r.loss)), "held_out_tokens",
+                                            (json_int_t)r.labels, "cost", cost_json(&cost), "phases", phases_json(phases, count),
+                                            "measured_on", here.device, "kernels", here.kernels, "prices", p->price_date));
             code = write_json(path, result);
         }
         moed_model_destroy(m);
@@ -260,9 +265,9 @@ static void tell_start(const pipeline *p)
     size_t count = 0;
     char flops[32], money[32];
     if (cost_phases(p, NULL, phases, &count) || cost_of(phases, count, &c)) return;
-    say("== %s in %s: start %lld steps, S-phase %lld x %lld, F-phase %lld; %s, %s on the priced devices", kind_name(p->kind), p->dir,
-        (long long)p->start_steps, (long long)(p->branch_steps ? pipeline_parts(p) : 0), (long long)p->branch_steps, (long long)p->steps,
-        human_flops(c.flops, flops), human_money(c.money, money));
+    say("== %s in %s: start %lld steps, S-phase %lld x %lld, F-phase %lld; %s, %s on the priced devices", kind_name(p->kind),
+        p->dir, (long long)p->start_steps, (long long)(p->branch_steps ? pipeline_parts(p) : 0), (long long)p->branch_steps,
+        (long long)p->steps, human_flops(c.flops, flops), human_money(c.money, money));
     json_t *o = cost_json(&c);
     put(o, "event", json_string("pipeline"));
     put(o, "kind", json_string(kind_name(p->kind)));
@@ -272,7 +277,8 @@ static void tell_start(const pipeline *p)
 
 int phases_run(pipeline *p, const flags *f)
 {
-    char *base = path_join(p->dir, "base"), *started = path_join(p->dir, "started"), *integrated = path_join(p->dir, "integrated");
+    char *base = path_join(p->dir, "base"), *started = path_join(p->dir, "started"),
+         *integrated = path_join(p->dir, "integrated");
     char *partition = path_join(p->dir, "partition.safetensors");
     const char *from = base;
     tell_start(p);
@@ -301,19 +307,22 @@ int phases_run(pipeline *p, const flags *f)
 
 int phase_work(pipeline *p, int64_t index)
 {
-    char *work = submodel_path(p, index, ""), *initial = submodel_path(p, index, "initial"), *model = submodel_path(p, index, "model");
+    char *work = submodel_path(p, index, ""), *initial = submodel_path(p, index, "initial"),
+         *model = submodel_path(p, index, "model");
     char *lock_path = submodel_path(p, index, ".lock"), *partition_path = path_join(p->dir, "partition.safetensors");
     char *label = text_format("submodel %lld", (long long)index);
     moed_partition *partition = NULL;
     moed_corpus *view = NULL;
     int lock = -1, code = EXIT_DONE;
     if (index < 0 || index >= pipeline_parts(p))
-        code = fail(EXIT_INPUT, "%s: has submodels 0 to %lld, not %lld", p->dir, (long long)pipeline_parts(p) - 1, (long long)index);
+        code = fail(EXIT_INPUT, "%s: has submodels 0 to %lld, not %lld", p->dir, (long long)pipeline_parts(p) - 1,
+                    (long long)index);
     else if (p->branch_steps <= 0) code = fail(EXIT_INPUT, "%s: a pipeline without an S-phase has no work for workers", p->dir);
     else if (!path_exists(initial) || !path_exists(partition_path))
         code = fail(EXIT_INPUT, "%s: is not there yet; `moedisco run disco` makes it before its workers start",
                     path_exists(initial) ? partition_path : initial);
-    else if ((lock = open_again(lock_path, O_RDWR | O_CREAT | O_CLOEXEC)) < 0) code = fail_errno(lock_path, "cannot be made", errno);
+    else if ((lock = open_again(lock_path, O_RDWR | O_CREAT | O_CLOEXEC)) < 0)
+        code = fail_errno(lock_path, "cannot be made", errno);
     /* A worker whose parent was killed may still be saving: wait for it. */
     while (!code && flock(lock, LOCK_EX) && errno == EINTR && !app_stopped()) {}
     if (!code && app_stopped()) code = fail(EXIT_STOPPED, "stopped; the same command starts again");

@@ -19,8 +19,10 @@ static const moed_field WORK_FIELDS[] = {
     FIELD_TEXT_(pipeline, text, "folder, text file or .jsonl file that the run directory's corpus is built from"),
     FIELD_TEXT_(pipeline, corpus, "a corpus that is there already, instead of --text"),
     FIELD_TEXT_(pipeline, name, "the pipeline's folder in DIR, none = its kind"),
-    FIELD_NUMBER(pipeline, held_out, 0, 0.0001, 0.9, "share of the documents that no phase sees; all pipelines are compared on it"),
-    {sizeof(moed_field), 0, "held_out_seed", "", "draws the held-out documents", MOED_FIELD_U64, offsetof(pipeline, held_out_seed), 0, 0, 0},
+    FIELD_NUMBER(pipeline, held_out, 0, 0.0001, 0.9,
+                 "share of the documents that no phase sees; all pipelines are compared on it"),
+    {sizeof(moed_field), 0, "held_out_seed", "", "draws the held-out documents", MOED_FIELD_U64,
+     offsetof(pipeline, held_out_seed), 0, 0, 0},
 };
 static const moed_field STEP_FIELDS[] = {
     FIELD_INTEGER(pipeline, start_steps, 0, -1, 1e15,
@@ -29,7 +31,8 @@ static const moed_field STEP_FIELDS[] = {
     FIELD_INTEGER(pipeline, steps, 0, -1, 1e15, "F-phase: steps of the whole model on all data; -1 = by the budget"),
     FIELD_NUMBER(pipeline, start_learning_rate, 0, 0, 100, "learning rate of the start, constant after its warm-up"),
     FIELD_NUMBER(pipeline, branch_learning_rate, 0, 0, 100, "learning rate of the S-phase, constant"),
-    FIELD_SWITCH_(pipeline, scale_experts, "for gates that do not renormalise: scale each expert by its mean routed weight when integrating"),
+    FIELD_SWITCH_(pipeline, scale_experts,
+                  "for gates that do not renormalise: scale each expert by its mean routed weight when integrating"),
 };
 static const moed_field BUDGET_FIELDS[] = {
     FIELD_NUMBER(pipeline, minutes, 0, 0, 1e7, "steps that take about this long here, 0 = not given"),
@@ -167,7 +170,8 @@ int pipeline_layouts(pipeline *p, int64_t vocabulary)
     if (!p->dense) return fail(EXIT_INPUT, "%s", moed_last_error());
     p->clusters.kmeans.clusters = (int32_t)info.experts;
     if (p->train.length > info.context_length)
-        return fail(EXIT_INPUT, "--length %lld: longer than the model's context of %lld", (long long)p->train.length, (long long)info.context_length);
+        return fail(EXIT_INPUT, "--length %lld: longer than the model's context of %lld", (long long)p->train.length,
+                    (long long)info.context_length);
     return EXIT_DONE;
 }
 
@@ -206,7 +210,8 @@ static void remove_corpus(const pipeline *p)
 /* The run directory's own corpus, built now unless it is there; source.json says what of. */
 static int corpus_at_hand(pipeline *p)
 {
-    char *folder = path_join(p->root, "corpus"), *index = path_join(folder, "text.idx"), *source = path_join(folder, "source.json");
+    char *folder = path_join(p->root, "corpus"), *index = path_join(folder, "text.idx"),
+         *source = path_join(folder, "source.json");
     p->corpus_prefix = path_join(folder, "text");
     int code = EXIT_DONE;
     if (path_exists(index)) {
@@ -259,7 +264,8 @@ static int can_be_done(const pipeline *p)
     const moed_train_options last = final_options(p); /* of the largest model */
     moed_corpus_get_info(p->train_view, &info);
     if (p->kind == KIND_DISCO && p->branch_steps != 0 && info.documents < pipeline_parts(p))
-        return fail(EXIT_INPUT, "%lld training documents cannot make %lld clusters, one for each expert: take fewer --experts or more text",
+        return fail(EXIT_INPUT,
+                    "%lld training documents cannot make %lld clusters, one for each expert: take fewer --experts or more text",
                     (long long)info.documents, (long long)pipeline_parts(p));
     return training_fits(p->context, p->layout, p->train_view, &last, 0);
 }
@@ -313,12 +319,15 @@ int pipeline_check(const pipeline *p)
     if ((p->minutes > 0) + (p->money > 0) + (p->equal_money_to != NULL) > 1)
         return fail(EXIT_INPUT, "--minutes, --money and --equal-money-to: give one of them");
     if ((p->minutes > 0 || p->money > 0 || p->equal_money_to) && (p->cheap_price <= 0 || p->dear_price <= 0))
-        return fail(EXIT_INPUT, "--%s-price 0: a budget is shared out by prices; give steps instead", p->cheap_price <= 0 ? "cheap" : "dear");
+        return fail(EXIT_INPUT, "--%s-price 0: a budget is shared out by prices; give steps instead",
+                    p->cheap_price <= 0 ? "cheap" : "dear");
     if (p->start_share + p->branch_share >= 1)
-        return fail(EXIT_INPUT, "--start-share %g and --branch-share %g leave nothing to the F-phase", p->start_share, p->branch_share);
+        return fail(EXIT_INPUT, "--start-share %g and --branch-share %g leave nothing to the F-phase", p->start_share,
+                    p->branch_share);
     if (p->kind == KIND_FULL && (p->start_steps > 0 || p->branch_steps > 0))
         return fail(EXIT_INPUT, "run full has neither a start nor branches: leave --start-steps and --branch-steps out");
-    if (p->kind == KIND_UPCYCLE && p->branch_steps > 0) return fail(EXIT_INPUT, "run upcycle has no branches: leave --branch-steps out");
+    if (p->kind == KIND_UPCYCLE && p->branch_steps > 0)
+        return fail(EXIT_INPUT, "run upcycle has no branches: leave --branch-steps out");
     if (p->name && (strchr(p->name, '/') || p->name[0] == '.' || !p->name[0] || !strcmp(p->name, "corpus")))
         return fail(EXIT_INPUT, "--name %s: must be a plain folder name other than corpus", p->name);
     return EXIT_DONE;

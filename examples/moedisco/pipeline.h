@@ -2,7 +2,8 @@
  *
  *     base -> [start: one dense model on all data, cloned into every expert] -> [cluster, split, K workers, integrate] -> F-phase
  *
- * A pipeline lives in its own directory below the run directory; all of a run directory share its corpus and held-out documents. */
+ * A pipeline lives in its own directory below the run directory; all of a run directory share its corpus and held-out
+ * documents. */
 #ifndef PIPELINE_H
 #define PIPELINE_H
 

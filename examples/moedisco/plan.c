@@ -15,8 +15,8 @@ static void show_phase(const pipeline *p, const moed_phase *phase, const moed_es
     const int dear = phase->device_flops == p->dear_flops && phase->price == p->dear_price;
     if (cost_of(phase, 1, &c)) return;
     say("  %-8s %2d x %-10s %8lld steps %10s %9s memory %9s disk %10.4g h %12s", phase->name, (int)phase->devices,
-        dear ? p->dear_device : p->cheap_device, (long long)steps, human_flops(c.flops, flops), human_bytes(e->host_bytes, memory),
-        human_bytes(e->disk_bytes, disk), c.hours, human_money(c.money, money));
+        dear ? p->dear_device : p->cheap_device, (long long)steps, human_flops(c.flops, flops),
+        human_bytes(e->host_bytes, memory), human_bytes(e->disk_bytes, disk), c.hours, human_money(c.money, money));
     json_t *o = cost_json(&c);
     json_object_del(o, "seconds_here");
     put(o, "event", json_string("phase"));
@@ -49,7 +49,8 @@ static int show(const pipeline *p)
     if (code || (code = cost_of(phases, count, &c))) return code;
     say("  together %s, %.4g hours, %.4g device-hours, %s", human_flops(c.flops, flops), c.hours, c.device_hours,
         human_money(c.money, money));
-    say("  prices of %s; speeds are inferred from the paper's hours: set --cheap-flops and --dear-flops to your own", p->price_date);
+    say("  prices of %s; speeds are inferred from the paper's hours: set --cheap-flops and --dear-flops to your own",
+        p->price_date);
     json_t *o = cost_json(&c);
     json_object_del(o, "seconds_here");
     put(o, "event", json_string("plan"));

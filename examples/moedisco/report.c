@@ -12,7 +12,10 @@
 
 static int visible(const struct dirent *e) { return e->d_name[0] != '.'; }
 
-static char *pipeline_file(const char *root, const char *name, const char *file) { return text_format("%s/%s/%s", root, name, file); }
+static char *pipeline_file(const char *root, const char *name, const char *file)
+{
+    return text_format("%s/%s/%s", root, name, file);
+}
 
 /* Calls take for every pipeline below root, in name order; EXIT_INPUT after telling of a damaged file. */
 static int each(const char *root, const char *file, void (*take)(const char *name, const json_t *o, void *user), void *user)
@@ -93,8 +96,9 @@ static void prices(const char *name, const json_t *o, void *user)
     (void)name;
     snprintf(text, sizeof text,
              "%s $%.4g/h at an inferred %.3g TFLOP/s (start, S-phase), %s $%.4g/h at %.3g TFLOP/s (F-phase), prices of %s",
-             text_of(s, "cheap-device"), number(s, "cheap-price", NULL), number(s, "cheap-flops", NULL) / 1e12, text_of(s, "dear-device"),
-             number(s, "dear-price", NULL), number(s, "dear-flops", NULL) / 1e12, text_of(s, "price-date"));
+             text_of(s, "cheap-device"), number(s, "cheap-price", NULL), number(s, "cheap-flops", NULL) / 1e12,
+             text_of(s, "dear-device"), number(s, "dear-price", NULL), number(s, "dear-flops", NULL) / 1e12,
+             text_of(s, "price-date"));
     snprintf(line, sizeof line, "%s", text);
     if (!strcmp(seen, line)) return;
     snprintf(seen, 640, "%s", line);
@@ -106,14 +110,15 @@ int report_table(const char *root)
     table t = {0};
     char seen[640] = "";
     say(" ");
-    say("  %-10s %7s %10s %9s %9s %9s %8s %8s", "pipeline", "loss", "perplexity", "money", "FLOP", "time here", "device-h", "hours");
+    say("  %-10s %7s %10s %9s %9s %9s %8s %8s", "pipeline", "loss", "perplexity", "money", "FLOP", "time here", "device-h",
+        "hours");
     const int results = each(root, "result.json", row, &t);
     if (!t.rows) say("  (no pipeline in %s is finished yet)", root);
     const int runs = each(root, "run.json", prices, seen);
     say_wrapped("loss and perplexity are those of the held-out documents.");
     if (t.tiny) say_wrapped("money is tiny because the model is: a GPU would be done with it in a moment.");
-    say_wrapped("time here is wall-clock measured on this machine's CPU. Published beside it (MoE-DisCo paper, GPUs, loss of full "
-        "training): 47.6 to 69.5 %% of the money saved.");
+    say_wrapped("time here is wall-clock measured on this machine's CPU. Published beside it (MoE-DisCo paper, GPUs, loss of "
+                "full training): 47.6 to 69.5 %% of the money saved.");
     return results ? results : runs;
 }
 
@@ -140,9 +145,11 @@ int report_pipeline(const char *dir)
         (long long)json_integer_value(json_object_get(o, "seed")), text_of(o, "kernels"));
     say("  steps: start %lld, S-phase %lld, F-phase %lld; planned: %s, %s",
         (long long)json_integer_value(json_object_get(s, "start-steps")),
-        (long long)json_integer_value(json_object_get(s, "branch-steps")), (long long)json_integer_value(json_object_get(s, "steps")),
-        human_money(number(o, "plan", "money"), money), human_flops(number(o, "plan", "flops"), flops));
-    if (result) say("  held-out loss %.4f, perplexity %.3f", number(result, "held_out_loss", NULL), number(result, "perplexity", NULL));
+        (long long)json_integer_value(json_object_get(s, "branch-steps")),
+        (long long)json_integer_value(json_object_get(s, "steps")), human_money(number(o, "plan", "money"), money),
+        human_flops(number(o, "plan", "flops"), flops));
+    if (result)
+        say("  held-out loss %.4f, perplexity %.3f", number(result, "held_out_loss", NULL), number(result, "perplexity", NULL));
     put(o, "event", json_string("run"));
     put(o, "stage", json_string(stage));
     put(o, "result", result ? json_incref((json_t *)(uintptr_t)result) : json_null());

@@ -72,10 +72,12 @@ static int32_t draw(double *logits, int64_t n, const sampling *s, uint64_t index
 }
 
 /* Logits after the last of `count` tokens. */
-static moed_status last_logits(const moed_model *m, const int32_t *tokens, int64_t count, int64_t vocabulary, int32_t dtype, void *room, double *out)
+static moed_status last_logits(const moed_model *m, const int32_t *tokens, int64_t count, int64_t vocabulary, int32_t dtype,
+                               void *room, double *out)
 {
     const moed_batch b = {.tokens = tokens, .rows = 1, .length = count};
-    moed_tensor t = {.data = room, .dtype = dtype, .rank = 3, .shape = {1, count, vocabulary}, .strides = {count * vocabulary, vocabulary, 1}};
+    moed_tensor t = {
+        .data = room, .dtype = dtype, .rank = 3, .shape = {1, count, vocabulary}, .strides = {count * vocabulary, vocabulary, 1}};
     const moed_status status = moed_model_logits(m, &b, &t, app_cancel);
     for (int64_t i = 0; i < vocabulary && !status; i++) {
         const int64_t at = (count - 1) * vocabulary + i;
@@ -91,7 +93,8 @@ static int32_t arithmetic(const moed_model *m)
 }
 
 /* Prints bytes, each in the colour of its expert. */
-static moed_status print_coloured(const moed_model *m, const int32_t *tokens, int64_t count, const moed_layout_info *info, int64_t layer)
+static moed_status print_coloured(const moed_model *m, const int32_t *tokens, int64_t count, const moed_layout_info *info,
+                                  int64_t layer)
 {
     const moed_batch b = {.tokens = tokens, .rows = 1, .length = count};
     int32_t *experts = must(calloc((size_t)(info->layers * count * info->top_k), sizeof *experts)); /* (layers, count, top_k) */
@@ -127,8 +130,10 @@ int sample_text(const moed_model *m, const char *prompt, const sampling *s)
     moed_status status = moed_layout_get_info(moed_model_layout(m), &info);
     const int64_t start = (int64_t)strlen(prompt);
     if (status) return fail_status(status);
-    if (info.vocabulary < 256) return fail(EXIT_INPUT, "the model knows %lld tokens: not a model of bytes", (long long)info.vocabulary);
-    if (s->layer >= info.layers) return fail(EXIT_INPUT, "--layer %lld: the model has %lld layers", (long long)s->layer, (long long)info.layers);
+    if (info.vocabulary < 256)
+        return fail(EXIT_INPUT, "the model knows %lld tokens: not a model of bytes", (long long)info.vocabulary);
+    if (s->layer >= info.layers)
+        return fail(EXIT_INPUT, "--layer %lld: the model has %lld layers", (long long)s->layer, (long long)info.layers);
     const int64_t window = info.context_length < 512 ? info.context_length : 512;
     int32_t *tokens = must(malloc((size_t)(start + s->bytes + 2) * sizeof *tokens));
     void *room = must(malloc((size_t)(window * info.vocabulary) * sizeof(double)));

@@ -118,8 +118,10 @@ static char *as_text(const json_t *value)
 static int differs(const char *path, const char *name, const json_t *kept, const json_t *given)
 {
     char *a = as_text(kept), *b = as_text(given);
-    const int code = fail(EXIT_INPUT, "%s: was started with --%s %s, and %s is given now; leave it out to go on, or choose another "
-                          "--name", path, name, a, b);
+    const int code = fail(EXIT_INPUT,
+                          "%s: was started with --%s %s, and %s is given now; leave it out to go on, or choose another "
+                          "--name",
+                          path, name, a, b);
     free(a);
     free(b);
     return code;

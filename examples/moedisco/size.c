@@ -72,12 +72,12 @@ void sizes_settle(sizes *s, const flags *f)
 static json_t *config_object(const sizes *s, int64_t vocabulary)
 {
     const int64_t kv_heads = s->kv_heads ? s->kv_heads : s->heads;
-    json_t *o = must(json_pack("{s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:f, s:f, s:f, s:b, s:s, s:s}", "vocab_size", (json_int_t)vocabulary,
-                               "hidden_size", (json_int_t)s->hidden, "num_hidden_layers", (json_int_t)s->layers, "num_attention_heads",
-                               (json_int_t)s->heads, "num_key_value_heads", (json_int_t)kv_heads, "max_position_embeddings",
-                               (json_int_t)s->context_length, "num_experts_per_tok", (json_int_t)s->top_k, "rms_norm_eps", 1e-6,
-                               "rope_theta", s->rope_theta, "initializer_range", 0.02, "tie_word_embeddings", 0, "hidden_act", "silu",
-                               "torch_dtype", "float32"));
+    json_t *o = must(json_pack(
+        "{s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:f, s:f, s:f, s:b, s:s, s:s}", "vocab_size", (json_int_t)vocabulary, "hidden_size",
+        (json_int_t)s->hidden, "num_hidden_layers", (json_int_t)s->layers, "num_attention_heads", (json_int_t)s->heads,
+        "num_key_value_heads", (json_int_t)kv_heads, "max_position_embeddings", (json_int_t)s->context_length,
+        "num_experts_per_tok", (json_int_t)s->top_k, "rms_norm_eps", 1e-6, "rope_theta", s->rope_theta, "initializer_range", 0.02,
+        "tie_word_embeddings", 0, "hidden_act", "silu", "torch_dtype", "float32"));
     if (s->family == FAMILY_MIXTRAL) {
         put(o, "model_type", json_string("mixtral"));
         put(o, "architectures", json_pack("[s]", "MixtralForCausalLM"));
@@ -135,8 +135,8 @@ int sizes_layout(const sizes *s, moed_context *c, int64_t vocabulary, moed_layou
             return fail(EXIT_INPUT, "--hidden %lld is not a multiple of --heads %lld", (long long)s->hidden, (long long)s->heads);
         }
         if (s->heads && s->hidden / s->heads % 2)
-            return fail(EXIT_INPUT, "--hidden %lld in --heads %lld: %lld numbers a head are odd, and positions turn pairs", (long long)s->hidden,
-                        (long long)s->heads, (long long)(s->hidden / s->heads));
+            return fail(EXIT_INPUT, "--hidden %lld in --heads %lld: %lld numbers a head are odd, and positions turn pairs",
+                        (long long)s->hidden, (long long)s->heads, (long long)(s->hidden / s->heads));
         if (s->top_k > s->experts)
             return fail(EXIT_INPUT, "--top-k %lld: there are only --experts %lld", (long long)s->top_k, (long long)s->experts);
         if (s->family == FAMILY_MIXTRAL && s->shared_width)

@@ -51,7 +51,10 @@ static moed_status give_gate(moed_integration *i, const moed_partition *p)
     moed_partition_info info = {.struct_size = sizeof info};
     const moed_status status = moed_partition_get_info(p, &info);
     if (status) return status;
-    moed_tensor rows = {.data = (void *)(uintptr_t)info.centroids, .dtype = MOED_DTYPE_F32, .rank = 2, .shape = {info.clusters, info.width},
+    moed_tensor rows = {.data = (void *)(uintptr_t)info.centroids,
+                        .dtype = MOED_DTYPE_F32,
+                        .rank = 2,
+                        .shape = {info.clusters, info.width},
                         .strides = {info.width, 1}};
     return moed_integration_set_gate(i, -1, &rows);
 }
@@ -64,7 +67,8 @@ static moed_status give_scale(moed_integration *i, moed_context *c, const char *
     if (!status) status = moed_layout_get_info(moed_model_layout(base), &info);
     if (!status) {
         const size_t count = (size_t)info.layers * (size_t)info.experts;
-        double *usage = must(calloc(count + 1, sizeof *usage)), *weight = must(calloc(count + 1, sizeof *weight)); /* (layers, experts) */
+        /* (layers, experts) */
+        double *usage = must(calloc(count + 1, sizeof *usage)), *weight = must(calloc(count + 1, sizeof *weight));
         status = moed_model_usage(base, m->scale, m->scale_tokens, usage, weight, app_cancel);
         if (!status) status = moed_integration_set_scale(i, weight, (int32_t)info.top_k);
         free(usage);
@@ -194,7 +198,8 @@ static const moed_field INTEGRATE_FIELDS[] = {
     FIELD_TEXT_(integrate_settings, partition,
                 "partition file: its centroids make the gate (gate centroids), its tokens the weights (merge weighted)"),
     FIELD_TEXT_(integrate_settings, corpus, "corpus of the partition: counts tokens and measures the scale of experts"),
-    FIELD_SWITCH_(integrate_settings, scale_experts, "for gates that do not renormalise: scale each expert by its mean routed weight on --corpus"),
+    FIELD_SWITCH_(integrate_settings, scale_experts,
+                  "for gates that do not renormalise: scale each expert by its mean routed weight on --corpus"),
     FIELD_INTEGER(integrate_settings, scale_tokens, 100000, 0, 1e15, "tokens looked at to scale experts, 0 = all"),
 };
 
@@ -229,7 +234,8 @@ static int integrate_with(const integrate_settings *s, moed_context *c, merger *
         if (!p || !d) code = fail(EXIT_INPUT, "--merge weighted needs --weights, or --partition and --corpus to count tokens");
         else if (!(weights = cluster_tokens(p, d, &clusters))) code = EXIT_INPUT;
         else if (clusters != m->parts)
-            code = fail(EXIT_INPUT, "%s: has %lld clusters for %lld submodels", s->partition, (long long)clusters, (long long)m->parts);
+            code = fail(EXIT_INPUT, "%s: has %lld clusters for %lld submodels", s->partition, (long long)clusters,
+                        (long long)m->parts);
     }
     if (!code && m->options.merge == MOED_MERGE_EXPLICIT && !weights) code = fail(EXIT_INPUT, "--merge explicit needs --weights");
     if (!code && m->options.gate == MOED_GATE_CENTROIDS && !p) code = fail(EXIT_INPUT, "--gate centroids needs --partition");
@@ -240,7 +246,8 @@ static int integrate_with(const integrate_settings *s, moed_context *c, merger *
     m->scale_tokens = s->scale_tokens;
     if (!code) code = surgery_integrate(c, base, m, out, &drift);
     if (!code) {
-        say("integrated %lld submodels: %s; their shared parts moved by %.2g of the base's size", (long long)m->parts, out, drift);
+        say("integrated %lld submodels: %s; their shared parts moved by %.2g of the base's size", (long long)m->parts, out,
+            drift);
         emit(json_pack("{s:s, s:s, s:f}", "event", "integrated", "path", utf8(out), "drift", drift));
     }
     free(weights);

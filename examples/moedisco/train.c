@@ -44,8 +44,9 @@ int verb_train(const verb *v, int argc, char **argv)
     if (!code) {
         say("trained: %s%s", model_dir, held_out ? "" : " (nothing was held out)");
         if (held_out) say("held-out loss %.4f over %lld tokens", held.loss, (long long)held.labels);
-        emit(json_pack("{s:s, s:s, s:I, s:f, s:o}", "event", "trained", "path", utf8(model_dir), "step", (json_int_t)t.options.steps, "loss",
-                       t.last.loss, "held_out_loss", held_out ? json_real(held.loss) : json_null()));
+        emit(json_pack("{s:s, s:s, s:I, s:f, s:o}", "event", "trained", "path", utf8(model_dir), "step",
+                       (json_int_t)t.options.steps, "loss", t.last.loss, "held_out_loss",
+                       held_out ? json_real(held.loss) : json_null()));
     }
     free(model_dir);
     moed_corpus_destroy(held_out);

@@ -18,7 +18,8 @@ static void tell_where(const pipeline *p)
     say("  %s/partition.safetensors    which document is in which cluster", p->dir);
     say("  %s/submodels/K/model        the submodels", p->dir);
     say("  %s/model                    the trained model, a Hugging Face directory", p->dir);
-    say("next: moedisco sample %s/model 'Once' --color;  moedisco eval %s/model %s/corpus/text --part held-out", p->dir, p->dir, p->root);
+    say("next: moedisco sample %s/model 'Once' --color;  moedisco eval %s/model %s/corpus/text --part held-out", p->dir, p->dir,
+        p->root);
     say("      moedisco run full %s --equal-money-to disco   the rival at the same money", p->root);
 }
 

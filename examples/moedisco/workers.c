@@ -110,9 +110,12 @@ static void tell_progress(crew *c)
     for (int64_t k = 0; k < c->count && at + 64 < sizeof text; k++) {
         const worker *w = &c->workers[k];
         if (w->state == DONE) at += (size_t)snprintf(text + at, sizeof text - at, "  %lld: done", (long long)k);
-        else if (w->steps) at += (size_t)snprintf(text + at, sizeof text - at, "  %lld: %lld/%lld %.3f", (long long)k, (long long)w->step,
-                                                  (long long)w->steps, w->loss);
-        else at += (size_t)snprintf(text + at, sizeof text - at, "  %lld: %s", (long long)k, w->state == RUNNING ? "starts" : "waits");
+        else if (w->steps)
+            at += (size_t)snprintf(text + at, sizeof text - at, "  %lld: %lld/%lld %.3f", (long long)k, (long long)w->step,
+                                   (long long)w->steps, w->loss);
+        else
+            at += (size_t)snprintf(text + at, sizeof text - at, "  %lld: %s", (long long)k,
+                                   w->state == RUNNING ? "starts" : "waits");
     }
     progress_text(&c->progress, 0, text);
 }
@@ -184,7 +187,8 @@ static void finish(crew *c, int64_t k)
     if (WIFSIGNALED(status)) snprintf(words, sizeof words, "killed by signal %d", WTERMSIG(status));
     else last_words(c, k, words, sizeof words);
     if (again) say("worker %lld stopped (%s); it is started once more", (long long)k, words);
-    else if (!c->told_failure++) fail(w->code, "worker %lld: %s", (long long)k, words); /* the others' lines are in their worker.log */
+    else if (!c->told_failure++) fail(w->code, "worker %lld: %s", (long long)k, words); /* the others' lines are in their
+                                                                                           worker.log */
 }
 
 static void stop_all(crew *c)

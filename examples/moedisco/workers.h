@@ -4,8 +4,8 @@
 
 #include "pipeline.h"
 
-/* Runs `work DIR k` for every k whose model is not there yet. A worker that dies or exits with 1 is started once more; 2 and 3 are never
- * retried. An exit code; SIGTERM and SIGINT are passed on and waited for. */
+/* Runs `work DIR k` for every k whose model is not there yet. A worker that dies or exits with 1 is started once more; 2 and 3
+ * are never retried. An exit code; SIGTERM and SIGINT are passed on and waited for. */
 int workers_run(pipeline *p, const flags *f, int64_t parts);
 
 /* Whether submodel `index` is trained. */

@@ -147,9 +147,11 @@ static moed_status choose(moed_context *c)
     moedi_backends(c->options.plugin_dir, !(c->options.flags & MOED_CONTEXT_NO_ENV), consider, &found);
     moedi_clear_error();
     if (!found.table && *found.unusable)
-        return moedi_fail_parameter(MOED_E_BACKEND, "device", "the device \"%s\" cannot be used: %s", c->options.device, found.unusable);
+        return moedi_fail_parameter(MOED_E_BACKEND, "device", "the device \"%s\" cannot be used: %s", c->options.device,
+                                    found.unusable);
     if (!found.table)
-        return moedi_fail_parameter(MOED_E_BACKEND, "device", "there is no device \"%.64s\"; moed_device_list and `moedisco info` list what there is",
+        return moedi_fail_parameter(MOED_E_BACKEND, "device",
+                                    "there is no device \"%.64s\"; moed_device_list and `moedisco info` list what there is",
                                     c->options.device);
     c->backend = found.table;
     c->device_index = found.index;
@@ -157,7 +159,8 @@ static moed_status choose(moed_context *c)
     MOEDI_TRY(moedi_engine_open(&probe, c));
     c->backend_info = probe.info;
     moedi_engine_close(&probe);
-    snprintf(c->reason, sizeof c->reason, "%.90s; kernels %.16s: %.70s", found.reason, c->backend_info.kernels, c->backend_info.reason);
+    snprintf(c->reason, sizeof c->reason, "%.90s; kernels %.16s: %.70s", found.reason, c->backend_info.kernels,
+             c->backend_info.reason);
     moedi_log(c, MOED_LOG_INFO, "device %s: %s", c->device, c->reason);
     return MOED_OK;
 }
@@ -205,8 +208,14 @@ moed_status moed_context_create(moed_context **out, const moed_context_options *
     c->process = getpid();
     c->options = options;
     c->options.device = c->options.kernels = c->options.plugin_dir = NULL; /* until they are copies of our own */
-    c->host = (moed_host_api){.struct_size = sizeof c->host, .abi = MOED_BACKEND_ABI, .self = c, .alloc = host_alloc, .free = host_free,
-                              .parallel = host_parallel, .log = host_log, .fail = host_fail};
+    c->host = (moed_host_api){.struct_size = sizeof c->host,
+                              .abi = MOED_BACKEND_ABI,
+                              .self = c,
+                              .alloc = host_alloc,
+                              .free = host_free,
+                              .parallel = host_parallel,
+                              .log = host_log,
+                              .fail = host_fail};
     moed_status status;
     MOEDI_GO(resolve_options(&c->options, &options));
     MOEDI_GO(moedi_executor_create(&c->executor, c->options.threads, c->options.executor, c->options.executor_user));

@@ -111,7 +111,8 @@ static void visit_directory(search *s, const char *directory)
     const int count = scandir(directory, &names, is_plugin, alphasort);
     for (int i = 0; i < count; i++) {
         char path[4096];
-        if (!s->stopped && snprintf(path, sizeof path, "%s/%s", directory, names[i]->d_name) < (int)sizeof path) visit_plugin(s, path);
+        if (!s->stopped && snprintf(path, sizeof path, "%s/%s", directory, names[i]->d_name) < (int)sizeof path)
+            visit_plugin(s, path);
         free(names[i]);
     }
     if (count >= 0) free(names);
@@ -144,7 +145,8 @@ void moedi_backends(const char *explicit_dir, int use_environment, moedi_backend
     if (dladdr(address, &self) && self.dli_fname) {
         char directory[4096];
         const char *slash = strrchr(self.dli_fname, '/');
-        if (slash && snprintf(directory, sizeof directory, "%.*s/moedisco", (int)(slash - self.dli_fname), self.dli_fname) < (int)sizeof directory)
+        if (slash && snprintf(directory, sizeof directory, "%.*s/moedisco", (int)(slash - self.dli_fname), self.dli_fname) <
+                         (int)sizeof directory)
             visit_directory(&s, directory);
     }
     visit_directory(&s, MOEDI_LIBDIR "/moedisco");

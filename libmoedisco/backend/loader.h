@@ -4,12 +4,12 @@
 
 #include "core/context.h"
 
-/* Called for the built-in backend, then for each plug-in file found, folder by folder, in name order. table NULL: `reason` says why the file
- * at `path` is no backend for this library. Return non-zero to stop. */
+/* Called for the built-in backend, then for each plug-in file found, folder by folder, in name order. table NULL: `reason` says
+ * why the file at `path` is no backend for this library. Return non-zero to stop. */
 typedef int (*moedi_backend_visitor)(const moed_backend *table, const char *path, const char *reason, void *user);
 
-/* explicit_dir (nullable) is searched first, then the folders of MOED_BACKEND_PATH unless use_environment is 0, then "moedisco" beside the
- * loaded library, then LIBDIR/moedisco: files libmoedisco-*.so. Never the current directory. Plug-ins stay loaded. */
+/* explicit_dir (nullable) is searched first, then the folders of MOED_BACKEND_PATH unless use_environment is 0, then "moedisco"
+ * beside the loaded library, then LIBDIR/moedisco: files libmoedisco-*.so. Never the current directory. Plug-ins stay loaded. */
 void moedi_backends(const char *explicit_dir, int use_environment, moedi_backend_visitor visit, void *user);
 
 /* What a backend sees where there is no context: enough to describe its devices. All of it is there. */

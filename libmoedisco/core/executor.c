@@ -229,7 +229,8 @@ void moedi_executor_destroy(moedi_executor *e)
     moedi_executor_abandon(e);
 }
 
-/* The lowest number in the list of hardware threads that share a core with this one ("0,64" or "0-1"); its own where none is told. */
+/* The lowest number in the list of hardware threads that share a core with this one ("0,64" or "0-1"); its own where none is
+ * told. */
 static int first_of_core(int cpu)
 {
     char path[96], text[64] = "";

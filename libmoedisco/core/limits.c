@@ -1,5 +1,5 @@
-/* core/limits.c - control groups. A container usually sees its own group as the root of the tree; where it does not, the group named in
- * /proc/self/cgroup is not there, and the root stands for it. */
+/* core/limits.c - control groups. A container usually sees its own group as the root of the tree; where it does not, the group
+ * named in /proc/self/cgroup is not there, and the root stands for it. */
 #include "limits.h"
 
 #include <limits.h>

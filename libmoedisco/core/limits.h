@@ -4,8 +4,8 @@
 
 #include <stdint.h>
 
-/* root: "" for this machine, or a directory that holds a recorded /proc/self/cgroup and /sys/fs/cgroup. Both versions of control groups; of
- * a group and all above it the tightest counts. */
+/* root: "" for this machine, or a directory that holds a recorded /proc/self/cgroup and /sys/fs/cgroup. Both versions of control
+ * groups; of a group and all above it the tightest counts. */
 
 /* CPUs that the quota comes to, rounded up; 0 = no quota. */
 int32_t moedi_limits_cpus(const char *root);

@@ -18,7 +18,8 @@ typedef struct field {
 #define MAX_I64 4611686018427387904.0 /* 2^62 */
 #define MAX_U64 18446744073709549568.0
 
-/* Each row names its struct's member: size and offset are the compiler's. The _Generic check refuses a row whose type is not the member's. */
+/* Each row names its struct's member: size and offset are the compiler's. The _Generic check refuses a row whose type is not the
+ * member's. */
 #define MEMBER(s, f) (((s *)0)->f)
 #define ROW(s, f, t, ctype, init, lo, hi, ch, says)                                                                      \
     {.name = #f, .choices = (ch), .sentence = (says), .offset = offsetof(s, f),                                          \
@@ -34,7 +35,8 @@ typedef struct field {
     {.name = #f, .choices = "", .sentence = (says), .offset = offsetof(s, f), .size = sizeof(MEMBER(s, f)),        \
      .type = MOED_FIELD_TEXT, .text = (init)}
 #define POINTER(s, f, says)                                                                                        \
-    {.name = #f, .choices = "", .sentence = (says), .offset = offsetof(s, f), .size = sizeof(MEMBER(s, f)), .type = MOED_FIELD_POINTER}
+    {.name = #f, .choices = "", .sentence = (says), .offset = offsetof(s, f), .size = sizeof(MEMBER(s, f)),     \
+     .type = MOED_FIELD_POINTER}
 
 #define S moed_context_options
 static const field context_fields[] = {
@@ -42,7 +44,8 @@ static const field context_fields[] = {
     TEXT(S, kernels, NULL, "CPU kernel set: auto, v2, v3, v4, neon, reference or double"),
     TEXT(S, plugin_dir, NULL, "folder searched first for backend plug-ins"),
     I32(S, threads, 0, 0, 4096, "threads; 0 = as many cores as affinity and cgroup allow"),
-    I32(S, log_level, MOED_LOG_INFO, 0, MOED_LOG_DEBUG, "highest level that is logged: 1 errors, 2 warnings, 3 information, 4 all"),
+    I32(S, log_level, MOED_LOG_INFO, 0, MOED_LOG_DEBUG,
+        "highest level that is logged: 1 errors, 2 warnings, 3 information, 4 all"),
     I64(S, host_limit, 0, 0, MAX_I64, "bytes of host memory the library may hold; 0 = no limit"),
     I64(S, device_limit, 0, 0, MAX_I64, "bytes of device memory the library may hold; 0 = no limit"),
     POINTER(S, alloc, "host allocator"),
@@ -67,7 +70,8 @@ static const field corpus_fields[] = {
     TEXT(S, tokenizer, NULL, "name or hash of the tokenizer, kept for the record"),
     I64(S, vocabulary, 0, 0, 2147483647, "tokens of the vocabulary; 0 = corpus.json's, else largest token + 1"),
     I64(S, end_token, -1, -1, 2147483646, "token that ends a document; -1 = corpus.json's, else none"),
-    I64(S, document_bytes, 4096, 0, MAX_I64, "longer files are cut at blank lines into documents of about this many bytes; 0 = never"),
+    I64(S, document_bytes, 4096, 0, MAX_I64,
+        "longer files are cut at blank lines into documents of about this many bytes; 0 = never"),
     I64(S, minimum_bytes, 1, 1, MAX_I64, "shorter documents are dropped"),
 };
 #undef S
@@ -86,7 +90,8 @@ static const field kmeans_fields[] = {
     U64(S, seed, 0, "seed of the starts"),
     F64(S, tolerance, 1e-4, 0, 1, "stop when the centroids' squared movement falls below this times the mean variance"),
     F64(S, imbalance, 0.01, 0, 1e6, "balanced: share by which a cluster's weight may exceed the mean"),
-    CHOICE(S, start, MOED_KMEANS_PLUSPLUS, 1, "plusplus|parallel", "how the starts are drawn; k-means|| takes few passes for many clusters"),
+    CHOICE(S, start, MOED_KMEANS_PLUSPLUS, 1, "plusplus|parallel",
+           "how the starts are drawn; k-means|| takes few passes for many clusters"),
     I32(S, batch, 0, 0, 1 << 24, "vectors of a mini-batch; 0 = all vectors in every iteration"),
 };
 #undef S
@@ -124,7 +129,8 @@ static const field train_fields[] = {
     F64(S, load_balance, 0.01, 0, 100, "coefficient of the load-balance loss"),
     F64(S, z_loss, 0, 0, 100, "coefficient of the router z-loss"),
     U64(S, seed, 0, "seed of the data order"),
-    TEXT(S, train, NULL, "what trains: roles (shared, expert, router, bias) or name patterns with *, comma-separated; none = all"),
+    TEXT(S, train, NULL,
+         "what trains: roles (shared, expert, router, bias) or name patterns with *, comma-separated; none = all"),
     TEXT(S, freeze, NULL, "what stays frozen, in the same way"),
     TEXT(S, directory, NULL, "folder of checkpoints and metrics"),
     I64(S, checkpoint_every, 0, 0, MAX_I64, "steps between checkpoints; 0 = none by itself"),
@@ -193,8 +199,17 @@ enum { LARGEST = 512 }; /* bytes of any public struct */
 FITS(moed_error_info); FITS(moed_tensor); FITS(moed_param); FITS(moed_piece); FITS(moed_shard); FITS(moed_batch);
 FITS(moed_field); FITS(moed_context_options); FITS(moed_context_info); FITS(moed_device_info); FITS(moed_model_options);
 FITS(moed_layout_info); FITS(moed_corpus_options); FITS(moed_corpus_info); FITS(moed_documents); FITS(moed_corpus_report);
-FITS(moed_kmeans_options); FITS(moed_kmeans_info); FITS(moed_vectors); FITS(moed_partition_info); FITS(moed_embed_options); FITS(moed_split_options);
-FITS(moed_integration_options); FITS(moed_integration_info); FITS(moed_train_options); FITS(moed_estimate); FITS(moed_trainer_info);
+FITS(moed_kmeans_options);
+FITS(moed_kmeans_info);
+FITS(moed_vectors);
+FITS(moed_partition_info);
+FITS(moed_embed_options);
+FITS(moed_split_options);
+FITS(moed_integration_options);
+FITS(moed_integration_info);
+FITS(moed_train_options);
+FITS(moed_estimate);
+FITS(moed_trainer_info);
 FITS(moed_report); FITS(moed_phase); FITS(moed_cost);
 
 size_t moed_struct_size(int32_t id)
@@ -208,10 +223,17 @@ moed_status moed_options_field(int32_t id, size_t index, moed_field *out)
     moedi_clear_error();
     const structure *s = find(id);
     if (!s || !s->fields) return moedi_fail(MOED_E_ARGUMENT, "%d is not the id of an options struct", id);
-    if (index >= s->field_count) return moedi_fail(MOED_E_RANGE, "%s has %zu fields, no field %zu", s->name, s->field_count, index);
+    if (index >= s->field_count)
+        return moedi_fail(MOED_E_RANGE, "%s has %zu fields, no field %zu", s->name, s->field_count, index);
     const field *f = &s->fields[index];
-    const moed_field full = {.name = f->name, .choices = f->choices, .sentence = f->sentence, .type = f->type, .offset = f->offset,
-                             .initial = f->initial, .minimum = f->minimum, .maximum = f->maximum};
+    const moed_field full = {.name = f->name,
+                             .choices = f->choices,
+                             .sentence = f->sentence,
+                             .type = f->type,
+                             .offset = f->offset,
+                             .initial = f->initial,
+                             .minimum = f->minimum,
+                             .maximum = f->maximum};
     return moedi_info_write(MOED_STRUCT_FIELD, &full, out);
 }
 
@@ -253,7 +275,8 @@ static moed_status check_number(const structure *s, const field *f, double value
 {
     if (value >= f->minimum && value <= f->maximum) return MOED_OK; /* NaN fails both */
     if (f->type == MOED_FIELD_CHOICE)
-        return moedi_fail_parameter(MOED_E_RANGE, f->name, "%s: %s is %g; the choices are %s, numbered from 0", s->name, f->name, value, f->choices);
+        return moedi_fail_parameter(MOED_E_RANGE, f->name, "%s: %s is %g; the choices are %s, numbered from 0", s->name, f->name,
+                                    value, f->choices);
     return moedi_fail_parameter(MOED_E_RANGE, f->name, "%s: %s is %.12g; it must be from %.12g to %.12g", s->name, f->name, value,
                                 f->minimum, f->maximum);
 }
@@ -278,16 +301,18 @@ static moed_status check_size(const structure *s, const char *given)
 {
     const uint32_t size = *(const uint32_t *)(const void *)given;
     if (size < 8)
-        return moedi_fail(MOED_E_STRUCT, "%s: struct_size is %u; set it to sizeof(%s), for options by moed_options_init", s->name, size, s->name);
+        return moedi_fail(MOED_E_STRUCT, "%s: struct_size is %u; set it to sizeof(%s), for options by moed_options_init", s->name,
+                          size, s->name);
     if (size > MOST) return moedi_fail(MOED_E_STRUCT, "%s: struct_size is %u, which no version has", s->name, size);
     for (size_t i = s->size; i < size; i++)
         if (given[i])
-            return moedi_fail(MOED_E_STRUCT, "%s: byte %zu is set, but this library knows only %zu bytes: it is older than the caller", s->name, i,
-                              s->size);
+            return moedi_fail(MOED_E_STRUCT,
+                              "%s: byte %zu is set, but this library knows only %zu bytes: it is older than the caller", s->name,
+                              i, s->size);
     for (size_t i = 0; i < s->field_count; i++)
         if (s->fields[i].offset < size && size < s->fields[i].offset + s->fields[i].size)
-            return moedi_fail_parameter(MOED_E_STRUCT, s->fields[i].name, "%s: struct_size is %u, which cuts the field %s in two", s->name,
-                                        size, s->fields[i].name);
+            return moedi_fail_parameter(MOED_E_STRUCT, s->fields[i].name, "%s: struct_size is %u, which cuts the field %s in two",
+                                        s->name, size, s->fields[i].name);
     return MOED_OK;
 }
 
@@ -295,7 +320,8 @@ static moed_status check_flags(const structure *s, uint32_t flags)
 {
     const uint32_t unknown = flags & ~s->flags;
     if (!unknown) return MOED_OK;
-    return moedi_fail_parameter(MOED_E_STRUCT, "flags", "%s: flags holds 0x%x, which this library does not know", s->name, unknown);
+    return moedi_fail_parameter(MOED_E_STRUCT, "flags", "%s: flags holds 0x%x, which this library does not know", s->name,
+                                unknown);
 }
 
 moed_status moedi_options_read(int32_t id, const void *given, void *out)
@@ -307,7 +333,8 @@ moed_status moedi_options_read(int32_t id, const void *given, void *out)
     if (given) {
         MOEDI_TRY(check_size(s, given));
         const size_t size = *(const uint32_t *)given;
-        /* An older caller's struct ends earlier. What it lacks is 0, not the default: an appended field means "as before" when 0. */
+        /* An older caller's struct ends earlier. What it lacks is 0, not the default: an appended field means "as before" when
+         * 0. */
         memset(full, 0, sizeof full);
         memcpy(full, given, size < s->size ? size : s->size);
     }

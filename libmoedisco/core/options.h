@@ -5,8 +5,8 @@
 #include "status.h"
 
 /* Copies the caller's options struct `given` (NULL = defaults) of struct id `id` into out (this library's full struct): checks
- * struct_size, the unknown tail, unknown bits of flags, and every field's range; the error names field and value. Fields that an older,
- * smaller struct lacks are 0. */
+ * struct_size, the unknown tail, unknown bits of flags, and every field's range; the error names field and value. Fields that an
+ * older, smaller struct lacks are 0. */
 moed_status moedi_options_read(int32_t id, const void *given, void *out);
 
 /* An out struct that moedi_info_write will take: asked before work that would be lost, or done unseen, if it did not. */

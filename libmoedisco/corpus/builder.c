@@ -13,7 +13,8 @@
 
 static moed_status write_pending(moedi_builder *b)
 {
-    for (int64_t at = 0; at < b->used; at += 64) /* of a fixed count, so that it is made of vectors; what lies past the end is not written */
+    for (int64_t at = 0; at < b->used; at += 64) /* of a fixed count, so that it is made of vectors; what lies past the end is not
+                                                    written */
         for (int64_t i = at; i < at + 64; i++) b->tokens[i] = b->pending[i];
     MOEDI_TRY(moedi_indexed_append(&b->writer, b->tokens, b->used));
     b->used = 0;

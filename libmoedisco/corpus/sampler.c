@@ -1,6 +1,6 @@
-/* corpus/sampler.c - rows of packed documents, and rows for evaluation. The documents of an epoch, in an order drawn for it, are one
- * stream that is cut into pieces; the pieces become rows in a drawn order too, so that the rows of a small batch do not come from
- * one long document. */
+/* corpus/sampler.c - rows of packed documents, and rows for evaluation. The documents of an epoch, in an order drawn for it, are
+ * one stream that is cut into pieces; the pieces become rows in a drawn order too, so that the rows of a small batch do not come
+ * from one long document. */
 #include "corpus.h"
 #include "util/random.h"
 

@@ -7,7 +7,8 @@ static moed_status check_place(const moed_batch *b, int64_t i, int64_t vocabular
 {
     const long long row = i / b->length, at = i % b->length;
     if (b->tokens[i] < 0 || b->tokens[i] >= vocabulary)
-        return moedi_fail_parameter(MOED_E_RANGE, "tokens", "row %lld of the batch: token %d at %lld is outside the vocabulary of %lld", row,
+        return moedi_fail_parameter(MOED_E_RANGE, "tokens",
+                                    "row %lld of the batch: token %d at %lld is outside the vocabulary of %lld", row,
                                     (int)b->tokens[i], at, (long long)vocabulary);
     if (!b->labels || b->labels[i] == -1) return MOED_OK;
     if (b->labels[i] < 0 || b->labels[i] >= vocabulary)
@@ -16,15 +17,17 @@ static moed_status check_place(const moed_batch *b, int64_t i, int64_t vocabular
                                     (int)b->labels[i], at, (long long)vocabulary);
     if (!b->weights || (b->weights[i] >= 0 && isfinite(b->weights[i]))) return MOED_OK;
     return moedi_fail_parameter(b->weights[i] < 0 ? MOED_E_RANGE : MOED_E_NUMERIC, "weights",
-                                "row %lld of the batch: label weight %g at %lld is not a number from 0 up", row, (double)b->weights[i], at);
+                                "row %lld of the batch: label weight %g at %lld is not a number from 0 up", row,
+                                (double)b->weights[i], at);
 }
 
-moed_status moedi_batch_check(const moed_batch *b, int64_t vocabulary, int64_t rows, int64_t length, int64_t *labels, double *label_weight)
+moed_status moedi_batch_check(const moed_batch *b, int64_t vocabulary, int64_t rows, int64_t length, int64_t *labels,
+                              double *label_weight)
 {
     if (!b->tokens) return moedi_fail_parameter(MOED_E_ARGUMENT, "tokens", "the batch has no tokens");
     if (b->rows < 1 || b->rows > rows)
-        return moedi_fail_parameter(MOED_E_RANGE, "rows", "the batch has %lld rows, there is room for 1 to %lld", (long long)b->rows,
-                                    (long long)rows);
+        return moedi_fail_parameter(MOED_E_RANGE, "rows", "the batch has %lld rows, there is room for 1 to %lld",
+                                    (long long)b->rows, (long long)rows);
     if (b->length < 1 || b->length > length)
         return moedi_fail_parameter(MOED_E_RANGE, "length", "the batch's rows have %lld tokens, there is room for 1 to %lld",
                                     (long long)b->length, (long long)length);

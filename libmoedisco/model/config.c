@@ -24,7 +24,8 @@ static moed_status unsupported(const json_t *o, const char *field, const char *p
 {
     char value[80];
     describe(json_object_get(o, field), value, sizeof value);
-    return moedi_fail_parameter(MOED_E_UNSUPPORTED, field, "%s: field %s is %s, and only %s is supported", path, field, value, only);
+    return moedi_fail_parameter(MOED_E_UNSUPPORTED, field, "%s: field %s is %s, and only %s is supported", path, field, value,
+                                only);
 }
 
 static int absent(const json_t *o, const char *field)
@@ -33,7 +34,8 @@ static int absent(const json_t *o, const char *field)
     return !v || json_is_null(v);
 }
 
-/* Position encoding: plain rotary of one base. Transformers 5 has it in rope_parameters, earlier ones in rope_theta and rope_scaling. */
+/* Position encoding: plain rotary of one base. Transformers 5 has it in rope_parameters, earlier ones in rope_theta and
+ * rope_scaling. */
 static moed_status read_rope(moedi_config *out, const moedi_family *f, const json_t *o, const char *path)
 {
     static const char *const places[] = {"rope_parameters", "rope_scaling"};
@@ -84,7 +86,8 @@ static moed_status check_supported(const moedi_family *f, const moedi_config *co
     int64_t step = 1;
     MOEDI_TRY(check_switches(o, path));
     MOEDI_TRY(moedi_json_text(o, path, "hidden_act", 0, &activation));
-    if (strcmp(activation, "silu") != 0 && strcmp(activation, "swish") != 0) return unsupported(o, "hidden_act", path, "\"silu\"");
+    if (strcmp(activation, "silu") != 0 && strcmp(activation, "swish") != 0)
+        return unsupported(o, "hidden_act", path, "\"silu\"");
     MOEDI_TRY(moedi_json_integer(o, path, "decoder_sparse_step", 0, 0, TOKEN_MAX, &step));
     if (step != 1) return unsupported(o, "decoder_sparse_step", path, "1 (experts in every layer)");
     if (!absent(o, "mlp_only_layers")) {
@@ -102,7 +105,8 @@ static moed_status check_supported(const moedi_family *f, const moedi_config *co
     if (f->sliding_window && !absent(o, "sliding_window")) {
         int64_t window = 0;
         MOEDI_TRY(moedi_json_integer(o, path, "sliding_window", 1, 1, INT64_MAX, &window));
-        if (window < config->context_length) return unsupported(o, "sliding_window", path, "null or a window as long as max_position_embeddings");
+        if (window < config->context_length)
+            return unsupported(o, "sliding_window", path, "null or a window as long as max_position_embeddings");
     }
     return MOED_OK;
 }
@@ -121,7 +125,10 @@ static moed_status read_dtype(moedi_config *out, const json_t *o, const char *pa
 
 const char *moedi_config_dtype_name(moed_dtype dtype)
 {
-    return dtype == MOED_DTYPE_F16 ? "float16" : dtype == MOED_DTYPE_BF16 ? "bfloat16" : dtype == MOED_DTYPE_F64 ? "float64" : "float32";
+    return dtype == MOED_DTYPE_F16    ? "float16"
+           : dtype == MOED_DTYPE_BF16 ? "bfloat16"
+           : dtype == MOED_DTYPE_F64  ? "float64"
+                                      : "float32";
 }
 
 static moed_status read_heads(moedi_config *out, const moedi_family *f, const json_t *o, const char *path)
@@ -136,7 +143,8 @@ static moed_status read_heads(moedi_config *out, const moedi_family *f, const js
                                     json_object_get(o, "num_key_value_heads") ? "" : " (the family's default)");
     if (absent(o, "head_dim")) {
         if (out->hidden % out->heads != 0)
-            return moedi_fail_parameter(MOED_E_RANGE, "hidden_size", "%s: hidden_size %lld is not a multiple of num_attention_heads %lld", path,
+            return moedi_fail_parameter(MOED_E_RANGE, "hidden_size",
+                                        "%s: hidden_size %lld is not a multiple of num_attention_heads %lld", path,
                                         (long long)out->hidden, (long long)out->heads);
         out->head_dim = out->hidden / out->heads;
     }
@@ -152,10 +160,11 @@ static moed_status read_experts(moedi_config *out, const moedi_family *f, const 
     MOEDI_TRY(moedi_json_integer(o, path, f->experts_field, 1, 1, COUNT_MAX, &out->experts));
     MOEDI_TRY(moedi_json_integer(o, path, "num_experts_per_tok", 1, 1, COUNT_MAX, &out->top_k));
     if (out->top_k > out->experts)
-        return moedi_fail_parameter(MOED_E_RANGE, "num_experts_per_tok", "%s: num_experts_per_tok %lld is more than %s %lld", path,
-                                    (long long)out->top_k, f->experts_field, (long long)out->experts);
+        return moedi_fail_parameter(MOED_E_RANGE, "num_experts_per_tok", "%s: num_experts_per_tok %lld is more than %s %lld",
+                                    path, (long long)out->top_k, f->experts_field, (long long)out->experts);
     MOEDI_TRY(moedi_json_integer(o, path, f->expert_width_field, 1, 1, SIZE_MAX_WIDTH, &out->expert_width));
-    if (f->shared_width_field) MOEDI_TRY(moedi_json_integer(o, path, f->shared_width_field, 1, 1, SIZE_MAX_WIDTH, &out->shared_width));
+    if (f->shared_width_field)
+        MOEDI_TRY(moedi_json_integer(o, path, f->shared_width_field, 1, 1, SIZE_MAX_WIDTH, &out->shared_width));
     out->normalise_top_k = f->normalise_top_k > 0;
     if (f->normalise_top_k < 0) MOEDI_TRY(moedi_json_boolean(o, path, "norm_topk_prob", 0, &out->normalise_top_k));
     return MOED_OK;
@@ -171,15 +180,18 @@ static moed_status check_totals(const moedi_config *c, const moedi_family *f, co
         {f->shared_width_field ? f->shared_width_field : f->expert_width_field, (double)c->shared_width * hidden},
         {f->expert_width_field, (double)c->expert_width * hidden},
         {f->experts_field, 3.0 * (double)c->expert_width * hidden * (double)c->experts},
-        {"num_hidden_layers", (double)c->layers * hidden * (3.0 * (double)c->expert_width * (double)c->experts + 3.0 * (double)c->shared_width
-                                                            + 4.0 * (double)c->heads * (double)c->head_dim)},
+        {"num_hidden_layers", (double)c->layers * hidden *
+                                  (3.0 * (double)c->expert_width * (double)c->experts + 3.0 * (double)c->shared_width +
+                                   4.0 * (double)c->heads * (double)c->head_dim)},
     };
     for (size_t i = 0; i < sizeof parts / sizeof *parts; i++)
         if (parts[i].numbers > most)
-            return moedi_fail_parameter(MOED_E_RANGE, parts[i].field, "%s: field %s makes tensors of %.3g numbers, and 2^48 is the most", path,
-                                        parts[i].field, parts[i].numbers);
+            return moedi_fail_parameter(MOED_E_RANGE, parts[i].field,
+                                        "%s: field %s makes tensors of %.3g numbers, and 2^48 is the most", path, parts[i].field,
+                                        parts[i].numbers);
     if (c->layers * c->experts > 1 << 20)
-        return moedi_fail_parameter(MOED_E_RANGE, f->experts_field, "%s: num_hidden_layers %lld times %s %lld is more than 1048576 experts", path,
+        return moedi_fail_parameter(MOED_E_RANGE, f->experts_field,
+                                    "%s: num_hidden_layers %lld times %s %lld is more than 1048576 experts", path,
                                     (long long)c->layers, f->experts_field, (long long)c->experts);
     return MOED_OK;
 }
@@ -193,8 +205,8 @@ moed_status moedi_config_read(moedi_config *out, const moedi_family **family, co
     if (!f) {
         char list[256];
         moedi_family_list(list, sizeof list);
-        return moedi_fail_parameter(MOED_E_UNSUPPORTED, "model_type", "%s: model_type \"%.64s\" is no family this library knows; it knows %s",
-                                    path, type, list);
+        return moedi_fail_parameter(MOED_E_UNSUPPORTED, "model_type",
+                                    "%s: model_type \"%.64s\" is no family this library knows; it knows %s", path, type, list);
     }
     config.context_length = f->context_length, config.epsilon = f->epsilon, config.init_std = 0.02, config.qkv_bias = f->qkv_bias;
     MOEDI_TRY(moedi_json_integer(o, path, "vocab_size", 1, 1, TOKEN_MAX, &config.vocabulary));

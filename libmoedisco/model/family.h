@@ -57,13 +57,14 @@ typedef struct moedi_family {
 const moedi_family *moedi_family_find(const char *model_type);
 /* "qwen2_moe, mixtral" */
 void moedi_family_list(char *out, size_t size);
-/* The tensor name of a slot; layer and expert fill %l and %e. 0 when the family has none of it, else the length (cut to size - 1). */
+/* The tensor name of a slot; layer and expert fill %l and %e. 0 when the family has none of it, else the length (cut to size -
+ * 1). */
 size_t moedi_family_tensor(const moedi_family *f, moedi_slot slot, int32_t layer, int32_t expert, char *out, size_t size);
 /* The tensor of a slot under a configuration: all of moed_param but the name; 0 when the model has none (layer and expert -1). */
 int moedi_family_param(const moedi_family *f, const moedi_config *config, moedi_slot slot, moed_param *out);
 
-/* Reads and checks config.json's object; unknown families, unsupported fields that matter and bad values are errors naming the field.
- * Writes nothing into o; path names it in errors. */
+/* Reads and checks config.json's object; unknown families, unsupported fields that matter and bad values are errors naming the
+ * field. Writes nothing into o; path names it in errors. */
 moed_status moedi_config_read(moedi_config *out, const moedi_family **family, const json_t *o, const char *path);
 /* "bfloat16": a floating dtype as config.json spells it. */
 const char *moedi_config_dtype_name(moed_dtype dtype);

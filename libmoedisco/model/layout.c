@@ -49,10 +49,13 @@ static moed_status check_name(const moed_param *p, size_t index)
 {
     if (!p->name || !p->name[0]) return moedi_fail(MOED_E_ARGUMENT, "parameter %zu has no name", index);
     const size_t length = strnlen(p->name, MOEDI_NAME_MAX + 1);
-    if (length > MOEDI_NAME_MAX) return moedi_fail(MOED_E_ARGUMENT, "parameter %zu: its name is longer than %d bytes", index, (int)MOEDI_NAME_MAX);
+    if (length > MOEDI_NAME_MAX)
+        return moedi_fail(MOED_E_ARGUMENT, "parameter %zu: its name is longer than %d bytes", index, (int)MOEDI_NAME_MAX);
     if (!strcmp(p->name, "__metadata__"))
-        return moedi_fail_parameter(MOED_E_ARGUMENT, p->name, "parameter %zu: the name __metadata__ is reserved by the safetensors format", index);
-    if (!moedi_utf8_text(p->name, (int64_t)length)) return moedi_fail(MOED_E_ARGUMENT, "parameter %zu: its name is not UTF-8", index);
+        return moedi_fail_parameter(MOED_E_ARGUMENT, p->name,
+                                    "parameter %zu: the name __metadata__ is reserved by the safetensors format", index);
+    if (!moedi_utf8_text(p->name, (int64_t)length))
+        return moedi_fail(MOED_E_ARGUMENT, "parameter %zu: its name is not UTF-8", index);
     return MOED_OK;
 }
 
@@ -60,14 +63,18 @@ static moed_status check_name(const moed_param *p, size_t index)
 
 static moed_status check_shape(const moed_param *p)
 {
-    if (p->rank < 0 || p->rank > MOED_RANK_MAX) return WRONG(p, "parameter %s: rank %d is outside 0..%d", p->name, (int)p->rank, MOED_RANK_MAX);
+    if (p->rank < 0 || p->rank > MOED_RANK_MAX)
+        return WRONG(p, "parameter %s: rank %d is outside 0..%d", p->name, (int)p->rank, MOED_RANK_MAX);
     for (int32_t i = 0; i < p->rank; i++)
-        if (p->shape[i] < 1) return WRONG(p, "parameter %s: size %lld of axis %d is below 1", p->name, (long long)p->shape[i], (int)i);
+        if (p->shape[i] < 1)
+            return WRONG(p, "parameter %s: size %lld of axis %d is below 1", p->name, (long long)p->shape[i], (int)i);
     const int64_t elements = moedi_param_elements(p);
     if (elements < 0 || elements > ELEMENTS_MAX) return WRONG(p, "parameter %s: its shape has more than 2^48 numbers", p->name);
-    if (moedi_dtype_size(p->dtype) == 0) return WRONG(p, "parameter %s: dtype %d is unknown or has elements below a byte", p->name, (int)p->dtype);
+    if (moedi_dtype_size(p->dtype) == 0)
+        return WRONG(p, "parameter %s: dtype %d is unknown or has elements below a byte", p->name, (int)p->dtype);
     if (p->role != MOED_ROLE_OPAQUE && !moedi_dtype_is_float(p->dtype))
-        return WRONG(p, "parameter %s: dtype %s is for opaque parameters only; others are F32, F16, BF16 or F64", p->name, moed_dtype_name(p->dtype));
+        return WRONG(p, "parameter %s: dtype %s is for opaque parameters only; others are F32, F16, BF16 or F64", p->name,
+                     moed_dtype_name(p->dtype));
     return MOED_OK;
 }
 
@@ -75,7 +82,8 @@ static moed_status check_role(const moed_param *p)
 {
     if (p->role < 0 || p->role >= MOED_ROLE_COUNT)
         return WRONG(p, "parameter %s: role %d is none of 0..%d", p->name, (int)p->role, MOED_ROLE_COUNT - 1);
-    if (p->layer < -1 || p->layer >= LAYERS_MAX) return WRONG(p, "parameter %s: layer %d is outside -1..%d", p->name, (int)p->layer, LAYERS_MAX - 1);
+    if (p->layer < -1 || p->layer >= LAYERS_MAX)
+        return WRONG(p, "parameter %s: layer %d is outside -1..%d", p->name, (int)p->layer, LAYERS_MAX - 1);
     if (p->expert < -1) return WRONG(p, "parameter %s: expert %d is below -1", p->name, (int)p->expert);
     if (p->expert_axis < -1 || p->expert_axis >= p->rank)
         return WRONG(p, "parameter %s: expert axis %d is outside -1..%d", p->name, (int)p->expert_axis, (int)p->rank - 1);
@@ -83,14 +91,14 @@ static moed_status check_role(const moed_param *p)
     if ((p->role == MOED_ROLE_EXPERT || router) && p->layer < 0)
         return WRONG(p, "parameter %s: experts and routers belong to a layer, not %d", p->name, (int)p->layer);
     if (p->role == MOED_ROLE_EXPERT && (p->expert >= 0) == (p->expert_axis >= 0))
-        return WRONG(p, "parameter %s: expert %d and expert axis %d: an expert parameter is one expert's own (axis -1) or a stack (expert -1)",
-                     p->name, (int)p->expert, (int)p->expert_axis);
+        return WRONG(p, "parameter %s: expert %d and expert axis %d: an expert parameter is one expert's own (axis -1) or "
+                     "a stack (expert -1)", p->name, (int)p->expert, (int)p->expert_axis);
     if (router && (p->expert != -1 || p->expert_axis != 0))
-        return WRONG(p, "parameter %s: expert %d and expert axis %d: a router has expert -1 and expert axis 0", p->name, (int)p->expert,
-                     (int)p->expert_axis);
+        return WRONG(p, "parameter %s: expert %d and expert axis %d: a router has expert -1 and expert axis 0", p->name,
+                     (int)p->expert, (int)p->expert_axis);
     if (p->role != MOED_ROLE_EXPERT && !router && (p->expert != -1 || p->expert_axis != -1))
-        return WRONG(p, "parameter %s: expert %d and expert axis %d: both are -1 unless the role is expert or router", p->name, (int)p->expert,
-                     (int)p->expert_axis);
+        return WRONG(p, "parameter %s: expert %d and expert axis %d: both are -1 unless the role is expert or router", p->name,
+                     (int)p->expert, (int)p->expert_axis);
     return MOED_OK;
 }
 
@@ -165,8 +173,8 @@ static moed_status check_experts(moed_layout *l)
     for (size_t i = 0; i < l->count; i++) {
         const moed_param *p = &l->params[i];
         if (p->expert_axis >= 0 && p->shape[p->expert_axis] != l->experts[p->layer]) {
-            status = WRONG(p, "parameter %s: %lld experts on axis %d, where layer %d has %d", p->name, (long long)p->shape[p->expert_axis],
-                           (int)p->expert_axis, (int)p->layer, (int)l->experts[p->layer]);
+            status = WRONG(p, "parameter %s: %lld experts on axis %d, where layer %d has %d", p->name,
+                           (long long)p->shape[p->expert_axis], (int)p->expert_axis, (int)p->layer, (int)l->experts[p->layer]);
             goto out;
         }
         if (p->expert >= 0 && own[p->layer] < l->experts[p->layer]) {
@@ -185,7 +193,8 @@ static moed_status check_experts(moed_layout *l)
     for (int32_t k = 0; k < l->layers; k++)
         for (int32_t e = 0; own[k] > 0 && e < l->experts[k]; e++)
             if (!seen[first[k] + (size_t)e]) {
-                status = moedi_fail(MOED_E_ARGUMENT, "layer %d: expert %d of %d has no parameter", (int)k, (int)e, (int)l->experts[k]);
+                status = moedi_fail(MOED_E_ARGUMENT, "layer %d: expert %d of %d has no parameter", (int)k, (int)e,
+                                    (int)l->experts[k]);
                 goto out;
             }
 out:
@@ -308,7 +317,8 @@ moed_status moed_layout_get_info(const moed_layout *l, moed_layout_info *out)
 
 static moed_status differ(const moed_param *p, const char *what, long long a, long long b)
 {
-    return moedi_fail_parameter(MOED_E_MISMATCH, p->name, "parameter %s: %s %lld in one layout and %lld in the other", p->name, what, a, b);
+    return moedi_fail_parameter(MOED_E_MISMATCH, p->name, "parameter %s: %s %lld in one layout and %lld in the other", p->name,
+                                what, a, b);
 }
 
 static moed_status equal_params(const moed_param *a, const moed_param *b, int any_dtype)
@@ -331,7 +341,8 @@ moed_status moedi_layout_equal(const moed_layout *a, const moed_layout *b, int a
     for (size_t i = 0; i < a->count && i < b->count; i++) {
         const moed_param *p = &a->params[i], *q = &b->params[i];
         if (strcmp(p->name, q->name) != 0)
-            return moedi_fail_parameter(MOED_E_MISMATCH, p->name, "parameter %zu is %s in one layout and %s in the other", i, p->name, q->name);
+            return moedi_fail_parameter(MOED_E_MISMATCH, p->name, "parameter %zu is %s in one layout and %s in the other", i,
+                                        p->name, q->name);
         MOEDI_TRY(equal_params(p, q, any_dtype));
     }
     if (a->count != b->count) {
@@ -348,9 +359,22 @@ void moedi_layout_fingerprint(const moed_layout *l, char out[33])
     for (size_t i = 0; i < l->count; i++) {
         const moed_param *p = &l->params[i];
         const moedi_digest name = moedi_hash_bytes(p->name, strlen(p->name));
-        const uint64_t record[16] = {digest.low, digest.high, name.low, name.high, (uint64_t)p->role, (uint64_t)p->layer, (uint64_t)p->expert,
-                                     (uint64_t)p->expert_axis, (uint64_t)p->dtype, (uint64_t)p->rank, (uint64_t)p->shape[0], (uint64_t)p->shape[1],
-                                     (uint64_t)p->shape[2], (uint64_t)p->shape[3], (uint64_t)p->shape[4], (uint64_t)p->shape[5]};
+        const uint64_t record[16] = {digest.low,
+                                     digest.high,
+                                     name.low,
+                                     name.high,
+                                     (uint64_t)p->role,
+                                     (uint64_t)p->layer,
+                                     (uint64_t)p->expert,
+                                     (uint64_t)p->expert_axis,
+                                     (uint64_t)p->dtype,
+                                     (uint64_t)p->rank,
+                                     (uint64_t)p->shape[0],
+                                     (uint64_t)p->shape[1],
+                                     (uint64_t)p->shape[2],
+                                     (uint64_t)p->shape[3],
+                                     (uint64_t)p->shape[4],
+                                     (uint64_t)p->shape[5]};
         unsigned char bytes[sizeof record];
         for (size_t b = 0; b < sizeof bytes; b++) bytes[b] = (unsigned char)(record[b / 8] >> (8 * (b % 8)));
         digest = moedi_hash_bytes(bytes, sizeof bytes);

@@ -1,4 +1,5 @@
-/* model/layout_config.c - layouts of the families: from config.json to parameters, and back to a config.json of a changed model. */
+/* model/layout_config.c - layouts of the families: from config.json to parameters, and back to a config.json of a changed
+ * model. */
 #include <string.h>
 
 #include "layout.h"
@@ -97,7 +98,8 @@ static moed_status load_config(const moed_layout *l, json_t **out)
 
 static moed_status set_config(json_t *o, const char *field, json_t *value)
 {
-    return json_object_set_new(o, field, value) == 0 ? MOED_OK : moedi_fail(MOED_E_MEMORY, "no memory for field %s of config.json", field);
+    return json_object_set_new(o, field, value) == 0 ? MOED_OK
+                                                     : moedi_fail(MOED_E_MEMORY, "no memory for field %s of config.json", field);
 }
 
 /* dtype is what Transformers 5 writes, torch_dtype what all read: whichever the config has is kept true. */
@@ -116,7 +118,8 @@ moed_status moedi_layout_with_experts(moed_layout **out, const moed_layout *l, i
     json_t *o = NULL;
     moed_status status;
 
-    if (!l->family) return moedi_fail(MOED_E_UNSUPPORTED, "a layout made by hand has no config.json to change the number of experts in");
+    if (!l->family)
+        return moedi_fail(MOED_E_UNSUPPORTED, "a layout made by hand has no config.json to change the number of experts in");
     if (experts < 1) return moedi_fail(MOED_E_RANGE, "%d experts asked for: at least 1", (int)experts);
     MOEDI_TRY(load_config(l, &o));
     MOEDI_GO(set_config(o, l->family->experts_field, json_integer(experts)));

@@ -35,17 +35,17 @@ void moedi_model_ahead(const moed_model *m, size_t param, int64_t first, int64_t
 /* A model whose numbers are in host memory: MOED_E_STATE for a streamed one. */
 moed_status moedi_model_check_resident(const moed_model *m);
 
-/* Writes a model directory into `dir` (made already, e.g. a fresh directory's temporary): config.json from the layout, and the tensors, produced
- * in order by `produce`, at most `most` bytes at a time. Tied heads are not written. */
+/* Writes a model directory into `dir` (made already, e.g. a fresh directory's temporary): config.json from the layout, and the
+ * tensors, produced in order by `produce`, at most `most` bytes at a time. Tied heads are not written. */
 typedef moed_status (*moedi_produce_fn)(void *user, size_t param, int64_t first, int64_t count, void *out);
-moed_status moedi_model_write(const moed_context *c, const moed_layout *l, const char *dir, moed_dtype dtype, moedi_produce_fn produce, void *user,
-                              const moed_cancel *cancel);
+moed_status moedi_model_write(const moed_context *c, const moed_layout *l, const char *dir, moed_dtype dtype,
+                              moedi_produce_fn produce, void *user, const moed_cancel *cancel);
 /* The same as a whole directory: fresh, synced, renamed; replaces a model's directory and nothing else. */
-moed_status moedi_model_save_at(const moed_context *c, const moed_layout *l, const char *dir, moed_dtype dtype, moedi_produce_fn produce, void *user,
-                                const moed_cancel *cancel);
-/* The same with several threads that make numbers while those made before are written: `produce` is called for MOEDI_MODEL_UNIT elements
- * at most, from a multiple of that on, by several threads at once; before that `prepare` (nullable) on the calling thread for the
- * chunk of a parameter that is to come, one chunk ahead. */
+moed_status moedi_model_save_at(const moed_context *c, const moed_layout *l, const char *dir, moed_dtype dtype,
+                                moedi_produce_fn produce, void *user, const moed_cancel *cancel);
+/* The same with several threads that make numbers while those made before are written: `produce` is called for MOEDI_MODEL_UNIT
+ * elements at most, from a multiple of that on, by several threads at once; before that `prepare` (nullable) on the calling
+ * thread for the chunk of a parameter that is to come, one chunk ahead. */
 enum { MOEDI_MODEL_UNIT = 1 << 18 };
 typedef struct moedi_producer {
     moed_status (*prepare)(void *user, size_t param, int64_t first, int64_t count);
@@ -53,9 +53,10 @@ typedef struct moedi_producer {
     void *user;
     int serial;                     /* 1: produce is called on the calling thread, in order */
 } moedi_producer;
-moed_status moedi_model_save_from(const moed_context *c, const moed_layout *l, const char *dir, moed_dtype dtype, const moedi_producer *p,
-                                  const moed_cancel *cancel);
-/* The tensors of a directory as a model of layout l (its config.json is not read): resident as in moed_model_open, or streamed. */
+moed_status moedi_model_save_from(const moed_context *c, const moed_layout *l, const char *dir, moed_dtype dtype,
+                                  const moedi_producer *p, const moed_cancel *cancel);
+/* The tensors of a directory as a model of layout l (its config.json is not read): resident as in moed_model_open, or
+ * streamed. */
 moed_status moedi_model_open_as(moed_model **out, moed_context *c, const moed_layout *l, const char *dir, int stream);
 
 #endif

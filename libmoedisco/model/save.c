@@ -15,7 +15,8 @@ static moed_status config_by_hand(const moed_context *c, const moed_layout *l, c
 {
     char fingerprint[33];
     moedi_layout_fingerprint(l, fingerprint);
-    json_t *o = json_pack("{s:{s:s,s:I,s:s}}", "moedisco", "layout", "by hand", "parameters", (json_int_t)l->count, "fingerprint", fingerprint);
+    json_t *o = json_pack("{s:{s:s,s:I,s:s}}", "moedisco", "layout", "by hand", "parameters", (json_int_t)l->count, "fingerprint",
+                          fingerprint);
     if (!o) return moedi_fail(MOED_E_MEMORY, "no memory for %s", path);
     const moed_status status = moedi_json_write(c, o, path);
     json_decref(o);
@@ -26,7 +27,8 @@ static moed_status write_config(const moed_context *c, const moed_layout *l, con
 {
     char *path = NULL;
     MOEDI_TRY(moedi_path_join(c, dir, "config.json", &path));
-    const moed_status status = l->family ? moedi_file_write(c, path, l->config_text, strlen(l->config_text)) : config_by_hand(c, l, path);
+    const moed_status status = l->family ? moedi_file_write(c, path, l->config_text, strlen(l->config_text))
+                                         : config_by_hand(c, l, path);
     moedi_free(c, path);
     return status;
 }
@@ -178,8 +180,8 @@ out:
     return status;
 }
 
-static moed_status write_from(const moed_context *c, const moed_layout *l, const char *dir, moed_dtype dtype, const moedi_producer *p,
-                              const moed_cancel *cancel)
+static moed_status write_from(const moed_context *c, const moed_layout *l, const char *dir, moed_dtype dtype,
+                              const moedi_producer *p, const moed_cancel *cancel)
 {
     moed_layout *to = NULL;
     moed_status status;
@@ -196,8 +198,8 @@ out:
     return status;
 }
 
-moed_status moedi_model_write(const moed_context *c, const moed_layout *l, const char *dir, moed_dtype dtype, moedi_produce_fn produce, void *user,
-                              const moed_cancel *cancel)
+moed_status moedi_model_write(const moed_context *c, const moed_layout *l, const char *dir, moed_dtype dtype,
+                              moedi_produce_fn produce, void *user, const moed_cancel *cancel)
 {
     const moedi_producer p = {.produce = produce, .user = user, .serial = 1};
     return write_from(c, l, dir, dtype, &p, cancel);
@@ -225,7 +227,9 @@ static moed_status check_replaceable(const moed_context *c, const char *dir)
     moed_status status = MOED_OK;
 
     if (!moedi_path_exists(dir)) return MOED_OK;
-    if (!moedi_path_is_directory(dir)) return moedi_fail_file(MOED_E_EXISTS, dir, -1, "this is no directory (a file, or a link to nothing): a model is saved as a directory");
+    if (!moedi_path_is_directory(dir))
+        return moedi_fail_file(MOED_E_EXISTS, dir, -1,
+                               "this is no directory (a file, or a link to nothing): a model is saved as a directory");
     MOEDI_TRY(moedi_directory_list(c, dir, &names, &count));
     for (size_t i = 0; i < count; i++) config += !strcmp(names[i], "config.json");
     for (size_t i = 0; i < count && status == MOED_OK; i++)
@@ -233,7 +237,8 @@ static moed_status check_replaceable(const moed_context *c, const char *dir)
             status = moedi_fail_file(MOED_E_EXISTS, dir, -1,
                                      "the directory holds %s, which is no file of a saved model: it is not replaced", names[i]);
     if (status == MOED_OK && count > 0 && !config)
-        status = moedi_fail_file(MOED_E_EXISTS, dir, -1, "the directory holds files but no config.json, so no model: it is not replaced");
+        status = moedi_fail_file(MOED_E_EXISTS, dir, -1,
+                                 "the directory holds files but no config.json, so no model: it is not replaced");
     for (size_t i = 0; i < count; i++) moedi_free(c, names[i]);
     moedi_free(c, names);
     return status;
@@ -250,8 +255,8 @@ static moed_status produce_from_model(void *user, size_t param, int64_t first, i
     return moedi_model_read(user, param, first, count, out);
 }
 
-moed_status moedi_model_save_from(const moed_context *c, const moed_layout *l, const char *dir, moed_dtype dtype, const moedi_producer *p,
-                                  const moed_cancel *cancel)
+moed_status moedi_model_save_from(const moed_context *c, const moed_layout *l, const char *dir, moed_dtype dtype,
+                                  const moedi_producer *p, const moed_cancel *cancel)
 {
     moedi_fresh_directory fresh = {0};
     moed_status status;
@@ -265,8 +270,8 @@ out:
     return status;
 }
 
-moed_status moedi_model_save_at(const moed_context *c, const moed_layout *l, const char *dir, moed_dtype dtype, moedi_produce_fn produce, void *user,
-                                const moed_cancel *cancel)
+moed_status moedi_model_save_at(const moed_context *c, const moed_layout *l, const char *dir, moed_dtype dtype,
+                                moedi_produce_fn produce, void *user, const moed_cancel *cancel)
 {
     const moedi_producer p = {.produce = produce, .user = user, .serial = 1};
     return moedi_model_save_from(c, l, dir, dtype, &p, cancel);

@@ -1,5 +1,5 @@
-/* train/checkpoint.h - DIRECTORY/checkpoints/step-N: model/, optimizer.safetensors, state.json, and manifest.json, which lists size and
- * checksum of the others. */
+/* train/checkpoint.h - DIRECTORY/checkpoints/step-N: model/, optimizer.safetensors, state.json, and manifest.json, which lists
+ * size and checksum of the others. */
 #ifndef MOEDI_CHECKPOINT_H
 #define MOEDI_CHECKPOINT_H
 

@@ -10,16 +10,20 @@ static moed_status check_phase(const moed_phase *p, size_t index)
 {
     const char *name = p->name ? p->name : "";
     if (!(p->flops >= 0) || !isfinite(p->flops))
-        return moedi_fail_parameter(MOED_E_RANGE, "flops", "phase %zu \"%s\": flops is %g, not a number from 0 up", index, name, p->flops);
+        return moedi_fail_parameter(MOED_E_RANGE, "flops", "phase %zu \"%s\": flops is %g, not a number from 0 up", index, name,
+                                    p->flops);
     if (!(p->device_flops > 0) || !isfinite(p->device_flops))
-        return moedi_fail_parameter(MOED_E_RANGE, "device_flops", "phase %zu \"%s\": device_flops is %g, not a number above 0", index, name,
-                                    p->device_flops);
+        return moedi_fail_parameter(MOED_E_RANGE, "device_flops", "phase %zu \"%s\": device_flops is %g, not a number above 0",
+                                    index, name, p->device_flops);
     if (!(p->price >= 0) || !isfinite(p->price))
-        return moedi_fail_parameter(MOED_E_RANGE, "price", "phase %zu \"%s\": price is %g, not a number from 0 up", index, name, p->price);
+        return moedi_fail_parameter(MOED_E_RANGE, "price", "phase %zu \"%s\": price is %g, not a number from 0 up", index, name,
+                                    p->price);
     if (p->devices < 1)
-        return moedi_fail_parameter(MOED_E_RANGE, "devices", "phase %zu \"%s\": devices is %d, less than 1", index, name, (int)p->devices);
+        return moedi_fail_parameter(MOED_E_RANGE, "devices", "phase %zu \"%s\": devices is %d, less than 1", index, name,
+                                    (int)p->devices);
     if (!(p->seconds >= 0) || !isfinite(p->seconds))
-        return moedi_fail_parameter(MOED_E_RANGE, "seconds", "phase %zu \"%s\": seconds is %g, not a number from 0 up", index, name, p->seconds);
+        return moedi_fail_parameter(MOED_E_RANGE, "seconds", "phase %zu \"%s\": seconds is %g, not a number from 0 up", index,
+                                    name, p->seconds);
     return MOED_OK;
 }
 

@@ -100,7 +100,9 @@ moed_status moedi_metrics_cut(moedi_metrics *m, int64_t step)
 static moed_status append(moedi_metrics *m, json_t *o)
 {
     char line[LINE_MOST];
-    const size_t size = o ? moedi_json_line(o, line, sizeof line - 1, JSON_COMPACT | JSON_PRESERVE_ORDER | JSON_REAL_PRECISION(10)) : 0;
+    const size_t size = o ? moedi_json_line(o, line, sizeof line - 1,
+                                            JSON_COMPACT | JSON_PRESERVE_ORDER | JSON_REAL_PRECISION(10))
+                          : 0;
     json_decref(o);
     if (size == 0 || size > sizeof line - 1) return moedi_fail(MOED_E_MEMORY, "out of memory for a line of %s", m->path);
     line[size] = '\n';
@@ -135,7 +137,8 @@ moed_status moedi_metrics_evaluation(moedi_metrics *m, int64_t step, const moed_
     if (m->fd < 0) return MOED_OK;
     const double most = 700.0; /* exp stays finite */
     return append(m, json_pack("{s:I, s:f, s:f, s:I, s:f}", "step", (json_int_t)step, "held_out_loss", r->loss, "perplexity",
-                               exp(r->loss < most ? r->loss : most), "labels", (json_int_t)r->labels, "evaluation_seconds", r->seconds));
+                               exp(r->loss < most ? r->loss : most), "labels", (json_int_t)r->labels, "evaluation_seconds",
+                               r->seconds));
 }
 
 moed_status moedi_metrics_sync(moedi_metrics *m)

@@ -45,7 +45,8 @@ static moed_status mark(const moed_layout *l, const char *field, const char *wor
         }
         if (role < 0 && found == 0)
             return moedi_fail_parameter(MOED_E_ARGUMENT, field,
-                "%s: \"%.*s\" is no role (shared, expert, router, bias) and matches no parameter's name", field, (int)length, words);
+                                        "%s: \"%.*s\" is no role (shared, expert, router, bias) and matches no parameter's name",
+                                        field, (int)length, words);
         words += length;
     }
     return MOED_OK;

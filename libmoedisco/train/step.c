@@ -18,7 +18,8 @@ moed_status moedi_step_check(const moed_trainer *t)
 {
     MOEDI_TRY(moedi_context_check(t->context));
     if (t->broken)
-        return moedi_fail(MOED_E_STATE, "an earlier call on this trainer ended half-way: make a new one and resume from its checkpoint");
+        return moedi_fail(MOED_E_STATE,
+                          "an earlier call on this trainer ended half-way: make a new one and resume from its checkpoint");
     return MOED_OK;
 }
 
@@ -40,7 +41,8 @@ static moed_status next_rows(moed_trainer *t, moed_batch *out)
 {
     const moed_train_options *o = &t->options;
     const int64_t first = t->row + t->pending.rows;
-    MOEDI_TRY(moedi_sampler_rows(t->sampler, first, o->rows, o->length, t->tokens, t->labels, o->document_mask ? t->documents : NULL));
+    MOEDI_TRY(
+        moedi_sampler_rows(t->sampler, first, o->rows, o->length, t->tokens, t->labels, o->document_mask ? t->documents : NULL));
     memset(out, 0, sizeof *out);
     out->tokens = t->tokens, out->labels = t->labels;
     out->documents = o->document_mask ? t->documents : NULL;
@@ -77,13 +79,15 @@ static moed_status run_shard(moed_trainer *t, const moed_batch *b, double part, 
     found->load_balance += part * losses.load_balance;
     found->z_loss += part * losses.z_loss;
     if (!isfinite(losses.loss) || !isfinite(losses.load_balance) || !isfinite(losses.z_loss))
-        return moedi_fail(MOED_E_NUMERIC, "step %lld: the loss is %g (load balance %g, z-loss %g); nothing of this step was applied",
+        return moedi_fail(MOED_E_NUMERIC,
+                          "step %lld: the loss is %g (load balance %g, z-loss %g); nothing of this step was applied",
                           (long long)t->step + 1, losses.loss, losses.load_balance, losses.z_loss);
     moedi_loads_add(t->transformer, t->loads);
     return MOED_OK;
 }
 
-static moed_status run_shards(moed_trainer *t, const moed_batch *b, double label_weight, moedi_losses *found, const moed_cancel *cancel)
+static moed_status run_shards(moed_trainer *t, const moed_batch *b, double label_weight, moedi_losses *found,
+                              const moed_cancel *cancel)
 {
     const int64_t shard = t->options.rows / t->options.micro_batches;
     moedi_accumulator_begin(&t->gradients);
@@ -107,9 +111,12 @@ moed_status moedi_step_accumulate(moed_trainer *t, const moed_batch *b, moed_rep
     const moed_batch *batch = b ? b : &next;
     int64_t labels = 0;
     double label_weight = 0;
-    if (!batch->labels) return moedi_fail_parameter(MOED_E_ARGUMENT, "labels", "the batch has no labels: there is nothing to train on");
-    MOEDI_TRY(moedi_batch_check(batch, t->model->layout->config.vocabulary, t->options.rows, t->options.length, &labels, &label_weight));
-    if (!(label_weight > 0)) return moedi_fail_parameter(MOED_E_ARGUMENT, "labels", "the batch has no label with a weight above 0");
+    if (!batch->labels)
+        return moedi_fail_parameter(MOED_E_ARGUMENT, "labels", "the batch has no labels: there is nothing to train on");
+    MOEDI_TRY(moedi_batch_check(batch, t->model->layout->config.vocabulary, t->options.rows, t->options.length, &labels,
+                                &label_weight));
+    if (!(label_weight > 0))
+        return moedi_fail_parameter(MOED_E_ARGUMENT, "labels", "the batch has no label with a weight above 0");
 
     moedi_losses found;
     memset(&found, 0, sizeof found);
@@ -142,8 +149,8 @@ moed_status moedi_step_update(moed_trainer *t, double factor, moed_report *out)
     double norm = 0;
     moed_status status = moedi_optimizer_measure(&t->optimizer, &t->options, t->step + 1, rate, 1.0 / calls, &norm);
     if (status == MOED_OK && !isfinite(norm))
-        status = moedi_fail(MOED_E_NUMERIC, "step %lld: the gradient's norm is %g; nothing of this step was applied", (long long)t->step + 1,
-                            norm);
+        status = moedi_fail(MOED_E_NUMERIC, "step %lld: the gradient's norm is %g; nothing of this step was applied",
+                            (long long)t->step + 1, norm);
     if (status != MOED_OK) return drop(t, status);
     status = moedi_optimizer_apply(&t->optimizer, &t->options);
     if (status != MOED_OK) {
@@ -173,7 +180,8 @@ moed_status moedi_step_store(moed_trainer *t, moed_status status)
     return status == MOED_OK ? stored : moedi_error_restore(&kept);
 }
 
-moed_status moedi_step_evaluate(moed_trainer *t, const moed_corpus *d, int64_t tokens, moed_report *out, const moed_cancel *cancel)
+moed_status moedi_step_evaluate(moed_trainer *t, const moed_corpus *d, int64_t tokens, moed_report *out,
+                                const moed_cancel *cancel)
 {
     const moed_train_options *o = &t->options;
     MOEDI_TRY(moedi_evaluate(t->transformer, d, tokens, o->rows / o->micro_batches, o->length, o->document_mask, out, cancel));
@@ -206,7 +214,8 @@ moed_status moed_trainer_update(moed_trainer *t, double factor, moed_report *out
         return moedi_fail_parameter(MOED_E_RANGE, "factor", "factor is %g, not a number from 0 up", factor);
     const double rate = moedi_schedule_rate(&t->options, t->step + 1) * factor;
     if (rate > LARGEST_RATE)
-        return moedi_fail_parameter(MOED_E_RANGE, "factor", "factor %g makes a learning rate of %g; %g is the most", factor, rate, LARGEST_RATE);
+        return moedi_fail_parameter(MOED_E_RANGE, "factor", "factor %g makes a learning rate of %g; %g is the most", factor, rate,
+                                    LARGEST_RATE);
     if (t->pending.calls == 0) return moedi_fail(MOED_E_STATE, "no gradient waits: call moed_trainer_forward_backward first");
     moed_report report;
     MOEDI_TRY(moedi_step_store(t, moedi_step_update(t, factor, &report)));

@@ -10,9 +10,10 @@ moed_status moedi_step_check(const moed_trainer *t);
 moed_status moedi_step_accumulate(moed_trainer *t, const moed_batch *b, moed_report *out, const moed_cancel *cancel);
 /* Norm, clipping, AdamW, and the line in the metrics. A norm that is not finite: MOED_E_NUMERIC, nothing applied. */
 moed_status moedi_step_update(moed_trainer *t, double factor, moed_report *out);
-/* The model's own tensors are as the last whole step left the trainer's weights, whatever stopped the work after it: returns status,
- * or why they could not be brought there. */
+/* The model's own tensors are as the last whole step left the trainer's weights, whatever stopped the work after it: returns
+ * status, or why they could not be brought there. */
 moed_status moedi_step_store(moed_trainer *t, moed_status status);
-moed_status moedi_step_evaluate(moed_trainer *t, const moed_corpus *d, int64_t tokens, moed_report *out, const moed_cancel *cancel);
+moed_status moedi_step_evaluate(moed_trainer *t, const moed_corpus *d, int64_t tokens, moed_report *out,
+                                const moed_cancel *cancel);
 
 #endif

@@ -73,7 +73,8 @@ moed_status moedi_file_text(const moed_context *c, const char *path, int64_t mos
     moed_status status;
     MOEDI_GO(moedi_file_open(&f, c, path));
     if (f.size > most) {
-        status = moedi_fail_file(MOED_E_LIMIT, path, -1, "has %lld bytes; at most %lld are read", (long long)f.size, (long long)most);
+        status = moedi_fail_file(MOED_E_LIMIT, path, -1, "has %lld bytes; at most %lld are read", (long long)f.size,
+                                 (long long)most);
         goto out;
     }
     MOEDI_GO(moedi_alloc(c, (size_t)f.size + 1, &text));
@@ -268,7 +269,8 @@ moed_status moedi_directory_make(const char *path)
 {
     char part[4096];
     const size_t size = strlen(path);
-    if (size == 0 || size >= sizeof part) return moedi_fail(MOED_E_ARGUMENT, "a directory name of %zu bytes cannot be made", size);
+    if (size == 0 || size >= sizeof part)
+        return moedi_fail(MOED_E_ARGUMENT, "a directory name of %zu bytes cannot be made", size);
     memcpy(part, path, size + 1);
     for (size_t i = 1; i <= size; i++) {
         if (part[i] != '/' && part[i] != 0) continue;
@@ -356,7 +358,8 @@ moed_status moedi_fresh_directory_begin(moedi_fresh_directory *out, const moed_c
 {
     moedi_fresh_directory d = {.context = c, .lock = -1};
     moed_status status;
-    char *real = moedi_path_is_directory(path) ? realpath(path, NULL) : NULL; /* behind a link it is the link's target that is replaced */
+    char *real = moedi_path_is_directory(path) ? realpath(path, NULL) : NULL; /* behind a link it is the link's target that is
+                                                                                 replaced */
     status = moedi_strdup(c, real ? real : path, &d.path);
     free(real);
     if (status != MOED_OK) goto out;

@@ -12,7 +12,8 @@ typedef struct moedi_file {
 } moedi_file;
 
 moed_status moedi_file_open(moedi_file *out, const moed_context *c, const char *path);   /* read only, a regular file */
-moed_status moedi_file_read(const moedi_file *f, int64_t offset, void *out, size_t size); /* all or MOED_E_FORMAT (too short) / MOED_E_IO */
+moed_status moedi_file_read(const moedi_file *f, int64_t offset, void *out, size_t size); /* all or MOED_E_FORMAT (too short) /
+                                                                                             MOED_E_IO */
 /* A hint that these bytes will be read soon: the system fetches them meanwhile. */
 void moedi_file_ahead(const moedi_file *f, int64_t offset, int64_t size);
 void moedi_file_close(moedi_file *f);
@@ -33,7 +34,8 @@ moed_status moedi_writer_open(moedi_writer *out, const moed_context *c, const ch
 moed_status moedi_writer_write(moedi_writer *w, const void *data, size_t size);
 moed_status moedi_writer_seek(moedi_writer *w, int64_t offset);   /* flushes; for formats whose parts are made out of order */
 moed_status moedi_writer_settle(moedi_writer *w, int64_t size);   /* cut to size and synced, so that commit needs no more space */
-/* Closes in every case. After an error the old file is there, or - when only the directory could not be synced - the new one, whole. */
+/* Closes in every case. After an error the old file is there, or - when only the directory could not be synced - the new one,
+ * whole. */
 moed_status moedi_writer_commit(moedi_writer *w);
 void moedi_writer_abort(moedi_writer *w);                         /* safe after commit and on a zeroed writer */
 /* text as a whole file */

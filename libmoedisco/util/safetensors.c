@@ -22,8 +22,9 @@ static moed_status read_shape(moedi_safetensors_entry *e, const json_t *shape, c
     if (!json_is_array(shape)) return refuse(path, e->name, "has no shape");
     const size_t rank = json_array_size(shape);
     if (rank > MOED_RANK_MAX)
-        return moedi_fail_parameter(MOED_E_UNSUPPORTED, e->name, "%s: the tensor \"%.100s\" has %zu dimensions; at most %d are supported", path,
-                                    e->name, rank, MOED_RANK_MAX);
+        return moedi_fail_parameter(MOED_E_UNSUPPORTED, e->name,
+                                    "%s: the tensor \"%.100s\" has %zu dimensions; at most %d are supported", path, e->name, rank,
+                                    MOED_RANK_MAX);
     e->rank = (int32_t)rank;
     for (size_t i = 0; i < rank; i++) {
         const json_t *n = json_array_get(shape, i);
@@ -43,8 +44,8 @@ static moed_status read_entry(moedi_safetensors_entry *e, const json_t *o, int64
     if (!json_is_string(type)) return refuse(path, e->name, "has no dtype");
     e->dtype = moedi_dtype_parse(json_string_value(type));
     if (e->dtype == MOED_DTYPE_NONE)
-        return moedi_fail_parameter(MOED_E_UNSUPPORTED, e->name, "%s: the tensor \"%.100s\" has the unknown dtype \"%.20s\"", path, e->name,
-                                    json_string_value(type));
+        return moedi_fail_parameter(MOED_E_UNSUPPORTED, e->name, "%s: the tensor \"%.100s\" has the unknown dtype \"%.20s\"",
+                                    path, e->name, json_string_value(type));
     MOEDI_TRY(read_shape(e, json_object_get(o, "shape"), path));
     if (!json_is_array(offsets) || json_array_size(offsets) != 2 || !json_is_integer(json_array_get(offsets, 0)) ||
         !json_is_integer(json_array_get(offsets, 1)))
@@ -83,7 +84,8 @@ static moed_status check_tiling(const moedi_safetensors *s, int64_t data)
         at += s->entries[i].bytes;
     }
     if (at != data)
-        return moedi_fail_file(MOED_E_FORMAT, s->file.path, -1, "has %lld bytes of data, but its tensors cover %lld", (long long)data, (long long)at);
+        return moedi_fail_file(MOED_E_FORMAT, s->file.path, -1, "has %lld bytes of data, but its tensors cover %lld",
+                               (long long)data, (long long)at);
     return MOED_OK;
 }
 
@@ -134,19 +136,20 @@ moed_status moedi_safetensors_open(moedi_safetensors *out, const moed_context *c
     moed_status status;
     MOEDI_GO(moedi_file_open(&s.file, c, path));
     if (s.file.size < 8) {
-        status = moedi_fail_file(MOED_E_FORMAT, path, -1, "has %lld bytes: too small for a safetensors header", (long long)s.file.size);
+        status = moedi_fail_file(MOED_E_FORMAT, path, -1, "has %lld bytes: too small for a safetensors header",
+                                 (long long)s.file.size);
         goto out;
     }
     MOEDI_GO(moedi_file_read(&s.file, 0, prefix, sizeof prefix));
     for (int i = 7; i >= 0; i--) length = length << 8 | prefix[i];
     if (length > LARGEST_HEADER) {
-        status = moedi_fail_file(MOED_E_FORMAT, path, 0, "says its header has %llu bytes; the format allows %d", (unsigned long long)length,
-                                 LARGEST_HEADER);
+        status = moedi_fail_file(MOED_E_FORMAT, path, 0, "says its header has %llu bytes; the format allows %d",
+                                 (unsigned long long)length, LARGEST_HEADER);
         goto out;
     }
     if ((int64_t)length > s.file.size - 8) {
-        status = moedi_fail_file(MOED_E_FORMAT, path, 0, "says its header has %llu bytes, but only %lld follow", (unsigned long long)length,
-                                 (long long)(s.file.size - 8));
+        status = moedi_fail_file(MOED_E_FORMAT, path, 0, "says its header has %llu bytes, but only %lld follow",
+                                 (unsigned long long)length, (long long)(s.file.size - 8));
         goto out;
     }
     MOEDI_GO(moedi_alloc(c, (size_t)length, &text));
@@ -181,10 +184,12 @@ const moedi_safetensors_entry *moedi_safetensors_find(const moedi_safetensors *s
     return s->count ? bsearch(&key, s->entries, s->count, sizeof *s->entries, by_name) : NULL;
 }
 
-moed_status moedi_safetensors_read(const moedi_safetensors *s, const moedi_safetensors_entry *e, int64_t first_byte, void *out, size_t bytes)
+moed_status moedi_safetensors_read(const moedi_safetensors *s, const moedi_safetensors_entry *e, int64_t first_byte, void *out,
+                                   size_t bytes)
 {
     if (first_byte < 0 || first_byte > e->bytes || (int64_t)bytes > e->bytes - first_byte)
-        return moedi_fail(MOED_E_INTERNAL, "%zu bytes from %lld on lie outside the tensor \"%.100s\"", bytes, (long long)first_byte, e->name);
+        return moedi_fail(MOED_E_INTERNAL, "%zu bytes from %lld on lie outside the tensor \"%.100s\"", bytes,
+                          (long long)first_byte, e->name);
     return moedi_file_read(&s->file, e->offset + first_byte, out, bytes);
 }
 
@@ -196,12 +201,14 @@ static moed_status describe(moedi_safetensors_writer *w, const json_t *metadata,
     json_t *header = json_object();
     int64_t at = 0;
     int ok = header != NULL;
-    if (metadata) ok = ok && json_object_set(header, "__metadata__", (json_t *)(uintptr_t)metadata) == 0; /* a deep copy may lose fields unseen */
+    /* a deep copy may lose fields unseen */
+    if (metadata) ok = ok && json_object_set(header, "__metadata__", (json_t *)(uintptr_t)metadata) == 0;
     for (size_t i = 0; ok && i < w->count; i++) {
         moedi_safetensors_entry *e = &w->entries[i];
         const int64_t elements = moedi_shape_elements(e->shape, e->rank);
         int64_t bits;
-        if (elements < 0 || !moed_dtype_bits(e->dtype) || __builtin_mul_overflow(elements, (int64_t)moed_dtype_bits(e->dtype), &bits) || bits % 8 ||
+        if (elements < 0 || !moed_dtype_bits(e->dtype) ||
+            __builtin_mul_overflow(elements, (int64_t)moed_dtype_bits(e->dtype), &bits) || bits % 8 ||
             __builtin_add_overflow(at, bits / 8, &(int64_t){0})) {
             json_decref(header);
             return moedi_fail(MOED_E_INTERNAL, "the tensor \"%.100s\" cannot be written: its shape or dtype is wrong", e->name);
@@ -210,9 +217,11 @@ static moed_status describe(moedi_safetensors_writer *w, const json_t *metadata,
         e->offset = at;
         e->bytes = bits / 8;
         at += e->bytes;
-        json_t *shape = json_array(), *offsets = json_array(), *o = json_object(); /* json_pack forgets what it was given when memory is short */
+        json_t *shape = json_array(), *offsets = json_array(), *o = json_object(); /* json_pack forgets what it was given when
+                                                                                      memory is short */
         for (int32_t d = 0; d < e->rank; d++) ok &= json_array_append_new(shape, json_integer(e->shape[d])) == 0;
-        ok &= json_array_append_new(offsets, json_integer(e->offset)) == 0 && json_array_append_new(offsets, json_integer(at)) == 0;
+        ok &= json_array_append_new(offsets, json_integer(e->offset)) == 0 &&
+              json_array_append_new(offsets, json_integer(at)) == 0;
         ok &= json_object_set_new(o, "dtype", json_string(moed_dtype_name(e->dtype))) == 0;
         ok &= json_object_set_new(o, "shape", shape) == 0;
         ok &= json_object_set_new(o, "data_offsets", offsets) == 0;
@@ -231,8 +240,8 @@ static moed_status describe(moedi_safetensors_writer *w, const json_t *metadata,
     return MOED_OK;
 }
 
-moed_status moedi_safetensors_create(moedi_safetensors_writer *out, const moed_context *c, const char *path, const moedi_safetensors_entry *entries,
-                                     size_t count, const json_t *metadata)
+moed_status moedi_safetensors_create(moedi_safetensors_writer *out, const moed_context *c, const char *path,
+                                     const moedi_safetensors_entry *entries, size_t count, const json_t *metadata)
 {
     moedi_safetensors_writer w = {.count = count};
     json_t *header = NULL;

@@ -27,7 +27,8 @@ typedef struct moedi_safetensors {
 moed_status moedi_safetensors_open(moedi_safetensors *out, const moed_context *c, const char *path);
 void moedi_safetensors_close(moedi_safetensors *s);
 const moedi_safetensors_entry *moedi_safetensors_find(const moedi_safetensors *s, const char *name); /* NULL = not there */
-moed_status moedi_safetensors_read(const moedi_safetensors *s, const moedi_safetensors_entry *e, int64_t first_byte, void *out, size_t bytes);
+moed_status moedi_safetensors_read(const moedi_safetensors *s, const moedi_safetensors_entry *e, int64_t first_byte, void *out,
+                                   size_t bytes);
 
 /* Writing: describe all tensors (name, dtype, rank, shape), then write each one's bytes, in any order and in pieces. */
 typedef struct moedi_safetensors_writer {
@@ -37,7 +38,8 @@ typedef struct moedi_safetensors_writer {
 } moedi_safetensors_writer;
 moed_status moedi_safetensors_create(moedi_safetensors_writer *out, const moed_context *c, const char *path,
                                      const moedi_safetensors_entry *entries, size_t count, const json_t *metadata);
-moed_status moedi_safetensors_write(moedi_safetensors_writer *w, size_t entry, int64_t first_byte, const void *data, size_t bytes);
+moed_status moedi_safetensors_write(moedi_safetensors_writer *w, size_t entry, int64_t first_byte, const void *data,
+                                    size_t bytes);
 moed_status moedi_safetensors_commit(moedi_safetensors_writer *w);
 void moedi_safetensors_abort(moedi_safetensors_writer *w);
 

@@ -1,4 +1,5 @@
-/* util/temporary.c - names, locks and the sweeping of what is not whole yet. No function here but make, aside and exchange allocates. */
+/* util/temporary.c - names, locks and the sweeping of what is not whole yet. No function here but make, aside and exchange
+ * allocates. */
 #include "temporary.h"
 
 #include <dirent.h>
@@ -113,8 +114,8 @@ static void put_back(int dir, const char *name, const char *base)
     else if (errno == ENOENT) (void)renameat(dir, name, dir, base);
 }
 
-/* What was left of everything in `dir` whose name begins with `prefix`, or is `prefix`. Whatever goes wrong is no reason not to write:
- * it stays until the next time. */
+/* What was left of everything in `dir` whose name begins with `prefix`, or is `prefix`. Whatever goes wrong is no reason not to
+ * write: it stays until the next time. */
 static void sweep_directory(const char *dir, const char *prefix, int exact)
 {
     DIR *d = opendir(dir);

@@ -1,6 +1,6 @@
-/* util/temporary.h - what is being written lies beside its final name as "PATH.tmp-PID-N" until it is whole, and is locked (flock) for
- * as long as its writer lives. So whoever writes PATH next can tell what a killed writer left and sweep it: process numbers repeat
- * in containers and say nothing about other hosts. Where a file system has no locks nothing is swept. */
+/* util/temporary.h - what is being written lies beside its final name as "PATH.tmp-PID-N" until it is whole, and is locked
+ * (flock) for as long as its writer lives. So whoever writes PATH next can tell what a killed writer left and sweep it: process
+ * numbers repeat in containers and say nothing about other hosts. Where a file system has no locks nothing is swept. */
 #ifndef MOEDI_TEMPORARY_H
 #define MOEDI_TEMPORARY_H
 
@@ -10,11 +10,12 @@
  * until it is closed. *name: free with moedi_free. */
 moed_status moedi_temporary_make(const moed_context *c, const char *path, int directory, char **name, int *fd);
 
-/* Renames what lies at `path` to a temporary name, for as long as something new takes its place; *name = NULL when nothing is there. */
+/* Renames what lies at `path` to a temporary name, for as long as something new takes its place; *name = NULL when nothing is
+ * there. */
 moed_status moedi_temporary_aside(const moed_context *c, const char *path, char **name);
 
-/* Puts the new directory `temporary` in the old one's place at `path`, in one step where the file system can; the old one is `temporary`
- * afterwards. */
+/* Puts the new directory `temporary` in the old one's place at `path`, in one step where the file system can; the old one is
+ * `temporary` afterwards. */
 moed_status moedi_temporary_exchange(const moed_context *c, const char *temporary, const char *path);
 
 /* Sweeps what killed writers left in the directory of everything whose name begins with `prefix`. */

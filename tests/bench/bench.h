@@ -1,4 +1,5 @@
-/* bench.h - what the bench programs share: a clock, the best of several runs, and one JSON line a figure, which run.sh makes a table of. */
+/* bench.h - what the bench programs share: a clock, the best of several runs, and one JSON line a figure, which run.sh makes a
+ * table of. */
 #ifndef BENCH_H
 #define BENCH_H
 
@@ -17,7 +18,8 @@ static inline double bench_now(void)
 /* seconds of ours, of the floor and of a peer (0 = none); note: a rate or a size, in words. */
 static inline void bench_row(const char *what, double ours, double floor, double peer, const char *note)
 {
-    printf("{\"what\": \"%s\", \"ours\": %.6g, \"floor\": %.6g, \"peer\": %.6g, \"note\": \"%s\"}\n", what, ours, floor, peer, note);
+    printf("{\"what\": \"%s\", \"ours\": %.6g, \"floor\": %.6g, \"peer\": %.6g, \"note\": \"%s\"}\n", what, ours, floor, peer,
+           note);
     fflush(stdout);
 }
 

@@ -1,7 +1,8 @@
-/* bench_kmeans.c [THREADS [COUNT WIDTH CLUSTERS]], bench_kmeans.c stream GIGABYTES - seconds per iteration of Lloyd's k-means on made vectors, as JSON lines, beside
- * its floors (processor_seconds: of all threads together, steadier where the machine does other work too): one reading of the vectors at the memory bandwidth measured here, and the products at the matrix product's measured
- * rate. Uniform vectors: bounds spare least there. With `stream`: two iterations over so many bytes of vectors that are never in memory
- * together, and the process' peak memory. */
+/* bench_kmeans.c [THREADS [COUNT WIDTH CLUSTERS]], bench_kmeans.c stream GIGABYTES - seconds per iteration of Lloyd's k-means on
+ * made vectors, as JSON lines, beside its floors (processor_seconds: of all threads together, steadier where the machine does
+ * other work too): one reading of the vectors at the memory bandwidth measured here, and the products at the matrix product's
+ * measured rate. Uniform vectors: bounds spare least there. With `stream`: two iterations over so many bytes of vectors that are
+ * never in memory together, and the process' peak memory. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -122,12 +123,14 @@ static int bench(moed_context *c, int64_t count, int64_t width, int64_t clusters
     const moed_tensor t = matrix(x, count, width), starts = matrix(x, clusters, width);
     const double bytes = bandwidth(c, x, count * width), work = 2.0 * (double)count * (double)width * (double)clusters;
     if (fit(c, &t, &starts, FEW, few) || fit(c, &t, &starts, MANY, many)) goto out;
-    const double each = (many[0] - few[0]) / (MANY - FEW), spent = (many[1] - few[1]) / (MANY - FEW), read = (double)count * (double)width * sizeof *x / bytes;
-    printf("{\"count\": %lld, \"width\": %lld, \"clusters\": %lld, \"threads\": %d, \"seconds_per_iteration\": %.5f, "
-           "\"processor_seconds\": %.5f, \"once_processor_seconds\": %.4f, "
-           "\"gflops\": %.1f, \"floor_read\": %.5f, \"floor_products\": %.5f, \"bandwidth_gb\": %.1f, \"peak_gflops\": %.1f}\n",
-           (long long)count, (long long)width, (long long)clusters, threads, each, spent, few[1] - FEW * spent, work / each * 1e-9, read,
-           work / flops, bytes * 1e-9, flops * 1e-9);
+    const double each = (many[0] - few[0]) / (MANY - FEW), spent = (many[1] - few[1]) / (MANY - FEW),
+                 read = (double)count * (double)width * sizeof *x / bytes;
+    printf(
+        "{\"count\": %lld, \"width\": %lld, \"clusters\": %lld, \"threads\": %d, \"seconds_per_iteration\": %.5f, "
+        "\"processor_seconds\": %.5f, \"once_processor_seconds\": %.4f, "
+        "\"gflops\": %.1f, \"floor_read\": %.5f, \"floor_products\": %.5f, \"bandwidth_gb\": %.1f, \"peak_gflops\": %.1f}\n",
+        (long long)count, (long long)width, (long long)clusters, threads, each, spent, few[1] - FEW * spent, work / each * 1e-9,
+        read, work / flops, bytes * 1e-9, flops * 1e-9);
     fflush(stdout);
     code = 0;
 out:
@@ -154,7 +157,8 @@ static int bench_stream(moed_context *c, double gigabytes)
     moed_kmeans *k = NULL;
     moed_kmeans_info info = {.struct_size = sizeof info};
     struct rusage used;
-    const moed_vectors v = {sizeof v, 0, (int64_t)(gigabytes * 1e9 / sizeof(float) / STREAM_WIDTH), STREAM_WIDTH, read_made, table};
+    const moed_vectors v = {sizeof v,     0,         (int64_t)(gigabytes * 1e9 / sizeof(float) / STREAM_WIDTH),
+                            STREAM_WIDTH, read_made, table};
     fill(table, TABLE_ROWS * STREAM_WIDTH);
     if (moed_options_init(MOED_STRUCT_KMEANS_OPTIONS, &o, sizeof o) != MOED_OK) return failed("options");
     o.clusters = 16, o.iterations = 2, o.tolerance = 0;

@@ -1,7 +1,8 @@
-/* bench_memory.c - what moed_train_estimate says against what a run takes, over a grid of shapes. bench_memory [threads [first [count]]]. Each shape trains two
- * steps with an evaluation and a checkpoint in a process of its own; one line each: the estimate, the context's peak, and what the whole
- * process had more than before the model (VmHWM), in MB. Then each shape again under a limit just above and just below the estimate. Ends with
- * the worst of all and exit code 1 where one is off by more than 10% and 64 MiB, or a limit was not kept. */
+/* bench_memory.c - what moed_train_estimate says against what a run takes, over a grid of shapes. bench_memory [threads [first
+ * [count]]]. Each shape trains two steps with an evaluation and a checkpoint in a process of its own; one line each: the
+ * estimate, the context's peak, and what the whole process had more than before the model (VmHWM), in MB. Then each shape again
+ * under a limit just above and just below the estimate. Ends with the worst of all and exit code 1 where one is off by more than
+ * 10% and 64 MiB, or a limit was not kept. */
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -68,7 +69,8 @@ static int32_t length_of(int64_t document, int64_t *tokens, void *user)
 static int32_t read_of(int64_t document, int64_t offset, int32_t *tokens, int64_t count, void *user)
 {
     const int vocabulary = *(const int *)user;
-    for (int64_t i = 0; i < count; i++) tokens[i] = (int32_t)((uint64_t)(document * 1000003 + offset + i) * 2654435761u % (uint64_t)(vocabulary - 1));
+    for (int64_t i = 0; i < count; i++)
+        tokens[i] = (int32_t)((uint64_t)(document * 1000003 + offset + i) * 2654435761u % (uint64_t)(vocabulary - 1));
     return 0;
 }
 
@@ -147,7 +149,8 @@ static figures measure(const shape *s, int threads, int64_t limit, const char *d
     }
     CHECK(moed_context_get_info(c, &info));
     f.peak = (double)info.host_peak, f.process = process_peak() - before;
-    moed_trainer_destroy(t), moed_model_destroy(m), moed_corpus_destroy(held_out), moed_corpus_destroy(train), moed_corpus_destroy(d);
+    moed_trainer_destroy(t), moed_model_destroy(m), moed_corpus_destroy(held_out), moed_corpus_destroy(train),
+        moed_corpus_destroy(d);
     moed_layout_destroy(l), moed_context_destroy(c);
     return f;
 }
@@ -189,18 +192,23 @@ int main(int count, char **arguments)
         const shape *s = &shapes[i];
         figures f, fits, too_much;
         if (!apart(s, threads, 0, &f)) return fprintf(stderr, "bench_memory: shape %zu did not run\n", i), 1;
-        const int ok = apart(s, threads, (int64_t)(1.02 * f.estimate) + (2 << 20), &fits) && apart(s, threads, (int64_t)(0.9 * f.estimate), &too_much);
-        const int kept = ok && !fits.refused && fits.peak <= 1.02 * f.estimate + (2 << 20) && (too_much.refused && too_much.peak <= 0.9 * f.estimate);
+        const int ok = apart(s, threads, (int64_t)(1.02 * f.estimate) + (2 << 20), &fits) &&
+                       apart(s, threads, (int64_t)(0.9 * f.estimate), &too_much);
+        const int kept = ok && !fits.refused && fits.peak <= 1.02 * f.estimate + (2 << 20) &&
+                         (too_much.refused && too_much.peak <= 0.9 * f.estimate);
         const int near = near_enough(f.estimate, f.peak) && near_enough(f.estimate, f.process);
-        printf("{\"bench\": \"memory\", \"layers\": %d, \"hidden\": %d, \"experts\": %d, \"top_k\": %d, \"vocabulary\": %d, \"rows\": %d, \"length\": %d, "
-               "\"micro_batches\": %d, \"train\": \"%s\", \"kernels\": \"%s\", \"estimate_mb\": %.1f, \"peak_mb\": %.1f, \"process_mb\": %.1f, "
-               "\"to_peak\": %.3f, \"to_process\": %.3f, \"limit_kept\": %s}\n",
-               s->layers, s->hidden, s->experts, s->top_k, s->vocabulary, s->rows, s->length, s->micro_batches, s->train ? s->train : "", s->kernels,
-               1e-6 * f.estimate, 1e-6 * f.peak, 1e-6 * f.process, f.estimate / f.peak, f.estimate / f.process, kept ? "true" : "false");
+        printf(
+            "{\"bench\": \"memory\", \"layers\": %d, \"hidden\": %d, \"experts\": %d, \"top_k\": %d, \"vocabulary\": %d, \"rows\": %d, \"length\": %d, "
+            "\"micro_batches\": %d, \"train\": \"%s\", \"kernels\": \"%s\", \"estimate_mb\": %.1f, \"peak_mb\": %.1f, \"process_mb\": %.1f, "
+            "\"to_peak\": %.3f, \"to_process\": %.3f, \"limit_kept\": %s}\n",
+            s->layers, s->hidden, s->experts, s->top_k, s->vocabulary, s->rows, s->length, s->micro_batches,
+            s->train ? s->train : "", s->kernels, 1e-6 * f.estimate, 1e-6 * f.peak, 1e-6 * f.process, f.estimate / f.peak,
+            f.estimate / f.process, kept ? "true" : "false");
         fflush(stdout);
         wrong += !near + !kept;
         if (fabs(f.estimate / f.peak - 1) > worst_peak) worst_peak = fabs(f.estimate / f.peak - 1);
-        if (fabs(f.estimate / f.process - 1) > worst_process && f.process > LIMIT_BYTES) worst_process = fabs(f.estimate / f.process - 1);
+        if (fabs(f.estimate / f.process - 1) > worst_process && f.process > LIMIT_BYTES)
+            worst_process = fabs(f.estimate / f.process - 1);
     }
     printf("{\"bench\": \"memory\", \"worst_to_peak\": %.3f, \"worst_to_process_above_64_mib\": %.3f, \"wrong\": %d}\n", worst_peak, worst_process, wrong);
     return wrong != 0;

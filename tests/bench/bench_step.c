@@ -1,5 +1,5 @@
-/* bench_step.c - training steps per second of the whole, as a user gets them: an MoE and its one-expert submodel, through the public ABI.
- * bench_step [threads [steps]]. One line a model: tokens/s (the best and the median step), model FLOP/s, memory. */
+/* bench_step.c - training steps per second of the whole, as a user gets them: an MoE and its one-expert submodel, through the
+ * public ABI. bench_step [threads [steps]]. One line a model: tokens/s (the best and the median step), model FLOP/s, memory. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -18,7 +18,8 @@ static int32_t length_of(int64_t document, int64_t *tokens, void *user)
 static int32_t read_of(int64_t document, int64_t offset, int32_t *tokens, int64_t count, void *user)
 {
     (void)user;
-    for (int64_t i = 0; i < count; i++) tokens[i] = (int32_t)((uint64_t)(document * 1000003 + offset + i) * 2654435761u % (VOCABULARY - 1));
+    for (int64_t i = 0; i < count; i++)
+        tokens[i] = (int32_t)((uint64_t)(document * 1000003 + offset + i) * 2654435761u % (VOCABULARY - 1));
     return 0;
 }
 

@@ -1,9 +1,9 @@
-/* tests/crash/crash.c - kills the command at random instants and at every call that writes, and fails those calls and allocations in turn;
- * then the same command again must come to the files of a run that was left alone, and nothing else may lie there.
+/* tests/crash/crash.c - kills the command at random instants and at every call that writes, and fails those calls and allocations
+ * in turn; then the same command again must come to the files of a run that was left alone, and nothing else may lie there.
  *
  *     crash COMMAND FAULTS.SO kills SCENARIO COUNT SEED        at instants spread over the scenario's length
- *     crash COMMAND FAULTS.SO KIND SCENARIO FROM STEP [MOST]   KIND: kill, enospc, eio, short, eintr, nomem; the FROM-th, FROM + STEP-th, ...
- *     crash COMMAND FAULTS.SO full|brief                       all of it, or a few seconds of it
+ *     crash COMMAND FAULTS.SO KIND SCENARIO FROM STEP [MOST]   KIND: kill, enospc, eio, short, eintr, nomem; the FROM-th, FROM +
+ * STEP-th, ...     crash COMMAND FAULTS.SO full|brief                       all of it, or a few seconds of it
  *     crash COMMAND FAULTS.SO count                            calls and allocations of each scenario */
 #include <dirent.h>
 #include <errno.h>
@@ -25,8 +25,8 @@
 
 enum { WORDS = 48, PATH_ROOM = 4096 };
 
-/* Each runs in a copy of the prepared directory. `whole`: one output, which must be the old one or the new one after a failure. `once`:
- * the command refuses to do again what is done. */
+/* Each runs in a copy of the prepared directory. `whole`: one output, which must be the old one or the new one after a failure.
+ * `once`: the command refuses to do again what is done. */
 typedef struct scenario {
     const char *name, *line;
     int whole, once;
@@ -114,7 +114,8 @@ static void become(const char *dir, const char *line, int faults)
     words[count] = NULL;
     setpgid(0, 0);
     if (chdir(dir) != 0) _exit(99);
-    const int out = open("../out", O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666), err = open("../err", O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
+    const int out = open("../out", O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666),
+              err = open("../err", O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
     dup2(out, 1), dup2(err, 2);
     if (faults) setenv("LD_PRELOAD", library, 1), setenv("FAULT_STATE", state_path, 1);
     execv(command, (char *const *)(uintptr_t)words);
@@ -356,12 +357,17 @@ static int one_fault(const scenario *s, int kind, int64_t n)
     const int code = run_in(dir, s->line, 1, -1);
     if (!state->hit) return 0;
     const int unlinked = !strcmp(state->last, "unlink"), moved = !strcmp(state->last, "rename") || kind == FAULT_NOMEM;
-    const int unremoved = kind == FAULT_KILL ? 0 : unlinked ? MAY_STAY_TEMPORARIES | MAY_STAY_CHECKPOINTS : moved ? MAY_STAY_CHECKPOINTS : 0;
+    const int unremoved = kind == FAULT_KILL ? 0
+                          : unlinked         ? MAY_STAY_TEMPORARIES | MAY_STAY_CHECKPOINTS
+                          : moved            ? MAY_STAY_CHECKPOINTS
+                                             : 0;
     snprintf(what, sizeof what, "%s at call %lld, %s", kinds[kind], (long long)n, state->last);
     if (code < 0 && kind != FAULT_KILL) complain("%s, %s: ended by signal %d", s->name, what, -code);
     if (code > 0) check_refusal(s, kind, code, what);
-    if (code == 0 && !same_tree(wanted, dir, unremoved, difference)) complain("%s, %s: exit 0, but %s", s->name, what, difference);
-    if (code > 0 && s->whole && !same_tree(in(work, "base"), dir, unremoved, difference) && !same_tree(wanted, dir, unremoved, difference))
+    if (code == 0 && !same_tree(wanted, dir, unremoved, difference))
+        complain("%s, %s: exit 0, but %s", s->name, what, difference);
+    if (code > 0 && s->whole && !same_tree(in(work, "base"), dir, unremoved, difference) &&
+        !same_tree(wanted, dir, unremoved, difference))
         complain("%s, %s: half-written: %s", s->name, what, difference);
     if (code != 0) must_recover(s, dir, unremoved, what);
     return 1;
@@ -372,7 +378,8 @@ static int64_t faults(const scenario *s, int kind, int64_t from, int64_t step, i
     const int before = wrong;
     int64_t done = 0, n = from;
     while (done < most && one_fault(s, kind, n)) done++, n += step;
-    printf("%-9s %4lld times %s, the last at call %lld, %d wrong\n", s->name, (long long)done, kinds[kind], (long long)(n - step), wrong - before);
+    printf("%-9s %4lld times %s, the last at call %lld, %d wrong\n", s->name, (long long)done, kinds[kind], (long long)(n - step),
+           wrong - before);
     fflush(stdout);
     return done;
 }
@@ -450,7 +457,11 @@ static void all_of_it(int brief)
     for (size_t i = 0; i < SCENARIOS && preload; i++) {
         for (int kind = FAULT_ENOSPC; kind < FAULT_KINDS; kind++) {
             const int64_t many = kind == FAULT_NOMEM ? (i ? 97 : 9973) : i ? 5 : 97;
-            faults(&scenarios[i], kind, brief ? 1 + (int64_t)i : 1, brief ? many : kind == FAULT_NOMEM ? (i ? 1 : 53) : 1, brief ? 2 : INT64_MAX);
+            faults(&scenarios[i], kind, brief ? 1 + (int64_t)i : 1,
+                   brief                 ? many
+                   : kind == FAULT_NOMEM ? (i ? 1 : 53)
+                                         : 1,
+                   brief ? 2 : INT64_MAX);
         }
     }
 }
@@ -464,7 +475,8 @@ int main(int argc, char **argv)
     if (!strcmp(mode, "full") || !strcmp(mode, "brief")) all_of_it(mode[0] == 'b');
     else if (!strcmp(mode, "count")) count_all();
     else if (argc > 6 && !strcmp(mode, "kills")) kills(scenario_of(argv[4]), atoi(argv[5]), (uint64_t)atoll(argv[6]));
-    else if (argc > 6) faults(scenario_of(argv[4]), kind_of(mode), atoll(argv[5]), atoll(argv[6]), argc > 7 ? atoll(argv[7]) : INT64_MAX);
+    else if (argc > 6)
+        faults(scenario_of(argv[4]), kind_of(mode), atoll(argv[5]), atoll(argv[6]), argc > 7 ? atoll(argv[7]) : INT64_MAX);
     if (wrong) printf("%d wrong; the last trial is kept in %s\n", wrong, work);
     else shell("rm -rf %s", work);
     return wrong != 0;

@@ -1,5 +1,6 @@
-/* tests/faults/faults.c - the functions that stand in for the C library's. They go to the kernel (and malloc to glibc's own names) directly, so
- * that nothing has to be looked up. Only what writes files is counted: regular files, directories, their names. */
+/* tests/faults/faults.c - the functions that stand in for the C library's. They go to the kernel (and malloc to glibc's own
+ * names) directly, so that nothing has to be looked up. Only what writes files is counted: regular files, directories, their
+ * names. */
 #include "faults.h"
 
 #include <errno.h>

@@ -1,5 +1,5 @@
-/* tests/faults/faults.h - counts system calls that write and allocations, and fails the n-th of them. As a preloaded library it is told by the
- * environment (and counts over all processes together); included by a test program, by fault_arm. */
+/* tests/faults/faults.h - counts system calls that write and allocations, and fails the n-th of them. As a preloaded library it
+ * is told by the environment (and counts over all processes together); included by a test program, by fault_arm. */
 #ifndef MOEDI_FAULTS_H
 #define MOEDI_FAULTS_H
 

@@ -48,7 +48,8 @@ static void lay_out(fuzz_part rest)
     static int changed[LISTED];
     int written = 1; /* by the run before */
     fuzz_write(support_path(run_dir, "metrics.jsonl"), metrics, good_metrics, &written);
-    for (int i = 0; i < LISTED; i++) fuzz_write(step_file(listed[i]), i + 1 < LISTED ? fuzz_take(&rest) : rest, good[i], &changed[i]);
+    for (int i = 0; i < LISTED; i++)
+        fuzz_write(step_file(listed[i]), i + 1 < LISTED ? fuzz_take(&rest) : rest, good[i], &changed[i]);
     if (manifest.size) support_write(step_file("manifest.json"), manifest.data, manifest.size);
     else assert_ok(moedi_manifest_write(fuzz_context, step_dir, listed, LISTED));
 }

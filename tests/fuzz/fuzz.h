@@ -41,11 +41,13 @@ static inline void fuzz_begin(void)
 /* A refusal blames the file, with one sentence. */
 static inline void fuzz_refused(moed_status status, const char *says)
 {
-    if (status == MOED_E_INTERNAL || status == MOED_E_ARGUMENT || status == MOED_E_MEMORY) fail_msg("%s: %s", moed_status_name(status), says);
+    if (status == MOED_E_INTERNAL || status == MOED_E_ARGUMENT || status == MOED_E_MEMORY)
+        fail_msg("%s: %s", moed_status_name(status), says);
     if (strlen(says) < 15 || strchr(says, '\n')) fail_msg("\"%s\" is no sentence", says);
 }
 
-/* After everything else: the input was taken or refused with a sentence, and holds nothing any more. says: NULL = the last error. */
+/* After everything else: the input was taken or refused with a sentence, and holds nothing any more. says: NULL = the last
+ * error. */
 static inline int fuzz_end(moed_status status, const char *says)
 {
     fuzz_taken = status == MOED_OK;

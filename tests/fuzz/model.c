@@ -63,7 +63,8 @@ static void compute(const moed_model *m)
     moed_tensor out = {.data = logits, .dtype = MOED_DTYPE_F32, .rank = 3, .shape = {1, batch.length, info.vocabulary},
                        .strides = {batch.length * info.vocabulary, info.vocabulary, 1}};
     const moed_status s = moed_model_logits(m, &batch, &out, NULL);
-    if (s != MOED_OK && s != MOED_E_LIMIT && s != MOED_E_NUMERIC) fail_msg("an opened model: %s: %s", moed_status_name(s), moed_last_error());
+    if (s != MOED_OK && s != MOED_E_LIMIT && s != MOED_E_NUMERIC)
+        fail_msg("an opened model: %s: %s", moed_status_name(s), moed_last_error());
     free(logits);
 }
 

@@ -48,7 +48,8 @@ static void seed_safetensors(void)
     moedi_safetensors_writer w;
     json_t *metadata = json_pack("{s:s, s:s}", "format", "pt", "by", "\xe2\x82\xac");
     for (int n = 0; n <= 4; n += 4) {
-        assert_ok(moedi_safetensors_create(&w, fuzz_context, support_path(fuzz_dir, "s"), entries, (size_t)n, n ? metadata : NULL));
+        assert_ok(
+            moedi_safetensors_create(&w, fuzz_context, support_path(fuzz_dir, "s"), entries, (size_t)n, n ? metadata : NULL));
         for (int i = 0; i < n; i++) assert_ok(moedi_safetensors_write(&w, (size_t)i, 0, zeros, (size_t)w.entries[i].bytes));
         assert_ok(moedi_safetensors_commit(&w));
         seed_file("safetensors", n ? "types" : "empty", "s");
@@ -91,7 +92,8 @@ static void seed_corpora(void)
         moed_corpus *d = NULL, *small = NULL;
         const int64_t documents[3] = {0, 5, 9};
         moed_corpus_options o;
-        moed_documents callbacks = {.struct_size = sizeof callbacks, .count = 12, .length = tiny_length, .read = tiny_read, .user = &shift};
+        moed_documents callbacks = {
+            .struct_size = sizeof callbacks, .count = 12, .length = tiny_length, .read = tiny_read, .user = &shift};
         assert_ok(moed_options_init(MOED_STRUCT_CORPUS_OPTIONS, &o, sizeof o));
         o.vocabulary = wide ? 100000 : TINY_VOCABULARY, o.end_token = o.vocabulary - 1;
         assert_ok(moed_corpus_wrap(&d, fuzz_context, &callbacks, &o));

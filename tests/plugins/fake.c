@@ -1,6 +1,6 @@
-/* tests/plugins/fake.c - a backend plug-in whose device memory no host code can touch: every pointer it hands out carries a tag that makes it
- * an invalid address, and every operation takes the tag off before it calls the CPU's reference. What runs on it respects the border between
- * host and device, without a device. It also refuses host pointers where device pointers belong. */
+/* tests/plugins/fake.c - a backend plug-in whose device memory no host code can touch: every pointer it hands out carries a tag
+ * that makes it an invalid address, and every operation takes the tag off before it calls the CPU's reference. What runs on it
+ * respects the border between host and device, without a device. It also refuses host pointers where device pointers belong. */
 #include <string.h>
 
 #include "backend/cpu/cpu.h"
@@ -139,7 +139,8 @@ static moed_status device(const moed_host_api *host, int32_t index, moed_device_
 
 static const moed_backend table;
 
-static moed_status open_engine(const moed_host_api *host, const moed_backend_config *config, void **self, const moed_backend **chosen)
+static moed_status open_engine(const moed_host_api *host, const moed_backend_config *config, void **self,
+                               const moed_backend **chosen)
 {
     moed_backend_config plain = *config;
     const moed_backend *ignored;

@@ -1,5 +1,5 @@
-/* backend/cpu/blocks.h - the sizes of the pieces that the fast operations work in. The kernels of every set go by it, and so does the
- * estimate of what a run takes. */
+/* backend/cpu/blocks.h - the sizes of the pieces that the fast operations work in. The kernels of every set go by it, and so does
+ * the estimate of what a run takes. */
 #ifndef MOEDI_BLOCKS_H
 #define MOEDI_BLOCKS_H
 
@@ -7,8 +7,10 @@
 #include <stdint.h>
 
 enum { /* of a matrix product */
-    MOEDI_GEMM_DEPTH = 384,                        /* of the reduction in one pass: a right panel stays in the first-level cache */
-    MOEDI_GEMM_TILE_ROWS = 168,                    /* of a task: a multiple of 14, 12 and 6; with DEPTH in the second-level cache */
+    MOEDI_GEMM_DEPTH = 384,                        /* of the reduction in one pass: a right panel stays in the first-level
+                                                      cache */
+    MOEDI_GEMM_TILE_ROWS = 168,                    /* of a task: a multiple of 14, 12 and 6; with DEPTH in the second-level
+                                                      cache */
     MOEDI_GEMM_TILE_COLUMNS = 256,
     MOEDI_GEMM_BLOCK_ROWS = 25 * MOEDI_GEMM_TILE_ROWS, /* packed at a time */
     MOEDI_GEMM_BLOCK_COLUMNS = 16 * MOEDI_GEMM_TILE_COLUMNS,
@@ -47,7 +49,8 @@ static inline int64_t moedi_gemm_together(int64_t groups, int64_t n)
     return moedi_blocks_least(fitting > 1 ? fitting : 1, groups > 1 ? groups : 1);
 }
 
-/* Tiles of rows that are packed at a time in a grouped product of m rows, or of `times` matrices of m rows: one for each thread. */
+/* Tiles of rows that are packed at a time in a grouped product of m rows, or of `times` matrices of m rows: one for each
+ * thread. */
 static inline int64_t moedi_gemm_slices(int64_t m, int64_t times)
 {
     return moedi_blocks_least((m + MOEDI_GEMM_TILE_ROWS - 1) / MOEDI_GEMM_TILE_ROWS * times, 64);
@@ -83,7 +86,8 @@ static inline size_t moedi_loss_logit_bytes(int64_t rows, int64_t vocabulary)
 }
 
 /* Bytes of the panels of its three products: the logits, and from their gradients those of h and of the head. */
-static inline size_t moedi_loss_panel_bytes(int64_t rows, int64_t vocabulary, int64_t width, int64_t tile_rows, int64_t tile_columns)
+static inline size_t moedi_loss_panel_bytes(int64_t rows, int64_t vocabulary, int64_t width, int64_t tile_rows,
+                                            int64_t tile_columns)
 {
     const int64_t chunk = moedi_loss_rows(rows, vocabulary);
     size_t most = moedi_gemm_bytes(chunk, vocabulary, width, tile_rows, tile_columns);

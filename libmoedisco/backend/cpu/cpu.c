@@ -45,8 +45,8 @@ static int has_v3(void)
 
 static int has_v4(void)
 {
-    return has_v3() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512cd") &&
-           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+    return has_v3() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
 }
 #endif
 
@@ -73,7 +73,8 @@ static int is_automatic(const char *asked)
 static const kernel_set *choose_kernels(const char *asked)
 {
     for (size_t i = 0; i < KERNEL_SETS; i++)
-        if ((is_automatic(asked) || strcmp(asked, kernel_sets[i].name) == 0) && kernel_sets[i].runs_here()) return &kernel_sets[i];
+        if ((is_automatic(asked) || strcmp(asked, kernel_sets[i].name) == 0) && kernel_sets[i].runs_here())
+            return &kernel_sets[i];
     return NULL;
 }
 
@@ -87,7 +88,8 @@ static moed_status refuse_kernels(const moed_host_api *host, const char *asked)
         if (kernel_sets[i].runs_here()) snprintf(names + used, sizeof names - used, ", %s", kernel_sets[i].name);
     }
     if (known)
-        snprintf(sentence, sizeof sentence, "kernel set \"%s\" needs %s, which this machine lacks; there is %s", asked, known->needs, names);
+        snprintf(sentence, sizeof sentence, "kernel set \"%s\" needs %s, which this machine lacks; there is %s", asked,
+                 known->needs, names);
     else
         snprintf(sentence, sizeof sentence, "no kernel set is called \"%.40s\"; there is %s", asked, names);
     return host->fail(host->self, MOED_E_BACKEND, sentence);

@@ -1,5 +1,6 @@
-/* fast/attention.c - rotary positions, and causal attention tile by tile with a running softmax (Milakov and Gimelshein 2018; Dao et
- * al. 2022): no more than QUERIES x KEYS scores of one head exist at a time. Tiles outside every query's document are left out. */
+/* fast/attention.c - rotary positions, and causal attention tile by tile with a running softmax (Milakov and Gimelshein 2018; Dao
+ * et al. 2022): no more than QUERIES x KEYS scores of one head exist at a time. Tiles outside every query's document are left
+ * out. */
 #include "fast.h"
 
 /* ---- rope ---- */
@@ -22,7 +23,8 @@ static void rope_task(void *argument, int64_t index)
             float *x = (float *)a->x + i * a->stride + h * a->head_dim, *y = x + half;
             for (int64_t d = 0; d < half; d += VECTOR) {
                 const int64_t left = half - d;
-                const vfloat c = get(cosine + d, left), s = sign * get(sine + d, left), x1 = get(x + d, left), x2 = get(y + d, left);
+                const vfloat c = get(cosine + d, left), s = sign * get(sine + d, left), x1 = get(x + d, left),
+                             x2 = get(y + d, left);
                 put(x + d, x1 * c - x2 * s, left);
                 put(y + d, x2 * c + x1 * s, left);
             }
@@ -68,9 +70,10 @@ static void clear(float *x, int64_t from, int64_t to)
     if (to > from) memset(x + from, 0, (size_t)(to - from) * sizeof *x);
 }
 
-/* One row of scores: its running maximum and sum move on, the row becomes exp(score - maximum), out is brought to the new maximum. */
-static void softmax_step(float *scores, int64_t low, int64_t high, int64_t columns, float scale, float *maximum, float *sum, float *out,
-                         int64_t width)
+/* One row of scores: its running maximum and sum move on, the row becomes exp(score - maximum), out is brought to the new
+ * maximum. */
+static void softmax_step(float *scores, int64_t low, int64_t high, int64_t columns, float scale, float *maximum, float *sum,
+                         float *out, int64_t width)
 {
     if (low >= high) {
         clear(scores, 0, columns);
@@ -194,7 +197,8 @@ moed_status MOEDI_VARIED(attention)(void *self, const moed_op_attention *a)
     const int64_t tasks = a->rows * a->kv_heads * job.query_tiles;
     forward_room room;
     float none;
-    const moed_status status = moedi_slices_open(&job.slices, self, tasks, forward_size(a, &room, &none) * (int64_t)sizeof(float));
+    const moed_status status = moedi_slices_open(&job.slices, self, tasks,
+                                                 forward_size(a, &room, &none) * (int64_t)sizeof(float));
     if (status == MOED_OK) run(self, tasks, attention_task, &job);
     return status;
 }
@@ -228,8 +232,10 @@ static int64_t backward_size(const moed_op_attention *a, backward_room *room, fl
     return at - base;
 }
 
-/* The tile's weights p = exp(scale s - lse) and gradients of its scores p (d_out . v - delta) scale; zero where nothing is seen. */
-static void weights_and_gradients(const moed_op_attention *a, const backward_room *room, const tile *t, const float *lse, const float *delta)
+/* The tile's weights p = exp(scale s - lse) and gradients of its scores p (d_out . v - delta) scale; zero where nothing is
+ * seen. */
+static void weights_and_gradients(const moed_op_attention *a, const backward_room *room, const tile *t, const float *lse,
+                                  const float *delta)
 {
     const float scale = (float)a->scale;
     const int64_t n = t->j1 - t->j0;
@@ -249,7 +255,8 @@ static void weights_and_gradients(const moed_op_attention *a, const backward_roo
     }
 }
 
-static void backward_tile(const moed_op_attention *a, const backward_room *room, const tile *t, int64_t kv, int64_t h, const float *delta)
+static void backward_tile(const moed_op_attention *a, const backward_room *room, const tile *t, int64_t kv, int64_t h,
+                          const float *delta)
 {
     const int64_t D = a->head_dim, S = a->stride, wide = a->heads * D, m = t->i1 - t->i0, n = t->j1 - t->j0;
     const float *q = (const float *)a->q + t->i0 * S + h * D, *d_out = (const float *)a->d_out + t->i0 * wide + h * D;
@@ -258,7 +265,8 @@ static void backward_tile(const moed_op_attention *a, const backward_room *room,
     moedi_pack_left(room->d_out, d_out, wide, 1, m, D);
     moedi_pack_right(room->queries_down, q, 1, S, D, m);
     moedi_pack_right(room->d_out_down, d_out, 1, wide, D, m);
-    const int64_t tall = round_up(m, ROWS), broad = round_up(n, COLUMNS); /* whole register tiles: the panels are filled up with zeros */
+    const int64_t tall = round_up(m, ROWS), broad = round_up(n, COLUMNS); /* whole register tiles: the panels are filled up with
+                                                                             zeros */
     moedi_multiply_packed(room->weights, KEYS, room->queries, room->keys, NULL, tall, broad, D, false);
     moedi_multiply_packed(room->d_scores, KEYS, room->d_out, room->values, NULL, tall, broad, D, false);
     weights_and_gradients(a, room, t, (const float *)a->lse + h * a->rows * a->length, delta);
@@ -320,7 +328,8 @@ moed_status MOEDI_VARIED(attention_backward)(void *self, const moed_op_attention
     const int64_t tasks = a->rows * a->kv_heads;
     backward_room room;
     float none;
-    const moed_status status = moedi_slices_open(&job.slices, self, tasks, backward_size(a, &room, &none) * (int64_t)sizeof(float));
+    const moed_status status = moedi_slices_open(&job.slices, self, tasks,
+                                                 backward_size(a, &room, &none) * (int64_t)sizeof(float));
     if (status == MOED_OK) run(self, tasks, attention_backward_task, &job);
     return status;
 }

@@ -19,7 +19,8 @@ static void rmsnorm_task(void *argument, int64_t index)
         const float *x = (const float *)a->x + i * width;
         float *out = (float *)a->out + i * width;
         const float r = (float)(1.0 / sqrt((double)dot(x, x, width) / (double)width + a->epsilon));
-        for (int64_t d = 0; d < width; d += VECTOR) put(out + d, get(x + d, width - d) * r * get(weight + d, width - d), width - d);
+        for (int64_t d = 0; d < width; d += VECTOR)
+            put(out + d, get(x + d, width - d) * r * get(weight + d, width - d), width - d);
         ((float *)a->rstd)[i] = r;
     }
 }
@@ -138,7 +139,8 @@ static void sigmoid_gate_task(void *argument, int64_t index)
     const moed_op_sigmoid_gate *a = job->a;
     const int64_t width = a->width, end = least_of(a->rows, (index + 1) * job->cut.size);
     for (int64_t i = index * job->cut.size; i < end; i++)
-        axpy((float *)a->out + i * width, vsigmoid(splat(((const float *)a->gate)[i]))[0], (const float *)a->x + i * width, width);
+        axpy((float *)a->out + i * width, vsigmoid(splat(((const float *)a->gate)[i]))[0], (const float *)a->x + i * width,
+             width);
 }
 static void sigmoid_gate_backward_task(void *argument, int64_t index)
 {
@@ -179,7 +181,8 @@ static void add_task(void *argument, int64_t index)
     const float *x = job->a->a, *y = job->a->b;
     float *out = job->a->out;
     const int64_t end = least_of(job->a->count, (index + 1) * job->cut.size);
-    for (int64_t i = index * job->cut.size; i < end; i += VECTOR) put(out + i, get(x + i, end - i) + get(y + i, end - i), end - i);
+    for (int64_t i = index * job->cut.size; i < end; i += VECTOR)
+        put(out + i, get(x + i, end - i) + get(y + i, end - i), end - i);
 }
 moed_status MOEDI_VARIED(add)(void *self, const moed_op_add *a)
 {
@@ -229,7 +232,8 @@ static void bias_task(void *argument, int64_t index)
     double total[BIAS_COLUMNS] = {0};
     for (int64_t i = 0; i < a->m; i += 32) {
         float block[BIAS_COLUMNS] = {0};
-        for (int64_t r = i; r < least_of(a->m, i + 32); r++) axpy(block, 1.0f, (const float *)a->d_out + r * a->ld + first, columns);
+        for (int64_t r = i; r < least_of(a->m, i + 32); r++)
+            axpy(block, 1.0f, (const float *)a->d_out + r * a->ld + first, columns);
         for (int64_t j = 0; j < columns; j++) total[j] += (double)block[j];
     }
     float *d_bias = (float *)a->d_bias + first;

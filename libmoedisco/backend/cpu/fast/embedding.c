@@ -28,7 +28,8 @@ static void embedding_backward_task(void *argument, int64_t index)
     const moed_op_embedding *a = job->a;
     const int64_t first = index * job->cut.size, columns = least_of(job->cut.size, a->width - first);
     for (int64_t i = 0; i < a->count; i++)
-        axpy((float *)a->d_table + a->tokens[i] * a->width + first, 1.0f, (const float *)a->d_out + i * a->width + first, columns);
+        axpy((float *)a->d_table + a->tokens[i] * a->width + first, 1.0f, (const float *)a->d_out + i * a->width + first,
+             columns);
 }
 moed_status MOEDI_VARIED(embedding_backward)(void *self, const moed_op_embedding *a)
 {

@@ -51,7 +51,8 @@ typedef struct moedi_slices {
 #define moedi_slices_release MOEDI_VARIED(slices_release)
 moed_status moedi_slices_open(moedi_slices *s, moedi_cpu *e, int64_t tasks, int64_t size);
 /* The same with memory that all tasks share before them. */
-moed_status moedi_slices_open_with(moedi_slices *s, moedi_cpu *e, int64_t tasks, int64_t size, int64_t shared_size, void **shared);
+moed_status moedi_slices_open_with(moedi_slices *s, moedi_cpu *e, int64_t tasks, int64_t size, int64_t shared_size,
+                                   void **shared);
 void *moedi_slices_claim(moedi_slices *s);
 void moedi_slices_release(moedi_slices *s, void *slice);
 

@@ -1,5 +1,5 @@
-/* fast/loss.c - the output head and its cross-entropy, in chunks of rows: the logits of a chunk by a matrix product, their softmax in
- * place, and from what is left there the gradients by two more. */
+/* fast/loss.c - the output head and its cross-entropy, in chunks of rows: the logits of a chunk by a matrix product, their
+ * softmax in place, and from what is left there the gradients by two more. */
 #include "fast.h"
 
 typedef struct loss_job {

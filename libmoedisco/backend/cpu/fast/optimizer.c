@@ -80,7 +80,8 @@ static void adamw_task(void *argument, int64_t index)
     float *restrict v = (float *)slice->v + from;
     const float *restrict gradient = (const float *)slice->gradient + from;
     const float scale = (float)(s->gradient_scale * s->clip_factor);
-    const float beta1 = (float)a->beta1, rest1 = (float)(1.0 - a->beta1), beta2 = (float)a->beta2, rest2 = (float)(1.0 - a->beta2);
+    const float beta1 = (float)a->beta1, rest1 = (float)(1.0 - a->beta1), beta2 = (float)a->beta2,
+                rest2 = (float)(1.0 - a->beta2);
     const float rate = (float)(s->learning_rate / s->beta1_correction), root = (float)(1.0 / sqrt(s->beta2_correction));
     const float epsilon = (float)a->epsilon, keep = (float)(s->learning_rate * slice->weight_decay);
     for (int64_t i = 0; i < count; i++) {

@@ -79,7 +79,8 @@ INLINE vfloat vmax(vfloat a, vfloat b)
 /* Sums and maxima over the lanes, always in the same order: quarters of four first. */
 typedef float quad __attribute__((vector_size(16)));
 
-/* VECTOR rows of four columns, at source[row * stride], turned: out[c] has column c of all rows. Rows from `rows` on are the last. */
+/* VECTOR rows of four columns, at source[row * stride], turned: out[c] has column c of all rows. Rows from `rows` on are the
+ * last. */
 #if defined(__AVX512F__)
 #define UNPACK_LOW(a, b) (vfloat)_mm512_unpacklo_ps((__m512)(a), (__m512)(b))
 #define UNPACK_HIGH(a, b) (vfloat)_mm512_unpackhi_ps((__m512)(a), (__m512)(b))

@@ -69,7 +69,8 @@ MOEDI_REFERENCE(attention, attention)
 }
 
 /* Adds what one query head of row `row` gives to d_k, d_v (length, head_dim; double), and sets its d_q.
- * With p the attention weights and s the scores: d_v = p d_out, d_s = p (d_out . v - d_out . out), d_q = scale d_s k, d_k = scale d_s q. */
+ * With p the attention weights and s the scores: d_v = p d_out, d_s = p (d_out . v - d_out . out), d_q = scale d_s k, d_k = scale
+ * d_s q. */
 static void attend_backward(const moed_op_attention *a, int64_t row, int64_t h, double *d_k, double *d_v, double *d_q)
 {
     const int64_t D = a->head_dim, kv = h / (a->heads / a->kv_heads), base = row * a->length;

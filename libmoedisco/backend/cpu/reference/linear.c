@@ -45,7 +45,8 @@ MOEDI_REFERENCE(grouped_gemm, grouped_gemm)
                      as_matrix((const real *)a->b + first * a->ldb, a->ldb, 0), NULL, a->m, a->n, count, a->accumulate);
         else
             multiply((real *)a->c + first * a->ldc, a->ldc, as_matrix(rows, a->lda, 0),
-                     as_matrix((const real *)a->b + g * a->stride_b, a->ldb, a->transpose_b), NULL, count, a->n, a->k, a->accumulate);
+                     as_matrix((const real *)a->b + g * a->stride_b, a->ldb, a->transpose_b), NULL, count, a->n, a->k,
+                     a->accumulate);
     }
     return MOED_OK;
 }

@@ -41,7 +41,8 @@ MOEDI_REFERENCE(rmsnorm_backward, rmsnorm)
     for (int64_t d = 0; d < a->width; d++) {
         double sum = 0;
         for (int64_t i = 0; i < a->rows; i++)
-            sum += (double)((const real *)a->d_out)[i * a->width + d] * (double)((const real *)a->x)[i * a->width + d] * (double)rstd[i];
+            sum += (double)((const real *)a->d_out)[i * a->width + d] * (double)((const real *)a->x)[i * a->width + d] *
+                   (double)rstd[i];
         d_weight[d] = (real)((double)d_weight[d] + sum);
     }
     return MOED_OK;

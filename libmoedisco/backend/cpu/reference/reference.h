@@ -1,5 +1,6 @@
-/* backend/cpu/reference/reference.h - the plain operations: serial, one loop per sum, what sys/backend.h says and nothing else. Every
- * other kernel is measured against them. Compiled twice: `real` is float or double. Sums are taken in double and rounded once. */
+/* backend/cpu/reference/reference.h - the plain operations: serial, one loop per sum, what sys/backend.h says and nothing else.
+ * Every other kernel is measured against them. Compiled twice: `real` is float or double. Sums are taken in double and rounded
+ * once. */
 #ifndef MOEDI_REFERENCE_H
 #define MOEDI_REFERENCE_H
 
