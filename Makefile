@@ -194,8 +194,8 @@ valgrind:
 valgrind-run: all $(VALGRIND_TESTS:%=$(OUT)/tests/test_%) $(PLUGINS)
 	@OUT='$(abspath $(OUT))' RUN='$(VALGRIND)' sh tests/run.sh $(VALGRIND_TESTS:%=$(OUT)/tests/test_%)
 
-# Both see one file at a time; MOEDI_ANALYZE tells them what status.h promises. The CPU's operations in one variant each. gcc 12 takes
-# the number of a vector's lanes for the width of a shift in each: that check is off, UBSan makes it at run time.
+# Both see one file at a time; MOEDI_ANALYZE tells them what status.h promises. The CPU's operations in one variant each.
+# gcc 12 takes the number of a vector's lanes for the width of a shift in each: that check is off, UBSan makes it at run time.
 ANALYZE_FLAGS := CPPFLAGS=-DMOEDI_ANALYZE WERROR=1 REFERENCE_VARIANTS=f32 \
     FAST_VARIANTS=$(or $(filter v3,$(FAST_VARIANTS)),$(FAST_VARIANTS))
 analyze:
