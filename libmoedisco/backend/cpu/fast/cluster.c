@@ -45,41 +45,27 @@ static double squared_distance(const float *x, const float *c, int64_t width)
     return total;
 }
 
-/* The same in float: differences are small where the distance is. */
+/* The squared length of a - b in float: exact enough where differences are small if the distance is. out (nullable) = a - b */
+INLINE float subtract(float *out, const float *a, const float *b, int64_t n)
+{
+    vfloat sum[2] = {{0}, {0}};
+    int64_t d = 0;
+    for (; d + 2 * VECTOR <= n; d += 2 * VECTOR)
+        for (int v = 0; v < 2; v++) {
+            const vfloat away = load(a + d + v * VECTOR) - load(b + d + v * VECTOR);
+            if (out) store(out + d + v * VECTOR, away);
+            sum[v] += away * away;
+        }
+    for (; d < n; d += VECTOR) {
+        const vfloat away = get(a + d, n - d) - get(b + d, n - d);
+        if (out) put(out + d, away, n - d);
+        sum[0] += away * away;
+    }
+    return lanes_sum(sum[0] + sum[1]);
+}
 INLINE float near_distance(const float *x, const float *c, int64_t width)
 {
-    vfloat s0 = {0}, s1 = {0};
-    int64_t d = 0;
-    for (; d + 2 * VECTOR <= width; d += 2 * VECTOR) {
-        const vfloat a = load(x + d) - load(c + d), b = load(x + d + VECTOR) - load(c + d + VECTOR);
-        s0 += a * a;
-        s1 += b * b;
-    }
-    for (; d < width; d += VECTOR) {
-        const vfloat a = get(x + d, width - d) - get(c + d, width - d);
-        s0 += a * a;
-    }
-    return lanes_sum(s0 + s1);
-}
-
-/* out = x - origin; returns its squared length */
-INLINE float centre(float *out, const float *x, const float *origin, int64_t n)
-{
-    vfloat s0 = {0}, s1 = {0};
-    int64_t d = 0;
-    for (; d + 2 * VECTOR <= n; d += 2 * VECTOR) {
-        const vfloat a = load(x + d) - load(origin + d), b = load(x + d + VECTOR) - load(origin + d + VECTOR);
-        store(out + d, a);
-        store(out + d + VECTOR, b);
-        s0 += a * a;
-        s1 += b * b;
-    }
-    for (; d < n; d += VECTOR) {
-        const vfloat a = get(x + d, n - d) - get(origin + d, n - d);
-        put(out + d, a, n - d);
-        s0 += a * a;
-    }
-    return lanes_sum(s0 + s1);
+    return subtract(NULL, x, c, width);
 }
 
 /* ---- centroids, made ready ---- */
@@ -105,7 +91,7 @@ static void panel_task(void *argument, int64_t index)
         for (int64_t from = 0; from < n->width; from += CHUNK) {
             float part[CHUNK];
             const int64_t depth = least_of(CHUNK, n->width - from);
-            norm += centre(part, n->centroids + k * n->width + from, n->origin + from, depth);
+            norm += subtract(part, n->centroids + k * n->width + from, n->origin + from, depth);
             for (int64_t d = 0; d < depth; d++) panel[(from + d) * COLUMNS + j] = -2.0f * part[d];
         }
         n->bias[k] = norm + (float)(n->penalty ? n->penalty[k] : 0.0);
@@ -185,7 +171,7 @@ static void group_costs(const nearest *n, const int64_t *rows, int64_t count, fl
         const int64_t depth = least_of(CHUNK, n->width - from);
         const bool last = from + depth == n->width;
         for (int64_t r = 0; r < count; r++)
-            lengths[r] += centre(scratch + r * STRIDE, n->x + rows[r] * n->width + from, n->origin + from, depth);
+            lengths[r] += subtract(scratch + r * STRIDE, n->x + rows[r] * n->width + from, n->origin + from, depth);
         for (int64_t j = 0; j < n->padded; j += COLUMNS) {
             const float *panel = n->panels + j * n->width + from * COLUMNS, *bias = last ? n->bias + j : NULL;
             if (n->padded - j > VECTOR) whole_tile(costs + j, n->padded, scratch, panel, bias, depth, from > 0);
@@ -258,49 +244,66 @@ INLINE float lanes_min(vfloat v)
     return a < b ? a : b;
 }
 
-static int32_t choose_label(const nearest *n, const float *x, const float *costs, float length)
-{
-    vfloat lowest = load(costs);
-    for (int64_t k = VECTOR; k < n->padded; k += VECTOR) lowest = vmin(lowest, load(costs + k));
-    const float limit = lanes_min(lowest) + (length + n->margin) * n->rounding;
-    int64_t label = -1;
-    for (int64_t k = 0; k < n->padded; k += VECTOR) {
-        const uint32_t bits = lanes_within(load(costs + k), limit);
-        if (!bits) continue;
-        if (label >= 0 || (bits & (bits - 1))) return settle(n, x, costs, limit);
-        label = k + __builtin_ctz(bits);
-    }
-    return label < 0 ? 0 : (int32_t)label;
-}
+/* What the costs of a row say. */
+typedef struct choice {
+    int32_t label;
+    float lowest, other; /* costs, as they are and of every other cluster */
+} choice;
 
-/* Smallest squared distance to any centroid but `label`, from below. */
-static float other_bound(const nearest *n, const float *costs, float length, int32_t label)
+INLINE choice choose_label(const nearest *n, const float *x, const float *costs, float rounding)
 {
-    float lowest = INFINITY;
-    for (int64_t k = 0; k < n->clusters; k++) lowest = costs[k] < lowest && k != label ? costs[k] : lowest;
-    const float square = length + lowest - (length + n->margin) * n->rounding;
-    return square > 0 ? sqrtf(square) : 0;
+    vfloat lowest = load(costs), next = splat(INFINITY); /* of each lane */
+    vint at = {0};
+    for (int64_t k = VECTOR; k < n->padded; k += VECTOR) {
+        const vfloat cost = load(costs + k);
+        const vint less = cost < lowest;
+        next = vmin(next, choose(less, lowest, cost));
+        at = (less & (int32_t)k) | (~less & at);
+        lowest = vmin(lowest, cost);
+    }
+    choice c = {.lowest = lanes_min(lowest)};
+    const float limit = c.lowest + rounding;
+    const uint32_t bits = lanes_within(lowest, limit);
+    c.other = lanes_min(choose(lowest <= splat(limit), next, lowest));
+    if (bits && !(bits & (bits - 1)) && c.other > limit) {
+        const int lane = __builtin_ctz(bits);
+        c.label = at[lane] + lane;
+    } else {
+        c.label = settle(n, x, costs, limit);
+        c.other = c.lowest;
+    }
+    return c;
 }
 
 /* ---- labels ---- */
 
 typedef struct bounds {
-    float *lower;       /* (count) to every other centroid, NULL = none are kept */
-    const float *moved; /* (clusters) since they were set, NULL = they are not set */
+    float *slack;       /* (count) by how much every other centroid is farther than the own one, from below; NULL = none is kept */
+    const float *moved; /* (clusters) since it was set, NULL = it is not set */
     float most, second; /* of moved */
     int64_t mover;      /* whose is most */
 } bounds;
 
-/* Whether no centroid but a row's own can be nearest (Hamerly, "Making k-means even faster", 2010; the own distance is known, for
- * the row is read anyway). The lower bound follows the centroids. */
-static bool is_settled(const nearest *n, const bounds *b, int64_t i, int32_t label)
+static float slack_of(const choice *c, float length, float rounding)
+{
+    const float own = length + c->lowest + rounding, other = length + c->other - rounding;
+    return other > own ? sqrtf(other) * 0.999999f - sqrtf(own > 0 ? own : 0) * 1.000001f : 0;
+}
+
+/* Whether no centroid but a row's own can be nearest: the bounds of Hamerly ("Making k-means even faster", 2010), of which only
+ * the difference is kept. It follows the centroids. */
+INLINE bool is_settled(const bounds *b, int64_t i, int32_t label)
 {
     const float closer = b->mover == label ? b->second : b->most;
-    const float lower = (b->lower[i] - closer) * 0.999999f;
-    b->lower[i] = lower;
-    if (!(lower > 0)) return false;
-    const float own = near_distance(n->x + i * n->width, n->centroids + label * n->width, n->width);
-    return own < lower * lower * (1 - 2 * n->rounding);
+    const float slack = (b->slack[i] - (closer + b->moved[label])) * 0.999999f;
+    b->slack[i] = slack;
+    return slack > 0;
+}
+
+/* A row that is soon read: rows come in bursts, between which the processor's own foresight rests. */
+INLINE void ask_for(const float *x, int64_t width)
+{
+    for (int64_t d = 0; d < width; d += 16) __builtin_prefetch(x + d);
 }
 
 static void label_group(const nearest *n, const bounds *b, const int64_t *rows, int64_t count, int32_t *labels, float *scratch)
@@ -309,9 +312,11 @@ static void label_group(const nearest *n, const bounds *b, const int64_t *rows, 
     const float *costs = scratch + ROWS * STRIDE;
     group_costs(n, rows, count, scratch, lengths);
     for (int64_t r = 0; r < count; r++) {
-        const int32_t label = choose_label(n, n->x + rows[r] * n->width, costs + r * n->padded, lengths[r]);
-        labels[rows[r]] = label;
-        if (b->lower) b->lower[rows[r]] = other_bound(n, costs + r * n->padded, lengths[r], label);
+        const float rounding = (lengths[r] + n->margin) * n->rounding;
+        ask_for(n->x + (rows[r] + ROWS) * n->width, n->width);
+        const choice c = choose_label(n, n->x + rows[r] * n->width, costs + r * n->padded, rounding);
+        labels[rows[r]] = c.label;
+        if (b->slack) b->slack[rows[r]] = slack_of(&c, lengths[r], rounding);
     }
 }
 
@@ -320,50 +325,18 @@ static void label_rows(const nearest *n, const bounds *b, int64_t first, int64_t
 {
     int64_t rows[ROWS], waiting = 0;
     for (int64_t i = first; i < first + count; i++) {
-        if (b->moved && is_settled(n, b, i, labels[i])) continue;
+        if (b->moved && is_settled(b, i, labels[i])) continue;
         rows[waiting++] = i;
         if (waiting == ROWS) label_group(n, b, rows, waiting, labels, scratch), waiting = 0;
     }
     if (waiting) label_group(n, b, rows, waiting, labels, scratch);
 }
 
-typedef struct assign_job {
-    nearest near;
-    moedi_slices slices;
-    const moed_op_kmeans_assign *a;
-} assign_job;
-
-static void assign_task(void *argument, int64_t index)
-{
-    assign_job *job = argument;
-    const moed_op_kmeans_assign *a = job->a;
-    const int64_t first = index * BATCH, count = least_of(BATCH, a->count - first);
-    const bounds none = {0};
-    float *scratch = moedi_slices_claim(&job->slices);
-    label_rows(&job->near, &none, first, count, a->labels, scratch);
-    moedi_slices_release(&job->slices, scratch);
-    for (int64_t i = first; a->distances && i < first + count; i++)
-        a->distances[i] = near_distance(a->x + i * a->width, a->centroids + a->labels[i] * a->width, a->width);
-}
-moed_status MOEDI_VARIED(kmeans_assign)(void *self, const moed_op_kmeans_assign *a)
-{
-    const int64_t tasks = (a->count + BATCH - 1) / BATCH;
-    void *memory;
-    assign_job job = {.near = {.x = a->x, .centroids = a->centroids, .penalty = a->penalty, .width = a->width, .clusters = a->clusters},
-                      .a = a};
-    const moed_status status = moedi_slices_open_with(&job.slices, self, tasks, group_floats(a->clusters) * (int64_t)sizeof(float),
-                                                      nearest_floats(a->clusters, a->width) * (int64_t)sizeof(float), &memory);
-    if (status != MOED_OK) return status;
-    nearest_open(&job.near, self, memory);
-    run(self, tasks, assign_task, &job);
-    return MOED_OK;
-}
-
 /* ---- sums: rows in blocks that depend on the shape, each with sums of its own; these are added in order ---- */
 
 typedef struct sums_job {
     const float *x, *weights;
-    int32_t *labels;
+    const int32_t *labels;
     double *sums, *totals;         /* (blocks, clusters, width), (blocks, clusters); of one block: the results themselves */
     int64_t *counts;
     double *all_sums, *all_totals; /* the results */
@@ -446,7 +419,7 @@ static void sums_join(sums_job *s, moedi_cpu *e)
 
 moed_status MOEDI_VARIED(kmeans_accumulate)(void *self, const moed_op_kmeans_accumulate *a)
 {
-    sums_job s = {.x = a->x, .weights = a->weights, .labels = (int32_t *)a->labels, .all_sums = a->sums, .all_totals = a->totals,
+    sums_job s = {.x = a->x, .weights = a->weights, .labels = a->labels, .all_sums = a->sums, .all_totals = a->totals,
                   .all_counts = a->counts, .count = a->count, .width = a->width, .clusters = a->clusters};
     void *memory;
     sums_cut(&s);
@@ -458,37 +431,59 @@ moed_status MOEDI_VARIED(kmeans_accumulate)(void *self, const moed_op_kmeans_acc
     return MOED_OK;
 }
 
-/* ---- a whole step: every batch of rows is labelled and added while it is in cache ---- */
+/* ---- labels, and what is wanted of the rows while they are in cache: distances, sums ---- */
 
-typedef struct step_job {
+typedef struct label_job {
     nearest near;
     bounds bound;
-    sums_job sums;
     moedi_slices slices;
-} step_job;
+    int32_t *labels;
+    float *distances;     /* (count), NULL = not wanted */
+    const sums_job *sums; /* NULL = not wanted; a task does a block of theirs */
+    int64_t count, rows;  /* of a task */
+} label_job;
 
-static void step_task(void *argument, int64_t block)
+static void label_task(void *argument, int64_t index)
 {
-    step_job *job = argument;
-    const sums_job *s = &job->sums;
-    const int64_t from = block * s->rows, to = from + least_of(s->rows, s->count - from);
+    label_job *job = argument;
+    const nearest *n = &job->near;
+    const int64_t to = least_of((index + 1) * job->rows, job->count);
     float *scratch = moedi_slices_claim(&job->slices);
-    zero_sums(s, block);
-    for (int64_t i = from; i < to; i += BATCH) {
-        label_rows(&job->near, &job->bound, i, least_of(BATCH, to - i), s->labels, scratch);
-        add_rows(s, block, i, least_of(BATCH, to - i));
+    if (job->sums) zero_sums(job->sums, index);
+    for (int64_t from = index * job->rows; from < to; from += BATCH) {
+        const int64_t count = least_of(BATCH, to - from);
+        label_rows(n, &job->bound, from, count, job->labels, scratch);
+        if (job->sums) add_rows(job->sums, index, from, count);
+        for (int64_t i = from; job->distances && i < from + count; i++)
+            job->distances[i] = near_distance(n->x + i * n->width, n->centroids + job->labels[i] * n->width, n->width);
     }
     moedi_slices_release(&job->slices, scratch);
 }
-/* Few blocks of sums leave threads without work: labels first, then. */
-static void label_task(void *argument, int64_t index)
+
+/* Runs a job of which near, bound and what is wanted are filled in. sums: memory for them is made ready too. */
+static moed_status label_all(label_job *job, moedi_cpu *e, sums_job *sums)
 {
-    step_job *job = argument;
-    const int64_t first = index * BATCH;
-    float *scratch = moedi_slices_claim(&job->slices);
-    label_rows(&job->near, &job->bound, first, least_of(BATCH, job->sums.count - first), job->sums.labels, scratch);
-    moedi_slices_release(&job->slices, scratch);
+    nearest *n = &job->near;
+    void *memory;
+    job->rows = job->sums ? job->sums->rows : BATCH;
+    const int64_t own = round_up(nearest_floats(n->clusters, n->width) * (int64_t)sizeof(float), 64);
+    const int64_t tasks = (job->count + job->rows - 1) / job->rows;
+    const moed_status status = moedi_slices_open_with(&job->slices, e, tasks, group_floats(n->clusters) * (int64_t)sizeof(float),
+                                                      own + (sums ? sums_bytes(sums) : 0), &memory);
+    if (status != MOED_OK) return status;
+    if (sums) sums_open(sums, (char *)memory + own);
+    nearest_open(n, e, memory);
+    run(e, tasks, label_task, job);
+    return MOED_OK;
 }
+
+moed_status MOEDI_VARIED(kmeans_assign)(void *self, const moed_op_kmeans_assign *a)
+{
+    label_job job = {.near = {.x = a->x, .centroids = a->centroids, .penalty = a->penalty, .width = a->width, .clusters = a->clusters},
+                     .labels = a->labels, .distances = a->distances, .count = a->count};
+    return label_all(&job, self, NULL);
+}
+
 static void find_movers(bounds *b, int64_t clusters)
 {
     for (int64_t k = 0; b->moved && k < clusters; k++) {
@@ -498,24 +493,18 @@ static void find_movers(bounds *b, int64_t clusters)
 }
 moed_status MOEDI_VARIED(kmeans_step)(void *self, const moed_op_kmeans_step *a)
 {
-    step_job job = {.near = {.x = a->x, .centroids = a->centroids, .width = a->width, .clusters = a->clusters},
-                    .bound = {.lower = a->lower, .moved = a->lower ? a->moved : NULL},
-                    .sums = {.x = a->x, .weights = a->weights, .labels = a->labels, .all_sums = a->sums, .all_totals = a->totals,
-                             .all_counts = a->counts, .count = a->count, .width = a->width, .clusters = a->clusters}};
-    void *memory;
-    sums_cut(&job.sums);
-    const bool together = job.sums.blocks > BLOCKS / 4;
-    const int64_t tasks = together ? job.sums.blocks : (a->count + BATCH - 1) / BATCH;
-    const int64_t own = round_up(nearest_floats(a->clusters, a->width) * (int64_t)sizeof(float), 64);
-    const moed_status status = moedi_slices_open_with(&job.slices, self, tasks, group_floats(a->clusters) * (int64_t)sizeof(float),
-                                                      own + sums_bytes(&job.sums), &memory);
-    if (status != MOED_OK) return status;
-    nearest_open(&job.near, self, memory);
-    sums_open(&job.sums, (char *)memory + own);
+    sums_job sums = {.x = a->x, .weights = a->weights, .labels = a->labels, .all_sums = a->sums, .all_totals = a->totals,
+                     .all_counts = a->counts, .count = a->count, .width = a->width, .clusters = a->clusters};
+    sums_cut(&sums);
+    const bool together = sums.blocks > BLOCKS / 4; /* few blocks leave threads without work: labels first, then */
+    label_job job = {.near = {.x = a->x, .centroids = a->centroids, .width = a->width, .clusters = a->clusters},
+                     .bound = {.slack = a->lower, .moved = a->lower ? a->moved : NULL},
+                     .labels = a->labels, .sums = together ? &sums : NULL, .count = a->count};
     find_movers(&job.bound, a->clusters);
-    run(self, tasks, together ? step_task : label_task, &job);
-    if (!together) run(self, job.sums.blocks, add_task, &job.sums);
-    sums_join(&job.sums, self);
+    const moed_status status = label_all(&job, self, &sums);
+    if (status != MOED_OK) return status;
+    if (!together) run(self, sums.blocks, add_task, &sums);
+    sums_join(&sums, self);
     return MOED_OK;
 }
 
