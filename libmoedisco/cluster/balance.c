@@ -42,7 +42,11 @@ static moed_status balance_open(balance *b)
 {
     const moedi_fit *f = b->fit;
     const moed_context *c = f->context;
-    MOEDI_TRY(moedi_alloc_array(c, f->clusters, (size_t)f->count * sizeof *b->distance, (void **)&b->distance));
+    const size_t row = (size_t)f->count * sizeof *b->distance;
+    if ((size_t)f->clusters > SIZE_MAX / 2 / row)
+        return moedi_fail(MOED_E_MEMORY, "all distances of %lld vectors to %lld centroids are more than a machine holds",
+                          (long long)f->count, (long long)f->clusters);
+    MOEDI_TRY(moedi_alloc(c, (size_t)f->clusters * row, (void **)&b->distance)); /* clearing it would take long */
     MOEDI_TRY(MOEDI_NEW(c, f->clusters, &b->price));
     MOEDI_TRY(MOEDI_NEW(c, f->clusters, &b->step));
     MOEDI_TRY(MOEDI_NEW(c, f->clusters, &b->before));
@@ -91,20 +95,20 @@ static void choose_block(void *argument, int64_t block)
     for (int64_t i = from; i < to; i++) part[f->labels[i]] += moedi_fit_weight(f, i);
 }
 
-/* Labels by distance + price; returns the largest excess over the mean, as a share of it. */
-static double choose(balance *b)
+/* Labels by distance + price; worst is the largest excess over the mean, as a share of it. */
+static moed_status choose(balance *b, double *worst)
 {
     const moedi_fit *f = b->fit;
     const int64_t blocks = moedi_kmeans_blocks(f->count);
-    double worst = 0;
-    moedi_parallel(f->context, blocks, choose_block, b);
+    *worst = 0;
+    MOEDI_TRY(moedi_kmeans_each_block(f, choose_block, b));
     for (int64_t k = 0; k < f->clusters; k++) {
         b->weight[k] = 0;
         for (int64_t block = 0; block < blocks; block++) b->weight[k] += b->part[block * f->clusters + k];
         const double away = fabs(b->weight[k] / b->mean - 1);
-        if (away > worst) worst = away;
+        if (away > *worst) *worst = away;
     }
-    return worst;
+    return MOED_OK;
 }
 
 /* A price's step grows while its cluster stays on one side of the mean and shrinks when it has crossed: no
@@ -114,8 +118,9 @@ static moed_status set_prices(balance *b, double first_step)
     const moedi_fit *f = b->fit;
     for (int64_t k = 0; k < f->clusters; k++) b->step[k] = first_step, b->before[k] = 0;
     for (int s = 0; s < PRICE_STEPS; s++) {
-        MOEDI_TRY(moedi_cancel_check(f->cancel));
-        if (choose(b) <= f->options.imbalance) break;
+        double worst;
+        MOEDI_TRY(choose(b, &worst));
+        if (worst <= f->options.imbalance) break;
         for (int64_t k = 0; k < f->clusters; k++) {
             const double excess = b->weight[k] / b->mean - 1;
             if (excess * b->before[k] > 0) b->step[k] *= 1.3;

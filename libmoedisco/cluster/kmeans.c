@@ -69,6 +69,7 @@ moed_status moedi_check_matrix(const moed_tensor *x, const char *name, int64_t r
 }
 
 typedef struct rows_check {
+    const moed_cancel *cancel;
     const float *x;
     int64_t count, width, first;
     const char *name;
@@ -90,6 +91,7 @@ static moed_status check_block(void *argument, int64_t block)
     const rows_check *r = argument;
     const int64_t from = block * MOEDI_KMEANS_BLOCK, most = from + MOEDI_KMEANS_BLOCK,
                   to = most < r->count ? most : r->count;
+    MOEDI_TRY(moedi_cancel_check(r->cancel));
     for (int64_t i = from; i < to; i++) {
         const double square = square_length(r->x + i * r->width, r->width);
         if (!isfinite(square))
@@ -103,15 +105,15 @@ static moed_status check_block(void *argument, int64_t block)
     return MOED_OK;
 }
 
-moed_status moedi_check_rows(const moed_context *c, const float *x, int64_t count, int64_t width, int64_t first,
-                             const char *name)
+moed_status moedi_check_rows(const moed_context *c, const moed_cancel *cancel, const float *x, int64_t count, int64_t width,
+                             int64_t first, const char *name)
 {
-    rows_check r = {x, count, width, first, name};
+    rows_check r = {cancel, x, count, width, first, name};
     return moedi_parallel_try(c, moedi_kmeans_blocks(count), check_block, &r);
 }
-static moed_status check_tensor(const moed_context *c, const moed_tensor *x, const char *name)
+static moed_status check_tensor(const moed_context *c, const moed_cancel *cancel, const moed_tensor *x, const char *name)
 {
-    return moedi_check_rows(c, x->data, x->shape[0], x->shape[1], 0, name);
+    return moedi_check_rows(c, cancel, x->data, x->shape[0], x->shape[1], 0, name);
 }
 
 /* Rows with weight, at least one per cluster. */
@@ -138,6 +140,25 @@ moed_status moedi_check_weights(const float *weights, int64_t count, int64_t clu
 
 /* ---- sums over blocks ---- */
 
+typedef struct block_run {
+    const moed_cancel *cancel;
+    moed_task_fn task;
+    void *argument;
+} block_run;
+
+static void run_block(void *argument, int64_t block)
+{
+    const block_run *r = argument;
+    if (!moedi_cancel_seen(r->cancel)) r->task(r->argument, block);
+}
+
+moed_status moedi_kmeans_each_block(const moedi_fit *f, moed_task_fn task, void *argument)
+{
+    block_run r = {f->cancel, task, argument};
+    moedi_parallel(f->context, moedi_kmeans_blocks(f->count), run_block, &r);
+    return moedi_cancel_check(f->cancel);
+}
+
 typedef struct block_sums {
     const moedi_fit *fit;
     double *part; /* (blocks) */
@@ -160,12 +181,14 @@ static moed_status measure_inertia(moedi_fit *f)
 {
     block_sums s = {f, NULL};
     const int64_t blocks = moedi_kmeans_blocks(f->count);
-    MOEDI_TRY(MOEDI_NEW(f->context, blocks, &s.part));
-    moedi_parallel(f->context, blocks, inertia_block, &s);
+    moed_status status;
+    MOEDI_GO(MOEDI_NEW(f->context, blocks, &s.part));
+    MOEDI_GO(moedi_kmeans_each_block(f, inertia_block, &s));
     f->inertia = 0;
     for (int64_t b = 0; b < blocks; b++) f->inertia += s.part[b];
+out:
     moedi_free(f->context, s.part);
-    return MOED_OK;
+    return status;
 }
 
 /* Sums of x - x[0] and of its square, per column: away from the first row, digits are kept. */
@@ -189,8 +212,9 @@ moed_status moedi_kmeans_variance(const moedi_fit *f, double *out)
     block_sums s = {f, NULL};
     const int64_t blocks = moedi_kmeans_blocks(f->count);
     const double n = (double)f->count;
-    MOEDI_TRY(moedi_alloc_array(f->context, blocks, 2 * (size_t)f->width * sizeof *s.part, (void **)&s.part));
-    moedi_parallel(f->context, blocks, moments_block, &s);
+    moed_status status;
+    MOEDI_GO(moedi_alloc_array(f->context, blocks, 2 * (size_t)f->width * sizeof *s.part, (void **)&s.part));
+    MOEDI_GO(moedi_kmeans_each_block(f, moments_block, &s));
     *out = 0;
     for (int64_t j = 0; j < f->width; j++) {
         double sum = 0, square = 0;
@@ -199,8 +223,9 @@ moed_status moedi_kmeans_variance(const moedi_fit *f, double *out)
         const double variance = square / n - sum / n * (sum / n);
         *out += (variance > 0 ? variance : 0) / (double)f->width;
     }
+out:
     moedi_free(f->context, s.part);
-    return MOED_OK;
+    return status;
 }
 
 /* ---- Lloyd ---- */
@@ -217,6 +242,7 @@ static moed_status fill_empty(moedi_fit *f, int64_t *filled)
     for (int64_t k = 0; k < f->clusters; k++) {
         if (f->totals[k] > 0) continue;
         int64_t row = -1;
+        MOEDI_TRY(moedi_cancel_check(f->cancel));
         for (int64_t i = 0; i < f->count; i++) {
             const double w = moedi_fit_weight(f, i);
             const int64_t from = f->labels[i];
@@ -357,7 +383,7 @@ static moed_status fit_all(moedi_fit *f, moed_kmeans *best, const float *starts)
 {
     double variance = 0;
     const int32_t restarts = starts ? 1 : f->options.restarts;
-    const moedi_source source = {f->context, f->x, NULL, f->weights, f->count, f->width};
+    const moedi_source source = {f->context, f->cancel, f->x, NULL, f->weights, f->count, f->width};
     MOEDI_TRY(fit_open(f));
     if (f->options.tolerance > 0) MOEDI_TRY(moedi_kmeans_variance(f, &variance));
     const double limit = f->options.tolerance * variance;
@@ -389,10 +415,10 @@ moed_status moed_kmeans_fit(moed_kmeans *k, const moed_tensor *x, const float *w
     MOEDI_TRY(moedi_context_check(k->context));
     MOEDI_TRY(moedi_check_matrix(x, "x", 0, 0));
     MOEDI_TRY(moedi_check_weights(weights, x->shape[0], k->options.clusters));
-    MOEDI_TRY(check_tensor(k->context, x, "x"));
+    MOEDI_TRY(check_tensor(k->context, cancel, x, "x"));
     if (starts) {
         MOEDI_TRY(moedi_check_matrix(starts, "starts", k->options.clusters, x->shape[1]));
-        MOEDI_TRY(check_tensor(k->context, starts, "starts"));
+        MOEDI_TRY(check_tensor(k->context, cancel, starts, "starts"));
     }
     moedi_fit f = {
         .context = k->context,
@@ -448,7 +474,7 @@ moed_status moed_kmeans_assign(const moed_kmeans *k, const moed_tensor *x, int32
     MOEDI_TRY(moedi_context_check(k->context));
     MOEDI_TRY(check_fitted(k));
     MOEDI_TRY(moedi_check_matrix(x, "x", 0, k->info.width));
-    MOEDI_TRY(check_tensor(k->context, x, "x"));
+    MOEDI_TRY(check_tensor(k->context, cancel, x, "x"));
     MOEDI_TRY(moedi_lloyd_open(&l, k->context, x->data, NULL, x->shape[0], x->shape[1], k->info.clusters, 0));
     l.cancel = cancel;
     const moed_status status = moedi_lloyd_assign(&l, k->centroids, k->info.clusters, NULL, labels, distances);

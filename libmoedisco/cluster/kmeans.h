@@ -43,18 +43,21 @@ struct moed_kmeans {
 void moedi_kmeans_forget(moed_kmeans *k);
 moed_status moedi_kmeans_keep(moed_kmeans *k, const moedi_fit *f);
 moed_status moedi_kmeans_fit_memory(moedi_fit *f, moed_kmeans *best, const float *starts);
+/* Runs a task for every block of rows, unless cancelled meanwhile. */
+moed_status moedi_kmeans_each_block(const moedi_fit *f, moed_task_fn task, void *argument);
 /* Mean over columns of the variance of f->x: the scale that the tolerance is measured by. */
 moed_status moedi_kmeans_variance(const moedi_fit *f, double *out);
 
 moed_status moedi_check_matrix(const moed_tensor *x, const char *name, int64_t rows, int64_t width);
 /* x (count, width), its rows numbered from `first` on. */
-moed_status moedi_check_rows(const moed_context *c, const float *x, int64_t count, int64_t width, int64_t first,
-                             const char *name);
+moed_status moedi_check_rows(const moed_context *c, const moed_cancel *cancel, const float *x, int64_t count, int64_t width,
+                             int64_t first, const char *name);
 moed_status moedi_check_weights(const float *weights, int64_t count, int64_t clusters);
 
 /* Vectors in memory (x) or read through a callback (own). */
 typedef struct moedi_source {
     const moed_context *context;
+    const moed_cancel *cancel;
     const float *x;
     const moed_vectors *own;
     const float *weights;

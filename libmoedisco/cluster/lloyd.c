@@ -7,9 +7,9 @@
 
 #include "core/cancel.h"
 
-#define PART_WORK 1e9          /* multiply-adds of an operation */
-#define PART_BYTES (256 << 20) /* and what it reads */
-enum { PART_ROWS = 4096, BOUNDED_CLUSTERS = 24 };
+#define PART_WORK 5e8          /* multiply-adds of an operation */
+#define PART_BYTES (64 << 20) /* and what it reads */
+enum { PART_ROWS = 4096, BOUNDED_CLUSTERS = 24, DISTANCES_CLUSTERS = 64 };
 
 static moed_status device_copy(moedi_lloyd *l, const void *host, size_t size, void **out)
 {
@@ -225,26 +225,50 @@ moed_status moedi_lloyd_labels(moedi_lloyd *l, int32_t *labels)
     return t->synchronize(l->engine.self);
 }
 
+/* Rows (clusters, count) of a part go to their places among those of all vectors. */
+typedef struct placing {
+    float *to;
+    const float *from;
+    int64_t count, all;
+} placing;
+
+static void place(void *argument, int64_t k)
+{
+    const placing *p = argument;
+    memcpy(p->to + k * p->all, p->from + k * p->count, (size_t)p->count * sizeof *p->to);
+}
+
+/* To a few clusters, part by part of the vectors; l->distances has room for a part. */
+static moed_status distances_to(moedi_lloyd *l, const float *centroids, int64_t clusters, float *distances)
+{
+    const int64_t fits = part_rows(l, clusters), room = l->count / clusters;
+    const int64_t rows = fits == l->count || fits < room ? fits : room;
+    for (int64_t from = 0; from < l->count; from += rows) {
+        const moed_op_kmeans_distances a = {
+            .distances = rows == l->count ? distances : l->distances,
+            .x = l->x + from * l->width,
+            .centroids = centroids,
+            .count = rows < l->count - from ? rows : l->count - from,
+            .width = l->width,
+            .clusters = clusters,
+        };
+        placing p = {distances + from, l->distances, a.count, l->count};
+        MOEDI_TRY(moedi_cancel_check(l->cancel));
+        MOEDI_TRY(l->engine.table->kmeans_distances(l->engine.self, &a));
+        if (rows < l->count) moedi_parallel(l->engine.context, clusters, place, &p);
+    }
+    return MOED_OK;
+}
+
 moed_status moedi_lloyd_distances(moedi_lloyd *l, const float *centroids, int64_t clusters, float *distances)
 {
     const moed_backend *t = l->engine.table;
     void *self = l->engine.self;
     if (l->engine.info.host_memory && MOED_BACKEND_HAS(t, kmeans_distances)) {
-        const double work = PART_WORK / ((double)l->count * (double)l->width);
-        const int64_t most = work > 32 ? (int64_t)work : 32; /* clusters at a time */
         MOEDI_TRY(put_centroids(l, centroids, clusters));
-        for (int64_t from = 0; from < clusters; from += most) {
-            const moed_op_kmeans_distances a = {
-                .distances = distances + from * l->count,
-                .x = l->x,
-                .centroids = (const float *)l->centroids + from * l->width,
-                .count = l->count,
-                .width = l->width,
-                .clusters = most < clusters - from ? most : clusters - from,
-            };
-            MOEDI_TRY(moedi_cancel_check(l->cancel));
-            MOEDI_TRY(t->kmeans_distances(self, &a));
-        }
+        for (int64_t k = 0; k < clusters; k += DISTANCES_CLUSTERS)
+            MOEDI_TRY(distances_to(l, (const float *)l->centroids + k * l->width,
+                                   clusters - k < DISTANCES_CLUSTERS ? clusters - k : DISTANCES_CLUSTERS, distances + k * l->count));
         return t->synchronize(self);
     }
     for (int64_t k = 0; k < clusters; k++) {

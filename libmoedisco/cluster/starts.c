@@ -100,13 +100,13 @@ static moed_status first_row(draw *s, int64_t *row)
     moedi_fit *f = s->fit;
     const int64_t blocks = moedi_kmeans_blocks(f->count);
     const int trials = s->trials;
-    moedi_parallel(f->context, blocks, share_block, s);
+    MOEDI_TRY(moedi_kmeans_each_block(f, share_block, s));
     *row = pick(s, NULL, s->shares);
     take(f, 0, *row);
     MOEDI_TRY(moedi_lloyd_distances(&f->lloyd, f->centroids, 1, s->candidate));
     for (int64_t i = 0; i < f->count; i++) s->nearest[i] = INFINITY;
     s->trials = 1;
-    moedi_parallel(f->context, blocks, try_block, s);
+    MOEDI_TRY(moedi_kmeans_each_block(f, try_block, s));
     s->trials = trials;
     memcpy(s->nearest, s->candidate, (size_t)f->count * sizeof *s->nearest);
     memcpy(s->shares, s->part, (size_t)blocks * sizeof *s->shares);
@@ -130,7 +130,7 @@ static moed_status next_centroid(draw *s, int64_t k)
         memcpy(s->rows + t * f->width, f->x + rows[t] * f->width, (size_t)f->width * sizeof *s->rows);
     }
     MOEDI_TRY(moedi_lloyd_distances(&f->lloyd, s->rows, s->trials, s->candidate));
-    moedi_parallel(f->context, blocks, try_block, s);
+    MOEDI_TRY(moedi_kmeans_each_block(f, try_block, s));
     for (int t = 0; t < s->trials; t++) {
         double with = 0;
         for (int64_t b = 0; b < blocks; b++) with += s->part[b * s->trials + t];

@@ -19,7 +19,7 @@ moed_status moedi_source_read(const moedi_source *s, int64_t first, int64_t coun
     }
     const int32_t code = s->own->read(first, count, out, s->own->user);
     if (code) return moedi_fail_callback("moed_vectors.read", code);
-    return moedi_check_rows(s->context, out, count, s->width, first, "x");
+    return moedi_check_rows(s->context, s->cancel, out, count, s->width, first, "x");
 }
 
 /* The rows in equal stretches, a run at a random place of each. */
@@ -328,12 +328,12 @@ moed_status moed_kmeans_fit_stream(moed_kmeans *k, const moed_vectors *x, const 
     MOEDI_TRY(moedi_check_weights(weights, x->count, k->options.clusters));
     if (starts) {
         MOEDI_TRY(moedi_check_matrix(starts, "starts", k->options.clusters, x->width));
-        MOEDI_TRY(moedi_check_rows(k->context, starts->data, starts->shape[0], starts->shape[1], 0, "starts"));
+        MOEDI_TRY(moedi_check_rows(k->context, cancel, starts->data, starts->shape[0], starts->shape[1], 0, "starts"));
     }
     stream s = {
         .fit = {.context = k->context, .cancel = cancel, .options = k->options, .count = x->count,
                 .width = x->width, .clusters = k->options.clusters},
-        .source = {k->context, NULL, x, weights, x->count, x->width},
+        .source = {k->context, cancel, NULL, x, weights, x->count, x->width},
     };
     moed_kmeans best = {.context = k->context, .options = k->options};
     MOEDI_GO(stream_open(&s));
@@ -364,7 +364,7 @@ moed_status moed_kmeans_assign_stream(const moed_kmeans *k, const moed_vectors *
     stream s = {
         .fit = {.context = k->context, .cancel = cancel, .options = k->options, .count = x->count,
                 .width = x->width, .clusters = k->info.clusters},
-        .source = {k->context, NULL, x, NULL, x->count, x->width},
+        .source = {k->context, cancel, NULL, x, NULL, x->count, x->width},
     };
     MOEDI_GO(stream_open(&s));
     for (int64_t first = 0, count; first < x->count; first += count) {

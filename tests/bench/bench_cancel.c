@@ -38,6 +38,7 @@ typedef struct stage {
     moed_integration *integration;
     moed_kmeans *kmeans;
     float *points, *vectors;
+    int32_t *labels; /* (POINTS) */
     char text[300], directory[256];
 } stage;
 
@@ -99,11 +100,22 @@ static void make_model(stage *s, const char *wanted)
     }
 }
 
+static moed_tensor points_of(const stage *s)
+{
+    return (moed_tensor){.data = s->points, .dtype = MOED_DTYPE_F32, .rank = 2, .shape = {POINTS, POINT_WIDTH}, .strides = {POINT_WIDTH, 1}};
+}
+static moed_status call_kmeans(stage *s, const moed_cancel *c)
+{
+    const moed_tensor x = points_of(s);
+    return moed_kmeans_fit(s->kmeans, &x, NULL, NULL, c);
+}
+
 static void make_points(stage *s, const char *wanted)
 {
     moed_kmeans_options o;
     s->points = malloc((size_t)POINTS * POINT_WIDTH * sizeof *s->points);
-    if (!s->points) exit(1);
+    s->labels = malloc(POINTS * sizeof *s->labels);
+    if (!s->points || !s->labels) exit(1);
     uint64_t r = 88172645463325252u;
     for (int64_t i = 0; i < (int64_t)POINTS * POINT_WIDTH; i++) {
         r ^= r << 13, r ^= r >> 7, r ^= r << 17;
@@ -111,8 +123,11 @@ static void make_points(stage *s, const char *wanted)
     }
     CHECK(moed_options_init(MOED_STRUCT_KMEANS_OPTIONS, &o, sizeof o));
     o.clusters = CLUSTERS, o.iterations = 100, o.tolerance = 0;
-    if (!strcmp(wanted, "kmeans-balanced")) o.method = MOED_KMEANS_BALANCED, o.clusters = 16;
+    if (strcmp(wanted, "kmeans")) o.start = MOED_KMEANS_PARALLEL;
+    if (!strcmp(wanted, "kmeans-balanced")) o.method = MOED_KMEANS_BALANCED, o.iterations = 2;
+    if (!strcmp(wanted, "kmeans-assign")) o.iterations = 1;
     CHECK(moed_kmeans_create(&s->kmeans, s->context, &o));
+    if (!strcmp(wanted, "kmeans-assign")) CHECK(call_kmeans(s, NULL));
 }
 
 /* ---- the calls ---- */
@@ -136,10 +151,20 @@ static moed_status call_embed(stage *s, const moed_cancel *c)
     moed_tensor out = {.data = s->vectors, .dtype = MOED_DTYPE_F32, .rank = 2, .shape = {DOCUMENTS, HIDDEN}, .strides = {HIDDEN, 1}};
     return moed_corpus_embed(s->corpus, s->model, &out, NULL, c);
 }
-static moed_status call_kmeans(stage *s, const moed_cancel *c)
+static moed_status call_assign(stage *s, const moed_cancel *c)
 {
-    const moed_tensor x = {.data = s->points, .dtype = MOED_DTYPE_F32, .rank = 2, .shape = {POINTS, POINT_WIDTH}, .strides = {POINT_WIDTH, 1}};
-    return moed_kmeans_fit(s->kmeans, &x, NULL, NULL, c);
+    const moed_tensor x = points_of(s);
+    return moed_kmeans_assign(s->kmeans, &x, s->labels, NULL, c);
+}
+static int32_t read_points(int64_t first, int64_t count, float *out, void *user)
+{
+    memcpy(out, (const float *)user + first * POINT_WIDTH, (size_t)(count * POINT_WIDTH) * sizeof *out);
+    return 0;
+}
+static moed_status call_stream(stage *s, const moed_cancel *c)
+{
+    const moed_vectors x = {sizeof x, 0, POINTS, POINT_WIDTH, read_points, s->points};
+    return moed_kmeans_fit_stream(s->kmeans, &x, NULL, NULL, c);
 }
 static moed_status call_build(stage *s, const moed_cancel *c)
 {
@@ -173,7 +198,8 @@ static const struct call {
     double most; /* seconds after which to ask, at most */
 } calls[] = {
     {"train", call_train, 3},          {"evaluate", call_evaluate, 3},       {"usage", call_usage, 3},
-    {"embed", call_embed, 1},          {"kmeans", call_kmeans, 3},           {"kmeans-balanced", call_kmeans, 3},
+    {"embed", call_embed, 1},          {"kmeans", call_kmeans, 3},           {"kmeans-parallel", call_kmeans, 3},
+    {"kmeans-balanced", call_kmeans, 6}, {"kmeans-assign", call_assign, 0.2}, {"kmeans-stream", call_stream, 3},
     {"corpus-build", call_build, 0.5}, {"corpus-save", call_corpus_save, 1}, {"split", call_split, 0.3},
     {"integrate", call_integrate, 1},
 };
@@ -241,7 +267,7 @@ static void close_stage(stage *s)
     for (int k = 0; k < EXPERTS; k++) moed_model_destroy(s->parts[k]);
     moed_kmeans_destroy(s->kmeans), moed_corpus_destroy(s->corpus), moed_model_destroy(s->model), moed_layout_destroy(s->layout);
     moed_context_destroy(s->context);
-    free(s->points), free(s->vectors);
+    free(s->points), free(s->labels), free(s->vectors);
 }
 
 int main(int count, char **arguments)

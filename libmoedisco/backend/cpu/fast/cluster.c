@@ -347,7 +347,7 @@ typedef struct sums_job {
 static void sums_cut(sums_job *s)
 {
     int64_t blocks = BLOCKS;
-    while (blocks > 1 && (s->count / blocks < 2 * s->clusters || s->count / blocks < BATCH ||
+    while (blocks > 1 && (s->count / blocks < 4 * s->clusters || s->count / blocks < BATCH ||
                           s->clusters * s->width > ((int64_t)4 << 20) / blocks))
         blocks /= 2;
     s->rows = round_up((s->count + blocks - 1) / blocks, ROWS);
