@@ -14,7 +14,7 @@
 #include "kmeans.h"
 
 enum { ROUNDS = 8, PRICE_STEPS = 80 };
-#define WORTH_A_ROUND 0.001 /* relative gain in inertia */
+#define WORTH_A_ROUND 0.003 /* relative gain in inertia */
 
 typedef struct move {
     double regret; /* squared distance lost */
@@ -27,6 +27,11 @@ typedef struct balance {
     float *distance; /* (clusters, count) squared */
     double *price;   /* (clusters) in squared distance */
     double *step;    /* (clusters) of the price */
+    double *change;  /* (clusters) of the price, in the last step */
+    float *slack;    /* (count) by how much every other cluster costs more than the chosen one, from below */
+    int chosen;      /* whether labels and slack belong to the prices before the last step */
+    int32_t faller;  /* the cluster whose price has changed by `fall`, the least; next_fall: of the others */
+    double fall, next_fall;
     double *before;  /* (clusters) excess of the step before */
     double *weight;  /* (clusters) of f->labels */
     int64_t *count;  /* (clusters) */
@@ -49,6 +54,8 @@ static moed_status balance_open(balance *b)
     MOEDI_TRY(moedi_alloc(c, (size_t)f->clusters * row, (void **)&b->distance)); /* clearing it would take long */
     MOEDI_TRY(MOEDI_NEW(c, f->clusters, &b->price));
     MOEDI_TRY(MOEDI_NEW(c, f->clusters, &b->step));
+    MOEDI_TRY(MOEDI_NEW(c, f->clusters, &b->change));
+    MOEDI_TRY(MOEDI_NEW(c, f->count, &b->slack));
     MOEDI_TRY(MOEDI_NEW(c, f->clusters, &b->before));
     MOEDI_TRY(MOEDI_NEW(c, f->clusters, &b->weight));
     MOEDI_TRY(MOEDI_NEW(c, f->clusters, &b->count));
@@ -69,12 +76,18 @@ static moed_status balance_open(balance *b)
 static void balance_close(balance *b)
 {
     const moed_context *c = b->fit->context;
-    void *const memory[] = {b->distance, b->price, b->step,  b->before,      b->weight,
+    void *const memory[] = {b->distance, b->price, b->step, b->change, b->slack, b->before, b->weight,
                             b->count,    b->part,  b->moves, b->best_labels, b->best_centroids};
     for (size_t i = 0; i < sizeof memory / sizeof *memory; i++) moedi_free(c, memory[i]);
 }
 
 /* ---- prices ---- */
+
+/* How far a row's own cost may have come up to that of any other cluster since the prices before. */
+static double closing(const balance *b, int32_t label)
+{
+    return b->change[label] - (label == b->faller ? b->next_fall : b->fall);
+}
 
 static void choose_block(void *argument, int64_t block)
 {
@@ -82,16 +95,26 @@ static void choose_block(void *argument, int64_t block)
     const moedi_fit *f = b->fit;
     const int64_t from = block * MOEDI_KMEANS_BLOCK, most = from + MOEDI_KMEANS_BLOCK,
                   to = most < f->count ? most : f->count;
-    double lowest[MOEDI_KMEANS_BLOCK], *part = b->part + block * f->clusters;
-    for (int64_t i = from; i < to; i++) lowest[i - from] = INFINITY;
+    double *part = b->part + block * f->clusters;
+    float lowest[MOEDI_KMEANS_BLOCK], next[MOEDI_KMEANS_BLOCK];
+    int32_t open[MOEDI_KMEANS_BLOCK], opened = 0, *labels = f->labels + from;
+    for (int64_t i = from; i < to; i++) {
+        b->slack[i] = b->chosen ? b->slack[i] - (float)closing(b, f->labels[i]) : -1;
+        open[opened] = (int32_t)(i - from);
+        opened += !(b->slack[i] > 0);
+    }
+    for (int32_t j = 0; j < opened; j++) lowest[j] = next[j] = INFINITY;
     for (int64_t k = 0; k < f->clusters; k++) {
-        const float *distance = b->distance + k * f->count;
+        const float *distance = b->distance + k * f->count + from, price = (float)b->price[k];
         part[k] = 0;
-        for (int64_t i = from; i < to; i++) {
-            const double cost = (double)distance[i] + b->price[k];
-            if (cost < lowest[i - from]) lowest[i - from] = cost, f->labels[i] = (int32_t)k;
+        for (int32_t j = 0; j < opened; j++) {
+            const float cost = distance[open[j]] + price, low = lowest[j], above = cost > low ? cost : low;
+            next[j] = above < next[j] ? above : next[j];
+            labels[open[j]] = cost < low ? (int32_t)k : labels[open[j]];
+            lowest[j] = cost < low ? cost : low;
         }
     }
+    for (int32_t j = 0; j < opened; j++) b->slack[from + open[j]] = next[j] - lowest[j];
     for (int64_t i = from; i < to; i++) part[f->labels[i]] += moedi_fit_weight(f, i);
 }
 
@@ -111,12 +134,23 @@ static moed_status choose(balance *b, double *worst)
     return MOED_OK;
 }
 
+static void find_falls(balance *b)
+{
+    b->chosen = 1;
+    b->fall = b->next_fall = INFINITY;
+    for (int32_t k = 0; k < b->fit->clusters; k++) {
+        if (b->change[k] < b->fall) b->next_fall = b->fall, b->fall = b->change[k], b->faller = k;
+        else if (b->change[k] < b->next_fall) b->next_fall = b->change[k];
+    }
+}
+
 /* A price's step grows while its cluster stays on one side of the mean and shrinks when it has crossed: no
  * scale has to be known. */
 static moed_status set_prices(balance *b, double first_step)
 {
     const moedi_fit *f = b->fit;
     for (int64_t k = 0; k < f->clusters; k++) b->step[k] = first_step, b->before[k] = 0;
+    b->chosen = 0;
     for (int s = 0; s < PRICE_STEPS; s++) {
         double worst;
         MOEDI_TRY(choose(b, &worst));
@@ -126,8 +160,10 @@ static moed_status set_prices(balance *b, double first_step)
             if (excess * b->before[k] > 0) b->step[k] *= 1.3;
             if (excess * b->before[k] < 0) b->step[k] *= 0.4;
             b->before[k] = excess;
-            if (fabs(excess) > f->options.imbalance / 2) b->price[k] += excess > 0 ? b->step[k] : -b->step[k];
+            b->change[k] = fabs(excess) <= f->options.imbalance / 2 ? 0 : excess > 0 ? b->step[k] : -b->step[k];
+            b->price[k] += b->change[k];
         }
+        find_falls(b);
     }
     return MOED_OK;
 }
