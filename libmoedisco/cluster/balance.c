@@ -222,11 +222,11 @@ static moed_status move_rows(balance *b, double band)
     for (int64_t pass = 0; pass < 16 + 4 * f->clusters && applied > 0; pass++) {
         int64_t listed = 0, breaches = 0;
         applied = 0;
-        MOEDI_TRY(moedi_cancel_check(f->cancel));
         for (int64_t k = 0; k < f->clusters; k++) breaches += b->weight[k] > high || b->weight[k] < low;
         if (!breaches) return MOED_OK;
         for (int64_t i = 0; i < f->count; i++) {
             const double w = moedi_fit_weight(f, i);
+            if (i % MOEDI_KMEANS_BLOCK == 0) MOEDI_TRY(moedi_cancel_check(f->cancel));
             const int32_t to = w > 0 ? best_target(b, i, w, low, high) : -1;
             if (to >= 0)
                 b->moves[listed++] = (move){distance_of(b, i, to) - distance_of(b, i, f->labels[i]), i, to};
