@@ -79,31 +79,33 @@ INLINE void micro(float *c, int64_t ldc, const float *left, const float *right, 
 {
     vfloat sum[ROWS][2];
 #pragma GCC unroll 16
-    for (int r = 0; r < ROWS; r++) {
-        sum[r][0] = sum[r][1] = (vfloat){0};
-        __builtin_prefetch(c + r * ldc, 1);
-        __builtin_prefetch(c + r * ldc + COLUMNS - 1, 1);
-    }
-    for (int64_t p = 0; p < k; p++) {
-        const vfloat b0 = load(right), b1 = load(right + VECTOR);
+    for (int r = 0; r < ROWS; r++) sum[r][0] = sum[r][1] = (vfloat){0};
+    const float *row = c;
+    for (int at = 0; at < ROWS; at++) {
+        /* The rows of c are fetched one by one along the way: all at once they would keep the panels waiting. */
+        __builtin_prefetch(row, 1);
+        __builtin_prefetch(row + COLUMNS - 1, 1);
+        row += ldc;
+        for (int64_t p = k / ROWS + (at < k % ROWS); p > 0; p--) {
+            const vfloat b0 = load(right), b1 = load(right + VECTOR);
 #pragma GCC unroll 16
-        for (int r = 0; r < ROWS; r++) {
-            const vfloat a = splat(left[r]);
-            sum[r][0] += a * b0;
-            sum[r][1] += a * b1;
+            for (int r = 0; r < ROWS; r++) {
+                const vfloat a = splat(left[r]);
+                sum[r][0] += a * b0;
+                sum[r][1] += a * b1;
+            }
+            left += ROWS, right += COLUMNS;
         }
-        left += ROWS, right += COLUMNS;
     }
     vfloat first = {0}, second = {0};
     if (bias) first = load(bias), second = load(bias + VECTOR);
 #pragma GCC unroll 16
-    for (int r = 0; r < ROWS; r++) {
-        float *row = c + r * ldc;
+    for (int r = 0; r < ROWS; r++, c += ldc) {
         vfloat s0 = sum[r][0], s1 = sum[r][1];
-        if (accumulate) s0 += load(row), s1 += load(row + VECTOR);
+        if (accumulate) s0 += load(c), s1 += load(c + VECTOR);
         if (bias) s0 += first, s1 += second;
-        store(row, s0);
-        store(row + VECTOR, s1);
+        store(c, s0);
+        store(c + VECTOR, s1);
     }
 }
 
