@@ -223,10 +223,34 @@ moed_status moedi_cpu_scratch(moedi_cpu *e, size_t size, void **out)
     return MOED_OK;
 }
 
+/* ---- copying and clearing: by all threads, since one of them does not fill the memory's channels ---- */
+
+enum { STRETCH = 1 << 18 }; /* bytes of a task */
+
+typedef struct stretches {
+    char *to;
+    const char *from; /* nullable: clear */
+    size_t size;
+} stretches;
+
+static void move_stretch(void *argument, int64_t index)
+{
+    const stretches *s = argument;
+    const size_t at = (size_t)index * STRETCH, size = s->size - at < STRETCH ? s->size - at : STRETCH;
+    if (s->from) memcpy(s->to + at, s->from + at, size);
+    else memset(s->to + at, 0, size);
+}
+static void move_all(const moedi_cpu *e, stretches s)
+{
+    const int64_t tasks = (int64_t)((s.size + STRETCH - 1) / STRETCH);
+    if (tasks == 1) move_stretch(&s, 0);
+    else if (tasks > 1) e->host->parallel(e->host->self, tasks, move_stretch, &s);
+}
+
+/* The two do not overlap. */
 moed_status moedi_cpu_copy(void *self, void *to, const void *from, size_t size)
 {
-    (void)self;
-    if (size > 0) memmove(to, from, size);
+    move_all(self, (stretches){.to = to, .from = from, .size = size});
     return MOED_OK;
 }
 
@@ -242,8 +266,7 @@ moed_status moedi_cpu_download(void *self, void *host, const void *device, size_
 
 moed_status moedi_cpu_zero(void *self, void *device, size_t size)
 {
-    (void)self;
-    if (size > 0) memset(device, 0, size);
+    move_all(self, (stretches){.to = device, .size = size});
     return MOED_OK;
 }
 

@@ -13,7 +13,8 @@ enum {
     BLOCK_ROWS = MOEDI_GEMM_BLOCK_ROWS,
     BLOCK_COLUMNS = MOEDI_GEMM_BLOCK_COLUMNS,
     SPAN = 6 * TILE_COLUMNS,      /* of columns that a task goes over with the rows it packed, at most */
-    MANY_TILES = 8,
+    MANY_TILES = 6,
+    AHEAD = 16,                   /* steps of the reduction that right panels are fetched ahead of their use */
     SMALL = 1 << 18               /* multiply-adds below which no thread is woken */
 };
 
@@ -75,7 +76,14 @@ void moedi_pack_right(float *out, const float *source, int64_t si, int64_t sk, i
 
 /* ---- the micro-kernel ---- */
 
-INLINE void micro(float *c, int64_t ldc, const float *left, const float *right, const float *bias, int64_t k, bool accumulate)
+/* Rows that will be packed next, to be fetched meanwhile: two vectors of each. */
+typedef struct coming {
+    const float *at; /* nullable */
+    int64_t row;
+} coming;
+
+INLINE void micro(float *c, int64_t ldc, const float *left, const float *right, const float *bias, int64_t k, bool accumulate,
+                  coming ahead)
 {
     vfloat sum[ROWS][2];
 #pragma GCC unroll 16
@@ -86,8 +94,15 @@ INLINE void micro(float *c, int64_t ldc, const float *left, const float *right, 
         __builtin_prefetch(row, 1);
         __builtin_prefetch(row + COLUMNS - 1, 1);
         row += ldc;
+        if (ahead.at) {
+            __builtin_prefetch(ahead.at, 0, 2);
+            __builtin_prefetch(ahead.at + COLUMNS - 1, 0, 2);
+            ahead.at += ahead.row;
+        }
         for (int64_t p = k / ROWS + (at < k % ROWS); p > 0; p--) {
             const vfloat b0 = load(right), b1 = load(right + VECTOR);
+            __builtin_prefetch(right + AHEAD * COLUMNS);
+            __builtin_prefetch(right + AHEAD * COLUMNS + COLUMNS - 1);
 #pragma GCC unroll 16
             for (int r = 0; r < ROWS; r++) {
                 const vfloat a = splat(left[r]);
@@ -114,7 +129,7 @@ static __attribute__((noinline)) void micro_edge(float *c, int64_t ldc, const fl
                                                  int64_t m, int64_t n, int64_t k, bool accumulate)
 {
     float tile[ROWS * COLUMNS];
-    micro(tile, COLUMNS, left, right, NULL, k, false);
+    micro(tile, COLUMNS, left, right, NULL, k, false, (coming){0});
     for (int64_t i = 0; i < m; i++)
         for (int64_t j = 0; j < n; j++) {
             float s = tile[i * COLUMNS + j];
@@ -124,15 +139,22 @@ static __attribute__((noinline)) void micro_edge(float *c, int64_t ldc, const fl
         }
 }
 
-void moedi_multiply_packed(float *c, int64_t ldc, const float *left, const float *right, const float *bias, int64_t m, int64_t n,
-                           int64_t k, bool accumulate)
+/* ahead: rows of k numbers */
+INLINE void multiply_panels(float *c, int64_t ldc, const float *left, const float *right, const float *bias, int64_t m, int64_t n,
+                            int64_t k, bool accumulate, coming ahead)
 {
     for (int64_t j = 0; j < n; j += COLUMNS)
         for (int64_t i = 0; i < m; i += ROWS) {
+            const coming part = {ahead.at && j < k ? ahead.at + j : NULL, ahead.row};
             const float *l = left + i * k, *r = right + j * k, *b = bias ? bias + j : NULL;
-            if (i + ROWS <= m && j + COLUMNS <= n) micro(c + i * ldc + j, ldc, l, r, b, k, accumulate);
+            if (i + ROWS <= m && j + COLUMNS <= n) micro(c + i * ldc + j, ldc, l, r, b, k, accumulate, part);
             else micro_edge(c + i * ldc + j, ldc, l, r, b, least_of(ROWS, m - i), least_of(COLUMNS, n - j), k, accumulate);
         }
+}
+void moedi_multiply_packed(float *c, int64_t ldc, const float *left, const float *right, const float *bias, int64_t m, int64_t n,
+                           int64_t k, bool accumulate)
+{
+    multiply_panels(c, ldc, left, right, bias, m, n, k, accumulate, (coming){0});
 }
 
 /* ---- the whole product ---- */
@@ -149,9 +171,9 @@ typedef struct pass {
     bool accumulate;
 } pass;
 
-static void pack_left_tile(const pass *p, float *out, int64_t at)
+static void pack_left_rows(const pass *p, float *out, int64_t at, int64_t rows)
 {
-    moedi_pack_left(out, p->a + at * p->a_row, p->a_row, p->a_depth, least_of(TILE_ROWS, p->rows - at), p->depth);
+    moedi_pack_left(out, p->a + at * p->a_row, p->a_row, p->a_depth, rows, p->depth);
 }
 static void pack_right_task(void *argument, int64_t index)
 {
@@ -164,27 +186,35 @@ static void pack_right_task(void *argument, int64_t index)
 static void pack_task(void *argument, int64_t index)
 {
     const pass *p = argument;
-    if (index < p->row_tiles) pack_left_tile(p, p->left + index * TILE_ROWS * p->depth, index * TILE_ROWS);
+    if (index < p->row_tiles) {
+        const int64_t at = index * TILE_ROWS;
+        pack_left_rows(p, p->left + at * p->depth, at, least_of(TILE_ROWS, p->rows - at));
+    }
     else pack_right_task(argument, index - p->row_tiles);
 }
-static void multiply(const pass *p, const float *left, int64_t i, int64_t j, int64_t columns)
+static void multiply(const pass *p, const float *left, int64_t i, int64_t rows, int64_t j, int64_t columns, coming ahead)
 {
-    moedi_multiply_packed(p->c + i * p->ldc + j, p->ldc, left, p->right + j * p->depth, p->bias ? p->bias + j : NULL,
-                          least_of(TILE_ROWS, p->rows - i), least_of(columns, p->columns - j), p->depth, p->accumulate);
+    multiply_panels(p->c + i * p->ldc + j, p->ldc, left, p->right + j * p->depth, p->bias ? p->bias + j : NULL, rows,
+                    least_of(columns, p->columns - j), p->depth, p->accumulate, ahead);
 }
 static void tile_task(void *argument, int64_t index)
 {
     const pass *p = argument;
     const int64_t i = index / p->column_tiles * TILE_ROWS, j = index % p->column_tiles * TILE_COLUMNS;
-    multiply(p, p->left + i * p->depth, i, j, TILE_COLUMNS);
+    multiply(p, p->left + i * p->depth, i, least_of(TILE_ROWS, p->rows - i), j, TILE_COLUMNS, (coming){0});
 }
-/* Rows enough for a task to pack its own and use them while they are in its cache. */
+/* Rows enough for a task to pack its own and use them while they are in its cache: panel by panel, each fetched during the product
+ * of the one before; all at once where a is read down its columns, which no panel is as wide as the lines of the cache. */
 static void rows_of(pass *p, moedi_slices *slices, int64_t index)
 {
-    const int64_t i = index / p->spans * TILE_ROWS, j = index % p->spans * p->span;
+    const int64_t first = index / p->spans * TILE_ROWS, end = least_of(first + TILE_ROWS, p->rows), j = index % p->spans * p->span;
+    const int64_t together = p->a_depth == 1 ? ROWS : TILE_ROWS;
     float *left = moedi_slices_claim(slices);
-    pack_left_tile(p, left, i);
-    multiply(p, left, i, j, p->span);
+    for (int64_t i = first; i < end; i += together) {
+        const int64_t rows = least_of(together, end - i), next = i + together;
+        pack_left_rows(p, left, i, rows);
+        multiply(p, left, i, rows, j, p->span, (coming){next + ROWS <= end ? p->a + next * p->a_row : NULL, p->a_row});
+    }
     moedi_slices_release(slices, left);
 }
 static void rows_task(void *argument, int64_t index)
