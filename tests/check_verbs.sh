@@ -1,46 +1,6 @@
 #!/bin/sh
-# check_command.sh: the command end to end with tiny models: exit codes, one-line errors, run directories, stopping and going on.
-# OUT is the build's directory.
-set -u
-LC_ALL=C
-export LC_ALL
-moedisco=${OUT:?}/moedisco
-work=$(mktemp -d "${TMPDIR:-/tmp}/moedisco-command-XXXXXX") || exit 1
-trap 'rm -rf "$work"' EXIT
-cd "$work" || exit 1
-failed=0
-wrong() { echo "WRONG: $*"; failed=1; }
-# expect CODE ARGUMENTS...: the exit code; output in out and err
-expect() {
-    code=$1
-    shift
-    "$moedisco" "$@" > out 2> err
-    got=$?
-    [ "$got" = "$code" ] || { wrong "exit $got instead of $code: moedisco $*"; cat err; }
-}
-# refuse CODE TEXT ARGUMENTS...: one line on standard error that begins with moedisco: and holds TEXT
-refuse() {
-    text=$2
-    code=$1
-    shift 2
-    expect "$code" "$@"
-    [ "$(wc -l < err)" = 1 ] || { wrong "not one line on standard error: moedisco $*"; cat err; }
-    grep -q '^moedisco: ' err || wrong "no 'moedisco: ' before: $(cat err)"
-    grep -q -e "$text" err || wrong "'$text' is not in: $(cat err)"
-}
-same() { cmp -s "$1" "$2" || wrong "$1 and $2 differ: $3"; }
-has() { grep -q -e "$2" "$1" || { wrong "'$2' is not in $1:"; head -5 "$1"; }; }
-
-# ---- text: four kinds of documents ----
-mkdir text
-i=0
-while [ $i -lt 60 ]; do
-    awk -v i=$i 'BEGIN { for (n = 0; n < 30; n++) printf "int f%d(int a) { return a * %d + %d; }\n", i * 30 + n, n, i }' > text/$i.c
-    awk -v i=$i 'BEGIN { for (n = 0; n < 30; n++) printf "The %d sheep of farm %d sleep under the old tree.\n", n, i }' > text/$i.txt
-    awk -v i=$i 'BEGIN { for (n = 0; n < 30; n++) printf "%d;%d;%d;%d\n", i, n, i * n, i + n }' > text/$i.csv
-    awk -v i=$i 'BEGIN { for (n = 0; n < 30; n++) printf "<li><a href=\"%d.html\">PAGE %d</a></li>\n", i, n }' > text/$i.html
-    i=$((i + 1))
-done
+# check_verbs.sh: every verb with tiny models: what it makes, exit codes, refusals of one line.
+. "$(dirname "$0")/command.sh"
 
 # ---- help and usage ----
 expect 0 --help
@@ -105,7 +65,8 @@ nobody=
 [ "$(id -u)" = 0 ] && nobody='setpriv --reuid=65534 --regid=65534 --clear-groups' # root may write there all the same
 if $nobody "$moedisco" --version > out 2> err; then
     for line in 'corpus build closed/c text' 'init closed/m --preset tiny' 'split place closed/s' \
-        'cluster c/text closed/p --clusters 2' 'train place c/text closed/t --steps 1' 'run full closed/run --text text --preset tiny --steps 1'; do
+        'cluster c/text closed/p --clusters 2' 'train place c/text closed/t --steps 1' \
+        'run full closed/run --text text --preset tiny --steps 1'; do
         # shellcheck disable=SC2086
         $nobody "$moedisco" $line > out 2> err
         [ $? = 2 ] || wrong "not exit 2 in a folder that is closed: $line"
@@ -194,83 +155,6 @@ has out 'F-phase'
 has out 'inferred'
 expect 0 plan upcycle --preset tiny --money 0.001 --json
 has out '"event":"plan"'
-
-# ---- pipelines ----
-tiny='--preset tiny --rows 4 --length 32 --checkpoint-every 20 --quiet'
-steps='--start-steps 20 --branch-steps 120 --steps 120'
-# shellcheck disable=SC2086
-expect 0 run disco run --text text $tiny $steps
-for thing in run.json partition.safetensors submodels/3/model model checkpoints metrics.jsonl result.json; do
-    [ -e run/disco/$thing ] || wrong "run/disco/$thing is not there"
-done
-has out 'disco '
-grep -q "$work" run/disco/run.json && wrong 'run.json holds an absolute path'
-refuse 2 '--steps 120' run disco run --steps 121
-refuse 2 'from' run disco run --text c
-expect 0 run disco run --text "$work/text"
-grep -q '[0-9]\.[0-9]*0000000[0-9]' run/disco/run.json && wrong 'a short number is printed long in run.json'
-# edited by hand: told of, not gone on with
-cp run/disco/run.json kept.json
-for edit in 's/"format": 1/"format": 9/' '/"branch-steps"/d' 's/"hidden": 32/"hidden": 64/' 's/"rows": 4/"rows": -4/' '3,$d'; do
-    sed "$edit" kept.json > run/disco/run.json
-    refuse 2 'run/disco/' run disco run
-done
-refuse 2 'no JSON object' info run
-cp kept.json run/disco/run.json
-# what a later phase would stumble over is told of before run.json is there
-refuse 2 'cannot make 400 clusters' run disco early --text text --preset tiny --experts 400 --steps 1 --branch-steps 1
-refuse 3 'of memory' run disco early --text text --preset tiny --minutes 1 --host-limit 1000000
-[ ! -e early/disco ] || wrong 'a pipeline is left that could not be done'
-# shellcheck disable=SC2086
-expect 0 run full run $tiny --equal-money-to disco
-# shellcheck disable=SC2086
-expect 0 run upcycle run $tiny --equal-money-to disco
-[ "$(grep -c '^  \(disco\|full\|upcycle\) *[0-9]' out)" = 3 ] || { wrong 'the table has not three pipelines'; cat out; }
-has out 'priced, not run'
-expect 0 info run
-expect 0 info run/disco
-has out 'finished'
-mkdir moved
-mv run moved/run
-expect 0 run disco moved/run
-expect 0 work moved/run/disco 2
-refuse 2 'submodels 0 to 3' work moved/run/disco 4
-refuse 2 'no such file' work moved 0
-# stopped and killed at several moments, it ends in the same model
-for signal in TERM KILL TERM KILL TERM; do
-    # shellcheck disable=SC2086
-    "$moedisco" run disco broken --text text $tiny $steps > out 2> err &
-    process=$!
-    sleep 0.4
-    kill -$signal $process 2> /dev/null
-    wait $process 2> /dev/null
-    got=$?
-    case $signal-$got in
-    TERM-75 | KILL-137 | TERM-0 | KILL-0) ;;
-    *) wrong "exit $got after SIG$signal"; cat err ;;
-    esac
-    if [ $got = 75 ]; then has err 'the same command'; fi
-done
-# shellcheck disable=SC2086
-expect 0 run disco broken --text text $tiny $steps
-same moved/run/disco/model/model.safetensors broken/disco/model/model.safetensors 'killed and gone on'
-# one, two and four workers at once give the same submodels
-# shellcheck disable=SC2086
-expect 0 run disco serial --text text $tiny $steps --workers 1 --threads 3
-same serial/disco/submodels/3/model/model.safetensors broken/disco/submodels/3/model/model.safetensors 'workers and threads'
-# a submodel that cannot be trained: not retried, named
-# shellcheck disable=SC2086
-"$moedisco" run disco damaged --text text $tiny --branch-steps 1 --steps 1 > out 2> err
-rm -rf damaged/disco/model damaged/disco/integrated damaged/disco/submodels/1/model damaged/disco/submodels/1/checkpoints
-printf 'x' > damaged/disco/submodels/1/initial/model.safetensors
-refuse 2 'worker 1: ' run disco damaged
-# two pipelines begun at once share one corpus; closed standard streams do no harm
-# shellcheck disable=SC2086
-"$moedisco" run full both --text text $tiny --steps 3 > out1 2> err1 <&- &
-process=$!
-# shellcheck disable=SC2086
-"$moedisco" run upcycle both --text text $tiny --start-steps 3 --steps 3 <&- >&- 2>&- || wrong 'the second of two pipelines begun at once'
-wait $process || { wrong 'the first of two pipelines begun at once'; cat err1; }
 # an infinite perplexity is JSON too
 # shellcheck disable=SC2086
 expect 0 train m c/text wild --steps 30 --learning-rate 100 --clip 0 $short
