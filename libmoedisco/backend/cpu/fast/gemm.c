@@ -203,8 +203,8 @@ static void tile_task(void *argument, int64_t index)
     const int64_t i = index / p->column_tiles * TILE_ROWS, j = index % p->column_tiles * TILE_COLUMNS;
     multiply(p, p->left + i * p->depth, i, least_of(TILE_ROWS, p->rows - i), j, TILE_COLUMNS, (coming){0});
 }
-/* Rows enough for a task to pack its own and use them while they are in its cache: panel by panel, each fetched during the product
- * of the one before; all at once where a is read down its columns, which no panel is as wide as the lines of the cache. */
+/* Rows enough for a task to pack its own and use them while they are in its cache: panel by panel, each fetched during the product of
+ * the one before. Where a is transposed, all at once: a panel takes less than a cache line of each of its rows. */
 static void rows_of(pass *p, moedi_slices *slices, int64_t index)
 {
     const int64_t first = index / p->spans * TILE_ROWS, end = least_of(first + TILE_ROWS, p->rows), j = index % p->spans * p->span;
