@@ -203,11 +203,12 @@ static void tile_task(void *argument, int64_t index)
     const int64_t i = index / p->column_tiles * TILE_ROWS, j = index % p->column_tiles * TILE_COLUMNS;
     multiply(p, p->left + i * p->depth, i, least_of(TILE_ROWS, p->rows - i), j, TILE_COLUMNS, (coming){0});
 }
-/* Rows enough for a task to pack its own and use them while they are in its cache: panel by panel, each fetched during the product of
- * the one before. Where a is transposed, all at once: a panel takes less than a cache line of each of its rows. */
+/* Rows enough for a task to pack its own and use them while they are in its cache: panel by panel, each fetched during the
+ * product of the one before. Where a is transposed, all at once: a panel takes less than a cache line of each of its rows. */
 static void rows_of(pass *p, moedi_slices *slices, int64_t index)
 {
-    const int64_t first = index / p->spans * TILE_ROWS, end = least_of(first + TILE_ROWS, p->rows), j = index % p->spans * p->span;
+    const int64_t first = index / p->spans * TILE_ROWS, end = least_of(first + TILE_ROWS, p->rows);
+    const int64_t j = index % p->spans * p->span;
     const int64_t together = p->a_depth == 1 ? ROWS : TILE_ROWS;
     float *left = moedi_slices_claim(slices);
     for (int64_t i = first; i < end; i += together) {
@@ -368,8 +369,8 @@ static bool add_pass(batch *b, const moed_op_gemm *a, int64_t step, float *right
 }
 
 /* Groups from .. end. The right panels of all lie in scratch at once, behind slices for the rows of tasks. */
-static void multiply_groups(moedi_cpu *e, const moed_op_grouped_gemm *a, int64_t from, int64_t end, int64_t largest, float *scratch,
-                            int64_t depth)
+static void multiply_groups(moedi_cpu *e, const moed_op_grouped_gemm *a, int64_t from, int64_t end, int64_t largest,
+                            float *scratch, int64_t depth)
 {
     const int64_t slices = moedi_gemm_slices(a->m, a->reduce ? end - from : 1), each = round_up(a->n, COLUMNS) * depth;
     float *right = scratch + slices * moedi_gemm_slice(largest, depth, ROWS);
@@ -391,8 +392,9 @@ static void multiply_groups(moedi_cpu *e, const moed_op_grouped_gemm *a, int64_t
 moed_status MOEDI_VARIED(grouped_gemm)(void *self, const moed_op_grouped_gemm *a)
 {
     if (a->m <= 0 || a->n <= 0 || a->groups <= 0) return MOED_OK;
-    const int64_t largest = a->offsets[a->groups] - a->offsets[0]; /* one group may get all: scratch does not grow with the routing */
-    const int64_t k = a->reduce ? largest : a->k, rows = a->reduce ? a->m : largest, together = moedi_gemm_together(a->groups, a->n);
+    /* one group may get all: scratch does not grow with the routing */
+    const int64_t largest = a->offsets[a->groups] - a->offsets[0], together = moedi_gemm_together(a->groups, a->n);
+    const int64_t k = a->reduce ? largest : a->k, rows = a->reduce ? a->m : largest;
     void *scratch;
     const size_t bytes = moedi_grouped_bytes(a->groups, rows, a->m, a->n, k, a->reduce, ROWS, COLUMNS);
     const moed_status status = moedi_cpu_scratch(self, bytes, &scratch);
