@@ -77,11 +77,13 @@ static void check_naive(const moed_piece *pieces, size_t count, const moed_tenso
     }
 }
 
+enum { SCENE = 7 };
+
 /* Sources of one shape but for their length along an axis, and pieces that use all operations along it. */
 typedef struct scene {
     moed_tensor tensors[3];
     const moed_tensor *sources[3];
-    moed_piece pieces[6];
+    moed_piece pieces[SCENE];
     int64_t shape[3];
 } scene;
 
@@ -97,15 +99,17 @@ static void scene_make(scene *s, int32_t axis, const moed_dtype *dtypes)
         s->sources[k] = &s->tensors[k];
     }
     s->shape[axis] = 10;
-    const moed_piece pieces[6] = {
+    const moed_piece pieces[SCENE] = {
         {.op = MOED_PIECE_COPY, .source = 1, .from = 5, .at = 0, .count = 4, .scale = 1.0},
         {.op = MOED_PIECE_DRAW, .at = 4, .count = 1, .scale = 0.5, .seed = 99},
         {.op = MOED_PIECE_COPY, .source = 2, .from = 2, .at = 5, .count = 5, .scale = -1.75},
         {.op = MOED_PIECE_DELTA, .source = 1, .reference = 0, .from = 1, .reference_from = 0, .at = 0, .count = 9, .scale = 0.25},
+        /* on its reference, as a submodel on its base */
+        {.op = MOED_PIECE_DELTA, .source = 0, .reference = 1, .from = 2, .reference_from = 6, .at = 1, .count = 3, .scale = -0.5},
         {.op = MOED_PIECE_DELTA, .source = 2, .reference = 0, .from = 3, .reference_from = 4, .at = 5, .count = 5, .scale = 3.0},
         {.op = MOED_PIECE_DELTA, .source = 2, .reference = 2, .from = 0, .reference_from = 0, .at = 9, .count = 1, .scale = 1.0}};
     memcpy(s->pieces, pieces, sizeof pieces);
-    for (int i = 0; i < 6; i++) s->pieces[i].axis = axis;
+    for (int i = 0; i < SCENE; i++) s->pieces[i].axis = axis;
 }
 static void scene_free(scene *s)
 {
@@ -124,8 +128,8 @@ static void pieces_do_what_their_definition_says(void **state)
             scene s;
             scene_make(&s, axis, dtypes[d]);
             moed_tensor dst = make(dtypes[d][3], 3, s.shape, 7);
-            assert_ok(moed_piece_apply(context, s.pieces, 6, s.sources, &dst, NULL));
-            check_naive(s.pieces, 6, s.sources, &dst);
+            assert_ok(moed_piece_apply(context, s.pieces, SCENE, s.sources, &dst, NULL));
+            check_naive(s.pieces, SCENE, s.sources, &dst);
             free(dst.data);
             scene_free(&s);
         }
@@ -140,7 +144,7 @@ static void shards_along_any_axis_are_slices_of_the_whole(void **state)
             scene s;
             scene_make(&s, axis, dtypes);
             moed_tensor whole = make(MOED_DTYPE_F32, 3, s.shape, 7);
-            assert_ok(moed_piece_apply(context, s.pieces, 6, s.sources, &whole, NULL));
+            assert_ok(moed_piece_apply(context, s.pieces, SCENE, s.sources, &whole, NULL));
             int64_t length = s.shape[along], cut = length / 3, inner = 1;
             for (int32_t a = along + 1; a < 3; a++) inner *= s.shape[a];
             for (int64_t start = 0; start < length; start += cut) {
@@ -148,7 +152,7 @@ static void shards_along_any_axis_are_slices_of_the_whole(void **state)
                 int64_t shape[3] = {s.shape[0], s.shape[1], s.shape[2]};
                 shape[along] = shard.count;
                 moed_tensor part = make(MOED_DTYPE_F32, 3, shape, 8);
-                assert_ok(moed_piece_apply(context, s.pieces, 6, s.sources, &part, &shard));
+                assert_ok(moed_piece_apply(context, s.pieces, SCENE, s.sources, &part, &shard));
                 int64_t rows = moedi_shape_elements(shape, 3) / (shard.count * inner);
                 for (int64_t r = 0; r < rows; r++)
                     assert_memory_equal((float *)part.data + r * shard.count * inner,
@@ -183,6 +187,25 @@ static void bits_do_not_depend_on_threads(void **state)
     }
     free(first.data);
     for (int k = 0; k < 3; k++) free(t[k].data);
+}
+
+/* One array under two shapes: element (r, i) of one is not that of the other. */
+static void a_reference_of_another_shape_over_the_same_memory_is_another(void **state)
+{
+    float numbers[8], moved[8], out[4];
+    const int64_t narrow[2] = {2, 2}, wide[2] = {2, 4};
+    moed_tensor t[3], dst;
+    const moed_tensor *sources[3] = {&t[0], &t[1], &t[2]};
+    const moed_piece pieces[] = {{.op = MOED_PIECE_COPY, .axis = 1, .count = 2, .scale = 1.0},
+                                 {.op = MOED_PIECE_DELTA, .axis = 1, .source = 2, .reference = 1, .count = 2, .scale = 0.5}};
+    (void)state;
+    for (int i = 0; i < 8; i++) numbers[i] = (float)(i * i), moved[i] = (float)(3 * i + 1);
+    moedi_tensor_set(&t[0], numbers, MOED_DTYPE_F32, 2, narrow);
+    moedi_tensor_set(&t[1], numbers, MOED_DTYPE_F32, 2, wide);
+    moedi_tensor_set(&t[2], moved, MOED_DTYPE_F32, 2, wide);
+    moedi_tensor_set(&dst, out, MOED_DTYPE_F32, 2, narrow);
+    assert_ok(moed_piece_apply(context, pieces, 2, sources, &dst, NULL));
+    check_naive(pieces, 2, sources, &dst);
 }
 
 static void what_did_not_move_keeps_its_bits(void **state)
@@ -339,6 +362,7 @@ int main(void)
         cmocka_unit_test(pieces_do_what_their_definition_says),
         cmocka_unit_test(shards_along_any_axis_are_slices_of_the_whole),
         cmocka_unit_test(bits_do_not_depend_on_threads),
+        cmocka_unit_test(a_reference_of_another_shape_over_the_same_memory_is_another),
         cmocka_unit_test(what_did_not_move_keeps_its_bits),
         cmocka_unit_test(members_an_operation_does_not_use_are_not_looked_at),
         cmocka_unit_test(copies_take_any_type_of_whole_bytes),

@@ -19,6 +19,7 @@ typedef struct moedi_plan_piece {
     moed_piece piece;
     moedi_piece_source source, reference;
     int exact;             /* bytes are copied as they are */
+    int on_reference;      /* DELTA: the COPY below it brings the reference's numbers, so that they need no second conversion */
 } moedi_plan_piece;
 
 /* ---- lists of pieces ---- */
@@ -173,6 +174,23 @@ static moed_status check_tiling(const moedi_plan *plan, const char *name)
                       (long long)plan->length);
 }
 
+/* Whether the numbers under a DELTA are its reference, as they are where a model is added to its base. */
+static int lies_on_reference(const moedi_plan *plan, const moedi_plan_piece *delta)
+{
+    const moed_piece *d = &delta->piece;
+    size_t low = 0, high = plan->base_count; /* the last base that does not begin after it */
+    while (high - low > 1) {
+        const size_t middle = low + (high - low) / 2;
+        if (plan->bases[middle].piece.at <= d->at) low = middle;
+        else high = middle;
+    }
+    const moedi_piece_source *s = &plan->bases[low].source, *r = &delta->reference;
+    const moed_piece *b = &plan->bases[low].piece;
+    return b->op == MOED_PIECE_COPY && b->scale == 1.0 && s->data == r->data && s->model == r->model && s->param == r->param &&
+           s->dtype == r->dtype && (s->rank == 0 || s->shape[d->axis] == r->shape[d->axis]) &&
+           b->from - b->at == d->reference_from - d->at && d->at + d->count <= b->at + b->count;
+}
+
 /* The shard as a stretch of every row of the whole tensor: (outer, whole) elements, of which count from start. */
 static moed_status set_part(moedi_plan *plan, const moedi_plan_request *r)
 {
@@ -227,6 +245,7 @@ moed_status moedi_plan_create(moedi_plan *out, const moedi_plan_request *r)
     plan.bytes = plan.delta_count == 0;
     for (size_t i = 0; i < plan.base_count; i++) plan.bytes &= plan.bases[i].exact;
     MOEDI_GO(check_tiling(&plan, r->name));
+    for (size_t i = 0; i < plan.delta_count; i++) plan.deltas[i].on_reference = lies_on_reference(&plan, &plan.deltas[i]);
     *out = plan;
     return MOED_OK;
 out:
@@ -253,7 +272,8 @@ typedef struct window {
 } window;
 
 typedef struct scratch {
-    double *value, *sum;           /* (BLOCK) */
+    double *value, *sum;           /* (BLOCK); sum: of all DELTAs, not set before the first that moves anything */
+    int moving;                    /* 1: sum is set */
     window windows[2];             /* of DELTAs' sources; of COPYs' sources and references, which are the same base */
     const moedi_numbers *numbers;
     double moved[MOEDI_LANES], original[MOEDI_LANES];
@@ -380,9 +400,14 @@ static moed_status run_delta(const moedi_plan *plan, const moedi_plan_piece *p, 
     MOEDI_TRY(source_bytes(&p->reference, &s->windows[1], at->reference, count, at->reference_last, &still));
     for (int64_t i = 0; i < count; i += INNER) {
         int64_t n = count - i < INNER ? count - i : INNER;
-        s->numbers->to_double(x, (const char *)moved + (size_t)i * x_size, p->source.dtype, n);
-        s->numbers->to_double(y, (const char *)still + (size_t)i * y_size, p->reference.dtype, n);
-        s->numbers->add_difference(s->sum + at->lo + i, p->piece.scale, x, y, n);
+        const char *x_bytes = (const char *)moved + (size_t)i * x_size, *y_bytes = (const char *)still + (size_t)i * y_size;
+        /* the same bytes differ by nothing: what was not trained costs a comparison */
+        if (p->source.dtype == p->reference.dtype && !memcmp(x_bytes, y_bytes, (size_t)n * x_size)) continue;
+        if (!s->moving) memset(s->sum, 0, BLOCK * sizeof *s->sum);
+        s->moving = 1;
+        s->numbers->to_double(x, x_bytes, p->source.dtype, n);
+        if (!p->on_reference) s->numbers->to_double(y, y_bytes, p->reference.dtype, n);
+        s->numbers->add_difference(s->sum + at->lo + i, p->piece.scale, x, p->on_reference ? s->value + at->lo + i : y, n);
         if (plan->measure) s->numbers->add_squares(s->moved, x, n);
     }
     return MOED_OK;
@@ -396,11 +421,11 @@ static moed_status run_block(const moedi_plan *plan, int64_t first, int64_t coun
         MOEDI_TRY(sweep(plan, p, first, count, s, out, p->piece.op == MOED_PIECE_DRAW ? run_draw : run_copy));
     }
     if (!plan->delta_count) return MOED_OK;
-    memset(s->sum, 0, (size_t)count * sizeof *s->sum);
+    s->moving = 0;
     for (size_t i = 0; i < plan->delta_count; i++)
         MOEDI_TRY(sweep(plan, &plan->deltas[i], first, count, s, out, run_delta));
     if (plan->measure) s->numbers->add_squares(s->original, s->value, count);
-    s->numbers->settle(out, plan->dtype, s->value, s->sum, count);
+    if (s->moving) s->numbers->settle(out, plan->dtype, s->value, s->sum, count);
     return MOED_OK;
 }
 

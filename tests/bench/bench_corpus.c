@@ -86,7 +86,7 @@ int main(int count, char **arguments)
     CHECK(moed_context_create(&c, &o));
     CHECK(moedi_directory_make(folder));
     const int failed = bench(c, folder, megabytes, 0) || bench(c, folder, megabytes, 1);
-    CHECK(moedi_directory_remove(c, folder));
+    CHECK(moedi_directory_remove(folder));
     moed_context_destroy(c);
     return failed;
 }

@@ -138,7 +138,7 @@ int main(int count, char **arguments)
     CHECK(moed_context_create(&c, &o));
     CHECK(moedi_directory_make(folder));
     const int failed = bench(c, folder, count > 2 ? atof(arguments[2]) : 300, buffer);
-    CHECK(moedi_directory_remove(c, folder));
+    CHECK(moedi_directory_remove(folder));
     moed_context_destroy(c);
     free(buffer);
     return failed;
