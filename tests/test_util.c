@@ -174,6 +174,27 @@ static void normal_numbers_are_the_same_on_every_machine(void **state)
     assert_string_equal(text, "7e8e21d2edf4720e");
 }
 
+static void many_normal_numbers_are_those_drawn_one_by_one(void **state)
+{
+    enum { MANY = 5000 };
+    double many[MANY + 1];
+    (void)state;
+    for (int set = 0; set < MOEDI_NUMBERS_SETS; set++) {
+        const moedi_numbers *n = moedi_numbers_set(set);
+        if (!n) continue;
+        for (int64_t count = 0; count <= MANY; count = 3 * count + 1) { /* no vector's length, some blocks */
+            const uint64_t first = UINT64_C(0xFFFFFFFF) - (uint64_t)count / 2; /* the index' upper half changes on the way */
+            many[count] = 123.0;
+            n->normals(many, 42, MOEDI_RANDOM_INIT, 7, first, count);
+            assert_true(many[count] == 123.0);
+            for (int64_t i = 0; i < count; i++) {
+                const double one = moedi_random_normal(42, MOEDI_RANDOM_INIT, 7, first + (uint64_t)i);
+                assert_memory_equal(&one, &many[i], sizeof one);
+            }
+        }
+    }
+}
+
 static void normal_numbers_follow_the_distribution_function(void **state)
 {
     (void)state;
@@ -625,6 +646,7 @@ int main(void)
         cmocka_unit_test(vectors_of_every_width_give_the_same_bits),
         cmocka_unit_test(settling_touches_what_moved_alone),
         cmocka_unit_test(normal_numbers_are_the_same_on_every_machine),
+        cmocka_unit_test(many_normal_numbers_are_those_drawn_one_by_one),
         cmocka_unit_test(normal_numbers_follow_the_distribution_function),
         cmocka_unit_test(a_permutation_holds_every_number_once_and_depends_on_seed_and_step),
         cmocka_unit_test(a_place_is_a_bijection_for_every_count),

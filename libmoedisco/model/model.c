@@ -92,16 +92,17 @@ static void draw_elements(const struct moedi_drawn *d, const moed_param *p, int6
     const int zero = p->role == MOED_ROLE_OPAQUE || (p->flags & MOED_PARAM_BIAS) || p->role == MOED_ROLE_ROUTER_BIAS;
     const int one = !zero && (p->flags & MOED_PARAM_NORM) != 0;
     const uint64_t step = moedi_hash_bytes(p->name, strlen(p->name)).low;
-    float numbers[DRAW_BLOCK];
+    double numbers[DRAW_BLOCK];
+    float rounded[DRAW_BLOCK];
     if (zero) {
         memset(out, 0, (size_t)count * item);
         return;
     }
     for (int64_t at = 0; at < count; at += DRAW_BLOCK) {
         const int64_t n = count - at < DRAW_BLOCK ? count - at : DRAW_BLOCK;
-        for (int64_t i = 0; i < n; i++)
-            numbers[i] = one ? 1.0f : (float)(d->std * moedi_random_normal(d->seed, MOEDI_RANDOM_INIT, step, (uint64_t)(first + at + i)));
-        moedi_convert(out + (size_t)at * item, dtype, numbers, MOED_DTYPE_F32, n);
+        if (!one) moedi_random_normals(numbers, d->seed, MOEDI_RANDOM_INIT, step, (uint64_t)(first + at), n);
+        for (int64_t i = 0; i < n; i++) rounded[i] = one ? 1.0f : (float)(d->std * numbers[i]);
+        moedi_convert(out + (size_t)at * item, dtype, rounded, MOED_DTYPE_F32, n);
     }
 }
 

@@ -18,6 +18,8 @@ enum { /* purpose: one per use, so that streams never meet */
 uint64_t moedi_random(uint64_t seed, uint32_t purpose, uint64_t step, uint64_t index);
 double moedi_random_uniform(uint64_t seed, uint32_t purpose, uint64_t step, uint64_t index); /* [0, 1), 53 bits */
 double moedi_random_normal(uint64_t seed, uint32_t purpose, uint64_t step, uint64_t index);
+/* The same of indices first, first + 1, ..., in a quarter of the time. */
+void moedi_random_normals(double *out, uint64_t seed, uint32_t purpose, uint64_t step, uint64_t first, int64_t count);
 /* An order of 0..count-1, in place of `order`. */
 void moedi_random_permutation(uint64_t seed, uint32_t purpose, uint64_t step, int64_t *order, int64_t count);
 /* Where such an order puts `index` of 0..count-1, without holding the order: for counts too large to hold. Another order than

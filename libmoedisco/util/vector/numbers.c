@@ -164,4 +164,6 @@ static void settle(void *out, moed_dtype type, const double *value, const double
 #define TEXT_(a) #a
 #define TEXT(a) TEXT_(a)
 extern const moedi_numbers JOIN(moedi_numbers_, MOEDI_VARIANT);
-const moedi_numbers JOIN(moedi_numbers_, MOEDI_VARIANT) = {TEXT(MOEDI_VARIANT), to_double, from_double, add_difference, add_squares, settle};
+extern void JOIN(moedi_normals_, MOEDI_VARIANT)(double *, uint64_t, uint32_t, uint64_t, uint64_t, int64_t); /* normals.c */
+const moedi_numbers JOIN(moedi_numbers_, MOEDI_VARIANT) = {TEXT(MOEDI_VARIANT), to_double, from_double, add_difference, add_squares, settle,
+                                                         JOIN(moedi_normals_, MOEDI_VARIANT)};
