@@ -86,6 +86,14 @@ static inline void support_close(moed_context *c)
     moed_context_destroy(c);
 }
 
+/* The layout of a config.json's text. */
+static inline moed_layout *support_layout(moed_context *c, const char *config)
+{
+    moed_layout *l = NULL;
+    assert_ok(moed_layout_from_config(&l, c, config, strlen(config)));
+    return l;
+}
+
 /* Memory that runs out: once *allowed allocations of its context were made, there is no more. */
 static inline void *support_scarce_alloc(size_t size, size_t alignment, void *user)
 {

@@ -1,5 +1,6 @@
 /* test_corpus.c - building, opening, damaging, viewing, dividing and sampling corpora. */
 #include "support.h"
+#include "fixture.h"
 
 #include <errno.h>
 #include <signal.h>
@@ -8,24 +9,6 @@
 
 #include "corpus/corpus.h"
 #include "corpus/indexed.h"
-
-static char *dir;
-static moed_context *context;
-
-static int setup(void **state)
-{
-    (void)state;
-    dir = support_directory();
-    context = support_context("reference", 1);
-    return 0;
-}
-static int teardown(void **state)
-{
-    (void)state;
-    support_close(context);
-    support_remove(dir);
-    return 0;
-}
 
 static void put(const char *name, const char *text) { support_write(support_path(dir, name), text, strlen(text)); }
 static void folder(const char *name) { assert_int_equal(mkdir(support_path(dir, name), 0777), 0); }
@@ -870,7 +853,6 @@ static void running_out_of_memory_anywhere_is_survived(void **state)
     moed_context_destroy(c);
 }
 
-#define T(f) cmocka_unit_test_setup_teardown(f, setup, teardown)
 int main(void)
 {
     const struct CMUnitTest tests[] = {

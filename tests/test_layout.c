@@ -13,13 +13,6 @@ static const char MIXTRAL[] = "{\"model_type\":\"mixtral\",\"vocab_size\":50,\"h
                               "\"num_key_value_heads\":2,\"num_local_experts\":3,\"num_experts_per_tok\":2,\"intermediate_size\":6,"
                               "\"max_position_embeddings\":64}";
 
-static moed_layout *from_text(moed_context *c, const char *text)
-{
-    moed_layout *l = NULL;
-    assert_ok(moed_layout_from_config(&l, c, text, strlen(text)));
-    return l;
-}
-
 /* base with the fields of `change` ({"field": value}) set; a field set to "<drop>" is taken away */
 static char *changed(const char *base, const char *change)
 {
@@ -62,7 +55,7 @@ static void family_parameters_lie_in_slot_order(void **state)
         "model.layers.0.mlp.shared_expert.gate_proj.weight", "model.layers.0.mlp.shared_expert.up_proj.weight",
         "model.layers.0.mlp.shared_expert.down_proj.weight", "model.layers.0.mlp.shared_expert_gate.weight", "model.layers.1.input_layernorm.weight"};
     moed_context *c = *state;
-    moed_layout *l = from_text(c, QWEN);
+    moed_layout *l = support_layout(c, QWEN);
     moed_param p;
     for (size_t i = 0; i < sizeof want / sizeof *want; i++) {
         assert_ok(moed_layout_param(l, i, &p));
@@ -81,7 +74,7 @@ static void family_parameters_lie_in_slot_order(void **state)
 static void roles_flags_and_shapes_of_a_family(void **state)
 {
     moed_context *c = *state;
-    moed_layout *l = from_text(c, MIXTRAL);
+    moed_layout *l = support_layout(c, MIXTRAL);
     const moed_param *router = &l->params[moedi_layout_find(l, "model.layers.1.block_sparse_moe.gate.weight")];
     const moed_param *down = &l->params[moedi_layout_find(l, "model.layers.1.block_sparse_moe.experts.2.w2.weight")];
     const moed_param *key = &l->params[moedi_layout_find(l, "model.layers.0.self_attn.k_proj.weight")];
@@ -100,7 +93,7 @@ static void roles_flags_and_shapes_of_a_family(void **state)
     assert_true(l->config.rope_theta == 1e6 && l->config.epsilon == 1e-5);
     moed_layout_destroy(l);
 
-    l = from_text(c, QWEN);
+    l = support_layout(c, QWEN);
     assert_int_equal(l->params[moedi_layout_find(l, "model.layers.0.mlp.shared_expert_gate.weight")].role, MOED_ROLE_SHARED);
     assert_int_equal(l->params[moedi_layout_find(l, "model.layers.0.self_attn.q_proj.bias")].flags, MOED_PARAM_BIAS);
     assert_int_equal(l->params[moedi_layout_find(l, "model.norm.weight")].flags, MOED_PARAM_NORM);
@@ -121,7 +114,7 @@ static void config_fields_of_several_generations_are_read(void **state)
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         char *text = changed(QWEN, cases[i].change);
-        moed_layout *l = from_text(*state, text);
+        moed_layout *l = support_layout(*state, text);
         assert_true(l->config.rope_theta == cases[i].theta);
         assert_int_equal(l->config.dtype, cases[i].dtype);
         assert_int_equal(l->params[0].dtype, cases[i].dtype);
@@ -200,7 +193,7 @@ static void bad_configs_are_refused_by_field(void **state)
     assert_refused(moed_layout_from_config(&l, *state, NULL, 2), MOED_E_ARGUMENT, "NULL");
     assert_refused(moed_layout_from_config(NULL, *state, "{}", 2), MOED_E_ARGUMENT, "NULL");
     char *text = changed(MIXTRAL, "{\"sliding_window\": 64}"); /* as long as any row: no window */
-    moed_layout_destroy(from_text(*state, text));
+    moed_layout_destroy(support_layout(*state, text));
     free(text);
 }
 
@@ -235,7 +228,7 @@ static void sizes_of_published_models_are_exact(void **state)
 
 static void totals_of_a_small_model_are_those_counted_by_hand(void **state)
 {
-    moed_layout *l = from_text(*state, QWEN);
+    moed_layout *l = support_layout(*state, QWEN);
     const moed_layout_info info = info_of(l);
     const int64_t attention = 16 * 16 + 2 * 8 * 16 + (16 + 8 + 8) + 16 * 16, expert = 3 * 6 * 16, shared = 3 * 10 * 16 + 16;
     const int64_t layer = 2 * 16 + attention + 3 * 16 + 3 * expert + shared;
@@ -251,7 +244,7 @@ static void totals_of_a_small_model_are_those_counted_by_hand(void **state)
     moed_layout_destroy(l);
 
     char *text = changed(QWEN, "{\"tie_word_embeddings\": true}");
-    l = from_text(*state, text);
+    l = support_layout(*state, text);
     assert_int_equal(info_of(l).total, info.total - 50 * 16);
     assert_true(info_of(l).forward_flops == info.forward_flops); /* the head is still computed */
     assert_int_equal(moedi_layout_find(l, "lm_head.weight"), -1);
@@ -261,7 +254,7 @@ static void totals_of_a_small_model_are_those_counted_by_hand(void **state)
 
 static void unknown_fields_of_a_config_are_kept(void **state)
 {
-    moed_layout *l = from_text(*state, QWEN), *one = NULL, *half = NULL;
+    moed_layout *l = support_layout(*state, QWEN), *one = NULL, *half = NULL;
     json_t *given = json_loads(QWEN, 0, NULL), *kept = json_loads(moed_layout_config(l), 0, NULL);
     assert_true(json_equal(given, kept));
     json_decref(kept);
@@ -275,7 +268,7 @@ static void unknown_fields_of_a_config_are_kept(void **state)
     assert_true(json_equal(given, kept));
     assert_int_equal(info_of(one).experts, 1);
     assert_int_equal(info_of(one).top_k, 1);
-    moed_layout *again = from_text(*state, moed_layout_config(one)); /* a valid model of its family */
+    moed_layout *again = support_layout(*state, moed_layout_config(one)); /* a valid model of its family */
     assert_ok(moedi_layout_equal(one, again, 0));
 
     assert_ok(moedi_layout_with_dtype(&half, l, MOED_DTYPE_BF16));
@@ -288,9 +281,9 @@ static void unknown_fields_of_a_config_are_kept(void **state)
 
 static void layouts_differ_by_name(void **state)
 {
-    moed_layout *a = from_text(*state, QWEN), *b, *same = from_text(*state, QWEN), *half = NULL;
+    moed_layout *a = support_layout(*state, QWEN), *b, *same = support_layout(*state, QWEN), *half = NULL;
     char *text = changed(QWEN, "{\"moe_intermediate_size\": 8}"), one[33], two[33];
-    b = from_text(*state, text);
+    b = support_layout(*state, text);
     free(text);
     assert_ok(moedi_layout_equal(a, same, 0));
     assert_refused(moedi_layout_equal(a, b, 1), MOED_E_MISMATCH,
@@ -307,7 +300,7 @@ static void layouts_differ_by_name(void **state)
     moedi_layout_fingerprint(half, two);
     assert_string_not_equal(one, two);
     text = changed(QWEN, "{\"tie_word_embeddings\": true}");
-    moed_layout *tied = from_text(*state, text);
+    moed_layout *tied = support_layout(*state, text);
     free(text);
     assert_refused(moedi_layout_equal(a, tied, 0), MOED_E_MISMATCH, "lm_head.weight is in only one");
     moed_layout_destroy(a), moed_layout_destroy(b), moed_layout_destroy(same), moed_layout_destroy(half),

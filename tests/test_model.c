@@ -14,13 +14,6 @@ static const char TIED[] = "{\"model_type\":\"mixtral\",\"vocab_size\":50,\"hidd
                            "\"num_key_value_heads\":2,\"num_local_experts\":2,\"num_experts_per_tok\":1,\"intermediate_size\":6,"
                            "\"tie_word_embeddings\":true}";
 
-static moed_layout *layout_of(moed_context *c, const char *text)
-{
-    moed_layout *l = NULL;
-    assert_ok(moed_layout_from_config(&l, c, text, strlen(text)));
-    return l;
-}
-
 static moed_model_options options_of(uint64_t seed)
 {
     moed_model_options o;
@@ -32,7 +25,7 @@ static moed_model_options options_of(uint64_t seed)
 static moed_model *fresh(moed_context *c, const char *text, uint64_t seed)
 {
     const moed_model_options o = options_of(seed);
-    moed_layout *l = layout_of(c, text);
+    moed_layout *l = support_layout(c, text);
     moed_model *m = NULL;
     assert_ok(moed_model_init(&m, c, l, &o));
     moed_layout_destroy(l); /* the model keeps it alive */
@@ -84,7 +77,7 @@ static void a_fresh_model_has_normal_weights_unit_norms_and_zero_biases(void **s
     moed_model_destroy(m);
 
     moed_model_options o = options_of(7);
-    moed_layout *l = layout_of(*state, QWEN);
+    moed_layout *l = support_layout(*state, QWEN);
     o.init_std = 0;
     assert_ok(moed_model_init(&m, *state, l, &o));
     assert_true(numbers(m, "lm_head.weight")[3] == 0.0f);
@@ -97,7 +90,7 @@ static void weights_depend_on_seed_and_name_alone(void **state)
     moed_context *three = support_context("reference", 3), *exact = support_context("double", 2);
     moed_model *a = fresh(*state, QWEN, 7), *b = fresh(three, QWEN, 7), *other = fresh(*state, QWEN, 8),
                *d = fresh(exact, QWEN, 7);
-    moed_layout *l = layout_of(*state, QWEN), *one = NULL;
+    moed_layout *l = support_layout(*state, QWEN), *one = NULL;
     moed_model *sub = NULL;
     const char *expert = "model.layers.1.mlp.experts.0.up_proj.weight";
     assert_same_numbers(a, b); /* any number of threads */
@@ -136,13 +129,13 @@ static void a_memory_limit_is_kept(void **state)
     assert_ok(moed_options_init(MOED_STRUCT_CONTEXT_OPTIONS, &o, sizeof o));
     o.flags = MOED_CONTEXT_NO_ENV, o.kernels = "reference", o.threads = 1, o.host_limit = 48 << 10;
     assert_ok(moed_context_create(&c, &o));
-    moed_layout *l = layout_of(c, TIED);
+    moed_layout *l = support_layout(c, TIED);
     assert_ok(moed_model_init(&m, c, l, NULL));
     moed_model_destroy(m);
     moed_layout_destroy(l);
     char *big = strdup(TIED);
     memcpy(strstr(big, "\"hidden_size\":16"), "\"hidden_size\":64", 16);
-    l = layout_of(c, big);
+    l = support_layout(c, big);
     m = NULL;
     assert_int_equal(moed_model_init(&m, c, l, NULL), MOED_E_LIMIT);
     assert_null(m);
@@ -511,7 +504,7 @@ static void a_model_drawn_while_it_is_saved_has_the_numbers_of_one_in_memory(voi
 {
     char *dir = support_directory();
     moed_context *other = support_context("reference", 3);
-    moed_layout *l = layout_of(*state, QWEN), *l3 = layout_of(other, QWEN);
+    moed_layout *l = support_layout(*state, QWEN), *l3 = support_layout(other, QWEN);
     moed_model_options stream = options_of(7), narrow = options_of(0);
     moed_model *m = fresh(*state, QWEN, 7), *drawn = NULL, *a = NULL, *b = NULL;
     moed_tensor t;
@@ -536,7 +529,7 @@ static void a_model_drawn_while_it_is_saved_has_the_numbers_of_one_in_memory(voi
 static void wrong_arguments_are_refused(void **state)
 {
     moed_model *m = NULL;
-    moed_layout *l = layout_of(*state, TIED);
+    moed_layout *l = support_layout(*state, TIED);
     moed_model_options o = options_of(0);
     assert_refused(moed_model_init(NULL, *state, l, NULL), MOED_E_ARGUMENT, "out");
     assert_refused(moed_model_init(&m, NULL, l, NULL), MOED_E_ARGUMENT, "context");

@@ -1,5 +1,6 @@
 /* test_partition.c - document -> cluster: files, views, and what does not belong together. */
 #include "support.h"
+#include "fixture.h"
 
 #include <signal.h>
 #include <sys/resource.h>
@@ -7,23 +8,6 @@
 
 #include "util/json.h"
 #include "util/safetensors.h"
-
-static char *dir;
-static moed_context *context;
-static int setup(void **state)
-{
-    (void)state;
-    dir = support_directory();
-    context = support_context("reference", 1);
-    return 0;
-}
-static int teardown(void **state)
-{
-    (void)state;
-    support_close(context);
-    support_remove(dir);
-    return 0;
-}
 
 static moed_corpus *corpus_of(const char *name, const char *lines)
 {
@@ -215,7 +199,6 @@ static void a_full_disk_leaves_nothing(void **state)
     assert_int_equal(mkdir(dir, 0700), 0);
 }
 
-#define T(f) cmocka_unit_test_setup_teardown(f, setup, teardown)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
