@@ -1,5 +1,6 @@
-/* bench_corpus.c FOLDER [MEGABYTES [THREADS]] - a corpus built of that much made text, as one text file and as JSON lines, on the disk that FOLDER is
- * on. Floor: reading the text and writing as many bytes as the corpus has (two a token), synced. Removed after. */
+/* bench_corpus.c FOLDER [MEGABYTES [THREADS [PEER]]] - a corpus built of that much made text, as one text file and as JSON lines, on the disk that
+ * FOLDER is on. Floor: reading the text and writing as many bytes as the corpus has (two a token), synced. PEER: a command that does the
+ * same with the file given to it and prints its seconds. Removed after. */
 #include <fcntl.h>
 #include <unistd.h>
 
@@ -56,7 +57,20 @@ static double floor_of(const char *path, const char *to, double bytes)
     return bench_now() - t;
 }
 
-static int bench(moed_context *c, const char *folder, double megabytes, int json)
+/* What the peer says it took; 0 where there is none. */
+static double seconds_of(const char *peer, const char *path)
+{
+    char command[8192];
+    double seconds = 0;
+    if (!peer || !*peer) return 0;
+    snprintf(command, sizeof command, "%s '%s'", peer, path);
+    FILE *f = popen(command, "r");
+    if (f && fscanf(f, "%lf", &seconds) != 1) seconds = 0;
+    if (f) pclose(f);
+    return seconds;
+}
+
+static int bench(moed_context *c, const char *folder, double megabytes, int json, const char *peer)
 {
     char path[4096], prefix[4096], other[4096], note[96];
     const char *paths[1] = {path};
@@ -69,7 +83,7 @@ static int bench(moed_context *c, const char *folder, double megabytes, int json
     CHECK(moed_corpus_build(c, paths, 1, prefix, NULL, &r, NULL));
     const double seconds = bench_now() - t;
     snprintf(note, sizeof note, "%.0f MB of text, %.0f MB/s, %lld documents", bytes * 1e-6, bytes / seconds * 1e-6, (long long)r.documents);
-    bench_row(json ? "corpus of JSON lines" : "corpus of a text file", seconds, floor_of(path, other, 2.0 * (double)r.tokens), 0, note);
+    bench_row(json ? "corpus of JSON lines" : "corpus of a text file", seconds, floor_of(path, other, 2.0 * (double)r.tokens), seconds_of(peer, path), note);
     return 0;
 }
 
@@ -78,14 +92,15 @@ int main(int count, char **arguments)
     moed_context *c = NULL;
     moed_context_options o;
     char folder[3900];
-    if (count < 2) return fprintf(stderr, "bench_corpus FOLDER [MEGABYTES [THREADS]]\n"), 2;
+    if (count < 2) return fprintf(stderr, "bench_corpus FOLDER [MEGABYTES [THREADS [PEER]]]\n"), 2;
     const double megabytes = count > 2 ? atof(arguments[2]) : 64;
     snprintf(folder, sizeof folder, "%.3800s/bench-corpus-%ld", arguments[1], (long)getpid());
     CHECK(moed_options_init(MOED_STRUCT_CONTEXT_OPTIONS, &o, sizeof o));
     o.threads = count > 3 ? atoi(arguments[3]) : 0;
     CHECK(moed_context_create(&c, &o));
     CHECK(moedi_directory_make(folder));
-    const int failed = bench(c, folder, megabytes, 0) || bench(c, folder, megabytes, 1);
+    const char *peer = count > 4 ? arguments[4] : NULL;
+    const int failed = bench(c, folder, megabytes, 0, peer) || bench(c, folder, megabytes, 1, peer);
     CHECK(moedi_directory_remove(folder));
     moed_context_destroy(c);
     return failed;

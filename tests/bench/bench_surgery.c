@@ -1,6 +1,6 @@
 /* bench_surgery.c FOLDER [MEGABYTES [THREADS]] - init, split into four and integrate of a bf16 model of that size on the disk that FOLDER is on.
- * Beside them the same bytes copied by read, write and fsync: for split the submodels, for integrate all that it reads, read, and the
- * model, copied. Everything below FOLDER is removed after. */
+ * Integrated twice: as split, and after every number of the submodels moved. Beside them the same bytes copied by read, write and fsync:
+ * for split the submodels, for integrate all that it reads, read, and the model, copied. Everything below FOLDER is removed after. */
 #include <fcntl.h>
 #include <sys/resource.h>
 #include <unistd.h>
@@ -73,12 +73,44 @@ static int open_stream(moed_model **out, moed_context *c, const char *dir)
     return 0;
 }
 
+/* The lowest bit of every bf16 number the other way round, in place. */
+static void move_numbers(const char *dir, char *buffer)
+{
+    char path[4096];
+    uint64_t header;
+    ssize_t n;
+    snprintf(path, sizeof path, "%.4000s/model.safetensors", dir);
+    const int f = open(path, O_RDWR);
+    if (f < 0 || pread(f, &header, sizeof header, 0) != sizeof header) exit(1);
+    for (off_t at = (off_t)(sizeof header + header); (n = pread(f, buffer, BUFFER, at)) > 0; at += n) {
+        for (ssize_t i = 0; i < n; i += 2) buffer[i] ^= 1;
+        if (pwrite(f, buffer, (size_t)n, at) != n) exit(1);
+    }
+    if (fsync(f) || close(f)) exit(1);
+}
+
+static int time_integration(moed_context *c, moed_split *s, const moed_model *base, char part_dir[PARTS][4000], const char *to, double *seconds)
+{
+    moed_integration *i = NULL;
+    moed_model *part = NULL;
+    const double t = bench_now();
+    CHECK(moed_integration_create(&i, s, base, NULL));
+    for (int k = 0; k < PARTS; k++) {
+        if (open_stream(&part, c, part_dir[k])) return 1;
+        CHECK(moed_integration_add(i, k, part, 1.0));
+        moed_model_destroy(part);
+    }
+    CHECK(moed_integration_finish(NULL, i, to, NULL));
+    moed_integration_destroy(i);
+    *seconds = bench_now() - t;
+    return 0;
+}
+
 static int bench(moed_context *c, const char *folder, double megabytes, char *buffer)
 {
     char base_dir[4000], whole_dir[4000], copied[4000], part_dir[PARTS][4000], note[96];
-    moed_model *base = NULL, *part = NULL;
+    moed_model *base = NULL;
     moed_split *s = NULL;
-    moed_integration *i = NULL;
     moed_split_options o;
     double bytes = 0, read = 0, t;
     snprintf(base_dir, sizeof base_dir, "%s/base", folder);
@@ -106,23 +138,19 @@ static int bench(moed_context *c, const char *folder, double megabytes, char *bu
     snprintf(note, sizeof note, "%.0f MB written, %.0f MB/s; peak %.0f MiB", bytes * 1e-6, bytes / split * 1e-6, peak_mib());
     bench_row("split into 4 (peer: synced copy)", split, 0, copy_split, note);
 
-    t = bench_now();
-    CHECK(moed_integration_create(&i, s, base, NULL));
-    for (int k = 0; k < PARTS; k++) {
-        if (open_stream(&part, c, part_dir[k])) return 1;
-        CHECK(moed_integration_add(i, k, part, 1.0));
-        moed_model_destroy(part);
-    }
-    CHECK(moed_integration_finish(NULL, i, whole_dir, NULL));
-    const double integrate = bench_now() - t;
+    double integrate[2];
+    if (time_integration(c, s, base, part_dir, whole_dir, &integrate[0])) return 1;
+    for (int k = 0; k < PARTS; k++) move_numbers(part_dir[k], buffer);
+    if (time_integration(c, s, base, part_dir, whole_dir, &integrate[1])) return 1;
     t = bench_now();
     for (int k = 0; k < PARTS; k++) read += copy(part_dir[k], NULL, buffer);
     read += copy(base_dir, copied, buffer);
     const double copy_integrate = bench_now() - t;
     snprintf(note, sizeof note, "%.0f MB read, %.0f MB written; peak %.0f MiB", read * 1e-6, size * 1e-6, peak_mib());
-    bench_row("integrate 4 (peer: reading and copy)", integrate, 0, copy_integrate, note);
-    bench_row("split + integrate", split + integrate, 0, copy_split + copy_integrate, "");
-    moed_integration_destroy(i), moed_split_destroy(s), moed_model_destroy(base);
+    bench_row("integrate 4 as split (peer: reading, copy)", integrate[0], 0, copy_integrate, note);
+    bench_row("integrate 4, every number moved", integrate[1], 0, copy_integrate, "");
+    bench_row("split + integrate, every number moved", split + integrate[1], 0, copy_split + copy_integrate, "");
+    moed_split_destroy(s), moed_model_destroy(base);
     return 0;
 }
 
