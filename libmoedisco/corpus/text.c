@@ -131,6 +131,7 @@ static moed_status parse_group(void *argument, int64_t index)
 {
     const lines *l = argument;
     const int64_t end = (index + 1) * GROUP < l->count ? (index + 1) * GROUP : l->count;
+    MOEDI_TRY(moedi_cancel_check(l->builder->cancel));
     for (int64_t i = index * GROUP; i < end; i++) MOEDI_TRY(parse_line(l, &l->all[i]));
     return MOED_OK;
 }

@@ -2,7 +2,7 @@
 # run.sh BENCHES-FOLDER - all bench programs, one table: seconds of ours, of the floor, of the peer, and the ratio peer / ours (above 1: ours is
 # faster). Peers run right beside ours: copies of the same bytes always, PyTorch, scikit-learn and Python's json when PEERS names a
 # Python that has them; a peer that fails leaves its column empty. QUICK=1: about a minute; WORK: a folder on the disk to be measured
-# (default: a temporary one here); THREADS (default: all). Run apart: bench_gemm, `bench_memory` and `bench_kmeans` whole, methods.sh.
+# (default: beside the programs); THREADS (default: all). Run apart: bench_gemm, `bench_memory` and `bench_kmeans` whole, methods.sh.
 set -u
 benches=$1
 peer_scripts=$(cd "$(dirname "$0")/../peers" && pwd)
@@ -11,7 +11,7 @@ threads=${THREADS:-$(nproc)}
 peers=${PEERS:-}
 LC_ALL=C
 export LC_ALL
-work=$(mktemp -d "${WORK:-.}/bench.XXXXXX") || exit 1
+work=$(mktemp -d "${WORK:-$benches}/work.XXXXXX") || exit 1
 trap 'rm -rf "$work"' EXIT
 trap 'exit 1' INT TERM
 if [ "${QUICK:-0}" = 1 ]; then
