@@ -266,9 +266,10 @@ moed_status moedi_lloyd_distances(moedi_lloyd *l, const float *centroids, int64_
     void *self = l->engine.self;
     if (l->engine.info.host_memory && MOED_BACKEND_HAS(t, kmeans_distances)) {
         MOEDI_TRY(put_centroids(l, centroids, clusters));
-        for (int64_t k = 0; k < clusters; k += DISTANCES_CLUSTERS)
-            MOEDI_TRY(distances_to(l, (const float *)l->centroids + k * l->width,
-                                   clusters - k < DISTANCES_CLUSTERS ? clusters - k : DISTANCES_CLUSTERS, distances + k * l->count));
+        for (int64_t k = 0; k < clusters; k += DISTANCES_CLUSTERS) {
+            const int64_t few = clusters - k < DISTANCES_CLUSTERS ? clusters - k : DISTANCES_CLUSTERS;
+            MOEDI_TRY(distances_to(l, (const float *)l->centroids + k * l->width, few, distances + k * l->count));
+        }
         return t->synchronize(self);
     }
     for (int64_t k = 0; k < clusters; k++) {

@@ -217,6 +217,7 @@ static moed_status draw_round(oversample *o, int round)
     if (!(total > 0)) return MOED_OK;
     const double scale = 2 * (double)f->clusters / total;
     for (int64_t i = 0; i < f->count && o->count < o->room; i++) {
+        if (i % MOEDI_KMEANS_BLOCK == 0) MOEDI_TRY(moedi_cancel_check(f->cancel));
         const uint64_t index = ((uint64_t)(round + 1) << 48) + (uint64_t)i;
         const double share = moedi_fit_weight(f, i) * (double)s->nearest[i] * scale;
         if (share > 0 && moedi_random_uniform(f->options.seed, MOEDI_RANDOM_KMEANS, s->restart, index) < share)

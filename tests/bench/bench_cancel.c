@@ -102,7 +102,8 @@ static void make_model(stage *s, const char *wanted)
 
 static moed_tensor points_of(const stage *s)
 {
-    return (moed_tensor){.data = s->points, .dtype = MOED_DTYPE_F32, .rank = 2, .shape = {POINTS, POINT_WIDTH}, .strides = {POINT_WIDTH, 1}};
+    return (moed_tensor){.data = s->points, .dtype = MOED_DTYPE_F32, .rank = 2, .shape = {POINTS, POINT_WIDTH},
+                         .strides = {POINT_WIDTH, 1}};
 }
 static moed_status call_kmeans(stage *s, const moed_cancel *c)
 {

@@ -169,8 +169,8 @@ static int bench_stream(moed_context *c, double gigabytes)
     if (status != MOED_OK) failed("stream");
     getrusage(RUSAGE_SELF, &used);
     printf("{\"stream\": %.1f, \"count\": %lld, \"width\": %d, \"clusters\": 16, \"iterations\": %lld, \"seconds\": %.1f, "
-           "\"processor_seconds\": %.1f, \"peak_mib\": %.0f}\n", gigabytes, (long long)v.count, STREAM_WIDTH, (long long)info.iterations,
-           now() - began, clock_of(CLOCK_PROCESS_CPUTIME_ID) - spent, (double)used.ru_maxrss / 1024);
+           "\"processor_seconds\": %.1f, \"peak_mib\": %.0f}\n", gigabytes, (long long)v.count, STREAM_WIDTH,
+           (long long)info.iterations, now() - began, clock_of(CLOCK_PROCESS_CPUTIME_ID) - spent, (double)used.ru_maxrss / 1024);
     moed_kmeans_destroy(k);
     return status != MOED_OK;
 }

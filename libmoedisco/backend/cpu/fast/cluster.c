@@ -1,9 +1,9 @@
 /* fast/cluster.c - k-means: nearest centroids, sums by label, both in one reading of the vectors, and all distances.
  *
  * With o the centroids' mean, x' = x - o and c' = c - o: ||x - c||^2 = ||x'||^2 + (||c'||^2 - 2 x'.c'). The products are a matrix
- * product in float whose left rows are only copied (to a fixed stride), not packed: packing would cost as much as the product with
- * 16 centroids. Taking o away keeps rounding errors in proportion to the spread of the data instead of its place. Where only one
- * centroid is within the rounding error of the lowest cost it is the nearest; otherwise exact distances in double decide among
+ * product in float whose left rows are only copied (to a fixed stride), not packed: packing would cost as much as the product
+ * with 16 centroids. Taking o away keeps rounding errors in proportion to the spread of the data instead of its place. Where only
+ * one centroid is within the rounding error of the lowest cost it is the nearest; otherwise exact distances in double decide among
  * those, penalties added. So near ties come out as in the definition. */
 #include "fast.h"
 
@@ -144,13 +144,13 @@ INLINE void tile(float *costs, int64_t stride, const float *x, const float *pane
         }
     }
 }
-static __attribute__((noinline)) void whole_tile(float *costs, int64_t stride, const float *x, const float *panel, const float *bias,
-                                                 int64_t depth, bool more)
+static __attribute__((noinline)) void whole_tile(float *costs, int64_t stride, const float *x, const float *panel,
+                                                 const float *bias, int64_t depth, bool more)
 {
     tile(costs, stride, x, panel, bias, depth, more, 2);
 }
-static __attribute__((noinline)) void half_tile(float *costs, int64_t stride, const float *x, const float *panel, const float *bias,
-                                                int64_t depth, bool more)
+static __attribute__((noinline)) void half_tile(float *costs, int64_t stride, const float *x, const float *panel,
+                                                const float *bias, int64_t depth, bool more)
 {
     tile(costs, stride, x, panel, bias, depth, more, 1);
 }
@@ -278,7 +278,7 @@ INLINE choice choose_label(const nearest *n, const float *x, const float *costs,
 /* ---- labels ---- */
 
 typedef struct bounds {
-    float *slack;       /* (count) by how much every other centroid is farther than the own one, from below; NULL = none is kept */
+    float *slack;       /* (count) by how much every other centroid is farther than the own one, from below; NULL = not kept */
     const float *moved; /* (clusters) since it was set, NULL = it is not set */
     float most, second; /* of moved */
     int64_t mover;      /* whose is most */
@@ -479,7 +479,8 @@ static moed_status label_all(label_job *job, moedi_cpu *e, sums_job *sums)
 
 moed_status MOEDI_VARIED(kmeans_assign)(void *self, const moed_op_kmeans_assign *a)
 {
-    label_job job = {.near = {.x = a->x, .centroids = a->centroids, .penalty = a->penalty, .width = a->width, .clusters = a->clusters},
+    label_job job = {.near = {.x = a->x, .centroids = a->centroids, .penalty = a->penalty, .width = a->width,
+                              .clusters = a->clusters},
                      .labels = a->labels, .distances = a->distances, .count = a->count};
     return label_all(&job, self, NULL);
 }
@@ -531,11 +532,10 @@ static void distances_task(void *argument, int64_t index)
         group_costs(n, rows, count, scratch, lengths);
         for (int64_t k = 0; k < a->clusters; k++)
             for (int64_t r = 0; r < count; r++) {
-                const float square = lengths[r] + costs[r * n->padded + k];
+                const float square = lengths[r] + costs[r * n->padded + k], *x = a->x + rows[r] * a->width;
                 /* what is left of larger numbers has lost its digits */
-                columns[k * BATCH + at + r] = square > (lengths[r] + n->bias[k]) * 0x1p-6f
-                                                  ? square
-                                                  : near_distance(a->x + rows[r] * a->width, a->centroids + k * a->width, a->width);
+                const bool exact = square > (lengths[r] + n->bias[k]) * 0x1p-6f;
+                columns[k * BATCH + at + r] = exact ? square : near_distance(x, a->centroids + k * a->width, a->width);
             }
     }
     for (int64_t k = 0; k < a->clusters; k++)
