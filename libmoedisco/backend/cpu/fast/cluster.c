@@ -3,8 +3,8 @@
  * With o the centroids' mean, x' = x - o and c' = c - o: ||x - c||^2 = ||x'||^2 + (||c'||^2 - 2 x'.c'). The products are a matrix
  * product in float whose left rows are only copied (to a fixed stride), not packed: packing would cost as much as the product
  * with 16 centroids. Taking o away keeps rounding errors in proportion to the spread of the data instead of its place. Where only
- * one centroid is within the rounding error of the lowest cost it is the nearest; otherwise exact distances in double decide among
- * those, penalties added. So near ties come out as in the definition. */
+ * one centroid is within the rounding error of the lowest cost it is the nearest; otherwise exact distances in double decide
+ * among those, penalties added. So near ties come out as in the definition. */
 #include "fast.h"
 
 #if defined(__x86_64__)
