@@ -175,7 +175,7 @@ static moed_status add_to_line(lines *l, const unsigned char *bytes, int64_t cou
 {
     if (l->used - l->begin + count > LINE_LIMIT)
         return moedi_fail_file(MOED_E_LIMIT, l->path, at, "line %lld has more than %d bytes", (long long)l->number, LINE_LIMIT);
-    if (l->used + count > l->capacity) {
+    if (!l->text || l->used + count > l->capacity) { /* a first line that is empty needs a place too */
         const int64_t larger = l->used + count > 2 * l->capacity ? l->used + count : 2 * l->capacity;
         MOEDI_TRY(moedi_realloc_array(l->builder->context, larger, 1, (void **)&l->text));
         l->capacity = larger;
