@@ -356,7 +356,8 @@ static int one_fault(const scenario *s, int kind, int64_t n)
     fault_arm(kind == FAULT_NOMEM ? FAULT_MEMORY : FAULT_CALLS, kind, n);
     const int code = run_in(dir, s->line, 1, -1);
     if (!state->hit) return 0;
-    const int unlinked = !strcmp(state->last, "unlink"), moved = !strcmp(state->last, "rename") || kind == FAULT_NOMEM;
+    const int told = strstr(said(), "was not removed") != NULL; /* for lack of memory: a warning that names it */
+    const int unlinked = !strcmp(state->last, "unlink") || told, moved = !strcmp(state->last, "rename") || kind == FAULT_NOMEM;
     const int unremoved = kind == FAULT_KILL ? 0
                           : unlinked         ? MAY_STAY_TEMPORARIES | MAY_STAY_CHECKPOINTS
                           : moved            ? MAY_STAY_CHECKPOINTS
