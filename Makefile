@@ -54,6 +54,25 @@ VARIANT_FLAGS_v3   := -DMOEDI_VARIANT=v3 -march=x86-64-v3 $(FAST_FLAGS)
 VARIANT_FLAGS_v4   := -DMOEDI_VARIANT=v4 -march=x86-64-v4 -mprefer-vector-width=512 $(FAST_FLAGS)
 VARIANT_FLAGS_neon := -DMOEDI_VARIANT=neon $(FAST_FLAGS)
 
+comma := ,
+# ---- CUDA: the plug-in libmoedisco-cuda.so, where a CUDA toolkit is found or asked for (CUDA=1), unless CUDA=0 ----
+NVCC ?= $(or $(shell command -v nvcc 2>/dev/null),$(wildcard /usr/local/cuda/bin/nvcc))
+CUDA ?= $(if $(NVCC),1,0)
+CUDA_ARCHS ?= 80 86 89 90a 100 120
+ifeq ($(CUDA),1)
+ifeq ($(NVCC),)
+$(error CUDA=1, but there is no nvcc on PATH or in /usr/local/cuda/bin: give NVCC=/path/to/nvcc, or CUDA=0 for the CPU alone)
+endif
+CUDA_HOME := $(patsubst %/bin/nvcc,%,$(NVCC))
+CUDA_SOURCES := $(sort $(wildcard libmoedisco/backend/cuda/*/*.cu))
+CUDA_NEWEST  := $(lastword $(CUDA_ARCHS))
+CUDA_FLAGS = -std=c++17 -O3 -lineinfo $(foreach a,$(CUDA_ARCHS),-gencode=arch=compute_$(a),code=sm_$(a)) \
+    $(if $(filter-out %a,$(CUDA_NEWEST)),-gencode=arch=compute_$(CUDA_NEWEST)$(comma)code=compute_$(CUDA_NEWEST)) \
+    -Iinclude -Ilibmoedisco -Xcompiler -fPIC,-fvisibility=hidden,-Wall$(if $(WERROR),$(comma)-Werror)
+CUDA_OUT := $(BUILD)/cuda-$(shell printf '%s' '$(NVCC) $(CUDA_FLAGS)' | cksum | cut -d' ' -f1)
+CUDA_OBJECTS := $(CUDA_SOURCES:%.cu=$(CUDA_OUT)/%.o)
+CUDA_PLUGIN := $(OUT)/moedisco-backends/libmoedisco-cuda.so
+endif
 SONAME   := libmoedisco.so.$(SOVERSION)
 SHARED   := $(OUT)/libmoedisco.so
 STATIC   := $(OUT)/libmoedisco.a
@@ -64,7 +83,7 @@ EXAMPLES := $(patsubst examples/%.c,$(OUT)/examples/%,$(sort $(wildcard examples
 TESTS    := $(patsubst tests/%.c,$(OUT)/tests/%,$(sort $(wildcard tests/test_*.c)))
 BENCHES  := $(patsubst tests/bench/%.c,$(OUT)/tests/bench/%,$(sort $(wildcard tests/bench/*.c)))
 
-all: $(SHARED) $(STATIC) $(if $(COMMAND_SOURCES),$(COMMAND)) $(EXAMPLES)
+all: $(SHARED) $(STATIC) $(if $(COMMAND_SOURCES),$(COMMAND)) $(EXAMPLES) $(CUDA_PLUGIN)
 	$(Q)ln -sfn $(FLAG_HASH) $(BUILD)/current
 
 help:
@@ -119,6 +138,13 @@ $(STATIC): $(OBJECTS)
 $(INTERNAL): $(OBJECTS)
 	$(Q)rm -f $@ && $(AR) rcs $@ $^
 
+$(CUDA_OUT)/%.o: %.cu
+	@mkdir -p $(@D)
+	$(call say,NVCC,$<)$(NVCC) $(CUDA_FLAGS) -MMD -MP -c -o $@ $<
+$(CUDA_PLUGIN): $(CUDA_OBJECTS)
+	@mkdir -p $(@D)
+	$(call say,LD,$@)$(NVCC) -shared -cudart static -o $@ $^ -ldl -lpthread -Xlinker -rpath,$(CUDA_HOME)/lib64 -Xlinker -z,defs,-z,relro,-z,now,--exclude-libs,ALL
+
 $(COMMAND): $(COMMAND_SOURCES:%.c=$(OUT)/%.o) $(SHARED)
 	$(call say,LD,$@)$(CC) $(FLAGS) $(LDFLAGS) -o $@ $(filter %.o,$^) -L$(OUT) -lmoedisco $(LIBS) \
 	    -Wl,-rpath,'$$ORIGIN' -Wl,-rpath,'$$ORIGIN/../lib'
@@ -145,7 +171,7 @@ $(OUT)/tests/plugins/%/libmoedisco-test.so: tests/plugins/%.c $(INTERNAL)
 	$(call say,LD,$@)$(CC) $(FLAGS) $(LDFLAGS) -shared -Wl,-z,defs -MMD -MP -o $@ $< $(filter $(OUT)/$(CPU)/%,$(OBJECTS)) \
 	    $(OUT)/libmoedisco/core/limits.o -lm -ldl
 
--include $(shell [ -d $(OUT) ] && find $(OUT) -name '*.d')
+-include $(shell find $(wildcard $(OUT) $(CUDA_OUT)) -name '*.d' 2>/dev/null)
 
 # ---- the two commands of the README: each brings what it needs ----
 demo:

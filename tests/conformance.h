@@ -83,7 +83,7 @@ static inline void host_init(test_host *h, int threads)
 
 enum { SIDES = 4, GUARD = 256, BUFFERS = 24, NONE = -1 };
 
-typedef enum kind { REAL, F32, F64, I32, I64 } kind;
+typedef enum kind { REAL, WIDE, F32, F64, I32, I64 } kind;
 typedef enum role {
     IN,  /* must not change */
     OUT, /* overwritten: poisoned before, and where the reference writes nothing it must stay poison */
@@ -94,7 +94,7 @@ typedef struct side {
     test_host host;
     const moed_backend *table;
     void *self;
-    int32_t dtype;
+    int32_t dtype, wide;
 } side;
 
 typedef struct buffer {
@@ -121,7 +121,7 @@ static inline double uniform(void) /* [-1, 1) */
 
 static inline int32_t kind_dtype(const side *s, kind k)
 {
-    const int32_t dtypes[] = {s->dtype, MOED_DTYPE_F32, MOED_DTYPE_F64, MOED_DTYPE_I32, MOED_DTYPE_I64};
+    const int32_t dtypes[] = {s->dtype, s->wide, MOED_DTYPE_F32, MOED_DTYPE_F64, MOED_DTYPE_I32, MOED_DTYPE_I64};
     return dtypes[k];
 }
 
@@ -175,7 +175,7 @@ static inline moed_status side_open(side *s, const moed_backend *backend, const 
     const moed_status status = backend->open(&s->host.api, &config, &s->self, &s->table);
     if (status != MOED_OK) return status;
     side_ok(s, s->table->info(s->self, &info), "info");
-    s->dtype = info.dtype;
+    s->dtype = info.dtype, s->wide = info.wide ? info.wide : info.dtype;
     return MOED_OK;
 }
 
@@ -200,6 +200,9 @@ static inline int buffer_new(const char *name, kind k, role r, int64_t count)
 static inline int real_in(const char *name, int64_t count) { return buffer_new(name, REAL, IN, count); }
 static inline int real_out(const char *name, int64_t count) { return buffer_new(name, REAL, OUT, count); }
 static inline int real_sum(const char *name, int64_t count) { return buffer_new(name, REAL, SUM, count); }
+static inline int wide_in(const char *name, int64_t count) { return buffer_new(name, WIDE, IN, count); }
+static inline int wide_out(const char *name, int64_t count) { return buffer_new(name, WIDE, OUT, count); }
+static inline int wide_sum(const char *name, int64_t count) { return buffer_new(name, WIDE, SUM, count); }
 static inline int ints(const char *name, int64_t count, int64_t below) /* random in [0, below) */
 {
     const int b = buffer_new(name, I32, IN, count);

@@ -58,12 +58,14 @@ static void micro_batches_give_nearly_the_same_update(void **state)
 
 static void extra_blocks_are_the_logarithm_of_the_shards(void **state)
 {
+    const moed_backend_info plain = {.dtype = MOED_DTYPE_F32, .wide = MOED_DTYPE_F32}, narrow = {.dtype = MOED_DTYPE_BF16, .wide = MOED_DTYPE_F32};
     (void)state;
-    assert_int_equal(moedi_accumulator_extra(1), 0);
-    assert_int_equal(moedi_accumulator_extra(2), 1);
-    assert_int_equal(moedi_accumulator_extra(3), 1);
-    assert_int_equal(moedi_accumulator_extra(4), 2);
-    assert_int_equal(moedi_accumulator_extra(64), 6);
+    assert_int_equal(moedi_accumulator_extra(&narrow, 64), 0);
+    assert_int_equal(moedi_accumulator_extra(&plain, 1), 0);
+    assert_int_equal(moedi_accumulator_extra(&plain, 2), 1);
+    assert_int_equal(moedi_accumulator_extra(&plain, 3), 1);
+    assert_int_equal(moedi_accumulator_extra(&plain, 4), 2);
+    assert_int_equal(moedi_accumulator_extra(&plain, 64), 6);
 }
 
 /* Sets every number of the open shard's gradients to `value`, as a backward would. */

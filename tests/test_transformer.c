@@ -277,12 +277,13 @@ static void scattered_arrays_are_copied_and_stored_back(void **state)
 static void memory_is_what_was_foretold(void **state)
 {
     fixture *f = *state;
+    const moed_backend_info numbers = {.dtype = MOED_DTYPE_F32, .wide = MOED_DTYPE_F32};
     for (uint32_t flags = 0; flags <= MOEDI_TRANSFORMER_TRAIN; flags++) {
         int64_t weights, gradients, activations;
         const int64_t before = support_held(f->context);
         moedi_transformer *t = transformer(f->model, flags, NULL);
         const int64_t taken = support_held(f->context) - before;
-        assert_ok(moedi_transformer_bytes(moed_model_layout(f->model), sizeof(float), ROWS, LENGTH, flags,
+        assert_ok(moedi_transformer_bytes(moed_model_layout(f->model), &numbers, ROWS, LENGTH, flags,
                                           NULL, &weights, &gradients, &activations));
         assert_true((gradients != 0) == (flags != 0));
         assert_true(weights > 4000 && activations > 4000);

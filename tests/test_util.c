@@ -423,6 +423,30 @@ static void names_are_listed_in_order(void **state)
     support_remove(dir);
 }
 
+static void a_float_survives_in_two_halves_of_which_the_high_one_is_the_nearest(void **state)
+{
+    uint32_t r = 1;
+    (void)state;
+    for (int i = 0; i < 100000; i++) {
+        uint32_t bits = i < 8 ? (const uint32_t[]){0, 0x80000000u, 1, 0x3f808000u, 0xbf808000u, 0x7f800000u, 0x7fc00001u, 0xffffffffu}[i] : (r = r * 1664525u + 1013904223u);
+        float x, alone, again;
+        uint16_t high, only;
+        int16_t low;
+        memcpy(&x, &bits, sizeof x);
+        moedi_halve(&high, &low, &x, 1);
+        moedi_unite(&again, &high, &low, 1);
+        if (isnan(x)) {
+            assert_true(isnan(again));
+            continue;
+        }
+        assert_memory_equal(&again, &x, sizeof x);
+        moedi_halve(&only, NULL, &x, 1);
+        assert_int_equal(only, high);
+        moedi_unite(&alone, &high, NULL, 1);
+        if (isfinite(alone)) assert_true(fabs((double)x - (double)alone) <= ldexp(fabs((double)alone), -8) || fabs((double)x) < 1.2e-38);
+    }
+}
+
 static void a_hash_does_not_depend_on_how_the_data_comes(void **state)
 {
     (void)state;
@@ -658,6 +682,7 @@ int main(void)
         cmocka_unit_test(an_old_directory_that_lost_its_name_gets_it_back),
         cmocka_unit_test(a_directory_behind_a_link_is_replaced_and_the_link_stays),
         cmocka_unit_test(names_are_listed_in_order),
+        cmocka_unit_test(a_float_survives_in_two_halves_of_which_the_high_one_is_the_nearest),
         cmocka_unit_test(a_hash_does_not_depend_on_how_the_data_comes),
         cmocka_unit_test(json_faults_name_file_and_field),
         cmocka_unit_test(printed_numbers_are_short_and_read_back_exactly),

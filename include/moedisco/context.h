@@ -61,7 +61,7 @@ typedef struct moed_context_info {
     char kernels[32];      /* the kernel set in use */
     char reason[192];      /* why this device and kernel set */
     int32_t threads;       /* that work on one call, the caller's included */
-    int32_t dtype;         /* of arithmetic: MOED_DTYPE_F32, or F64 for the "double" kernels */
+    int32_t dtype;         /* of the numbers that go in and out: MOED_DTYPE_F32, or F64 for the "double" kernels */
     int64_t host_limit;
     int64_t host_in_use;   /* bytes held now through this context */
     int64_t host_peak;

@@ -51,7 +51,7 @@ moed_status moed_context_get_info(const moed_context *context, moed_context_info
     MOEDI_TRY(moedi_context_check(context));
     moed_context_info info = {
         .threads = context->options.threads,
-        .dtype = context->backend_info.dtype,
+        .dtype = context->backend_info.wide,
         .host_limit = context->options.host_limit,
         .host_in_use = atomic_load(&context->in_use),
         .host_peak = atomic_load(&context->peak),
@@ -233,6 +233,12 @@ void moedi_log(const moed_context *c, int32_t level, const char *format, ...)
     c->options.log(level, line, c->options.log_user);
 }
 
+static int dtypes_fit(const moed_backend_info *i)
+{
+    if (i->dtype == MOED_DTYPE_BF16) return i->wide == MOED_DTYPE_F32;
+    return i->dtype == i->wide && (i->dtype == MOED_DTYPE_F32 || i->dtype == MOED_DTYPE_F64);
+}
+
 moed_status moedi_engine_open(moedi_engine *out, moed_context *c)
 {
     const moed_backend_config config = {
@@ -249,14 +255,16 @@ moed_status moedi_engine_open(moedi_engine *out, moed_context *c)
                                   : moedi_fail(status, "the backend %s did not open its device %d", c->backend->name, c->device_index);
     e.info.struct_size = sizeof e.info;
     status = e.table->info(e.self, &e.info);
-    if (status == MOED_OK && e.info.dtype != MOED_DTYPE_F32 && e.info.dtype != MOED_DTYPE_F64 && e.info.dtype != MOED_DTYPE_BF16)
-        status = moedi_fail(MOED_E_UNSUPPORTED, "the backend %s computes in dtype %d; F32, F64 and BF16 are supported", c->backend->name,
-                            (int)e.info.dtype);
+    if (status == MOED_OK && !e.info.wide) e.info.wide = e.info.dtype;
+    if (status == MOED_OK && !dtypes_fit(&e.info))
+        status = moedi_fail(MOED_E_UNSUPPORTED, "the backend %s computes in dtypes %d and %d; F32, F64, and BF16 with F32 are supported",
+                            c->backend->name, (int)e.info.dtype, (int)e.info.wide);
     if (status != MOED_OK) {
         e.table->close(e.self);
         return status;
     }
     e.item = (size_t)moed_dtype_bits(e.info.dtype) / 8;
+    e.wide_item = (size_t)moed_dtype_bits(e.info.wide) / 8;
     *out = e;
     return MOED_OK;
 }

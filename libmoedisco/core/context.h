@@ -55,7 +55,7 @@ typedef struct moedi_engine {
     const moed_backend *table;
     void *self;
     moed_backend_info info;
-    size_t item;                      /* bytes of a `real` */
+    size_t item, wide_item;           /* bytes of a `real`; of a `wide` */
 } moedi_engine;
 moed_status moedi_engine_open(moedi_engine *out, moed_context *c);
 void moedi_engine_close(moedi_engine *e);

@@ -81,11 +81,12 @@ static moed_status forward_router(moedi_transformer *t, int64_t layer)
 {
     const moedi_config *c = t->config;
     const moedi_activations *a = &t->layers[layer];
-    MOEDI_TRY(linear(t, a->router_logits, a->h, moedi_group_of(t, layer, MOEDI_GROUP_ROUTER)->weight, NULL,
-                     c->experts, c->hidden, 0));
+    MOEDI_OP(t, gemm, moed_op_gemm, .c = a->router_logits, .a = a->h,
+             .b = moedi_group_of(t, layer, MOEDI_GROUP_ROUTER)->weight, .m = t->tokens_now, .n = c->experts,
+             .k = c->hidden, .lda = c->hidden, .ldb = c->hidden, .ldc = c->experts, .transpose_b = 1, .wide_c = 1);
     MOEDI_OP(t, router, moed_op_router, .probabilities = a->probabilities, .weights = a->weights,
              .lse = a->router_lse, .ids = a->ids, .logits = a->router_logits,
-             .losses = moedi_at(t, t->results, 1), .rows = t->tokens_now, .experts = c->experts,
+             .losses = moedi_at_wide(t, t->results, 1), .rows = t->tokens_now, .experts = c->experts,
              .top_k = c->top_k, .normalise = c->normalise_top_k, .replay = t->replay,
              .loss_scale = 1.0 / (double)c->layers);
     MOEDI_OP(t, dispatch, moed_op_dispatch, .ids = a->ids, .offsets = a->offsets, .slot = a->slot,
@@ -183,7 +184,7 @@ static moed_status forward_all(moedi_transformer *t, const moed_batch *b)
 {
     const moedi_config *c = t->config;
     MOEDI_TRY(upload_batch(t, b));
-    MOEDI_TRY(t->engine.table->zero(t->engine.self, t->results, 3 * t->item));
+    MOEDI_TRY(t->engine.table->zero(t->engine.self, t->results, 3 * t->wide));
     MOEDI_OP(t, embedding, moed_op_embedding, .out = t->layers[0].x,
              .table = moedi_group_embedding(t)->weight, .tokens = t->tokens, .count = t->tokens_now,
              .width = c->hidden, .vocabulary = c->vocabulary);
@@ -236,11 +237,11 @@ moed_status moedi_transformer_losses(moedi_transformer *t, moedi_losses *out)
     double numbers[3];
     char raw[3 * sizeof(double)];
     MOEDI_TRY(check_forwarded(t));
-    MOEDI_TRY(t->engine.table->download(t->engine.self, raw, t->results, 3 * t->item));
+    MOEDI_TRY(t->engine.table->download(t->engine.self, raw, t->results, 3 * t->wide));
     MOEDI_TRY(t->engine.table->download(t->engine.self, t->host_offsets, t->offsets,
                                         (size_t)(c->layers * (c->experts + 1)) * sizeof *t->offsets));
     MOEDI_TRY(t->engine.table->synchronize(t->engine.self));
-    moedi_to_double(numbers, raw, t->engine.info.dtype, 3);
+    moedi_to_double(numbers, raw, t->engine.info.wide, 3);
     *out = (moedi_losses){.loss = numbers[0],
                           .label_weight = t->label_weight,
                           .load_balance = numbers[1],
@@ -257,9 +258,9 @@ moed_status moedi_transformer_logits(moedi_transformer *t, void *out)
         const int64_t rows = t->tokens_now - first < t->logit_rows ? t->tokens_now - first : t->logit_rows;
         MOEDI_LONG_OP(t, gemm, moed_op_gemm, .c = t->logits, .a = moedi_at(t, t->final_h, first * c->hidden),
                  .b = moedi_group_head(t)->weight, .m = rows, .n = c->vocabulary, .k = c->hidden,
-                 .lda = c->hidden, .ldb = c->hidden, .ldc = c->vocabulary, .transpose_b = 1);
-        MOEDI_TRY(t->engine.table->download(t->engine.self, moedi_at(t, out, first * c->vocabulary),
-                                            t->logits, (size_t)(rows * c->vocabulary) * t->item));
+                 .lda = c->hidden, .ldb = c->hidden, .ldc = c->vocabulary, .transpose_b = 1, .wide_c = 1);
+        MOEDI_TRY(t->engine.table->download(t->engine.self, moedi_at_wide(t, out, first * c->vocabulary),
+                                            t->logits, (size_t)(rows * c->vocabulary) * t->wide));
     }
     return t->engine.table->synchronize(t->engine.self);
 }
@@ -270,6 +271,6 @@ moed_status moedi_transformer_routing(moedi_transformer *t, int32_t layer, int32
     const size_t count = (size_t)(t->tokens_now * t->config->top_k);
     MOEDI_TRY(check_forwarded(t));
     MOEDI_TRY(t->engine.table->download(t->engine.self, ids, a->ids, count * sizeof *ids));
-    if (weights) MOEDI_TRY(t->engine.table->download(t->engine.self, weights, a->weights, count * t->item));
+    if (weights) MOEDI_TRY(t->engine.table->download(t->engine.self, weights, a->weights, count * t->wide));
     return t->engine.table->synchronize(t->engine.self);
 }

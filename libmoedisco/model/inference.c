@@ -57,7 +57,7 @@ static moed_status visit_logits(moedi_transformer *t, int64_t first, int64_t tok
     const logits_job *job = user;
     (void)tokens;
     return moedi_transformer_logits(t, job->out + (size_t)(first * job->vocabulary) *
-                                                      moedi_transformer_engine(t)->item);
+                                                      moedi_transformer_engine(t)->wide_item);
 }
 
 moed_status moed_model_logits(const moed_model *m, const moed_batch *b, moed_tensor *out,
@@ -80,9 +80,9 @@ moed_status moed_model_logits(const moed_model *m, const moed_batch *b, moed_ten
                           i, (long long)out->shape[i], (long long)out->strides[i], (long long)shape[i],
                           (long long)strides[i]);
     }
-    if (out->dtype != m->context->backend_info.dtype || out->device) {
+    if (out->dtype != m->context->backend_info.wide || out->device) {
         return moedi_fail(MOED_E_MISMATCH, "logits are %s in host memory, not %s on device %d",
-                          moed_dtype_name(m->context->backend_info.dtype), moed_dtype_name(out->dtype),
+                          moed_dtype_name(m->context->backend_info.wide), moed_dtype_name(out->dtype),
                           (int)out->device);
     }
     logits_job job = {.out = out->data, .vocabulary = shape[2]};
@@ -106,7 +106,7 @@ static moed_status visit_routing(moedi_transformer *t, int64_t first, int64_t to
         MOEDI_TRY(moedi_transformer_routing(t, l, job->experts + at, job->raw));
         if (job->weights) {
             moedi_convert(job->weights + at, MOED_DTYPE_F32, job->raw,
-                          moedi_transformer_engine(t)->info.dtype, tokens * top_k);
+                          moedi_transformer_engine(t)->info.wide, tokens * top_k);
         }
     }
     return MOED_OK;

@@ -164,7 +164,7 @@ moed_status moed_model_init(moed_model **out, moed_context *c, const moed_layout
         MOEDI_GO(moedi_model_shell(&m, c, l));
         m->drawn = numbers;
     } else {
-        MOEDI_GO(moedi_layout_with_dtype(&layout, l, c->backend_info.dtype));
+        MOEDI_GO(moedi_layout_with_dtype(&layout, l, c->backend_info.wide));
         MOEDI_GO(moedi_model_create(&m, c, layout));
         MOEDI_GO(draw_model(m, numbers));
     }

@@ -249,7 +249,7 @@ static moed_status load_resident(moed_model **out, opening *o)
     moed_model *m = NULL;
     moed_status status;
 
-    MOEDI_GO(moedi_layout_with_dtype(&layout, o->layout, o->context->backend_info.dtype));
+    MOEDI_GO(moedi_layout_with_dtype(&layout, o->layout, o->context->backend_info.wide));
     MOEDI_GO(moedi_model_create(&m, o->context, layout));
     loading w = {o, m};
     MOEDI_GO(moedi_parallel_try(o->context, (int64_t)layout->count, load_tensor, &w));

@@ -34,7 +34,7 @@ enum { /* groups of a layer */
  * for the routing. N tokens, P = N * top_k places. */
 typedef struct moedi_activations {
     void *x, *mid;                  /* (N, D) residual stream: entering; before the experts (outside TRAIN: x) */
-    void *attention_rstd, *ffn_rstd; /* (N) */
+    void *attention_rstd, *ffn_rstd; /* (N), wide as all statistics and the routing's */
     void *normed;                   /* (N, D) what q, k, v are made of */
     void *qkv;                      /* (N, (heads + 2 kv_heads) * head_dim), rotated */
     void *attended, *attention_lse; /* (N, heads, head_dim), (heads, N) */
@@ -53,7 +53,7 @@ struct moedi_transformer {
     const moed_layout *layout;      /* the model's */
     const moedi_config *config;     /* the layout's */
     moedi_engine engine;
-    size_t item;
+    size_t item, wide;              /* bytes of a real, of a wide number */
     int train;
     int replay;
     int64_t rows, length;           /* room */
@@ -65,6 +65,7 @@ struct moedi_transformer {
     int64_t *gradient;              /* (parameters) element in the block, -1 frozen */
     int64_t gradient_count;
     void *own_weights, *own_gradients, *arena; /* device memory */
+    int16_t *low;                   /* likewise: the low halves of what trains, in the order of the gradients; NULL where reals are wide */
     void *gradients;                /* the block in use */
     int64_t lowest;                 /* trained layer, -1: the embedding is, config.layers: no layer is */
 
@@ -89,6 +90,7 @@ struct moedi_transformer {
 
     /* host */
     int32_t *host_ids;              /* (2, N) positions and start, on their way up */
+    void *staging;                  /* reals and low halves on their way, NULL where reals are wide */
     int64_t *host_offsets;          /* (layers, E + 1), of the last moedi_transformer_losses */
 
     /* the last forward */
@@ -121,10 +123,14 @@ static inline const moedi_group *moedi_group_head(const moedi_transformer *t)
 {
     return t->config->tied ? &t->groups[0] : &t->groups[t->group_count - 1];
 }
-/* Element `index` of an array of reals. */
+/* Element `index` of an array of reals, of wide numbers. */
 static inline void *moedi_at(const moedi_transformer *t, const void *base, int64_t index)
 {
     return (char *)(uintptr_t)base + (size_t)index * t->item;
+}
+static inline void *moedi_at_wide(const moedi_transformer *t, const void *base, int64_t index)
+{
+    return (char *)(uintptr_t)base + (size_t)index * t->wide;
 }
 /* Gradient of a group, NULL when frozen. */
 static inline void *moedi_group_gradient(const moedi_transformer *t, const moedi_group *g)

@@ -7,6 +7,11 @@
 #include "core/context.h"
 #include "state.h"
 
+enum {
+    LOW = sizeof(int16_t),  /* bytes of what a narrow real lacks of a wide one */
+    STAGING = 1 << 20       /* numbers on their way between narrow and wide at a time */
+};
+
 /* ---- groups of parameters ---- */
 
 /* Walks a layout's parameters in slot order, group by group. */
@@ -126,16 +131,16 @@ static void plan_layer(arena *a, const moedi_transformer *t, int64_t tokens, moe
     const int64_t places = tokens * c->top_k;
     out->x = take(a, tokens, c->hidden, t->item);
     out->mid = t->train ? take(a, tokens, c->hidden, t->item) : out->x;
-    out->attention_rstd = take(a, tokens, 1, t->item);
-    out->ffn_rstd = take(a, tokens, 1, t->item);
+    out->attention_rstd = take(a, tokens, 1, t->wide);
+    out->ffn_rstd = take(a, tokens, 1, t->wide);
     out->normed = take(a, tokens, c->hidden, t->item);
     out->qkv = take(a, tokens, moedi_qkv_width(c), t->item);
     out->attended = take(a, tokens, c->heads * c->head_dim, t->item);
-    out->attention_lse = take(a, tokens, c->heads, t->item);
+    out->attention_lse = take(a, tokens, c->heads, t->wide);
     out->h = take(a, tokens, c->hidden, t->item);
-    out->router_logits = take(a, tokens, c->experts, t->item);
-    out->probabilities = take(a, tokens, c->experts, t->item);
-    out->router_lse = take(a, tokens, 1, t->item);
+    out->router_logits = take(a, tokens, c->experts, t->wide);
+    out->probabilities = take(a, tokens, c->experts, t->wide);
+    out->router_lse = take(a, tokens, 1, t->wide);
     out->slot = take(a, places, 1, sizeof *out->slot);
     out->source = take(a, places, 1, sizeof *out->source);
     out->gate_up = take(a, places, 2 * c->expert_width, t->item);
@@ -162,7 +167,7 @@ static void plan_backward(arena *a, moedi_transformer *t, int64_t tokens)
         t->d_y = take(a, places, c->hidden, t->item);
         t->d_act = take(a, places, c->expert_width, t->item);
         t->d_gate_up = take(a, places, 2 * c->expert_width, t->item);
-        t->d_weights = take(a, places, 1, t->item);
+        t->d_weights = take(a, places, 1, t->wide);
         t->d_router_logits = take(a, tokens, c->experts, t->item);
     }
     if (t->train && c->shared_width) {
@@ -173,7 +178,7 @@ static void plan_backward(arena *a, moedi_transformer *t, int64_t tokens)
     }
     a->used = start;
     t->logit_rows = tokens < 64 ? tokens : 64;
-    t->logits = take(a, t->logit_rows, c->vocabulary, t->item);
+    t->logits = take(a, t->logit_rows, c->vocabulary, t->wide);
     a->used = a->peak;
 }
 
@@ -188,10 +193,10 @@ static void plan(arena *a, moedi_transformer *t)
     t->label_weights = take(a, tokens, 1, sizeof *t->label_weights);
     t->positions = take(a, tokens, 1, sizeof *t->positions);
     t->start = take(a, tokens, 1, sizeof *t->start);
-    t->cosine = take(a, t->length, c->head_dim / 2, t->item);
-    t->sine = take(a, t->length, c->head_dim / 2, t->item);
-    t->results = take(a, 3, 1, t->item);
-    t->token_losses = take(a, tokens, 1, t->item);
+    t->cosine = take(a, t->length, c->head_dim / 2, t->wide);
+    t->sine = take(a, t->length, c->head_dim / 2, t->wide);
+    t->results = take(a, 3, 1, t->wide);
+    t->token_losses = take(a, tokens, 1, t->wide);
     t->offsets = take(a, c->layers, c->experts + 1, sizeof *t->offsets);
     moedi_activations shared = {0};
     for (int64_t l = 0; l < c->layers; l++) {
@@ -199,13 +204,13 @@ static void plan(arena *a, moedi_transformer *t)
         if (t->train || !l) plan_layer(a, t, tokens, &shared);
         mine = shared;
         mine.ids = take(a, tokens, c->top_k, sizeof *mine.ids);
-        mine.weights = take(a, tokens, c->top_k, t->item);
+        mine.weights = take(a, tokens, c->top_k, t->wide);
         mine.offsets = t->offsets ? t->offsets + l * (c->experts + 1) : NULL;
         if (t->layers) t->layers[l] = mine;
         if (a->overflow) return;
     }
     t->final_x = t->train ? take(a, tokens, c->hidden, t->item) : shared.x;
-    t->final_rstd = take(a, tokens, 1, t->item);
+    t->final_rstd = take(a, tokens, 1, t->wide);
     t->final_h = take(a, tokens, c->hidden, t->item);
     t->gathered = take(a, tokens * c->top_k, c->hidden, t->item);
     if (t->train) {
@@ -239,14 +244,16 @@ static moed_status check_sizes(const moed_layout *l, int64_t rows, int64_t lengt
     return MOED_OK;
 }
 
-moed_status moedi_transformer_bytes(const moed_layout *l, size_t item, int64_t rows, int64_t length,
-                                    uint32_t flags, const uint8_t *trained, int64_t *weights,
+moed_status moedi_transformer_bytes(const moed_layout *l, const moed_backend_info *numbers, int64_t rows,
+                                    int64_t length, uint32_t flags, const uint8_t *trained, int64_t *weights,
                                     int64_t *gradients, int64_t *activations)
 {
+    const size_t item = moedi_dtype_size(numbers->dtype);
     MOEDI_TRY(check_sizes(l, rows, length));
     walk w = {.layout = l, .trained = trained, .item = item};
     MOEDI_TRY(walk_layout(&w, NULL));
     moedi_transformer t = {.config = &l->config, .item = item, .rows = rows, .length = length};
+    t.wide = moedi_dtype_size(numbers->wide);
     t.train = (flags & MOEDI_TRANSFORMER_TRAIN) != 0;
     arena a = {0};
     plan(&a, &t);
@@ -254,7 +261,7 @@ moed_status moedi_transformer_bytes(const moed_layout *l, size_t item, int64_t r
         return moedi_fail(MOED_E_RANGE, "%lld rows of %lld tokens do not fit in any memory", (long long)rows,
                           (long long)length);
     }
-    if (weights) *weights = w.total * (int64_t)item;
+    if (weights) *weights = w.total * (int64_t)item + (t.train && t.wide > item ? w.gradient * LOW : 0);
     if (gradients) *gradients = t.train ? w.gradient * (int64_t)item : 0;
     if (activations) *activations = a.peak;
     return MOED_OK;
@@ -303,29 +310,90 @@ static moed_status place_weights(moedi_transformer *t)
     return MOED_OK;
 }
 
+/* The low halves of a parameter's numbers, NULL where it has none: it does not train, or reals are as wide as can be. */
+static int16_t *low_of(const moedi_transformer *t, size_t param)
+{
+    return t->low && t->gradient[param] >= 0 ? t->low + t->gradient[param] : NULL;
+}
+
+/* At most STAGING numbers of a parameter, `at` on, between wide host memory and narrow device memory. */
+static moed_status move_piece(moedi_transformer *t, size_t param, int64_t at, int64_t count, void *wide, int up)
+{
+    const moed_backend *b = t->engine.table;
+    void *self = t->engine.self, *high = moedi_at(t, t->weight[param], at);
+    int16_t *low = low_of(t, param), *host_low = low ? (int16_t *)moedi_at(t, t->staging, STAGING) : NULL;
+    if (up) {
+        moedi_halve(t->staging, host_low, wide, count);
+        MOEDI_TRY(b->upload(self, high, t->staging, (size_t)count * t->item));
+        if (low) MOEDI_TRY(b->upload(self, low + at, host_low, (size_t)count * sizeof *low));
+        return b->synchronize(self);
+    }
+    MOEDI_TRY(b->download(self, t->staging, high, (size_t)count * t->item));
+    if (low) MOEDI_TRY(b->download(self, host_low, low + at, (size_t)count * sizeof *low));
+    MOEDI_TRY(b->synchronize(self));
+    moedi_unite(wide, t->staging, host_low, count);
+    return MOED_OK;
+}
+
+/* Numbers of a parameter between host memory of the wide dtype and the device. */
+static moed_status move_numbers(moedi_transformer *t, size_t param, int64_t first, int64_t count, void *wide, int up)
+{
+    const moed_backend *b = t->engine.table;
+    for (int64_t at = 0; t->staging && at < count; at += STAGING) {
+        const int64_t n = count - at < STAGING ? count - at : STAGING;
+        MOEDI_TRY(move_piece(t, param, first + at, n, moedi_at_wide(t, wide, at), up));
+    }
+    if (t->staging) return MOED_OK;
+    void *device = moedi_at(t, t->weight[param], first);
+    const size_t bytes = (size_t)count * t->item;
+    MOEDI_TRY(up ? b->upload(t->engine.self, device, wide, bytes) : b->download(t->engine.self, wide, device, bytes));
+    return b->synchronize(t->engine.self);
+}
+
+/* A part of the model's own tensor, in its dtype, to or from wide numbers. */
+static void convert_tensor(moedi_transformer *t, size_t param, int64_t first, int64_t count, void *wide, int out)
+{
+    const moed_tensor *x = &t->model->tensors[param];
+    char *own = (char *)x->data + (size_t)first * moedi_dtype_size(x->dtype);
+    if (out) moedi_convert(wide, t->engine.info.wide, own, x->dtype, count);
+    else moedi_convert(own, x->dtype, wide, t->engine.info.wide, count);
+}
+
+/* A parameter that the device holds rounded, and that does not change: the model's own tensor is the exact one. */
+static int rounded(const moedi_transformer *t, size_t param)
+{
+    return t->staging && !low_of(t, param);
+}
+
+moed_status moedi_transformer_read(moedi_transformer *t, size_t param, int64_t first, int64_t count, void *wide)
+{
+    if (!rounded(t, param)) return move_numbers(t, param, first, count, wide, 0);
+    convert_tensor(t, param, first, count, wide, 1);
+    return MOED_OK;
+}
+
+moed_status moedi_transformer_write(moedi_transformer *t, size_t param, int64_t first, int64_t count, void *wide)
+{
+    if (rounded(t, param)) convert_tensor(t, param, first, count, wide, 0);
+    return move_numbers(t, param, first, count, wide, 1);
+}
+
 /* One tensor between the model's host memory and the device, through a host copy where the dtypes differ. */
 static moed_status move_tensor(moedi_transformer *t, size_t param, int up)
 {
     const moed_tensor *x = &t->model->tensors[param];
     const int64_t count = moedi_shape_elements(x->shape, x->rank);
-    const size_t bytes = (size_t)count * t->item;
-    const moed_backend *b = t->engine.table;
-    if (x->dtype == t->engine.info.dtype) {
-        return up ? b->upload(t->engine.self, t->weight[param], x->data, bytes)
-                  : b->download(t->engine.self, x->data, t->weight[param], bytes);
-    }
+    if (!up && rounded(t, param)) return MOED_OK;
+    if (x->dtype == t->engine.info.wide) return move_numbers(t, param, 0, count, x->data, up);
     void *copy = NULL;
     moed_status status;
-    MOEDI_TRY(moedi_alloc(t->engine.context, bytes, &copy));
-    if (up) {
-        moedi_convert(copy, t->engine.info.dtype, x->data, x->dtype, count);
-        MOEDI_GO(b->upload(t->engine.self, t->weight[param], copy, bytes));
-        MOEDI_GO(b->synchronize(t->engine.self));
-    } else {
-        MOEDI_GO(b->download(t->engine.self, copy, t->weight[param], bytes));
-        moedi_convert(x->data, x->dtype, copy, t->engine.info.dtype, count);
+    MOEDI_GO(moedi_alloc(t->engine.context, (size_t)(count < STAGING ? count : STAGING) * t->wide, &copy));
+    for (int64_t at = 0; at < count; at += STAGING) {
+        const int64_t n = count - at < STAGING ? count - at : STAGING;
+        if (up) convert_tensor(t, param, at, n, copy, 1);
+        MOEDI_GO(move_numbers(t, param, at, n, copy, up));
+        if (!up) convert_tensor(t, param, at, n, copy, 0);
     }
-    status = MOED_OK;
 out:
     moedi_free(t->engine.context, copy);
     return status;
@@ -339,7 +407,7 @@ static moed_status move_weights(moedi_transformer *t, int up)
             MOEDI_TRY(move_tensor(t, t->order[j], up));
         }
     }
-    return t->engine.table->synchronize(t->engine.self);
+    return MOED_OK;
 }
 
 moed_status moedi_transformer_load(moedi_transformer *t)
@@ -359,26 +427,26 @@ static moed_status upload_rope(moedi_transformer *t)
 {
     const moedi_config *c = t->config;
     const int64_t half = c->head_dim / 2, count = t->length * half;
-    double *wide = NULL;
-    void *narrow = NULL;
+    double *exact = NULL;
+    void *table = NULL;
     moed_status status;
-    MOEDI_GO(MOEDI_NEW(t->engine.context, 2 * count, &wide));
-    MOEDI_GO(moedi_alloc(t->engine.context, 2 * (size_t)count * t->item, &narrow));
+    MOEDI_GO(MOEDI_NEW(t->engine.context, 2 * count, &exact));
+    MOEDI_GO(moedi_alloc(t->engine.context, 2 * (size_t)count * t->wide, &table));
     for (int64_t p = 0; p < t->length; p++) {
         for (int64_t i = 0; i < half; i++) {
             const double angle = (double)p * pow(c->rope_theta, -2.0 * (double)i / (double)c->head_dim);
-            wide[p * half + i] = cos(angle);
-            wide[count + p * half + i] = sin(angle);
+            exact[p * half + i] = cos(angle);
+            exact[count + p * half + i] = sin(angle);
         }
     }
-    moedi_from_double(narrow, t->engine.info.dtype, wide, 2 * count);
-    MOEDI_GO(t->engine.table->upload(t->engine.self, t->cosine, narrow, (size_t)count * t->item));
-    MOEDI_GO(t->engine.table->upload(t->engine.self, t->sine, moedi_at(t, narrow, count),
-                                     (size_t)count * t->item));
+    moedi_from_double(table, t->engine.info.wide, exact, 2 * count);
+    MOEDI_GO(t->engine.table->upload(t->engine.self, t->cosine, table, (size_t)count * t->wide));
+    MOEDI_GO(t->engine.table->upload(t->engine.self, t->sine, moedi_at_wide(t, table, count),
+                                     (size_t)count * t->wide));
     MOEDI_GO(t->engine.table->synchronize(t->engine.self));
 out:
-    moedi_free(t->engine.context, wide);
-    moedi_free(t->engine.context, narrow);
+    moedi_free(t->engine.context, exact);
+    moedi_free(t->engine.context, table);
     return status;
 }
 
@@ -395,6 +463,7 @@ static moed_status allocate_host(moedi_transformer *t, const uint8_t *trained)
     MOEDI_TRY(MOEDI_NEW(c, t->config->layers, &t->layers));
     MOEDI_TRY(MOEDI_NEW(c, 2 * t->rows * t->length, &t->host_ids));
     MOEDI_TRY(MOEDI_NEW(c, t->config->layers * (t->config->experts + 1), &t->host_offsets));
+    if (t->wide > t->item) MOEDI_TRY(moedi_alloc(c, STAGING * (t->item + LOW), &t->staging));
     for (size_t i = 0; i < count; i++) t->gradient[i] = -1;
     walk w = {.layout = t->layout, .trained = trained, .item = t->item, .order = t->order};
     MOEDI_TRY(walk_layout(&w, t->groups));
@@ -413,6 +482,8 @@ static moed_status allocate_device(moedi_transformer *t)
         MOEDI_TRY(b->zero(t->engine.self, t->own_gradients, bytes));
         t->gradients = t->own_gradients;
     }
+    if (t->gradient_count && t->wide > t->item)
+        MOEDI_TRY(b->alloc(t->engine.self, (size_t)t->gradient_count * LOW, (void **)&t->low));
     arena a = {0};
     plan(&a, t);
     if (a.overflow) {
@@ -438,7 +509,7 @@ moed_status moedi_transformer_create(moedi_transformer **out, const moed_model *
     t->rows = rows, t->length = length;
     t->train = (flags & MOEDI_TRANSFORMER_TRAIN) != 0;
     MOEDI_GO(moedi_engine_open(&t->engine, m->context));
-    t->item = t->engine.item;
+    t->item = t->engine.item, t->wide = t->engine.wide_item;
     MOEDI_GO(allocate_host(t, trained));
     MOEDI_GO(allocate_device(t));
     for (size_t i = 0; trained && i < t->layout->count; i++) {
@@ -461,6 +532,7 @@ void moedi_transformer_destroy(moedi_transformer *t)
     if (t->engine.table) {
         t->engine.table->free(t->engine.self, t->arena);
         t->engine.table->free(t->engine.self, t->own_gradients);
+        t->engine.table->free(t->engine.self, t->low);
         t->engine.table->free(t->engine.self, t->own_weights);
     }
     moedi_free(c, t->order);
@@ -470,6 +542,7 @@ void moedi_transformer_destroy(moedi_transformer *t)
     moedi_free(c, t->layers);
     moedi_free(c, t->host_ids);
     moedi_free(c, t->host_offsets);
+    moedi_free(c, t->staging);
     if (t->engine.table) moedi_engine_close(&t->engine);
     moedi_free(c, t);
     moed_model_destroy(m);
@@ -500,6 +573,11 @@ void *moedi_transformer_weight(moedi_transformer *t, size_t param)
 void *moedi_transformer_gradient(moedi_transformer *t, size_t param)
 {
     return t->gradient[param] < 0 ? NULL : moedi_at(t, t->gradients, t->gradient[param]);
+}
+
+int16_t *moedi_transformer_low(moedi_transformer *t, size_t param)
+{
+    return low_of(t, param);
 }
 
 void *moedi_transformer_gradients(moedi_transformer *t, int64_t *count)

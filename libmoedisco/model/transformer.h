@@ -33,8 +33,8 @@ moed_status moedi_transformer_create(moedi_transformer **out, const moed_model *
                                      int64_t length, uint32_t flags, const uint8_t *trained);
 void moedi_transformer_destroy(moedi_transformer *t);
 /* Bytes that create will take on the device. */
-moed_status moedi_transformer_bytes(const moed_layout *l, size_t item, int64_t rows, int64_t length,
-                                    uint32_t flags, const uint8_t *trained, int64_t *weights,
+moed_status moedi_transformer_bytes(const moed_layout *l, const moed_backend_info *numbers, int64_t rows,
+                                    int64_t length, uint32_t flags, const uint8_t *trained, int64_t *weights,
                                     int64_t *gradients, int64_t *activations);
 moedi_engine *moedi_transformer_engine(moedi_transformer *t);
 const moedi_config *moedi_transformer_config(const moedi_transformer *t);
@@ -56,17 +56,21 @@ moed_status moedi_transformer_losses(moedi_transformer *t, moedi_losses *out);
 /* Choices per expert in a layer of the last forward as running sums: (experts + 1) from 0. Valid after
  * moedi_transformer_losses. */
 const int64_t *moedi_transformer_offsets(const moedi_transformer *t, int32_t layer);
-/* Logits of the last forward (rows * length, vocabulary) to host memory of the engine's dtype. */
+/* Logits of the last forward (rows * length, vocabulary) to host memory of the engine's wide dtype. */
 moed_status moedi_transformer_logits(moedi_transformer *t, void *out);
-/* Routing of the last forward in a layer, to host memory: ids (tokens, top_k), weights (same, engine's dtype,
+/* Routing of the last forward in a layer, to host memory: ids (tokens, top_k), weights (same, wide dtype,
  * nullable). */
 moed_status moedi_transformer_routing(moedi_transformer *t, int32_t layer, int32_t *ids, void *weights);
 /* 1: the next forwards keep the expert choices of the last one (gradient checks, recomputation). */
 void moedi_transformer_replay(moedi_transformer *t, int replay);
 
-/* Device memory of a parameter and of its gradient (NULL = frozen). */
+/* Device memory of a parameter, of its gradient (NULL = frozen), and of the low halves of its numbers (NULL = it has none). */
 void *moedi_transformer_weight(moedi_transformer *t, size_t param);
 void *moedi_transformer_gradient(moedi_transformer *t, size_t param);
+int16_t *moedi_transformer_low(moedi_transformer *t, size_t param);
+/* Numbers of a parameter as wide as they are trained, to host memory and back; waits. */
+moed_status moedi_transformer_read(moedi_transformer *t, size_t param, int64_t first, int64_t count, void *wide);
+moed_status moedi_transformer_write(moedi_transformer *t, size_t param, int64_t first, int64_t count, void *wide);
 /* All gradients as one block of `count` reals: zeroed, added and exchanged as one. */
 void *moedi_transformer_gradients(moedi_transformer *t, int64_t *count);
 /* Use another block of the same size for gradients (pairwise sums over micro-batches). */

@@ -3,9 +3,15 @@
 
 #include <string.h>
 
-int32_t moedi_accumulator_extra(int64_t shards)
+static int in_turn(const moed_backend_info *numbers)
+{
+    return numbers->wide != numbers->dtype;
+}
+
+int32_t moedi_accumulator_extra(const moed_backend_info *numbers, int64_t shards)
 {
     int32_t extra = 0;
+    if (in_turn(numbers)) return 0;
     while (shards > 1) shards >>= 1, extra++;
     return extra;
 }
@@ -17,7 +23,7 @@ moed_status moedi_accumulator_create(moedi_accumulator *out, moedi_transformer *
     a.transformer = t;
     a.blocks[0] = moedi_transformer_gradients(t, &a.reals);
     const moedi_engine *e = moedi_transformer_engine(t);
-    const int32_t count = 1 + moedi_accumulator_extra(shards);
+    const int32_t count = 1 + moedi_accumulator_extra(&e->info, shards);
     for (a.block_count = 1; a.block_count < count; a.block_count++) {
         const moed_status status = e->table->alloc(e->self, (size_t)a.reals * e->item, &a.blocks[a.block_count]);
         if (status != MOED_OK) {
@@ -71,6 +77,7 @@ static moed_status merge(moedi_accumulator *a)
 
 moed_status moedi_accumulator_close(moedi_accumulator *a)
 {
+    if (in_turn(&moedi_transformer_engine(a->transformer)->info)) return MOED_OK;
     a->depth++;
     for (int64_t carry = a->shards++; carry & 1; carry >>= 1) MOEDI_TRY(merge(a));
     return MOED_OK;

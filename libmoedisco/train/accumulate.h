@@ -10,13 +10,14 @@ typedef struct moedi_accumulator {
     moedi_transformer *transformer;
     void *blocks[64];            /* (depth); block 0 is the transformer's own and ends up with the total */
     int32_t block_count;
-    int32_t depth;               /* subtrees on the stack */
+    int32_t depth;               /* subtrees on the stack, or 0: one block takes all in turn */
     int64_t shards;              /* closed since begin */
     int64_t reals;               /* of a block */
 } moedi_accumulator;
 
-/* Extra blocks that `shards` shards need: floor(log2(shards)). */
-int32_t moedi_accumulator_extra(int64_t shards);
+/* Extra blocks that `shards` shards need: floor(log2(shards)). None where reals are narrow: such engines promise no tree, and a block
+ * more would cost what they are narrow for; their shards add to one block in turn. */
+int32_t moedi_accumulator_extra(const moed_backend_info *numbers, int64_t shards);
 moed_status moedi_accumulator_create(moedi_accumulator *out, moedi_transformer *t, int64_t shards);
 void moedi_accumulator_destroy(moedi_accumulator *a);
 moed_status moedi_accumulator_clear(moedi_accumulator *a);   /* the total is zero */

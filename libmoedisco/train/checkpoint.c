@@ -90,16 +90,13 @@ moed_status moedi_checkpoint_any(const moed_trainer *t, int *any)
 static moed_status produce_weight(void *user, size_t param, int64_t first, int64_t count, void *out)
 {
     const moed_trainer *t = user;
-    const moedi_engine *e = moedi_transformer_engine(t->transformer);
-    const char *weight = moedi_transformer_weight(t->transformer, param);
-    MOEDI_TRY(e->table->download(e->self, out, weight + (size_t)first * e->item, (size_t)count * e->item));
-    return e->table->synchronize(e->self);
+    return moedi_transformer_read(t->transformer, param, first, count, out);
 }
 
 /* The layout of the numbers as they are trained: a checkpoint loses no bit, whatever dtype the model came in. */
 static moed_status exact_layout(const moed_trainer *t, moed_layout **out)
 {
-    return moedi_layout_with_dtype(out, t->model->layout, t->context->backend_info.dtype);
+    return moedi_layout_with_dtype(out, t->model->layout, t->context->backend_info.wide);
 }
 
 static moed_status write_model(moed_trainer *t, const char *dir)
@@ -137,7 +134,7 @@ static moed_status moment_entries(const moed_trainer *t, moedi_safetensors_entry
         const size_t size = strlen(p->name) + 3;
         snprintf(at, size, "%c.%s", i % 2 ? 'v' : 'm', p->name);
         entries[i].name = at;
-        entries[i].dtype = c->backend_info.dtype;
+        entries[i].dtype = c->backend_info.wide;
         entries[i].rank = p->rank;
         memcpy(entries[i].shape, p->shape, sizeof entries[i].shape);
         at += size;
@@ -162,10 +159,10 @@ static moed_status write_moment(const moed_trainer *t, moedi_safetensors_writer 
     const char *from = moment_memory(t, entry);
     const int64_t count = t->optimizer.slices[entry / 2].count;
     for (int64_t at = 0; at < count; at += CHUNK) {
-        const size_t bytes = (size_t)(count - at < CHUNK ? count - at : CHUNK) * e->item;
-        MOEDI_TRY(e->table->download(e->self, buffer, from + (size_t)at * e->item, bytes));
+        const size_t bytes = (size_t)(count - at < CHUNK ? count - at : CHUNK) * e->wide_item;
+        MOEDI_TRY(e->table->download(e->self, buffer, from + (size_t)at * e->wide_item, bytes));
         MOEDI_TRY(e->table->synchronize(e->self));
-        MOEDI_TRY(moedi_safetensors_write(w, entry, at * (int64_t)e->item, buffer, bytes));
+        MOEDI_TRY(moedi_safetensors_write(w, entry, at * (int64_t)e->wide_item, buffer, bytes));
     }
     return MOED_OK;
 }
@@ -181,7 +178,7 @@ static moed_status write_optimizer(const moed_trainer *t, const char *dir)
     memset(&w, 0, sizeof w);
     MOEDI_TRY(moment_entries(t, &entries, &names));
     MOEDI_GO(moedi_path_join(c, dir, "optimizer.safetensors", &path));
-    MOEDI_GO(moedi_alloc(c, CHUNK * moedi_transformer_engine(t->transformer)->item, &buffer));
+    MOEDI_GO(moedi_alloc(c, CHUNK * moedi_transformer_engine(t->transformer)->wide_item, &buffer));
     MOEDI_GO(moedi_safetensors_create(&w, c, path, entries, 2 * t->optimizer.count, NULL));
     for (size_t i = 0; i < 2 * t->optimizer.count; i++) MOEDI_GO(write_moment(t, &w, i, buffer));
     MOEDI_GO(moedi_safetensors_commit(&w));
@@ -270,7 +267,6 @@ out:
 static moed_status read_model(moed_trainer *t, const char *dir, void *buffer)
 {
     const moed_context *c = t->context;
-    const moedi_engine *e = moedi_transformer_engine(t->transformer);
     moed_status status = MOED_OK;
     moed_layout *exact = NULL;
     moed_model *saved = NULL;
@@ -280,12 +276,10 @@ static moed_status read_model(moed_trainer *t, const char *dir, void *buffer)
     MOEDI_GO(moedi_model_open_as(&saved, t->context, exact, path, 1));
     for (size_t i = 0; i < exact->count; i++) {
         const int64_t count = moedi_param_elements(&exact->params[i]);
-        char *to = moedi_transformer_weight(t->transformer, i);
         for (int64_t at = 0; at < count; at += CHUNK) {
             const int64_t n = count - at < CHUNK ? count - at : CHUNK;
             MOEDI_GO(moedi_model_read(saved, i, at, n, buffer));
-            MOEDI_GO(e->table->upload(e->self, to + (size_t)at * e->item, buffer, (size_t)n * e->item));
-            MOEDI_GO(e->table->synchronize(e->self));
+            MOEDI_GO(moedi_transformer_write(t->transformer, i, at, n, buffer));
         }
     }
     MOEDI_GO(moedi_transformer_store(t->transformer));
@@ -309,9 +303,9 @@ static moed_status read_moment(moed_trainer *t, const moedi_safetensors *s, size
     if (!buffer) return MOED_OK;
     char *to = moment_memory(t, entry);
     for (int64_t at = 0; at < count; at += CHUNK) {
-        const size_t bytes = (size_t)(count - at < CHUNK ? count - at : CHUNK) * e->item;
-        MOEDI_TRY(moedi_safetensors_read(s, found, at * (int64_t)e->item, buffer, bytes));
-        MOEDI_TRY(e->table->upload(e->self, to + (size_t)at * e->item, buffer, bytes));
+        const size_t bytes = (size_t)(count - at < CHUNK ? count - at : CHUNK) * e->wide_item;
+        MOEDI_TRY(moedi_safetensors_read(s, found, at * (int64_t)e->wide_item, buffer, bytes));
+        MOEDI_TRY(e->table->upload(e->self, to + (size_t)at * e->wide_item, buffer, bytes));
         MOEDI_TRY(e->table->synchronize(e->self));
     }
     return MOED_OK;
@@ -352,7 +346,7 @@ static moed_status restore(moed_trainer *t, const char *dir)
     MOEDI_GO(moedi_state_compare(t, state, path));
     MOEDI_GO(moedi_state_read(&at, t, state, path));
     MOEDI_GO(read_optimizer(t, dir, NULL));
-    MOEDI_GO(moedi_alloc(c, CHUNK * moedi_transformer_engine(t->transformer)->item, &buffer));
+    MOEDI_GO(moedi_alloc(c, CHUNK * moedi_transformer_engine(t->transformer)->wide_item, &buffer));
     t->broken = 1;
     MOEDI_GO(read_model(t, dir, buffer));
     MOEDI_GO(read_optimizer(t, dir, buffer));

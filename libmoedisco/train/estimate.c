@@ -26,17 +26,17 @@ static int64_t workspace_bytes(const moedi_config *c, int64_t tokens)
     return (int64_t)(loss > experts ? loss : experts);
 }
 
-moed_status moedi_budget_compute(const moed_layout *l, size_t item, const moed_train_options *o, const uint8_t *trained,
+moed_status moedi_budget_compute(const moed_layout *l, const moed_backend_info *numbers, const moed_train_options *o, const uint8_t *trained,
                                  int64_t documents, moedi_budget *out)
 {
     moedi_budget b;
     memset(&b, 0, sizeof b);
     const int64_t shard = o->rows / o->micro_batches;
-    MOEDI_TRY(moedi_transformer_bytes(l, item, shard, o->length, MOEDI_TRANSFORMER_TRAIN, trained, &b.weights, &b.gradients,
+    MOEDI_TRY(moedi_transformer_bytes(l, numbers, shard, o->length, MOEDI_TRANSFORMER_TRAIN, trained, &b.weights, &b.gradients,
                                       &b.activations));
     b.workspace = workspace_bytes(&l->config, shard * o->length);
-    b.gradients *= 1 + moedi_accumulator_extra(o->micro_batches);
-    b.moments = moedi_optimizer_bytes(l, item, trained);
+    b.gradients *= 1 + moedi_accumulator_extra(numbers, o->micro_batches);
+    b.moments = moedi_optimizer_bytes(l, numbers, trained);
     int64_t slices = 0;
     for (size_t i = 0; i < l->count; i++) slices += trained[i] != 0;
     const int64_t batch = 3 * o->rows * o->length * (int64_t)sizeof(int32_t);
@@ -77,8 +77,7 @@ moed_status moed_train_estimate(const moed_layout *l, const moed_device_info *d,
     moedi_budget b;
     MOEDI_GO(MOEDI_NEW(l->context, l->count, &trained));
     MOEDI_GO(moedi_selection(l, options.train, options.freeze, trained));
-    const size_t item = moedi_dtype_size(l->context->backend_info.dtype);
-    MOEDI_GO(moedi_budget_compute(l, item, &options, trained, 0, &b));
+    MOEDI_GO(moedi_budget_compute(l, &l->context->backend_info, &options, trained, 0, &b));
 
     const int on_host = !d || strcmp(d->backend, "cpu") == 0;
     if (on_host) b.activations += b.workspace;

@@ -6,15 +6,15 @@
 #include "moedisco/train.h"
 
 typedef struct moedi_budget {
-    int64_t weights;               /* of the arithmetic's dtype */
+    int64_t weights;               /* of the arithmetic's dtype, with their low halves */
     int64_t gradients, moments;
     int64_t activations;
     int64_t workspace;             /* of the CPU's operations; other devices count it in their own memory */
     int64_t rest;                  /* host: rows, routing, lists, the order of the corpus' documents */
 } moedi_budget;
 
-/* item: bytes of a real; documents: of the corpus, 0 = not known. */
-moed_status moedi_budget_compute(const moed_layout *l, size_t item, const moed_train_options *o, const uint8_t *trained,
+/* numbers: of the context's backend; documents: of the corpus, 0 = not known. */
+moed_status moedi_budget_compute(const moed_layout *l, const moed_backend_info *numbers, const moed_train_options *o, const uint8_t *trained,
                                  int64_t documents, moedi_budget *out);
 
 #endif

@@ -174,7 +174,7 @@ static moed_status count_choices(moedi_transformer *t, const moed_batch *b, int3
     const int64_t choices = b->rows * b->length * c->top_k;
     for (int32_t layer = 0; layer < c->layers; layer++) {
         MOEDI_TRY(moedi_transformer_routing(t, layer, ids, raw));
-        moedi_to_double(weights, raw, moedi_transformer_engine(t)->info.dtype, choices);
+        moedi_to_double(weights, raw, moedi_transformer_engine(t)->info.wide, choices);
         for (int64_t i = 0; i < choices; i++) {
             if (b->labels[i / c->top_k] < 0) continue;
             counts[layer * c->experts + ids[i]] += 1;
@@ -199,7 +199,7 @@ static moed_status measure_usage(moedi_transformer *t, stream *s, double *counts
     moed_status status;
     MOEDI_GO(MOEDI_NEW(s->context, choices, &ids));
     MOEDI_GO(MOEDI_NEW(s->context, choices, &weights));
-    MOEDI_GO(moedi_alloc_array(s->context, choices, moedi_transformer_engine(t)->item, &raw));
+    MOEDI_GO(moedi_alloc_array(s->context, choices, moedi_transformer_engine(t)->wide_item, &raw));
     for (;;) {
         MOEDI_GO(stream_next(s, &b, &labels));
         if (!labels) break;

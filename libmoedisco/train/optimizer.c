@@ -11,8 +11,9 @@ static size_t aligned(int64_t count, size_t item)
     return ((size_t)count * item + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
 }
 
-int64_t moedi_optimizer_bytes(const moed_layout *l, size_t item, const uint8_t *trained)
+int64_t moedi_optimizer_bytes(const moed_layout *l, const moed_backend_info *numbers, const uint8_t *trained)
 {
+    const size_t item = moedi_dtype_size(numbers->wide);
     int64_t bytes = 0;
     for (size_t i = 0; i < l->count; i++)
         if (trained[i]) bytes += 2 * (int64_t)aligned(moedi_shape_elements(l->params[i].shape, l->params[i].rank), item);
@@ -34,6 +35,7 @@ static void place_slices(moedi_optimizer *o, const moed_layout *l, const uint8_t
         o->params[s++] = i;
         slice->count = moedi_shape_elements(l->params[i].shape, l->params[i].rank);
         slice->parameter = moedi_transformer_weight(o->transformer, i);
+        slice->low = moedi_transformer_low(o->transformer, i);
         slice->m = at;
         slice->v = at + aligned(slice->count, item);
         slice->weight_decay = decays(&l->params[i]) ? weight_decay : 0.0;
@@ -52,13 +54,13 @@ moed_status moedi_optimizer_create(moedi_optimizer *out, moedi_transformer *t, c
     o.transformer = t;
     o.context = e->context;
     for (size_t i = 0; i < l->count; i++) o.count += trained[i] != 0;
-    const size_t bytes = (size_t)moedi_optimizer_bytes(l, e->item, trained);
+    const size_t bytes = (size_t)moedi_optimizer_bytes(l, &e->info, trained);
     MOEDI_GO(MOEDI_NEW(o.context, o.count, &o.params));
     MOEDI_GO(MOEDI_NEW(o.context, o.count, &o.slices));
     MOEDI_GO(e->table->alloc(e->self, sizeof *o.scalars, (void **)&o.scalars));
     MOEDI_GO(e->table->alloc(e->self, bytes, &o.moments));
     MOEDI_GO(e->table->zero(e->self, o.moments, bytes));
-    place_slices(&o, l, trained, e->item, weight_decay);
+    place_slices(&o, l, trained, e->wide_item, weight_decay);
     *out = o;
     return MOED_OK;
 out:

@@ -85,9 +85,8 @@ static moed_status check_fits(const moed_trainer *t)
 {
     const moed_context *c = t->context;
     const moed_layout *l = t->model->layout;
-    const size_t item = moedi_dtype_size(c->backend_info.dtype);
     moedi_budget b;
-    MOEDI_TRY(moedi_budget_compute(l, item, &t->options, t->trained, t->corpus->documents, &b));
+    MOEDI_TRY(moedi_budget_compute(l, &c->backend_info, &t->options, t->trained, t->corpus->documents, &b));
     int64_t host = b.rest, device = b.gradients + b.moments + b.activations;
     if (!weights_in_place(t->model, c)) device += b.weights;
     if (c->backend_info.host_memory) host += device + b.workspace, device = 0;

@@ -104,6 +104,25 @@ void moedi_convert(void *to, moed_dtype to_type, const void *from, moed_dtype fr
     }
 }
 
+void moedi_halve(uint16_t *high, int16_t *low, const float *from, int64_t count)
+{
+    for (int64_t i = 0; i < count; i++) {
+        uint32_t bits;
+        memcpy(&bits, from + i, sizeof bits);
+        const int number = (bits & 0x7fffffffu) <= 0x7f800000u; /* rounding would carry a NaN over to a zero */
+        high[i] = number ? (uint16_t)((bits + 0x8000u) >> 16) : (uint16_t)(bits >> 16 | 0x40u);
+        if (low) low[i] = number ? (int16_t)(uint16_t)bits : 0;
+    }
+}
+
+void moedi_unite(float *to, const uint16_t *high, const int16_t *low, int64_t count)
+{
+    for (int64_t i = 0; i < count; i++) {
+        const uint32_t bits = ((uint32_t)high[i] << 16) + (low ? (uint32_t)(int32_t)low[i] : 0u);
+        memcpy(to + i, &bits, sizeof bits);
+    }
+}
+
 int64_t moedi_shape_elements(const int64_t *shape, int32_t rank)
 {
     int64_t n = 1;

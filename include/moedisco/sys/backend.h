@@ -7,7 +7,9 @@
  * Conventions of the operations
  *  - `void *self` is one opened engine: used by one thread at a time, owns its scratch memory and stream;
  *  - pointers in argument structs are device memory of that engine, unless a comment says host;
- *  - `real` is the engine's dtype of arithmetic (moed_backend_info.dtype); token and expert ids are int32;
+ *  - `real` is the engine's dtype of weights, activations and their gradients (moed_backend_info.dtype), `wide` that of what must not
+ *    be rounded so far: statistics, routing, losses, moments (moed_backend_info.wide). Arrays are of reals where nothing else is said;
+ *  - token and expert ids are int32;
  *  - arrays are row-major; strides are in elements; N = rows * length tokens, T = length, D = hidden width;
  *  - "+=" accumulates, "=" overwrites; no operation returns data to the host: see download;
  *  - work may be queued; synchronize waits;
@@ -54,6 +56,8 @@ typedef struct moed_backend_info {
     int32_t host_memory;      /* 1: device memory is host memory; host arrays of dtype may be passed as they are */
     char kernels[32];
     char reason[192];
+    int32_t wide;             /* 0 = dtype. BF16 with F32: the optimizer keeps the low halves of the weights (moed_op_slice.low) */
+    int32_t reserved;
 } moed_backend_info;
 
 /* Scalars that change by step, in device memory, so that a step can be recorded once and replayed. */
@@ -80,7 +84,7 @@ typedef struct moed_op_embedding {
     int64_t count, width, vocabulary;
 } moed_op_embedding;
 
-/* out (rows, width) = x * rstd * weight, rstd (rows) = 1/sqrt(mean(x^2) + epsilon), kept for backward.
+/* out (rows, width) = x * rstd * weight, rstd (rows, wide) = 1/sqrt(mean(x^2) + epsilon), kept for backward.
  * backward: d_x += ..., d_weight += ... (d_weight may be NULL). */
 typedef struct moed_op_rmsnorm {
     void *out;
@@ -93,13 +97,13 @@ typedef struct moed_op_rmsnorm {
 } moed_op_rmsnorm;
 
 /* c (m, n) = [c +] op(a) (m, k) * op(b) (k, n) [+ bias (n)]. transpose_a: a is stored (k, m); transpose_b: b is stored (n, k).
- * Row strides lda, ldb, ldc. A linear layer y = x w^T: transpose_b; its d_x = d_y w: neither; its d_w += d_y^T x: transpose_a. */
+ * Row strides lda, ldb, ldc; wide_c: c is wide, and there is no bias. A linear layer y = x w^T: transpose_b; its d_x = d_y w: neither; its d_w += d_y^T x: transpose_a. */
 typedef struct moed_op_gemm {
     void *c;
     const void *a, *b, *bias;
     int64_t m, n, k;
     int64_t lda, ldb, ldc;
-    int32_t transpose_a, transpose_b, accumulate, reserved;
+    int32_t transpose_a, transpose_b, accumulate, wide_c;
 } moed_op_gemm;
 
 /* A gemm per group g; offsets (groups + 1) int64 on the device, ascending from 0.
@@ -125,7 +129,7 @@ typedef struct moed_op_bias_backward {
 } moed_op_bias_backward;
 
 /* In place on x: `heads` heads of head_dim at x + token * stride. Halves are rotated together: (x1, x2) -> (x1 c - x2 s, x2 c + x1 s).
- * cosine, sine real (positions known, head_dim / 2); inverse = 1 rotates back (backward). */
+ * cosine, sine wide (positions known, head_dim / 2); inverse = 1 rotates back (backward). */
 typedef struct moed_op_rope {
     void *x;
     const void *cosine, *sine;
@@ -135,7 +139,7 @@ typedef struct moed_op_rope {
 } moed_op_rope;
 
 /* Causal attention with grouped queries. Token i attends to tokens [start[i], i] (start (N): absolute token index; never before
- * its own row's first). q, k, v at base + token * stride, heads consecutive. out (N, heads, head_dim) contiguous, lse (heads, N).
+ * its own row's first). q, k, v at base + token * stride, heads consecutive. out (N, heads, head_dim) contiguous, lse (heads, N, wide).
  * backward: d_q, d_k, d_v "=" with the same strides. */
 typedef struct moed_op_attention {
     void *out, *lse;
@@ -159,10 +163,10 @@ typedef struct moed_op_swiglu {
 } moed_op_swiglu;
 
 /* Softmax over experts, top_k choice (ties: the lower index), weights = chosen probabilities, divided by their sum when normalise.
- * logits, probabilities (rows, experts); ids, weights (rows, top_k); lse (rows) of the logits. replay = 1: ids is an input.
- * losses (2, real) += { experts * sum_e f_e P_e, mean lse^2 } * loss_scale: f_e share of choices, P_e mean probability (nullable).
+ * logits, probabilities (rows, experts); ids, weights (rows, top_k); lse (rows) of the logits, all wide. replay = 1: ids is an input.
+ * losses (2, wide) += { experts * sum_e f_e P_e, mean lse^2 } * loss_scale: f_e share of choices, P_e mean probability (nullable).
  * ids are valid and distinct even where logits are not numbers.
- * backward: d_logits = of d_weights, plus load_balance * loss_scale and z_loss * loss_scale times the gradients of those two; ids and
+ * backward: d_logits (real) = of d_weights (wide), plus load_balance * loss_scale and z_loss * loss_scale times the gradients of those two; ids and
  * f_e are constants. */
 typedef struct moed_op_router {
     void *probabilities, *weights, *lse;
@@ -196,7 +200,7 @@ typedef struct moed_op_gather {
 } moed_op_gather;
 
 /* out (rows, width) += sum_j weights[row][j] * y[slot[row][j]]; backward: d_y[slot] = weight * d_out[row],
- * d_weights[row][j] = d_out[row] . y[slot]. */
+ * d_weights[row][j] = d_out[row] . y[slot]. weights and d_weights are wide. */
 typedef struct moed_op_combine {
     void *out;
     const void *y, *weights;
@@ -215,7 +219,7 @@ typedef struct moed_op_sigmoid_gate {
     int64_t rows, width;
 } moed_op_sigmoid_gate;
 
-/* Loss of the output head without holding all logits: losses (rows) = weights * cross-entropy of h (rows, width) * head^T
+/* Loss of the output head without holding all logits: losses (rows, wide) = weights * cross-entropy of h (rows, width) * head^T
  * (vocabulary, width) against labels (-1: 0). When d_h is given: d_h = and d_head += (nullable) of scale * sum of losses. */
 typedef struct moed_op_cross_entropy {
     void *losses;
@@ -227,11 +231,14 @@ typedef struct moed_op_cross_entropy {
     double scale;
 } moed_op_cross_entropy;
 
-/* One tensor of an optimizer step. m, v, gradient as long as the parameter; the gradient is only read. */
+/* One tensor of an optimizer step. m, v (wide), gradient as long as the parameter; the gradient is only read. low (nullable): the
+ * parameter's number is the float whose bits are (parameter's bits << 16) + low; what is written is rounded to the nearest BF16, ties up,
+ * and what is left goes to low. */
 typedef struct moed_op_slice {
     void *parameter, *gradient, *m, *v;
     int64_t count;
     double weight_decay;
+    int16_t *low;
 } moed_op_slice;
 
 /* gradient_norm: scalars->gradient_norm and clip_factor from all gradients (times gradient_scale); clip 0 = factor 1.
@@ -246,7 +253,7 @@ typedef struct moed_op_update {
     double beta1, beta2, epsilon, clip;
 } moed_op_update;
 
-/* out (1) = [+=] scale * sum of x (count), in double inside. */
+/* out (1) = [+=] scale * sum of x (count), both wide, in double inside. */
 typedef struct moed_op_sum {
     void *out;
     const void *x;

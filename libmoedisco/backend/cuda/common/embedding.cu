@@ -1,0 +1,106 @@
+/* cuda/common/embedding.cu - rows of a table by token, and their gradients: places are sorted by token, so that each row of the table is
+ * added to by one block, in order. */
+#include <cub/device/device_radix_sort.cuh>
+
+#include "numbers.cuh"
+#include "operations.h"
+
+enum { THREADS = 256 };
+
+template <typename T, int V> __global__ void embedding_kernel(T *out, const T *table, const int32_t *tokens, int64_t width)
+{
+    const T *from = table + (int64_t)tokens[blockIdx.x] * width;
+    T *to = out + blockIdx.x * width;
+    for (int64_t c = (int64_t)threadIdx.x * V; c < width; c += THREADS * V)
+        *reinterpret_cast<pack<T, V> *>(to + c) = *reinterpret_cast<const pack<T, V> *>(from + c);
+}
+template <typename T> moed_status moedi_cuda_embedding(moedi_cuda *e, const moed_op_embedding *a)
+{
+    T *out = static_cast<T *>(a->out);
+    const T *table = static_cast<const T *>(a->table);
+    const dim3 rows((unsigned)a->count);
+    if (packs<T>(a->width, out, table))
+        return moedi_cuda_launch(e, embedding_kernel<T, WIDE_ACCESS<T>>, rows, THREADS, 0, out, table, a->tokens, a->width);
+    return moedi_cuda_launch(e, embedding_kernel<T, 1>, rows, THREADS, 0, out, table, a->tokens, a->width);
+}
+MOEDI_CUDA_DEFINED(embedding, embedding)
+
+static __global__ void number_kernel(int32_t *places, int64_t count)
+{
+    const int64_t i = (int64_t)blockIdx.x * THREADS + threadIdx.x;
+    if (i < count) places[i] = (int32_t)i;
+}
+
+/* A block for each place in sorted order; those that begin a token's run do the run. */
+template <typename T, int V>
+__global__ void embedding_backward_kernel(T *d_table, const T *d_out, const int32_t *tokens, const int32_t *places, int64_t count, int64_t width)
+{
+    const int64_t first = blockIdx.x;
+    const int32_t token = tokens[first];
+    if (first > 0 && tokens[first - 1] == token) return;
+    T *to = d_table + (int64_t)token * width;
+    for (int64_t c = ((int64_t)blockIdx.y * THREADS + threadIdx.x) * V; c < width; c += (int64_t)gridDim.y * THREADS * V) {
+        float sum[V] = {};
+        for (int64_t i = first; i < count && tokens[i] == token; i++) {
+            float d[V];
+            load(d, d_out + (int64_t)places[i] * width + c);
+#pragma unroll
+            for (int k = 0; k < V; k++) sum[k] += d[k];
+        }
+        float old[V];
+        load(old, to + c);
+#pragma unroll
+        for (int k = 0; k < V; k++) old[k] += sum[k];
+        store(to + c, old);
+    }
+}
+template <typename T> moed_status moedi_cuda_embedding_backward(moedi_cuda *e, const moed_op_embedding *a)
+{
+    size_t sorting = 0;
+    void *memory;
+    int bits = 1;
+    if (a->count <= 0) return MOED_OK;
+    while (bits < 31 && a->vocabulary > (int64_t)1 << bits) bits++;
+    MOEDI_CUDA_CHECK(e, (cub::DeviceRadixSort::SortPairs(nullptr, sorting, a->tokens, (int32_t *)nullptr, (const int32_t *)nullptr,
+                                                         (int32_t *)nullptr, a->count, 0, bits, e->stream)));
+    moedi_cuda_pieces p;
+    int32_t *places, *tokens, *sorted;
+    char *work;
+    const auto lay = [&] {
+        places = p.take<int32_t>(a->count), tokens = p.take<int32_t>(a->count), sorted = p.take<int32_t>(a->count);
+        work = p.take<char>((int64_t)sorting);
+    };
+    lay();
+    MOEDI_CUDA_TRY(moedi_cuda_scratch(e, p.used, &memory));
+    p.base = static_cast<char *>(memory), p.used = 0;
+    lay();
+    MOEDI_CUDA_TRY(moedi_cuda_launch(e, number_kernel, (unsigned)moedi_cuda_ceil(a->count, THREADS), THREADS, 0, places, a->count));
+    MOEDI_CUDA_CHECK(e, (cub::DeviceRadixSort::SortPairs(work, sorting, a->tokens, tokens, (const int32_t *)places, sorted, a->count, 0, bits,
+                                                         e->stream)));
+    T *d_table = static_cast<T *>(a->d_table);
+    const T *d_out = static_cast<const T *>(a->d_out);
+    const int V = packs<T>(a->width, d_table, d_out) ? WIDE_ACCESS<T> : 1;
+    const dim3 grid((unsigned)a->count, (unsigned)moedi_cuda_ceil(a->width, THREADS * V));
+    if (V > 1)
+        return moedi_cuda_launch(e, embedding_backward_kernel<T, WIDE_ACCESS<T>>, grid, THREADS, 0, d_table, d_out, (const int32_t *)tokens,
+                                 (const int32_t *)sorted, a->count, a->width);
+    return moedi_cuda_launch(e, embedding_backward_kernel<T, 1>, grid, THREADS, 0, d_table, d_out, (const int32_t *)tokens,
+                             (const int32_t *)sorted, a->count, a->width);
+}
+MOEDI_CUDA_DEFINED(embedding_backward, embedding)
+
+template <typename T> __global__ void embed_mean_kernel(float *out, const T *table, const int32_t *tokens, const int64_t *offsets, int64_t width)
+{
+    const int64_t from = offsets[blockIdx.x], end = offsets[blockIdx.x + 1];
+    for (int64_t c = threadIdx.x; c < width; c += THREADS) {
+        double sum = 0;
+        for (int64_t i = from; i < end; i++) sum += (double)to_float(table[(int64_t)tokens[i] * width + c]);
+        out[blockIdx.x * width + c] = end > from ? (float)(sum / (double)(end - from)) : 0.0f;
+    }
+}
+template <typename T> moed_status moedi_cuda_embed_mean(moedi_cuda *e, const moed_op_embed_mean *a)
+{
+    return moedi_cuda_launch(e, embed_mean_kernel<T>, (unsigned)a->documents, THREADS, 0, a->out, static_cast<const T *>(a->table), a->tokens,
+                             a->offsets, a->width);
+}
+MOEDI_CUDA_DEFINED(embed_mean, embed_mean)

@@ -1,0 +1,295 @@
+/* cuda/common/engine.cu - devices, engines and their memory. */
+#include "engine.h"
+
+#include <stdarg.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "libraries.h"
+#include "operations.h"
+
+/* A block that was handed out. The list is short: models take few large ones. */
+struct moedi_cuda_block {
+    moedi_cuda_block *next;
+    void *memory;
+    size_t size;
+};
+
+/* ---- errors ---- */
+
+moed_status moedi_cuda_fail(moedi_cuda *e, moed_status status, const char *format, ...)
+{
+    char sentence[320];
+    va_list arguments;
+    va_start(arguments, format);
+    vsnprintf(sentence, sizeof sentence, format, arguments);
+    va_end(arguments);
+    return e->host->fail(e->host->self, status, sentence);
+}
+
+moed_status moedi_cuda_failed(moedi_cuda *e, cudaError_t error, const char *what)
+{
+    (void)cudaGetLastError(); /* it is told here; the caller's own calls shall not meet it */
+    if (error == cudaErrorMemoryAllocation)
+        return moedi_cuda_fail(e, MOED_E_MEMORY, "cuda:%d has no memory left for %.120s", e->device, what);
+    return moedi_cuda_fail(e, MOED_E_DEVICE, "cuda:%d: %.120s: %s", e->device, what, cudaGetErrorString(error));
+}
+
+/* ---- devices ---- */
+
+/* The number of devices, or 0 and why. */
+static int count_devices(const char **reason)
+{
+    int count = 0;
+    const cudaError_t error = cudaGetDeviceCount(&count);
+    *reason = "";
+    if (error == cudaSuccess) return count;
+    (void)cudaGetLastError();
+    *reason = error == cudaErrorInsufficientDriver ? "no NVIDIA driver is loaded, or one too old for the CUDA that this plug-in was built with"
+                                                  : cudaGetErrorString(error);
+    return 0;
+}
+
+static moed_status describe_device(const moed_host_api *host, int32_t index, moed_device_info *out)
+{
+    (void)host;
+    const char *reason;
+    const int count = count_devices(&reason);
+    if (index < 0 || (index >= count && index > 0)) return MOED_E_RANGE;
+    snprintf(out->name, sizeof out->name, "cuda:%d", index);
+    if (count == 0) { /* one line that says why there is none */
+        snprintf(out->description, sizeof out->description, "no NVIDIA GPU");
+        snprintf(out->reason, sizeof out->reason, "%s", *reason ? reason : "the driver lists no device");
+        return MOED_OK;
+    }
+    cudaDeviceProp p;
+    if (cudaGetDeviceProperties(&p, index) != cudaSuccess) {
+        snprintf(out->reason, sizeof out->reason, "the device does not answer: %s", cudaGetErrorString(cudaGetLastError()));
+        return MOED_OK;
+    }
+    snprintf(out->description, sizeof out->description, "%.80s (compute capability %d.%d)", p.name, p.major, p.minor);
+    out->memory = (int64_t)p.totalGlobalMem;
+    if (p.major < 8) snprintf(out->reason, sizeof out->reason, "compute capability %d.%d: 8.0 or newer is needed", p.major, p.minor);
+    return MOED_OK;
+}
+
+/* ---- engines ---- */
+
+extern const moed_backend moedi_cuda_bf16, moedi_cuda_f32;
+
+static void close_engine(void *self)
+{
+    moedi_cuda *e = static_cast<moedi_cuda *>(self);
+    {
+        const moedi_cuda_current current(e);
+        if (e->stream) cudaStreamSynchronize(e->stream);
+        moedi_cuda_gemm_forget(e);
+        moedi_cuda_attention_forget(e);
+        moedi_cuda_update_forget(e);
+        if (e->blas) moedi_cublas.cublasLtDestroy(e->blas);
+        cudaFree(e->workspace);
+        cudaFree(e->scratch);
+        while (e->blocks) {
+            moedi_cuda_block *b = e->blocks;
+            e->blocks = b->next;
+            cudaFree(b->memory);
+            e->host->free(e->host->self, b);
+        }
+        if (e->stream) cudaStreamDestroy(e->stream);
+        (void)cudaGetLastError();
+    }
+    e->host->free(e->host->self, e);
+}
+
+static moed_status start_engine(moedi_cuda *e)
+{
+    const moedi_cuda_current current(e);
+    MOEDI_CUDA_TRY(moedi_cuda_libraries(e->host));
+    MOEDI_CUDA_CHECK(e, cudaGetDeviceProperties(&e->properties, e->device));
+    if (e->properties.major < 8)
+        return moedi_cuda_fail(e, MOED_E_BACKEND, "cuda:%d has compute capability %d.%d: 8.0 or newer is needed", e->device,
+                               e->properties.major, e->properties.minor);
+    MOEDI_CUDA_CHECK(e, cudaStreamCreateWithFlags(&e->stream, cudaStreamNonBlocking));
+    MOEDI_CUDA_CHECK(e, cudaMalloc(&e->workspace, MOEDI_CUDA_WORKSPACE));
+    if (moedi_cublas.cublasLtCreate(&e->blas) != CUBLAS_STATUS_SUCCESS)
+        return moedi_cuda_fail(e, MOED_E_BACKEND, "cuda:%d: cuBLAS does not start", e->device);
+    return MOED_OK;
+}
+
+static moed_status open_engine(const moed_host_api *host, const moed_backend_config *config, void **self, const moed_backend **table)
+{
+    const char *asked = config->kernels && *config->kernels ? config->kernels : "auto";
+    const bool narrow = !strcmp(asked, "auto") || !strcmp(asked, "bf16");
+    const char *reason;
+    char sentence[240];
+    const int count = count_devices(&reason);
+    if (config->device < 0 || config->device >= count) {
+        snprintf(sentence, sizeof sentence, "there is no device cuda:%d: %s", (int)config->device,
+                 *reason ? reason : "the driver lists fewer");
+        return host->fail(host->self, MOED_E_BACKEND, sentence);
+    }
+    if (!narrow && strcmp(asked, "f32") != 0) {
+        snprintf(sentence, sizeof sentence, "no kernel set of a CUDA device is called \"%.40s\"; there is auto, bf16, f32", asked);
+        return host->fail(host->self, MOED_E_BACKEND, sentence);
+    }
+    void *memory;
+    const moed_status status = host->alloc(host->self, sizeof(moedi_cuda), &memory);
+    if (status != MOED_OK) return status;
+    moedi_cuda *e = static_cast<moedi_cuda *>(memset(memory, 0, sizeof(moedi_cuda)));
+    e->host = host, e->device = config->device, e->limit = config->memory_limit;
+    const moed_status started = start_engine(e);
+    if (started != MOED_OK) {
+        close_engine(e);
+        return started;
+    }
+    *self = e;
+    *table = narrow ? &moedi_cuda_bf16 : &moedi_cuda_f32;
+    return MOED_OK;
+}
+
+template <typename T> static moed_status tell_info(void *self, moed_backend_info *out)
+{
+    const moedi_cuda *e = static_cast<const moedi_cuda *>(self);
+    const bool narrow = sizeof(T) == 2;
+    out->dtype = narrow ? MOED_DTYPE_BF16 : MOED_DTYPE_F32;
+    out->wide = MOED_DTYPE_F32;
+    out->host_memory = 0;
+    snprintf(out->kernels, sizeof out->kernels, "%s", narrow ? "bf16" : "f32");
+    snprintf(out->reason, sizeof out->reason, "%.100s, compute capability %d.%d", e->properties.name, e->properties.major, e->properties.minor);
+    return MOED_OK;
+}
+
+/* ---- memory ---- */
+
+static moed_status within_limit(moedi_cuda *e, size_t more)
+{
+    if (e->limit > 0 && (int64_t)more > e->limit - e->in_use)
+        return moedi_cuda_fail(e, MOED_E_LIMIT, "cuda:%d: %zu bytes more than the %lld in use are over the limit of %lld", e->device, more,
+                               (long long)e->in_use, (long long)e->limit);
+    return MOED_OK;
+}
+
+static moed_status allocate(void *self, size_t size, void **out)
+{
+    moedi_cuda *e = static_cast<moedi_cuda *>(self);
+    const moedi_cuda_current current(e);
+    void *node = nullptr;
+    char what[48];
+    MOEDI_CUDA_TRY(within_limit(e, size));
+    MOEDI_CUDA_TRY(e->host->alloc(e->host->self, sizeof(moedi_cuda_block), &node));
+    moedi_cuda_block *b = static_cast<moedi_cuda_block *>(node);
+    const cudaError_t error = cudaMalloc(&b->memory, size ? size : 1);
+    if (error != cudaSuccess) {
+        e->host->free(e->host->self, b);
+        snprintf(what, sizeof what, "%zu bytes", size);
+        return moedi_cuda_failed(e, error, what);
+    }
+    b->size = size, b->next = e->blocks, e->blocks = b;
+    e->in_use += (int64_t)size;
+    *out = b->memory;
+    return MOED_OK;
+}
+
+static void release(void *self, void *memory)
+{
+    moedi_cuda *e = static_cast<moedi_cuda *>(self);
+    const moedi_cuda_current current(e);
+    for (moedi_cuda_block **at = &e->blocks; memory && *at; at = &(*at)->next) {
+        moedi_cuda_block *b = *at;
+        if (b->memory != memory) continue;
+        cudaFree(memory); /* waits for the work that uses it */
+        e->in_use -= (int64_t)b->size;
+        *at = b->next;
+        e->host->free(e->host->self, b);
+        return;
+    }
+}
+
+moed_status moedi_cuda_scratch(moedi_cuda *e, size_t size, void **out)
+{
+    if (size > e->scratch_size) {
+        MOEDI_CUDA_TRY(within_limit(e, size - e->scratch_size));
+        MOEDI_CUDA_CHECK(e, cudaFree(e->scratch));
+        e->in_use -= (int64_t)e->scratch_size;
+        e->scratch = nullptr, e->scratch_size = 0;
+        MOEDI_CUDA_CHECK(e, cudaMalloc(&e->scratch, size));
+        e->scratch_size = size;
+        e->in_use += (int64_t)size;
+    }
+    *out = e->scratch;
+    return MOED_OK;
+}
+
+/* Pageable host memory has been copied out of when the call returns. */
+static moed_status upload(void *self, void *device, const void *host, size_t size)
+{
+    moedi_cuda *e = static_cast<moedi_cuda *>(self);
+    const moedi_cuda_current current(e);
+    MOEDI_CUDA_CHECK(e, cudaMemcpyAsync(device, host, size, cudaMemcpyHostToDevice, e->stream));
+    cudaPointerAttributes about;
+    if (cudaPointerGetAttributes(&about, host) == cudaSuccess && about.type == cudaMemoryTypeHost)
+        MOEDI_CUDA_CHECK(e, cudaStreamSynchronize(e->stream)); /* pinned: it would still be read */
+    return MOED_OK;
+}
+
+static moed_status download(void *self, void *host, const void *device, size_t size)
+{
+    moedi_cuda *e = static_cast<moedi_cuda *>(self);
+    const moedi_cuda_current current(e);
+    MOEDI_CUDA_CHECK(e, cudaMemcpyAsync(host, device, size, cudaMemcpyDeviceToHost, e->stream));
+    return MOED_OK;
+}
+
+static moed_status copy(void *self, void *to, const void *from, size_t size)
+{
+    moedi_cuda *e = static_cast<moedi_cuda *>(self);
+    const moedi_cuda_current current(e);
+    MOEDI_CUDA_CHECK(e, cudaMemcpyAsync(to, from, size, cudaMemcpyDeviceToDevice, e->stream));
+    return MOED_OK;
+}
+
+static moed_status zero(void *self, void *device, size_t size)
+{
+    moedi_cuda *e = static_cast<moedi_cuda *>(self);
+    const moedi_cuda_current current(e);
+    MOEDI_CUDA_CHECK(e, cudaMemsetAsync(device, 0, size, e->stream));
+    return MOED_OK;
+}
+
+static moed_status synchronize(void *self)
+{
+    moedi_cuda *e = static_cast<moedi_cuda *>(self);
+    const moedi_cuda_current current(e);
+    MOEDI_CUDA_CHECK(e, cudaStreamSynchronize(e->stream));
+    return MOED_OK;
+}
+
+/* ---- the tables ---- */
+
+template <typename T> struct slots {
+#define MOEDI_CUDA_SLOT(slot, arguments)                                     \
+    static moed_status slot(void *self, const moed_op_##arguments *a)        \
+    {                                                                        \
+        moedi_cuda *e = static_cast<moedi_cuda *>(self);                     \
+        const moedi_cuda_current current(e);                                 \
+        return moedi_cuda_##slot<T>(e, a);                                   \
+    }
+    MOEDI_CUDA_OPERATIONS(MOEDI_CUDA_SLOT)
+    static constexpr moed_backend table()
+    {
+        moed_backend b = {};
+        b.struct_size = sizeof b, b.abi = MOED_BACKEND_ABI, b.name = "cuda";
+        b.device = describe_device, b.open = open_engine, b.close = close_engine, b.info = tell_info<T>;
+        b.alloc = allocate, b.free = release, b.upload = upload, b.download = download, b.copy = copy, b.zero = zero;
+        b.synchronize = synchronize;
+#define MOEDI_CUDA_FILL(operation, arguments) b.operation = operation;
+        MOEDI_CUDA_OPERATIONS(MOEDI_CUDA_FILL)
+        return b;
+    }
+};
+const moed_backend moedi_cuda_bf16 = slots<__nv_bfloat16>::table(), moedi_cuda_f32 = slots<float>::table();
+
+extern "C" __attribute__((visibility("default"))) const moed_backend *moed_backend_entry_v1(const moed_host_api *host)
+{
+    return host && host->abi == MOED_BACKEND_ABI ? &moedi_cuda_bf16 : nullptr;
+}

@@ -1,0 +1,26 @@
+/* cuda/common/libraries.h - NVIDIA's libraries, loaded when the first engine opens: what only lists devices needs none of them, and a
+ * machine that lacks one gets a sentence. Their functions keep their names. */
+#ifndef MOEDI_CUDA_LIBRARIES_H
+#define MOEDI_CUDA_LIBRARIES_H
+
+#include <cublasLt.h>
+
+#include "moedisco/sys/backend.h"
+
+#define MOEDI_CUDA_CUBLAS(X)                                                                                              \
+    X(cublasLtCreate) X(cublasLtDestroy) X(cublasLtGetStatusString) X(cublasLtMatmul) X(cublasLtMatmulAlgoGetHeuristic)   \
+    X(cublasLtMatmulDescCreate) X(cublasLtMatmulDescDestroy) X(cublasLtMatmulDescSetAttribute)                            \
+    X(cublasLtMatmulPreferenceCreate) X(cublasLtMatmulPreferenceDestroy) X(cublasLtMatmulPreferenceSetAttribute)          \
+    X(cublasLtMatrixLayoutCreate) X(cublasLtMatrixLayoutDestroy)
+
+/* Loads what is not yet loaded. MOED_E_BACKEND naming the file that does not load. Libraries stay. Threads: any. */
+moed_status moedi_cuda_libraries(const moed_host_api *host);
+
+/* The loaded functions in place of those that a linker would bind. */
+struct moedi_cuda_cublas {
+#define MOEDI_CUDA_MEMBER(name) decltype(&::name) name;
+    MOEDI_CUDA_CUBLAS(MOEDI_CUDA_MEMBER)
+};
+extern moedi_cuda_cublas moedi_cublas;
+
+#endif

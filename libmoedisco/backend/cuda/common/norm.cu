@@ -1,0 +1,145 @@
+/* cuda/common/norm.cu - RMS norm, and sums over rows for its weights and for biases: each block sums its rows into shared memory, then
+ * the blocks' sums are added in order, so that the same bits come out every time. */
+#include "numbers.cuh"
+#include "operations.h"
+
+enum { THREADS = 256, BLOCKS = 512, SHARED_MOST = 200 << 10 };
+
+/* out[c] += sum over parts of partial (parts, width) */
+template <typename T> __global__ void add_parts(T *out, const float *partial, int parts, int64_t width)
+{
+    const int64_t c = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
+    if (c >= width) return;
+    float sum = 0;
+    for (int p = 0; p < parts; p++) sum += partial[p * width + c];
+    out[c] = from_float<T>(to_float(out[c]) + sum);
+}
+
+static moed_status room_for_sums(moedi_cuda *e, const void *kernel, int64_t width)
+{
+    const size_t bytes = (size_t)width * sizeof(float);
+    if (bytes > SHARED_MOST)
+        return moedi_cuda_fail(e, MOED_E_UNSUPPORTED, "rows of %lld numbers are wider than this backend takes (%d)", (long long)width,
+                               SHARED_MOST / 4);
+    MOEDI_CUDA_CHECK(e, cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, SHARED_MOST));
+    return MOED_OK;
+}
+
+/* ---- norm ---- */
+
+template <typename T, int V>
+__global__ void rmsnorm_kernel(T *out, float *rstd, const T *x, const T *weight, int64_t width, float epsilon)
+{
+    const int64_t base = blockIdx.x * width;
+    float square = 0;
+    for (int64_t c = (int64_t)threadIdx.x * V; c < width; c += THREADS * V) {
+        float v[V];
+        load(v, x + base + c);
+#pragma unroll
+        for (int k = 0; k < V; k++) square += v[k] * v[k];
+    }
+    square = block_sum(square);
+    const float r = 1.0f / sqrtf(square / (float)width + epsilon);
+    if (threadIdx.x == 0) rstd[blockIdx.x] = r;
+    for (int64_t c = (int64_t)threadIdx.x * V; c < width; c += THREADS * V) {
+        float v[V], w[V];
+        load(v, x + base + c), load(w, weight + c);
+#pragma unroll
+        for (int k = 0; k < V; k++) v[k] = v[k] * r * w[k];
+        store(out + base + c, v);
+    }
+}
+template <typename T> moed_status moedi_cuda_rmsnorm(moedi_cuda *e, const moed_op_rmsnorm *a)
+{
+    T *out = static_cast<T *>(a->out);
+    const T *x = static_cast<const T *>(a->x), *weight = static_cast<const T *>(a->weight);
+    float *rstd = static_cast<float *>(a->rstd);
+    const dim3 rows((unsigned)a->rows);
+    if (packs<T>(a->width, out, x, weight))
+        return moedi_cuda_launch(e, rmsnorm_kernel<T, WIDE_ACCESS<T>>, rows, THREADS, 0, out, rstd, x, weight, a->width, (float)a->epsilon);
+    return moedi_cuda_launch(e, rmsnorm_kernel<T, 1>, rows, THREADS, 0, out, rstd, x, weight, a->width, (float)a->epsilon);
+}
+MOEDI_CUDA_DEFINED(rmsnorm, rmsnorm)
+
+/* With n = x rstd: d_x += rstd (w d_out - n mean(n w d_out)), and the block's part of d_weight = sum d_out n. Each thread has its own columns. */
+template <typename T, int V>
+__global__ void rmsnorm_backward_kernel(T *d_x, float *partial, const T *x, const T *weight, const float *rstd, const T *d_out, int64_t rows,
+                                        int64_t width)
+{
+    extern __shared__ float sums[];
+    if (partial)
+        for (int64_t c = threadIdx.x; c < width; c += THREADS) sums[c] = 0;
+    __syncthreads();
+    for (int64_t row = blockIdx.x; row < rows; row += gridDim.x) {
+        const int64_t base = row * width;
+        const float r = rstd[row];
+        float dot = 0;
+        for (int64_t c = (int64_t)threadIdx.x * V; c < width; c += THREADS * V) {
+            float v[V], w[V], d[V];
+            load(v, x + base + c), load(w, weight + c), load(d, d_out + base + c);
+#pragma unroll
+            for (int k = 0; k < V; k++) dot += v[k] * w[k] * d[k];
+        }
+        dot = block_sum(dot) * r * r / (float)width;
+        for (int64_t c = (int64_t)threadIdx.x * V; c < width; c += THREADS * V) {
+            float v[V], w[V], d[V], to[V];
+            load(v, x + base + c), load(w, weight + c), load(d, d_out + base + c), load(to, d_x + base + c);
+#pragma unroll
+            for (int k = 0; k < V; k++) {
+                to[k] += r * (w[k] * d[k] - v[k] * dot);
+                if (partial) sums[c + k] += d[k] * v[k] * r;
+            }
+            store(d_x + base + c, to);
+        }
+    }
+    if (!partial) return;
+    __syncthreads();
+    for (int64_t c = threadIdx.x; c < width; c += THREADS) partial[blockIdx.x * width + c] = sums[c];
+}
+template <typename T, int V> static moed_status norm_backward(moedi_cuda *e, const moed_op_rmsnorm *a)
+{
+    const int blocks = a->rows < BLOCKS ? (int)a->rows : BLOCKS;
+    T *d_weight = static_cast<T *>(a->d_weight);
+    void *partial = nullptr;
+    if (blocks == 0) return MOED_OK;
+    if (d_weight) {
+        MOEDI_CUDA_TRY(room_for_sums(e, (const void *)rmsnorm_backward_kernel<T, V>, a->width));
+        MOEDI_CUDA_TRY(moedi_cuda_scratch(e, (size_t)(blocks * a->width) * sizeof(float), &partial));
+    }
+    MOEDI_CUDA_TRY(moedi_cuda_launch(e, rmsnorm_backward_kernel<T, V>, blocks, THREADS, d_weight ? (size_t)a->width * sizeof(float) : 0,
+                                     static_cast<T *>(a->d_x), static_cast<float *>(partial), static_cast<const T *>(a->x),
+                                     static_cast<const T *>(a->weight), static_cast<const float *>(a->rstd),
+                                     static_cast<const T *>(a->d_out), a->rows, a->width));
+    if (!d_weight) return MOED_OK;
+    return moedi_cuda_launch(e, add_parts<T>, (unsigned)moedi_cuda_ceil(a->width, THREADS), THREADS, 0, d_weight,
+                             static_cast<const float *>(partial), blocks, a->width);
+}
+template <typename T> moed_status moedi_cuda_rmsnorm_backward(moedi_cuda *e, const moed_op_rmsnorm *a)
+{
+    if (packs<T>(a->width, a->d_x, a->x, a->weight, a->d_out)) return norm_backward<T, WIDE_ACCESS<T>>(e, a);
+    return norm_backward<T, 1>(e, a);
+}
+MOEDI_CUDA_DEFINED(rmsnorm_backward, rmsnorm)
+
+/* ---- bias ---- */
+
+template <typename T> __global__ void bias_backward_kernel(float *partial, const T *d_out, int64_t m, int64_t n, int64_t ld)
+{
+    const int64_t c = (int64_t)blockIdx.y * THREADS + threadIdx.x;
+    if (c >= n) return;
+    float sum = 0;
+    for (int64_t row = blockIdx.x; row < m; row += gridDim.x) sum += to_float(d_out[row * ld + c]);
+    partial[blockIdx.x * n + c] = sum;
+}
+template <typename T> moed_status moedi_cuda_bias_backward(moedi_cuda *e, const moed_op_bias_backward *a)
+{
+    const int blocks = a->m < BLOCKS / 4 ? (int)a->m : BLOCKS / 4;
+    void *partial;
+    if (blocks == 0) return MOED_OK;
+    MOEDI_CUDA_TRY(moedi_cuda_scratch(e, (size_t)(blocks * a->n) * sizeof(float), &partial));
+    MOEDI_CUDA_TRY(moedi_cuda_launch(e, bias_backward_kernel<T>, dim3(blocks, (unsigned)moedi_cuda_ceil(a->n, THREADS)), THREADS, 0,
+                                     static_cast<float *>(partial), static_cast<const T *>(a->d_out), a->m, a->n, a->ld));
+    return moedi_cuda_launch(e, add_parts<T>, (unsigned)moedi_cuda_ceil(a->n, THREADS), THREADS, 0, static_cast<T *>(a->d_bias),
+                             static_cast<const float *>(partial), blocks, a->n);
+}
+MOEDI_CUDA_DEFINED(bias_backward, bias_backward)

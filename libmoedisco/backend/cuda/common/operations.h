@@ -1,0 +1,35 @@
+/* cuda/common/operations.h - the operations of the table, for reals of float and of bf16; wide numbers are float. */
+#ifndef MOEDI_CUDA_OPERATIONS_H
+#define MOEDI_CUDA_OPERATIONS_H
+
+#include "engine.h"
+
+#define MOEDI_CUDA_OPERATIONS(X)                                                                                              \
+    X(embedding, embedding) X(embedding_backward, embedding) X(rmsnorm, rmsnorm) X(rmsnorm_backward, rmsnorm) X(gemm, gemm)   \
+    X(grouped_gemm, grouped_gemm) X(bias_backward, bias_backward) X(rope, rope) X(attention, attention)                       \
+    X(attention_backward, attention) X(swiglu, swiglu) X(swiglu_backward, swiglu) X(router, router) X(router_backward, router) \
+    X(dispatch, dispatch) X(gather, gather) X(gather_backward, gather) X(combine, combine) X(combine_backward, combine)       \
+    X(sigmoid_gate, sigmoid_gate) X(sigmoid_gate_backward, sigmoid_gate) X(cross_entropy, cross_entropy)                      \
+    X(gradient_norm, update) X(adamw, update) X(sum, sum) X(add, add) X(embed_mean, embed_mean)                               \
+    X(kmeans_assign, kmeans_assign) X(kmeans_accumulate, kmeans_accumulate)
+
+/* template <typename T> moed_status moedi_cuda_OPERATION(moedi_cuda *, const moed_op_ARGUMENTS *): T is the engine's real. */
+#define MOEDI_CUDA_DECLARE(slot, arguments) template <typename T> moed_status moedi_cuda_##slot(moedi_cuda *e, const moed_op_##arguments *a);
+MOEDI_CUDA_OPERATIONS(MOEDI_CUDA_DECLARE)
+
+/* At the end of the file that has the operation. */
+#define MOEDI_CUDA_DEFINED(slot, arguments)                                                          \
+    template moed_status moedi_cuda_##slot<float>(moedi_cuda *, const moed_op_##arguments *);        \
+    template moed_status moedi_cuda_##slot<__nv_bfloat16>(moedi_cuda *, const moed_op_##arguments *);
+
+/* What a datacenter chip does faster. They return MOED_E_UNSUPPORTED, and write nothing, where shape or chip is not theirs. */
+moed_status moedi_cuda_grouped_sm90(moedi_cuda *e, const moed_op_grouped_gemm *a);
+moed_status moedi_cuda_attention_cudnn(moedi_cuda *e, const moed_op_attention *a);
+moed_status moedi_cuda_attention_backward_cudnn(moedi_cuda *e, const moed_op_attention *a);
+
+/* What engines keep between calls; NULL is nothing. */
+void moedi_cuda_gemm_forget(moedi_cuda *e);
+void moedi_cuda_attention_forget(moedi_cuda *e);
+void moedi_cuda_update_forget(moedi_cuda *e);
+
+#endif

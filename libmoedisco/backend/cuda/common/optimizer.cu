@@ -1,0 +1,214 @@
+/* cuda/common/optimizer.cu - the gradients' norm and AdamW over all tensors in one launch each: tensors are cut into pieces, a block each.
+ * What changes by step lies in device memory. */
+#include <string.h>
+
+#include <new>
+#include <vector>
+
+#include "numbers.cuh"
+#include "operations.h"
+
+enum { THREADS = 256, PIECE = 1 << 15 };
+
+namespace {
+struct piece {
+    int32_t slice;
+    int32_t count;
+    int64_t first;
+};
+} // namespace
+
+/* The slices of the last call and their pieces on the device: made again when the slices are others. */
+struct moedi_cuda_update_plan {
+    std::vector<moed_op_slice> slices;
+    int64_t pieces = 0;
+    char *device = nullptr;         /* slices, pieces, partial sums */
+    size_t pieces_at = 0, sums_at = 0;
+};
+
+void moedi_cuda_update_forget(moedi_cuda *e)
+{
+    if (!e->update_plan) return;
+    cudaFree(e->update_plan->device);
+    delete e->update_plan;
+    e->update_plan = nullptr;
+}
+
+static moed_status make_plan(moedi_cuda *e, const moed_op_update *a)
+{
+    moedi_cuda_update_forget(e);
+    moedi_cuda_update_plan *p = e->update_plan = new moedi_cuda_update_plan;
+    std::vector<piece> pieces;
+    for (int64_t s = 0; s < a->count; s++)
+        for (int64_t at = 0; at < a->slices[s].count; at += PIECE) {
+            const int64_t left = a->slices[s].count - at;
+            pieces.push_back({(int32_t)s, (int32_t)(left < PIECE ? left : PIECE), at});
+        }
+    const size_t slices_size = (size_t)a->count * sizeof *a->slices, pieces_size = pieces.size() * sizeof(piece);
+    p->pieces_at = (slices_size + 255) / 256 * 256;
+    p->sums_at = p->pieces_at + (pieces_size + 255) / 256 * 256;
+    MOEDI_CUDA_CHECK(e, cudaMalloc(&p->device, p->sums_at + (pieces.size() + 1) * sizeof(double)));
+    MOEDI_CUDA_CHECK(e, cudaMemcpyAsync(p->device, a->slices, slices_size, cudaMemcpyHostToDevice, e->stream));
+    MOEDI_CUDA_CHECK(e, cudaMemcpyAsync(p->device + p->pieces_at, pieces.data(), pieces_size, cudaMemcpyHostToDevice, e->stream));
+    MOEDI_CUDA_CHECK(e, cudaStreamSynchronize(e->stream));
+    p->pieces = (int64_t)pieces.size();
+    p->slices.assign(a->slices, a->slices + a->count);
+    return MOED_OK;
+}
+
+static moed_status plan_for(moedi_cuda *e, const moed_op_update *a)
+{
+    const moedi_cuda_update_plan *p = e->update_plan;
+    if (p && (int64_t)p->slices.size() == a->count && (a->count == 0 || !memcmp(p->slices.data(), a->slices, (size_t)a->count * sizeof *a->slices)))
+        return MOED_OK;
+    moed_status status;
+    try {
+        status = make_plan(e, a);
+    } catch (const std::bad_alloc &) {
+        status = moedi_cuda_fail(e, MOED_E_MEMORY, "out of memory for the list of tensors to update");
+    }
+    if (status != MOED_OK) moedi_cuda_update_forget(e);
+    return status;
+}
+static const moed_op_slice *device_slices(const moedi_cuda *e)
+{
+    return reinterpret_cast<const moed_op_slice *>(e->update_plan->device);
+}
+static const piece *device_pieces(const moedi_cuda *e)
+{
+    return reinterpret_cast<const piece *>(e->update_plan->device + e->update_plan->pieces_at);
+}
+static double *device_sums(const moedi_cuda *e)
+{
+    return reinterpret_cast<double *>(e->update_plan->device + e->update_plan->sums_at);
+}
+
+/* ---- norm ---- */
+
+template <typename T> __global__ void squares_kernel(double *sums, const moed_op_slice *slices, const piece *pieces)
+{
+    constexpr int V = WIDE_ACCESS<T>;
+    const piece mine = pieces[blockIdx.x];
+    const T *g = static_cast<const T *>(slices[mine.slice].gradient) + mine.first;
+    const int whole = reinterpret_cast<uintptr_t>(g) % 16 == 0 ? mine.count / V * V : 0;
+    double sum = 0;
+    for (int i = threadIdx.x * V; i < whole; i += THREADS * V) {
+        float v[V], part = 0;
+        load(v, g + i);
+#pragma unroll
+        for (int k = 0; k < V; k++) part += v[k] * v[k];
+        sum += (double)part;
+    }
+    for (int i = whole + threadIdx.x; i < mine.count; i += THREADS) {
+        const double v = (double)to_float(g[i]);
+        sum += v * v;
+    }
+    sum = block_sum(sum);
+    if (threadIdx.x == 0) sums[blockIdx.x] = sum;
+}
+static __global__ void norm_kernel(moed_step_scalars *s, const double *sums, int64_t count, double clip)
+{
+    double sum = 0;
+    for (int64_t i = threadIdx.x; i < count; i += blockDim.x) sum += sums[i];
+    sum = block_sum(sum);
+    if (threadIdx.x) return;
+    s->gradient_norm = sqrt(sum) * fabs(s->gradient_scale);
+    s->clip_factor = clip > 0 && s->gradient_norm > clip ? clip / s->gradient_norm : 1.0;
+}
+template <typename T> moed_status moedi_cuda_gradient_norm(moedi_cuda *e, const moed_op_update *a)
+{
+    MOEDI_CUDA_TRY(plan_for(e, a));
+    MOEDI_CUDA_TRY(moedi_cuda_launch(e, squares_kernel<T>, (unsigned)e->update_plan->pieces, THREADS, 0, device_sums(e), device_slices(e),
+                                     device_pieces(e)));
+    return moedi_cuda_launch(e, norm_kernel, 1, 1024, 0, a->scalars, (const double *)device_sums(e), e->update_plan->pieces, a->clip);
+}
+MOEDI_CUDA_DEFINED(gradient_norm, update)
+
+/* ---- AdamW ---- */
+
+struct rates {
+    float scale, beta1, beta2, m_correction, v_correction, epsilon, rate, decay;
+};
+__device__ static inline void update_one(float *p, float *m, float *v, float gradient, const rates &r)
+{
+    const float g = gradient * r.scale;
+    *m = r.beta1 * *m + (1.0f - r.beta1) * g;
+    *v = r.beta2 * *v + (1.0f - r.beta2) * g * g;
+    *p -= r.rate * (*m * r.m_correction / (sqrtf(*v * r.v_correction) + r.epsilon) + r.decay * *p);
+}
+
+/* A parameter's number from its two halves, and back. */
+__device__ static inline float unite(bf16 high, int16_t low)
+{
+    return __uint_as_float(((uint32_t)__bfloat16_as_ushort(high) << 16) + (uint32_t)(int32_t)low);
+}
+__device__ static inline void halve(bf16 *high, int16_t *low, float x)
+{
+    const uint32_t bits = __float_as_uint(x);
+    *high = __ushort_as_bfloat16((unsigned short)((bits + 0x8000u) >> 16));
+    *low = (int16_t)(uint16_t)bits;
+}
+template <int V> __device__ inline void load_numbers(float (&out)[V], const float *p, const int16_t *low, int i)
+{
+    (void)low;
+    load(out, p + i);
+}
+template <int V> __device__ inline void load_numbers(float (&out)[V], const bf16 *p, const int16_t *low, int i)
+{
+    const pack<bf16, V> h = *reinterpret_cast<const pack<bf16, V> *>(p + i);
+    pack<int16_t, V> l = {};
+    if (low) l = *reinterpret_cast<const pack<int16_t, V> *>(low + i);
+#pragma unroll
+    for (int k = 0; k < V; k++) out[k] = unite(h.at[k], l.at[k]);
+}
+template <int V> __device__ inline void store_numbers(float *p, int16_t *low, int i, const float (&in)[V])
+{
+    (void)low;
+    store(p + i, in);
+}
+template <int V> __device__ inline void store_numbers(bf16 *p, int16_t *low, int i, const float (&in)[V])
+{
+    pack<bf16, V> h;
+    pack<int16_t, V> l;
+#pragma unroll
+    for (int k = 0; k < V; k++) halve(&h.at[k], &l.at[k], in[k]);
+    *reinterpret_cast<pack<bf16, V> *>(p + i) = h;
+    if (low) *reinterpret_cast<pack<int16_t, V> *>(low + i) = l;
+}
+
+template <typename T, int V> __device__ inline void update_pack(T *p, int16_t *low, float *m, float *v, const T *g, int i, const rates &r)
+{
+    float pp[V], mm[V], vv[V], gg[V];
+    load_numbers(pp, p, low, i), load(gg, g + i);
+    load(mm, m + i), load(vv, v + i);
+#pragma unroll
+    for (int k = 0; k < V; k++) update_one(&pp[k], &mm[k], &vv[k], gg[k], r);
+    store_numbers(p, low, i, pp), store(m + i, mm), store(v + i, vv);
+}
+template <typename T>
+__global__ void adamw_kernel(const moed_op_slice *slices, const piece *pieces, const moed_step_scalars *s, double beta1, double beta2, double epsilon)
+{
+    constexpr int V = 4;
+    if (!isfinite(s->gradient_norm)) return;
+    const piece mine = pieces[blockIdx.x];
+    const moed_op_slice slice = slices[mine.slice];
+    const rates r = {(float)(s->gradient_scale * s->clip_factor), (float)beta1, (float)beta2, (float)(1.0 / s->beta1_correction),
+                     (float)(1.0 / s->beta2_correction), (float)epsilon, (float)s->learning_rate, (float)slice.weight_decay};
+    T *p = static_cast<T *>(slice.parameter) + mine.first;
+    const T *g = static_cast<const T *>(slice.gradient) + mine.first;
+    float *m = static_cast<float *>(slice.m) + mine.first, *v = static_cast<float *>(slice.v) + mine.first;
+    int16_t *low = slice.low ? slice.low + mine.first : nullptr;
+    const uintptr_t narrow = reinterpret_cast<uintptr_t>(p) | reinterpret_cast<uintptr_t>(g);
+    const uintptr_t wide = reinterpret_cast<uintptr_t>(m) | reinterpret_cast<uintptr_t>(v);
+    const bool fits = narrow % (V * sizeof(T)) == 0 && wide % 16 == 0 && reinterpret_cast<uintptr_t>(low) % 8 == 0;
+    const int whole = fits ? mine.count / V * V : 0;
+    for (int i = threadIdx.x * V; i < whole; i += THREADS * V) update_pack<T, V>(p, low, m, v, g, i, r);
+    for (int i = whole + threadIdx.x; i < mine.count; i += THREADS) update_pack<T, 1>(p, low, m, v, g, i, r);
+}
+template <typename T> moed_status moedi_cuda_adamw(moedi_cuda *e, const moed_op_update *a)
+{
+    MOEDI_CUDA_TRY(plan_for(e, a));
+    return moedi_cuda_launch(e, adamw_kernel<T>, (unsigned)e->update_plan->pieces, THREADS, 0, device_slices(e), device_pieces(e),
+                             (const moed_step_scalars *)a->scalars, a->beta1, a->beta2, a->epsilon);
+}
+MOEDI_CUDA_DEFINED(adamw, update)
