@@ -159,6 +159,10 @@ $(OUT)/tests/%: tests/%.c $(INTERNAL)
 	@mkdir -p $(@D)
 	$(call say,LD,$@)$(CC) $(FLAGS) -Itests $(LDFLAGS) -DMOEDI_TEST_OUT='"$(abspath $(OUT))"' -DMOEDI_TEST_SOURCE='"$(abspath .)"' \
 	    -MMD -MP -o $@ $< $(INTERNAL) $(CMOCKA_LIBS) $(LIBS)
+TIMED := $(OUT)/tests/bench/plugins/libmoedisco-timed.so
+$(TIMED): tests/bench/plugins/timed.c
+	@mkdir -p $(@D)
+	$(call say,LD,$@)$(CC) $(FLAGS) $(LDFLAGS) -shared -Wl,-z,defs -MMD -MP -o $@ $< -ldl
 # Preloaded into the command: without a sanitizer, which wants to be first.
 FAULTS := $(OUT)/tests/faults/libfaults.so
 CRASH  := $(OUT)/tests/crash/crash
@@ -198,9 +202,9 @@ check-headers:
 	@CC='$(CC)' CXX='$(CXX)' sh tests/headers.sh
 check-install: all
 	@OUT='$(abspath $(OUT))' CC='$(CC)' CXX='$(CXX)' MAKE='$(MAKE)' sh tests/install.sh
-check-gpu:
-	@echo 'no GPU backend is built in this version: nothing to check'; exit 2
-bench: all $(BENCHES)
+check-gpu: all $(OUT)/tests/test_conformance $(OUT)/tests/gpu/test_gpu
+	@OUT='$(abspath $(OUT))' sh tests/check_gpu.sh
+bench: all $(BENCHES) $(TIMED)
 	@sh tests/bench/run.sh $(abspath $(OUT))/tests/bench
 bench-methods: all
 	@sh tests/bench/methods.sh $(abspath $(COMMAND))

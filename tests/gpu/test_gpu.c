@@ -1,0 +1,283 @@
+/* tests/gpu/test_gpu.c - the library on a GPU beside the same on the CPU: gradients, 300 steps, checkpoints that go from one to the other,
+ * limits, cancel, embedding and k-means. MOED_TEST_DEVICE names the device (cuda:0). Run by `make check-gpu`. */
+#include "train_support.h"
+
+enum { WORDS = 64, DOCUMENTS = 400, DOCUMENT = 300 };
+
+/* ---- text with something to learn and something left over: a random walk in which each word has four successors ---- */
+
+static uint64_t mix(uint64_t x)
+{
+    x ^= x >> 31, x *= 0x7fb5d329728ea185u, x ^= x >> 27, x *= 0x81dadef4bc2dd44du;
+    return x ^ x >> 33;
+}
+static int32_t walk_length(int64_t document, int64_t *tokens, void *user)
+{
+    (void)document, (void)user;
+    *tokens = DOCUMENT;
+    return 0;
+}
+static int32_t walk_read(int64_t document, int64_t offset, int32_t *tokens, int64_t count, void *user)
+{
+    int32_t word = (int32_t)(document % (WORDS - 1));
+    (void)user;
+    for (int64_t i = 0; i < offset + count; i++) {
+        const uint64_t draw = mix((uint64_t)(document * 1000003 + i)) % 8;
+        word = (int32_t)(mix((uint64_t)word * 4 + (draw < 4 ? 0 : draw < 6 ? 1 : draw - 4)) % (WORDS - 1));
+        if (i >= offset) tokens[i - offset] = word;
+    }
+    return 0;
+}
+
+/* ---- contexts ---- */
+
+static moed_context *context_on(const char *device, const char *kernels, int64_t limit)
+{
+    moed_context *c = NULL;
+    moed_context_options o;
+    assert_ok(moed_options_init(MOED_STRUCT_CONTEXT_OPTIONS, &o, sizeof o));
+    o.device = device, o.kernels = kernels, o.device_limit = limit;
+    assert_ok(moed_context_create(&c, &o));
+    return c;
+}
+static const char *gpu(void)
+{
+    const char *named = getenv("MOED_TEST_DEVICE");
+    return named ? named : "cuda:0";
+}
+
+typedef struct bench {
+    moed_context *context;
+    moed_corpus *corpus;
+    moed_model *model;
+} bench;
+
+static bench bench_on(const char *device, const char *kernels)
+{
+    bench b = {.context = context_on(device, kernels, 0)};
+    const moed_documents documents = {.struct_size = sizeof documents, .count = DOCUMENTS, .length = walk_length, .read = walk_read};
+    moed_corpus_options o;
+    assert_ok(moed_options_init(MOED_STRUCT_CORPUS_OPTIONS, &o, sizeof o));
+    o.vocabulary = WORDS, o.end_token = WORDS - 1;
+    assert_ok(moed_corpus_wrap(&b.corpus, b.context, &documents, &o));
+    b.model = tiny_model_of(b.context, 64, 3, 4, WORDS);
+    return b;
+}
+static void bench_close(bench *b)
+{
+    moed_model_destroy(b->model);
+    moed_corpus_destroy(b->corpus);
+    moed_context_destroy(b->context);
+}
+static moed_train_options walk_options(int64_t steps)
+{
+    moed_train_options o = tiny_options(steps);
+    o.rows = 8, o.length = 64, o.learning_rate = 3e-3, o.micro_batches = 2;
+    return o;
+}
+
+/* ---- gradients ---- */
+
+/* All gradients of the first batch in float, one after the other; free() them. */
+static float *gradients(const char *device, const char *kernels, size_t *count, double *loss)
+{
+    bench b = bench_on(device, kernels);
+    const moed_train_options o = walk_options(1);
+    moed_trainer *t;
+    moed_report r = empty_report();
+    float *all = NULL;
+    *count = 0;
+    assert_ok(moed_trainer_create(&t, b.context, b.model, b.corpus, NULL, &o));
+    assert_ok(moed_trainer_forward_backward(t, NULL, &r));
+    *loss = r.loss;
+    for (size_t p = 0; p < model_params(b.model); p++) {
+        moed_tensor g;
+        assert_ok(moed_trainer_gradient(t, p, &g));
+        size_t n = 1;
+        for (int32_t i = 0; i < g.rank; i++) n *= (size_t)g.shape[i];
+        all = realloc(all, (*count + n) * sizeof *all);
+        for (size_t i = 0; i < n; i++) {
+            const uint32_t bits = g.dtype == MOED_DTYPE_BF16 ? (uint32_t)((const uint16_t *)g.data)[i] << 16 : ((const uint32_t *)g.data)[i];
+            memcpy(all + *count + i, &bits, sizeof bits);
+        }
+        *count += n;
+    }
+    moed_trainer_destroy(t);
+    bench_close(&b);
+    return all;
+}
+
+static void gradients_are_those_of_the_cpu(void **state)
+{
+    static const struct { const char *kernels; double bound; } cases[] = {{"f32", 2e-5}, {"bf16", 3e-2}};
+    size_t count, other;
+    double loss, its_loss;
+    float *want = gradients("cpu", "auto", &count, &loss);
+    (void)state;
+    for (int i = 0; i < 2; i++) {
+        float *got = gradients(gpu(), cases[i].kernels, &other, &its_loss);
+        double square = 0, difference = 0;
+        assert_int_equal(other, count);
+        for (size_t k = 0; k < count; k++) {
+            square += (double)want[k] * (double)want[k];
+            difference += ((double)got[k] - (double)want[k]) * ((double)got[k] - (double)want[k]);
+        }
+        print_message("%s: gradients differ by %.2e of their norm, losses by %.2e\n", cases[i].kernels, sqrt(difference / square), fabs(loss - its_loss));
+        assert_true(sqrt(difference / square) < cases[i].bound);
+        assert_true(fabs(loss - its_loss) < cases[i].bound * loss);
+        free(got);
+    }
+    free(want);
+}
+
+/* ---- many steps ---- */
+
+static double mean_of_last_losses(const char *device, const char *kernels)
+{
+    enum { STEPS = 300, LAST = 50 };
+    bench b = bench_on(device, kernels);
+    const moed_train_options o = walk_options(STEPS);
+    moed_trainer *t;
+    moed_report r = empty_report();
+    double sum = 0;
+    assert_ok(moed_trainer_create(&t, b.context, b.model, b.corpus, NULL, &o));
+    for (int step = 1; step <= STEPS; step++) {
+        assert_ok(moed_trainer_run(t, 1, &r, NULL));
+        if (step > STEPS - LAST) sum += r.loss;
+    }
+    moed_trainer_destroy(t);
+    bench_close(&b);
+    return sum / LAST;
+}
+
+static void three_hundred_steps_end_where_the_cpu_ends(void **state)
+{
+    const double cpu = mean_of_last_losses("cpu", "auto"), f32 = mean_of_last_losses(gpu(), "f32"), bf16 = mean_of_last_losses(gpu(), "bf16");
+    (void)state;
+    print_message("mean loss of the last 50 of 300 steps: CPU %.5f, f32 %.5f (%+.3f%%), bf16 %.5f (%+.3f%%)\n", cpu, f32, 100 * (f32 / cpu - 1),
+                  bf16, 100 * (bf16 / cpu - 1));
+    assert_true(fabs(f32 / cpu - 1) < 0.005);
+    assert_true(fabs(bf16 / cpu - 1) < 0.005);
+}
+
+/* ---- checkpoints ---- */
+
+/* Resumes in dir when there is something, runs to `steps`, saves; the numbers then. */
+static float *go_on(const char *device, const char *kernels, const char *dir, int resume, int64_t to, size_t *count)
+{
+    bench b = bench_on(device, kernels);
+    moed_train_options o = walk_options(9);
+    moed_trainer *t;
+    moed_report r = empty_report();
+    o.directory = dir;
+    assert_ok(moed_trainer_create(&t, b.context, b.model, b.corpus, NULL, &o));
+    if (resume) assert_ok(moed_trainer_resume(t));
+    if (to) {
+        assert_ok(moed_trainer_run(t, to, &r, NULL));
+        assert_ok(moed_trainer_save(t));
+    }
+    moed_trainer_destroy(t);
+    float *numbers = model_numbers(b.model, count);
+    bench_close(&b);
+    return numbers;
+}
+
+static void a_checkpoint_goes_from_gpu_to_cpu_and_back_without_losing_a_bit(void **state)
+{
+    char *dir = support_directory();
+    size_t count, other;
+    (void)state;
+    float *trained = go_on(gpu(), "bf16", dir, 0, 3, &count);
+    const struct { const char *device, *kernels; } readers[] = {{"cpu", "auto"}, {gpu(), "f32"}, {gpu(), "bf16"}};
+    for (int i = 0; i < 3; i++) { /* each reads what is there, goes on by two steps, and the next one reads that */
+        float *read = go_on(readers[i].device, readers[i].kernels, dir, 1, 0, &other);
+        assert_int_equal(other, count);
+        assert_memory_equal(read, trained, count * sizeof *read);
+        free(read);
+        free(trained);
+        trained = go_on(readers[i].device, readers[i].kernels, dir, 1, 2, &count);
+    }
+    free(trained);
+    support_remove(dir);
+}
+
+/* ---- limits, cancel ---- */
+
+static void a_device_limit_is_refused_with_the_figure(void **state)
+{
+    moed_context *c = context_on(gpu(), "bf16", 1 << 20);
+    moed_model *m = tiny_model_of(c, 64, 3, 4, WORDS);
+    moed_corpus *d = tiny_corpus(c, NULL);
+    const moed_train_options o = walk_options(1);
+    moed_trainer *t = NULL;
+    (void)state;
+    assert_int_equal(moed_trainer_create(&t, c, m, d, NULL, &o), MOED_E_LIMIT);
+    assert_non_null(strstr(moed_last_error(), "1048576"));
+    moed_corpus_destroy(d);
+    moed_model_destroy(m);
+    moed_context_destroy(c);
+}
+
+static void a_cancelled_step_leaves_nothing_behind(void **state)
+{
+    bench b = bench_on(gpu(), "bf16");
+    const moed_train_options o = walk_options(4);
+    moed_trainer *t;
+    moed_cancel *cancel;
+    moed_report r = empty_report();
+    (void)state;
+    assert_ok(moed_cancel_create(&cancel));
+    assert_ok(moed_trainer_create(&t, b.context, b.model, b.corpus, NULL, &o));
+    assert_ok(moed_trainer_run(t, 1, &r, NULL));
+    const double first = r.loss;
+    moed_cancel_request(cancel);
+    assert_int_equal(moed_trainer_run(t, 1, &r, cancel), MOED_E_CANCELLED);
+    assert_ok(moed_trainer_run(t, 1, &r, NULL));
+    assert_true(r.step == 2 && isfinite(r.loss) && r.loss < 2 * first);
+    moed_trainer_destroy(t);
+    moed_cancel_destroy(cancel);
+    bench_close(&b);
+}
+
+/* ---- embedding, clusters ---- */
+
+static void embedding_and_clusters_are_those_of_the_cpu(void **state)
+{
+    float *vectors[2];
+    int32_t labels[2][DOCUMENTS];
+    int same = 0;
+    (void)state;
+    for (int i = 0; i < 2; i++) {
+        bench b = bench_on(i ? gpu() : "cpu", i ? "f32" : "auto");
+        moed_kmeans *k;
+        moed_kmeans_options o;
+        vectors[i] = calloc(DOCUMENTS * 64, sizeof(float));
+        moed_tensor x = support_tensor(vectors[i], MOED_DTYPE_F32, DOCUMENTS, 64);
+        assert_ok(moed_corpus_embed(b.corpus, b.model, &x, NULL, NULL));
+        assert_ok(moed_options_init(MOED_STRUCT_KMEANS_OPTIONS, &o, sizeof o));
+        o.clusters = 4;
+        assert_ok(moed_kmeans_create(&k, b.context, &o));
+        assert_ok(moed_kmeans_fit(k, &x, NULL, NULL, NULL));
+        assert_ok(moed_kmeans_labels(k, labels[i], DOCUMENTS));
+        moed_kmeans_destroy(k);
+        bench_close(&b);
+    }
+    for (int i = 0; i < DOCUMENTS * 64; i++) assert_true(fabsf(vectors[0][i] - vectors[1][i]) < 1e-6f);
+    for (int i = 0; i < DOCUMENTS; i++) same += labels[0][i] == labels[1][i];
+    print_message("%d of %d documents in the same cluster\n", same, DOCUMENTS);
+    assert_true(same >= DOCUMENTS * 98 / 100);
+    free(vectors[0]), free(vectors[1]);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(gradients_are_those_of_the_cpu),
+        cmocka_unit_test(three_hundred_steps_end_where_the_cpu_ends),
+        cmocka_unit_test(a_checkpoint_goes_from_gpu_to_cpu_and_back_without_losing_a_bit),
+        cmocka_unit_test(a_device_limit_is_refused_with_the_figure),
+        cmocka_unit_test(a_cancelled_step_leaves_nothing_behind),
+        cmocka_unit_test(embedding_and_clusters_are_those_of_the_cpu),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
