@@ -192,14 +192,14 @@ static void attention_case(int64_t rows, int64_t length, int64_t heads, int64_t 
         buffers[start].values[i] = (double)(i / length * length + (document ? i % length / document * document : 0));
     RUN(attention, attention, 5e-6, .out = AT(out), .lse = AT(lse), .q = AT(qkv), .k = AT_OFFSET(qkv, k_at), .v = AT_OFFSET(qkv, v_at),
         .start = AT(start), .rows = rows, .length = length, .heads = heads, .kv_heads = kv_heads, .head_dim = dim, .stride = stride,
-        .scale = scale);
+        .scale = scale, .whole = !document);
     settle(out);
     settle(lse);
     const int d_qkv = real_out("d_qkv", tokens * stride), d_out = real_in("d_out", tokens * k_at);
     RUN(attention_backward, attention, 2e-5, .out = AT(out), .lse = AT(lse), .q = AT(qkv), .k = AT_OFFSET(qkv, k_at),
         .v = AT_OFFSET(qkv, v_at), .d_q = AT(d_qkv), .d_k = AT_OFFSET(d_qkv, k_at), .d_v = AT_OFFSET(d_qkv, v_at), .d_out = AT(d_out),
         .start = AT(start), .rows = rows, .length = length, .heads = heads, .kv_heads = kv_heads, .head_dim = dim, .stride = stride,
-        .scale = scale);
+        .scale = scale, .whole = !document);
     reset();
 }
 
@@ -215,6 +215,9 @@ static void test_attention(void **state)
     attention_case(2, 130, 2, 1, 20, 0, 64);
     attention_case(1, 300, 2, 2, 32, 0, 0);
     attention_case(1, 40, 3, 3, 8, 0, 1); /* every token alone */
+    attention_case(2, 256, 2, 2, 64, 0, 0);
+    attention_case(2, 129, 4, 2, 64, 0, 50);
+    attention_case(3, 200, 4, 1, 128, 0, 70);
 }
 
 /* ---- feed-forward ---- */

@@ -118,7 +118,7 @@ static moed_status backward_attention(moedi_transformer *t, int64_t layer)
              .d_k = moedi_at(t, t->d_qkv, heads), .d_v = moedi_at(t, t->d_qkv, value), .d_out = t->d_attended,
              .start = t->start, .rows = t->last_rows, .length = t->last_length, .heads = c->heads,
              .kv_heads = c->kv_heads, .head_dim = c->head_dim, .stride = width,
-             .scale = 1.0 / sqrt((double)c->head_dim));
+             .scale = 1.0 / sqrt((double)c->head_dim), .whole = t->whole);
     MOEDI_OP(t, rope, moed_op_rope, .x = t->d_qkv, .cosine = t->cosine, .sine = t->sine,
              .positions = t->positions, .count = t->tokens_now, .heads = c->heads + c->kv_heads,
              .head_dim = c->head_dim, .stride = width, .inverse = 1);

@@ -16,10 +16,12 @@ static moed_status upload_batch(moedi_transformer *t, const moed_batch *b)
     const int64_t count = b->rows * b->length;
     const size_t bytes = (size_t)count * sizeof(int32_t);
     int32_t *positions = t->host_ids, *start = t->host_ids + count;
+    t->whole = 1;
     for (int64_t i = 0; i < count; i++) {
         positions[i] = (int32_t)(i % b->length);
         const int fresh = !positions[i] || (b->documents && b->documents[i] != b->documents[i - 1]);
         start[i] = fresh ? (int32_t)i : start[i - 1];
+        if (fresh && positions[i]) t->whole = 0;
     }
     MOEDI_TRY(table->upload(t->engine.self, t->tokens, b->tokens, bytes));
     MOEDI_TRY(table->upload(t->engine.self, t->positions, positions, bytes));
@@ -67,7 +69,7 @@ static moed_status forward_attention(moedi_transformer *t, int64_t layer)
              .k = moedi_at(t, a->qkv, heads), .v = moedi_at(t, a->qkv, heads + c->kv_heads * c->head_dim),
              .start = t->start, .rows = t->last_rows, .length = t->last_length, .heads = c->heads,
              .kv_heads = c->kv_heads, .head_dim = c->head_dim, .stride = width,
-             .scale = 1.0 / sqrt((double)c->head_dim));
+             .scale = 1.0 / sqrt((double)c->head_dim), .whole = t->whole);
     if (a->mid != a->x) {
         MOEDI_TRY(t->engine.table->copy(t->engine.self, a->mid, a->x,
                                         (size_t)(t->tokens_now * c->hidden) * t->item));

@@ -95,6 +95,7 @@ struct moedi_transformer {
 
     /* the last forward */
     int64_t last_rows, last_length, tokens_now; /* 0 = none */
+    int32_t whole;                  /* every row of its batch is one document */
     double label_weight;            /* of its batch */
     moedi_objective objective;
     int ready;                      /* its backward may run */

@@ -151,6 +151,8 @@ typedef struct moed_op_attention {
     int64_t heads, kv_heads, head_dim;
     int64_t stride;           /* of q, k, v and their gradients */
     double scale;
+    int32_t whole;            /* 1: every start is its row's first token; 0: it may be, the device knows */
+    int32_t reserved;
 } moed_op_attention;
 
 /* out (rows, width) = silu(gate) * up, gate_up (rows, 2 * width): gate first. backward: d_gate_up = ... */
