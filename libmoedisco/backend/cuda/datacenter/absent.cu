@@ -1,5 +1,2 @@
 #include "../common/operations.h"
 moed_status moedi_cuda_grouped_sm90(moedi_cuda *, const moed_op_grouped_gemm *) { return MOED_E_UNSUPPORTED; }
-moed_status moedi_cuda_attention_cudnn(moedi_cuda *, const moed_op_attention *) { return MOED_E_UNSUPPORTED; }
-moed_status moedi_cuda_attention_backward_cudnn(moedi_cuda *, const moed_op_attention *) { return MOED_E_UNSUPPORTED; }
-void moedi_cuda_attention_forget(moedi_cuda *) {}
