@@ -1,6 +1,6 @@
-/* cuda/datacenter/attention_cudnn.cpp - attention by cuDNN's fused kernels, over q, k and v as they lie. Where rows hold several documents a
- * bias hides the others. A plan is made at the first call of a shape and kept; what cuDNN has no plan for is remembered too, and the plain
- * kernels run. Sums are taken in one order: the same bits every time. */
+/* cuda/datacenter/attention_cudnn.cpp - attention by cuDNN's fused kernels, over q, k and v as they lie. Where rows hold several
+ * documents a bias hides the others. A plan is made at the first call of a shape and kept; what cuDNN has no plan for is
+ * remembered too, and the plain kernels run. Sums are taken in one order: the same bits every time. */
 #define NV_CUDNN_FRONTEND_DISABLE_LOGGING
 #define CUDNN_FRONTEND_SKIP_JSON_LIB
 #include "../common/libraries.h"
@@ -92,7 +92,8 @@ template <typename Attributes> static void mask(fe::graph::Graph &graph, const s
     if (s.whole) return;
     const int64_t stride = moedi_cuda_bias_stride(s.length);
     fe::graph::Tensor_attributes bias;
-    bias.set_uid(DOCUMENT_BIAS).set_dim({s.rows, 1, s.length, s.length}).set_stride({s.length * stride, s.length * stride, stride, 1});
+    bias.set_uid(DOCUMENT_BIAS).set_dim({s.rows, 1, s.length, s.length});
+    bias.set_stride({s.length * stride, s.length * stride, stride, 1});
     a.set_bias(graph.tensor(bias));
 }
 
@@ -126,7 +127,8 @@ static void describe(const shape &s, fe::graph::Graph &graph)
 {
     graph.set_io_data_type(fe::DataType_t::BFLOAT16).set_intermediate_data_type(fe::DataType_t::FLOAT);
     graph.set_compute_data_type(fe::DataType_t::FLOAT);
-    const tensor q = input(graph, s, Q, s.heads, s.stride), k = input(graph, s, K, s.kv_heads, s.stride), v = input(graph, s, V, s.kv_heads, s.stride);
+    const tensor q = input(graph, s, Q, s.heads, s.stride), k = input(graph, s, K, s.kv_heads, s.stride),
+                 v = input(graph, s, V, s.kv_heads, s.stride);
     if (s.backward) describe_backward(s, graph, q, k, v);
     else describe_forward(s, graph, q, k, v);
 }
@@ -167,7 +169,8 @@ static const plan &plan_of(moedi_cuda *e, moedi_cuda_attention_plans *plans, con
     if (error.is_good()) error = p.graph->get_workspace_size(p.workspace);
     if (error.is_bad()) {
         (void)cudaGetLastError();
-        const std::string line = "attention: cuDNN has no plan for this shape, plain kernels run: " + error.get_message().substr(0, 200);
+        const std::string why = error.get_message().substr(0, 200);
+        const std::string line = "attention: cuDNN has no plan for this shape, plain kernels run: " + why;
         if (e->host->log) e->host->log(e->host->self, MOED_LOG_DEBUG, line.c_str());
         p.graph = nullptr;
     }
@@ -183,7 +186,8 @@ static bool suits(const moed_op_attention *a, bool backward)
     uintptr_t together = 0;
     for (const void *p : {a->q, a->k, a->v, (const void *)a->out}) together |= reinterpret_cast<uintptr_t>(p);
     if (backward)
-        for (const void *p : {(const void *)a->d_q, (const void *)a->d_k, (const void *)a->d_v, a->d_out}) together |= reinterpret_cast<uintptr_t>(p);
+        for (const void *p : {(const void *)a->d_q, (const void *)a->d_k, (const void *)a->d_v, a->d_out})
+            together |= reinterpret_cast<uintptr_t>(p);
     return together % 16 == 0 && a->stride % 8 == 0 && a->head_dim % 8 == 0 && a->length > 1;
 }
 
@@ -211,14 +215,15 @@ static moed_status attend(moedi_cuda *e, const moed_op_attention *a, bool backwa
     if (backward) MOEDI_CUDA_TRY(moedi_cuda_lse_by_row(e, lse, static_cast<const float *>(a->lse), s.rows, s.heads, s.length));
     if (!s.whole) MOEDI_CUDA_TRY(moedi_cuda_document_bias(e, bias, a->start, s.rows, s.length));
 
-    std::unordered_map<int64_t, void *> places = {{Q, const_cast<void *>(a->q)}, {K, const_cast<void *>(a->k)}, {V, const_cast<void *>(a->v)},
-                                                  {OUT, a->out}, {LSE, lse}};
+    std::unordered_map<int64_t, void *> places = {{Q, const_cast<void *>(a->q)}, {K, const_cast<void *>(a->k)},
+                                                  {V, const_cast<void *>(a->v)}, {OUT, a->out}, {LSE, lse}};
     if (backward) places.insert({{D_Q, a->d_q}, {D_K, a->d_k}, {D_V, a->d_v}, {D_OUT, const_cast<void *>(a->d_out)}});
     if (!s.whole) places.insert({DOCUMENT_BIAS, bias});
     fe::error_t error = p.graph->execute(plans->handle, places, workspace);
     if (error.is_good()) return MOED_OK;
     (void)cudaGetLastError();
-    return moedi_cuda_fail(e, MOED_E_DEVICE, "cuda:%d: cuDNN's attention does not run: %.200s", e->device, error.get_message().c_str());
+    const std::string why = error.get_message();
+    return moedi_cuda_fail(e, MOED_E_DEVICE, "cuda:%d: cuDNN's attention does not run: %.200s", e->device, why.c_str());
 }
 
 /* No exception leaves. */

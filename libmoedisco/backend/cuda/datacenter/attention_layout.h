@@ -1,4 +1,5 @@
-/* cuda/datacenter/attention_layout.h - what cuDNN's attention wants in other shapes than the operation table has it, made on the device. */
+/* cuda/datacenter/attention_layout.h - what cuDNN's attention wants in other shapes than the table has it, made on
+ * the device. */
 #ifndef MOEDI_CUDA_ATTENTION_LAYOUT_H
 #define MOEDI_CUDA_ATTENTION_LAYOUT_H
 
@@ -13,7 +14,8 @@ static inline int64_t moedi_cuda_bias_stride(int64_t length)
     return (length + 7) / 8 * 8;
 }
 
-/* bias (rows, length, bias_stride) bf16 = 0 where a query may see a key of its row by its document, else a number that no score outweighs. */
+/* bias (rows, length, bias_stride) bf16 = 0 where a query may see a key of its row by its document, else a number
+ * that no score outweighs. */
 moed_status moedi_cuda_document_bias(moedi_cuda *e, void *bias, const int32_t *start, int64_t rows, int64_t length);
 
 #endif
