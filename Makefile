@@ -21,7 +21,7 @@ say =
 endif
 
 .DEFAULT_GOAL := all
-.PHONY: all help demo demo-run check check-run check-abi check-headers check-install check-gpu bench bench-methods asan ubsan \
+.PHONY: all help demo demo-run check check-run check-abi check-headers check-install check-gpu bench bench-gpu bench-methods asan ubsan \
     tsan crash crash-run valgrind valgrind-run analyze analyze-run tidy tidy-run fuzz fuzz-run fuzz-merge fuzz-merge-run \
     fuzz-build ci-full install uninstall dist clean
 .DELETE_ON_ERROR:
@@ -64,20 +64,25 @@ ifeq ($(NVCC),)
 $(error CUDA=1, but there is no nvcc on PATH or in /usr/local/cuda/bin: give NVCC=/path/to/nvcc, or CUDA=0 for the CPU alone)
 endif
 CUDA_HOME := $(patsubst %/bin/nvcc,%,$(NVCC))
-# cuDNN is loaded at run time; its headers, where they are installed, let attention be compiled for it.
+# cuDNN is loaded at run time; its headers, where they are installed, let attention be compiled for it. Kernels of one chip (*_sm90.cu)
+# are compiled for it alone. What is not there, or not asked for, is stood in for by *_absent.cu.
 CUDNN := $(firstword $(wildcard $(CUDA_HOME)/include/cudnn.h /usr/local/include/cudnn.h /usr/include/cudnn.h /usr/include/*/cudnn.h))
-CUDA_SOURCES := $(sort $(filter-out $(if $(CUDNN),%/attention_absent.cu),$(wildcard libmoedisco/backend/cuda/*/*.cu)) \
+CUDA_LEFT_OUT := $(if $(filter 90a,$(CUDA_ARCHS)),%/grouped_absent.cu,%_sm90.cu) $(if $(CUDNN),%/attention_absent.cu)
+CUDA_SOURCES := $(sort $(filter-out $(CUDA_LEFT_OUT),$(wildcard libmoedisco/backend/cuda/*/*.cu)) \
     $(if $(CUDNN),$(wildcard libmoedisco/backend/cuda/*/*.cpp)))
 CUDA_NEWEST  := $(lastword $(CUDA_ARCHS))
-CUDA_FLAGS = -std=c++17 -O3 -lineinfo $(foreach a,$(CUDA_ARCHS),-gencode=arch=compute_$(a),code=sm_$(a)) \
-    $(if $(filter-out %a,$(CUDA_NEWEST)),-gencode=arch=compute_$(CUDA_NEWEST)$(comma)code=compute_$(CUDA_NEWEST)) \
-    -Iinclude -Ilibmoedisco $(if $(CUDNN),-DMOEDI_CUDNN -I$(dir $(CUDNN))) -Xcompiler -fPIC,-fvisibility=hidden,-Wall$(if $(WERROR),$(comma)-Werror)
+CUDA_CODE := $(foreach a,$(CUDA_ARCHS),-gencode=arch=compute_$(a)$(comma)code=sm_$(a)) \
+    $(if $(filter-out %a,$(CUDA_NEWEST)),-gencode=arch=compute_$(CUDA_NEWEST)$(comma)code=compute_$(CUDA_NEWEST))
+CUDA_FLAGS = -std=c++17 -O3 -lineinfo $(CUDA_CODE) -Iinclude -Ilibmoedisco $(if $(CUDNN),-DMOEDI_CUDNN -I$(dir $(CUDNN))) \
+    -Xcompiler -fPIC,-fvisibility=hidden,-Wall$(if $(WERROR),$(comma)-Werror)
 CUDA_OUT := $(BUILD)/cuda-$(shell printf '%s' '$(NVCC) $(CUDA_FLAGS)' | cksum | cut -d' ' -f1)
 CUDA_OBJECTS := $(addprefix $(CUDA_OUT)/,$(addsuffix .o,$(basename $(CUDA_SOURCES))))
 # Headers that kernels are written with come as wheels, fetched once and known by their hashes.
 FETCHED := $(BUILD)/fetch
 CUDNN_FRONTEND := $(FETCHED)/nvidia-cudnn-frontend-1.32.0
+CUTLASS := $(FETCHED)/nvidia-cutlass-4.2.0.0
 CUDA_PLUGIN := $(OUT)/moedisco-backends/libmoedisco-cuda.so
+CUDA_BENCHES := $(patsubst %.cu,$(CUDA_OUT)/%,$(wildcard tests/bench/*.cu))
 endif
 SONAME   := libmoedisco.so.$(SOVERSION)
 SHARED   := $(OUT)/libmoedisco.so
@@ -104,7 +109,7 @@ help:
 	    'ci-full          check, asan, ubsan, tsan, valgrind, analyze and tidy in turn' \
 	    'crash            200 runs killed at random instants, and every fault in turn' \
 	    'fuzz             each target in tests/fuzz for FUZZ_SECONDS (600); fuzz-merge keeps what is new' \
-	    'bench            the bench programs                     bench-methods  the methods against each other' \
+	    'bench            the bench programs (bench-gpu)         bench-methods  the methods against each other' \
 	    'install uninstall dist clean' \
 	    'variables: CC CXX CFLAGS CPPFLAGS LDFLAGS PREFIX LIBDIR INCLUDEDIR BINDIR DESTDIR BUILD SANITIZE FUZZ_SECONDS' \
 	    '           V=1 (commands)  WERROR=1 (warnings are errors)  YES=1 (install packages without asking)'
@@ -151,22 +156,31 @@ $(FETCHED)/$(1)-$(2):
 	@mkdir -p $$@.wheel
 	$$(call say,FETCH,'$(1) $(2)')echo '$(1)==$(2) --hash=sha256:$(3)' >$$@.wheel/hash && \
 	    python3 -m pip download -q --disable-pip-version-check --no-deps --require-hashes --only-binary :all: $(4) -d $$@.wheel -r $$@.wheel/hash && \
-	    python3 -m zipfile -e $$@.wheel/*.whl $$@.part && mv $$@.part $$@
+	    python3 -m zipfile -e $$@.wheel/*.whl $$@.part && mv $$@.part $$@ || { echo 'make: $(1) $(2) did not come: it takes the network' \
+	    'and pip (sh .ci/packages cuda brings it). CUDA=0 leaves the plug-in out.' >&2; exit 1; }
 endef
 $(eval $(call fetched,nvidia-cudnn-frontend,1.32.0,c6006556017a4d1c914c52a556c71b1267f2d6a0500f742e7b4edef539878df0,--python-version \
     3.11 --implementation cp --abi cp311 --platform manylinux_2_28_x86_64))
+$(eval $(call fetched,nvidia-cutlass,4.2.0.0,f9599ada45c7bcb6bf53f7d3f0a7d154183e53451c01bfa59eecd37dd4a693f6))
+$(filter %_sm90.o,$(CUDA_OBJECTS)): CUDA_CODE := -gencode=arch=compute_90a$(comma)code=sm_90a --expt-relaxed-constexpr \
+    -isystem $(CUTLASS)/cutlass_library/source/include
+$(filter %_sm90.o,$(CUDA_OBJECTS)): | $(CUTLASS)
 # Templates over descriptors, called a few times a step: what -O1 leaves undone costs nothing, and halves the time to compile.
 $(CUDA_OUT)/%.o: %.cpp | $(CUDNN_FRONTEND)
 	@mkdir -p $(@D)
 	$(call say,CXX,$<)$(CXX) -std=c++17 -O1 -g -fPIC -fvisibility=hidden -Wall -Wextra $(if $(WERROR),-Werror) -DMOEDI_CUDNN -Iinclude -Ilibmoedisco \
 	    -isystem $(CUDNN_FRONTEND)/include -isystem $(dir $(CUDNN)) -isystem $(CUDA_HOME)/include -MMD -MP -c -o $@ $<
-endif
 $(CUDA_OUT)/%.o: %.cu
 	@mkdir -p $(@D)
 	$(call say,NVCC,$<)$(NVCC) $(CUDA_FLAGS) -MMD -MP -c -o $@ $<
 $(CUDA_PLUGIN): $(CUDA_OBJECTS)
 	@mkdir -p $(@D)
 	$(call say,LD,$@)$(NVCC) -shared -cudart static -o $@ $^ -ldl -lpthread -Xlinker -rpath,$(CUDA_HOME)/lib64 -Xlinker -z,defs,-z,relro,-z,now,--exclude-libs,ALL
+$(CUDA_BENCHES): %: %.o $(CUDA_OBJECTS)
+	$(call say,LD,$@)$(NVCC) -cudart static -o $@ $^ -ldl -lpthread
+endif
+bench-gpu: $(CUDA_BENCHES)
+	@for bench in $^; do $$bench || exit 1; done
 
 $(COMMAND): $(COMMAND_SOURCES:%.c=$(OUT)/%.o) $(SHARED)
 	$(call say,LD,$@)$(CC) $(FLAGS) $(LDFLAGS) -o $@ $(filter %.o,$^) -L$(OUT) -lmoedisco $(LIBS) \
