@@ -14,7 +14,7 @@
 
 namespace {
 
-using cute::_1, cute::_2, cute::_64, cute::_128, cute::_256, cute::Shape;
+using cute::_1, cute::_2, cute::_64, cute::_128, cute::Shape;
 using real = cutlass::bfloat16_t;
 using row_major = cutlass::layout::RowMajor;
 using column_major = cutlass::layout::ColumnMajor;
@@ -32,18 +32,18 @@ struct tables {
     int64_t *lda, *ldb, *ldc;
 };
 
-/* Tile: rows, columns and depth of a block's share of c. Two blocks, one above the other, share what they read of b. */
-template <class Tile, class LayoutA, class LayoutB> struct product {
+/* A block's two groups of warps have a tile of c each, and multiply and store in turns ("pingpong"). Two blocks, one above the
+ * other, share what they read of b. Tile is a parameter for nvcc's sake: it stumbles over CUTLASS' types that depend on none. */
+template <class LayoutA, class LayoutB, class Tile = Shape<_128, _128, _64>> struct product {
     using cluster = Shape<_2, _1, _1>;
     using epilogue = typename cutlass::epilogue::collective::CollectiveBuilder<
-        cutlass::arch::Sm90, cutlass::arch::OpClassTensorOp, Tile, cluster, cutlass::epilogue::collective::EpilogueTileAuto,
-        float, float, real, row_major *, ALIGNMENT, real, row_major *, ALIGNMENT,
-        cutlass::epilogue::PtrArrayTmaWarpSpecializedCooperative,
+        cutlass::arch::Sm90, cutlass::arch::OpClassTensorOp, Tile, cluster, cutlass::epilogue::collective::EpilogueTileAuto, float,
+        float, real, row_major *, ALIGNMENT, real, row_major *, ALIGNMENT, cutlass::epilogue::PtrArrayTmaWarpSpecializedPingpong,
         cutlass::epilogue::fusion::LinearCombination<real, float>>::CollectiveOp;
     using mainloop = typename cutlass::gemm::collective::CollectiveBuilder<
         cutlass::arch::Sm90, cutlass::arch::OpClassTensorOp, real, LayoutA *, ALIGNMENT, real, LayoutB *, ALIGNMENT, float, Tile,
         cluster, cutlass::gemm::collective::StageCountAutoCarveout<static_cast<int>(sizeof(typename epilogue::SharedStorage))>,
-        cutlass::gemm::KernelPtrArrayTmaWarpSpecializedCooperative>::CollectiveOp;
+        cutlass::gemm::KernelPtrArrayTmaWarpSpecializedPingpong>::CollectiveOp;
     using kernel = cutlass::gemm::kernel::GemmUniversal<group_sizes, mainloop, epilogue>;
     using scheduler = typename kernel::TileScheduler;
     using stride_a = typename kernel::InternalStrideA;
@@ -72,8 +72,8 @@ __global__ void prepare_kernel(moed_op_grouped_gemm a, tables t)
         for (int64_t column = threadIdx.x; column < a.n; column += blockDim.x) c[row * a.ldc + column] = real(0);
 }
 
-template <class Tile, class LayoutA, class LayoutB>
-moed_status product<Tile, LayoutA, LayoutB>::run(moedi_cuda *e, const moed_op_grouped_gemm *a)
+template <class LayoutA, class LayoutB, class Tile>
+moed_status product<LayoutA, LayoutB, Tile>::run(moedi_cuda *e, const moed_op_grouped_gemm *a)
 {
     typename kernel::Arguments arguments{};
     arguments.mode = cutlass::gemm::GemmUniversalMode::kGrouped;
@@ -120,26 +120,14 @@ moed_status product<Tile, LayoutA, LayoutB>::run(moedi_cuda *e, const moed_op_gr
     return MOED_OK;
 }
 
-/* What the copy engine can address; sizes are int to CUTLASS. */
+/* What the copy engine can address: it reads nothing past a row's end, but writes whole 16 bytes. Sizes are int to CUTLASS. */
 bool is_ours(const moedi_cuda *e, const moed_op_grouped_gemm *a)
 {
     const uintptr_t addresses = uintptr_t(a->a) | uintptr_t(a->b) | uintptr_t(a->c);
+    const int64_t widths = a->n | (a->reduce ? a->m : a->k); /* of rows in memory */
     const int64_t strides = a->lda | a->ldb | a->ldc | (a->reduce ? a->stride_c : a->stride_b);
     return e->properties.major == 9 && a->k > 0 && a->m <= INT_MAX && a->n <= INT_MAX && a->k <= INT_MAX && addresses % 16 == 0 &&
-           strides % ALIGNMENT == 0;
-}
-
-/* Elements of c that tiles of so many rows and columns compute, on the average of rows ragged by chance. */
-int64_t computed(const moed_op_grouped_gemm *a, int64_t rows, int64_t columns)
-{
-    const int64_t height = a->reduce ? moedi_cuda_ceil(a->m, rows) * rows : a->m + a->groups * (rows / 2);
-    return height * moedi_cuda_ceil(a->n, columns) * columns;
-}
-
-template <class LayoutA, class LayoutB> moed_status run(moedi_cuda *e, const moed_op_grouped_gemm *a)
-{
-    if (computed(a, 256, 128) < computed(a, 128, 256)) return product<Shape<_256, _128, _64>, LayoutA, LayoutB>::run(e, a);
-    return product<Shape<_128, _256, _64>, LayoutA, LayoutB>::run(e, a);
+           (widths | strides) % ALIGNMENT == 0;
 }
 
 } // namespace
@@ -147,6 +135,6 @@ template <class LayoutA, class LayoutB> moed_status run(moedi_cuda *e, const moe
 moed_status moedi_cuda_grouped_sm90(moedi_cuda *e, const moed_op_grouped_gemm *a)
 {
     if (!is_ours(e, a)) return MOED_E_UNSUPPORTED;
-    if (a->reduce) return run<column_major, row_major>(e, a);
-    return a->transpose_b ? run<row_major, column_major>(e, a) : run<row_major, row_major>(e, a);
+    if (a->reduce) return product<column_major, row_major>::run(e, a);
+    return a->transpose_b ? product<row_major, column_major>::run(e, a) : product<row_major, row_major>::run(e, a);
 }
