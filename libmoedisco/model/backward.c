@@ -67,6 +67,20 @@ static moed_status backward_experts(moedi_transformer *t, int64_t layer)
     return MOED_OK;
 }
 
+/* The only expert: d_h = */
+static moed_status backward_only_expert(moedi_transformer *t, int64_t layer)
+{
+    const moedi_config *c = t->config;
+    const moedi_activations *a = &t->layers[layer];
+    const int64_t width = c->expert_width;
+    MOEDI_TRY(linear_backward(t, t->d_act, 0, moedi_group_of(t, layer, MOEDI_GROUP_DOWN), a->act, t->d_x,
+                              c->hidden, width));
+    MOEDI_OP(t, swiglu_backward, moed_op_swiglu, .gate_up = a->gate_up, .d_gate_up = t->d_gate_up,
+             .d_out = t->d_act, .rows = t->tokens_now, .width = width);
+    return linear_backward(t, t->d_h, 0, moedi_group_of(t, layer, MOEDI_GROUP_GATE_UP), a->h, t->d_gate_up,
+                           2 * width, c->hidden);
+}
+
 /* Router: d_h = from the weights it gave, and from its own two losses. */
 static moed_status backward_router(moedi_transformer *t, int64_t layer)
 {
@@ -134,8 +148,12 @@ static moed_status backward_attention(moedi_transformer *t, int64_t layer)
 static moed_status backward_layer(moedi_transformer *t, int64_t layer)
 {
     const moedi_activations *a = &t->layers[layer];
-    MOEDI_TRY(backward_router(t, layer));
-    MOEDI_TRY(backward_experts(t, layer));
+    if (t->config->experts > 1) {
+        MOEDI_TRY(backward_router(t, layer));
+        MOEDI_TRY(backward_experts(t, layer));
+    } else {
+        MOEDI_TRY(backward_only_expert(t, layer));
+    }
     if (t->config->shared_width) MOEDI_TRY(backward_shared(t, layer));
     MOEDI_TRY(norm_backward(t, moedi_group_of(t, layer, MOEDI_GROUP_FFN_NORM), a->ffn_rstd, a->mid));
     return backward_attention(t, layer);

@@ -3,6 +3,7 @@
  * grouped-query attention with rotary positions and a top-k mixture of SwiGLU experts, with an optional
  * shared expert behind a sigmoid switch. */
 #include <math.h>
+#include <string.h>
 
 #include "state.h"
 
@@ -119,6 +120,19 @@ static moed_status forward_experts(moedi_transformer *t, int64_t layer, void *x)
     return MOED_OK;
 }
 
+/* The only expert sees every token with weight 1: nothing is routed, and its router has no part in the output. */
+static moed_status forward_only_expert(moedi_transformer *t, int64_t layer, void *x)
+{
+    const moedi_config *c = t->config;
+    const moedi_activations *a = &t->layers[layer];
+    const int64_t width = c->expert_width;
+    MOEDI_TRY(linear(t, a->gate_up, a->h, moedi_group_of(t, layer, MOEDI_GROUP_GATE_UP)->weight, NULL, 2 * width,
+                     c->hidden, 0));
+    MOEDI_OP(t, swiglu, moed_op_swiglu, .out = a->act, .gate_up = a->gate_up, .rows = t->tokens_now,
+             .width = width);
+    return linear(t, x, a->act, moedi_group_of(t, layer, MOEDI_GROUP_DOWN)->weight, NULL, c->hidden, width, 1);
+}
+
 /* x += sigmoid(switch(h)) * shared(h) */
 static moed_status forward_shared(moedi_transformer *t, int64_t layer, void *x)
 {
@@ -145,12 +159,12 @@ static moed_status forward_layer(moedi_transformer *t, int64_t layer)
     void *next = layer + 1 < c->layers ? t->layers[layer + 1].x : t->final_x;
     MOEDI_TRY(forward_attention(t, layer));
     MOEDI_TRY(norm(t, a->h, a->ffn_rstd, a->mid, moedi_group_of(t, layer, MOEDI_GROUP_FFN_NORM)));
-    MOEDI_TRY(forward_router(t, layer));
+    if (c->experts > 1) MOEDI_TRY(forward_router(t, layer));
     if (next != a->mid) {
         MOEDI_TRY(t->engine.table->copy(t->engine.self, next, a->mid,
                                         (size_t)(t->tokens_now * c->hidden) * t->item));
     }
-    MOEDI_TRY(forward_experts(t, layer, next));
+    MOEDI_TRY(c->experts > 1 ? forward_experts(t, layer, next) : forward_only_expert(t, layer, next));
     return c->shared_width ? forward_shared(t, layer, next) : MOED_OK;
 }
 
@@ -240,13 +254,16 @@ moed_status moedi_transformer_losses(moedi_transformer *t, moedi_losses *out)
     char raw[3 * sizeof(double)];
     MOEDI_TRY(check_forwarded(t));
     MOEDI_TRY(t->engine.table->download(t->engine.self, raw, t->results, 3 * t->wide));
-    MOEDI_TRY(t->engine.table->download(t->engine.self, t->host_offsets, t->offsets,
-                                        (size_t)(c->layers * (c->experts + 1)) * sizeof *t->offsets));
+    if (c->experts > 1) {
+        MOEDI_TRY(t->engine.table->download(t->engine.self, t->host_offsets, t->offsets,
+                                            (size_t)(c->layers * (c->experts + 1)) * sizeof *t->offsets));
+    }
+    for (int64_t l = 0; c->experts == 1 && l < c->layers; l++) t->host_offsets[2 * l + 1] = t->tokens_now;
     MOEDI_TRY(t->engine.table->synchronize(t->engine.self));
     moedi_to_double(numbers, raw, t->engine.info.wide, 3);
     *out = (moedi_losses){.loss = numbers[0],
                           .label_weight = t->label_weight,
-                          .load_balance = numbers[1],
+                          .load_balance = c->experts > 1 ? numbers[1] : 1,
                           .z_loss = numbers[2]};
     return MOED_OK;
 }
@@ -272,6 +289,14 @@ moed_status moedi_transformer_routing(moedi_transformer *t, int32_t layer, int32
     const moedi_activations *a = &t->layers[layer];
     const size_t count = (size_t)(t->tokens_now * t->config->top_k);
     MOEDI_TRY(check_forwarded(t));
+    if (t->config->experts == 1) {
+        const double one = 1;
+        memset(ids, 0, count * sizeof *ids);
+        for (size_t i = 0; weights && i < count; i++) {
+            moedi_from_double(moedi_at_wide(t, weights, (int64_t)i), t->engine.info.wide, &one, 1);
+        }
+        return MOED_OK;
+    }
     MOEDI_TRY(t->engine.table->download(t->engine.self, ids, a->ids, count * sizeof *ids));
     if (weights) MOEDI_TRY(t->engine.table->download(t->engine.self, weights, a->weights, count * t->wide));
     return t->engine.table->synchronize(t->engine.self);

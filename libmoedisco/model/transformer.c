@@ -124,6 +124,19 @@ static void *take(arena *a, int64_t count, int64_t per, size_t size)
     return a->base ? a->base + at : NULL;
 }
 
+/* What an only expert has no need of. */
+static void plan_routing(arena *a, const moedi_transformer *t, int64_t tokens, moedi_activations *out)
+{
+    const moedi_config *c = t->config;
+    const int64_t places = tokens * c->top_k;
+    out->router_logits = take(a, tokens, c->experts, t->wide);
+    out->probabilities = take(a, tokens, c->experts, t->wide);
+    out->router_lse = take(a, tokens, 1, t->wide);
+    out->slot = take(a, places, 1, sizeof *out->slot);
+    out->source = take(a, places, 1, sizeof *out->source);
+    out->y = take(a, places, c->hidden, t->item);
+}
+
 /* The part of a layer's activations that backward needs. */
 static void plan_layer(arena *a, const moedi_transformer *t, int64_t tokens, moedi_activations *out)
 {
@@ -138,14 +151,9 @@ static void plan_layer(arena *a, const moedi_transformer *t, int64_t tokens, moe
     out->attended = take(a, tokens, c->heads * c->head_dim, t->item);
     out->attention_lse = take(a, tokens, c->heads, t->wide);
     out->h = take(a, tokens, c->hidden, t->item);
-    out->router_logits = take(a, tokens, c->experts, t->wide);
-    out->probabilities = take(a, tokens, c->experts, t->wide);
-    out->router_lse = take(a, tokens, 1, t->wide);
-    out->slot = take(a, places, 1, sizeof *out->slot);
-    out->source = take(a, places, 1, sizeof *out->source);
     out->gate_up = take(a, places, 2 * c->expert_width, t->item);
     out->act = take(a, places, c->expert_width, t->item);
-    out->y = take(a, places, c->hidden, t->item);
+    if (c->experts > 1) plan_routing(a, t, tokens, out);
     if (!c->shared_width) return;
     out->shared_gate_up = take(a, tokens, 2 * c->shared_width, t->item);
     out->shared_act = take(a, tokens, c->shared_width, t->item);
@@ -164,7 +172,7 @@ static void plan_backward(arena *a, moedi_transformer *t, int64_t tokens)
         t->d_qkv = take(a, tokens, moedi_qkv_width(c), t->item);
         t->d_attended = take(a, tokens, c->heads * c->head_dim, t->item);
         a->used = start;
-        t->d_y = take(a, places, c->hidden, t->item);
+        if (c->experts > 1) t->d_y = take(a, places, c->hidden, t->item);
         t->d_act = take(a, places, c->expert_width, t->item);
         t->d_gate_up = take(a, places, 2 * c->expert_width, t->item);
         t->d_weights = take(a, places, 1, t->wide);
@@ -212,7 +220,7 @@ static void plan(arena *a, moedi_transformer *t)
     t->final_x = t->train ? take(a, tokens, c->hidden, t->item) : shared.x;
     t->final_rstd = take(a, tokens, 1, t->wide);
     t->final_h = take(a, tokens, c->hidden, t->item);
-    t->gathered = take(a, tokens * c->top_k, c->hidden, t->item);
+    if (c->experts > 1) t->gathered = take(a, tokens * c->top_k, c->hidden, t->item);
     if (t->train) {
         t->d_x = take(a, tokens, c->hidden, t->item);
         t->d_h = take(a, tokens, c->hidden, t->item);
