@@ -173,9 +173,9 @@ $(CUDA_OUT)/%.o: %.cpp | $(CUDNN_FRONTEND)
 $(CUDA_OUT)/%.o: %.cu
 	@mkdir -p $(@D)
 	$(call say,NVCC,$<)$(NVCC) $(CUDA_FLAGS) -MMD -MP -c -o $@ $<
-$(CUDA_PLUGIN): $(CUDA_OBJECTS)
+$(CUDA_PLUGIN): $(CUDA_OBJECTS) libmoedisco/backend/cuda/plugin.map
 	@mkdir -p $(@D)
-	$(call say,LD,$@)$(NVCC) -shared -cudart static -o $@ $^ -ldl -lpthread -Xlinker -rpath,$(CUDA_HOME)/lib64 -Xlinker -z,defs,-z,relro,-z,now,--exclude-libs,ALL
+	$(call say,LD,$@)$(NVCC) -shared -cudart static -o $@ $(CUDA_OBJECTS) -ldl -lpthread -Xlinker -rpath,$(CUDA_HOME)/lib64 -Xlinker -z,defs,-z,relro,-z,now,--version-script=libmoedisco/backend/cuda/plugin.map
 $(CUDA_BENCHES): %: %.o $(CUDA_OBJECTS)
 	$(call say,LD,$@)$(NVCC) -cudart static -o $@ $^ -ldl -lpthread
 endif

@@ -49,21 +49,33 @@ MOEDI_CUDA_DEFINED(add, add)
 
 /* ---- rope ---- */
 
-template <typename T> __global__ void rope_kernel(moed_op_rope a)
+/* A block a token. */
+template <typename T, int V> __global__ void rope_kernel(moed_op_rope a)
 {
-    const int64_t half = a.head_dim / 2, each = a.heads * half, i = index_now();
-    if (i >= a.count * each) return;
-    const int64_t token = i / each, rest = i % each, head = rest / half, d = rest % half;
-    T *x = static_cast<T *>(a.x) + token * a.stride + head * a.head_dim + d;
-    const int64_t at = (int64_t)a.positions[token] * half + d;
-    const float c = static_cast<const float *>(a.cosine)[at], s0 = static_cast<const float *>(a.sine)[at], s = a.inverse ? -s0 : s0;
-    const float x1 = to_float(x[0]), x2 = to_float(x[half]);
-    x[0] = from_float<T>(x1 * c - x2 * s);
-    x[half] = from_float<T>(x2 * c + x1 * s);
+    const int half = (int)a.head_dim / 2, each = half / V, packs_ = (int)a.heads * each;
+    const int64_t table = (int64_t)a.positions[blockIdx.x] * half;
+    T *const x = static_cast<T *>(a.x) + blockIdx.x * a.stride;
+    for (int i = threadIdx.x; i < packs_; i += THREADS) {
+        const int d = i % each * V;
+        T *const at = x + i / each * a.head_dim + d;
+        float first[V], second[V], c[V], s[V];
+        load(first, at), load(second, at + half);
+        load(c, static_cast<const float *>(a.cosine) + table + d), load(s, static_cast<const float *>(a.sine) + table + d);
+#pragma unroll
+        for (int k = 0; k < V; k++) {
+            const float sine = a.inverse ? -s[k] : s[k], x1 = first[k], x2 = second[k];
+            first[k] = x1 * c[k] - x2 * sine;
+            second[k] = x2 * c[k] + x1 * sine;
+        }
+        store(at, first), store(at + half, second);
+    }
 }
 template <typename T> moed_status moedi_cuda_rope(moedi_cuda *e, const moed_op_rope *a)
 {
-    return moedi_cuda_launch(e, rope_kernel<T>, grid_for(a->count * a->heads * (a->head_dim / 2)), THREADS, 0, *a);
+    constexpr int V = 4; /* of the table's floats, 16 bytes */
+    const bool fits = a->head_dim / 2 % V == 0 && a->stride % V == 0 && reinterpret_cast<uintptr_t>(a->x) % (V * sizeof(T)) == 0 &&
+                      packs<float>(V, a->cosine, a->sine);
+    return moedi_cuda_launch(e, fits ? rope_kernel<T, V> : rope_kernel<T, 1>, dim3((unsigned)a->count), THREADS, 0, *a);
 }
 MOEDI_CUDA_DEFINED(rope, rope)
 

@@ -3,16 +3,25 @@
 #include "numbers.cuh"
 #include "operations.h"
 
-enum { THREADS = 256, BLOCKS = 512, SHARED_MOST = 200 << 10 };
+enum { THREADS = 256, BLOCKS = 1024, GROUPS = 16, SHARED_MOST = 200 << 10 };
 
-/* out[c] += sum over parts of partial (parts, width) */
-template <typename T> __global__ void add_parts(T *out, const float *partial, int parts, int64_t width)
+/* out[c] += sum over parts of partial (parts, width): 32 columns a block, GROUPS threads a column, whose sums are added in order. */
+template <typename T> __global__ void add_parts_kernel(T *out, const float *partial, int parts, int64_t width)
 {
-    const int64_t c = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
-    if (c >= width) return;
+    __shared__ float sums[GROUPS][33];
+    const int64_t c = (int64_t)blockIdx.x * 32 + threadIdx.x;
     float sum = 0;
-    for (int p = 0; p < parts; p++) sum += partial[p * width + c];
+    for (int p = threadIdx.y; c < width && p < parts; p += GROUPS) sum += partial[p * width + c];
+    sums[threadIdx.y][threadIdx.x] = sum;
+    __syncthreads();
+    if (threadIdx.y || c >= width) return;
+    for (int g = 1; g < GROUPS; g++) sum += sums[g][threadIdx.x];
     out[c] = from_float<T>(to_float(out[c]) + sum);
+}
+template <typename T> static moed_status add_parts(moedi_cuda *e, T *out, const void *partial, int parts, int64_t width)
+{
+    return moedi_cuda_launch(e, add_parts_kernel<T>, (unsigned)moedi_cuda_ceil(width, 32), dim3(32, GROUPS), 0, out,
+                             static_cast<const float *>(partial), parts, width);
 }
 
 static moed_status room_for_sums(moedi_cuda *e, const void *kernel, int64_t width)
@@ -96,23 +105,51 @@ __global__ void rmsnorm_backward_kernel(T *d_x, float *partial, const T *x, cons
     __syncthreads();
     for (int64_t c = threadIdx.x; c < width; c += THREADS) partial[blockIdx.x * width + c] = sums[c];
 }
+/* The same for rows that a block holds whole, a pack a thread: weights and sums stay in registers, and each number is read once. */
+template <typename T, int V>
+__global__ void __launch_bounds__(1024) rmsnorm_backward_whole(T *d_x, float *partial, const T *x, const T *weight, const float *rstd, const T *d_out,
+                                                               int64_t rows, int64_t width)
+{
+    const int64_t c = (int64_t)threadIdx.x * V;
+    const bool mine = c < width;
+    float w[V] = {}, sum[V] = {};
+    if (mine) load(w, weight + c);
+    for (int64_t row = blockIdx.x; row < rows; row += gridDim.x) {
+        const int64_t at = row * width + c;
+        const float r = rstd[row];
+        float v[V] = {}, d[V] = {}, to[V] = {}, dot = 0;
+        if (mine) load(v, x + at), load(d, d_out + at), load(to, d_x + at);
+#pragma unroll
+        for (int k = 0; k < V; k++) dot += v[k] * w[k] * d[k];
+        dot = block_sum(dot) * r * r / (float)width;
+#pragma unroll
+        for (int k = 0; k < V; k++) {
+            to[k] += r * (w[k] * d[k] - v[k] * dot);
+            sum[k] += d[k] * v[k] * r;
+        }
+        if (mine) store(d_x + at, to);
+    }
+    if (partial && mine) store(partial + blockIdx.x * width + c, sum);
+}
 template <typename T, int V> static moed_status norm_backward(moedi_cuda *e, const moed_op_rmsnorm *a)
 {
+    const int64_t threads = (moedi_cuda_ceil(a->width, V) + 31) / 32 * 32;
+    const bool whole = threads <= 1024;
     const int blocks = a->rows < BLOCKS ? (int)a->rows : BLOCKS;
     T *d_weight = static_cast<T *>(a->d_weight);
     void *partial = nullptr;
     if (blocks == 0) return MOED_OK;
     if (d_weight) {
-        MOEDI_CUDA_TRY(room_for_sums(e, (const void *)rmsnorm_backward_kernel<T, V>, a->width));
+        if (!whole) MOEDI_CUDA_TRY(room_for_sums(e, (const void *)rmsnorm_backward_kernel<T, V>, a->width));
         MOEDI_CUDA_TRY(moedi_cuda_scratch(e, (size_t)(blocks * a->width) * sizeof(float), &partial));
     }
-    MOEDI_CUDA_TRY(moedi_cuda_launch(e, rmsnorm_backward_kernel<T, V>, blocks, THREADS, d_weight ? (size_t)a->width * sizeof(float) : 0,
+    MOEDI_CUDA_TRY(moedi_cuda_launch(e, whole ? rmsnorm_backward_whole<T, V> : rmsnorm_backward_kernel<T, V>, blocks,
+                                     (unsigned)(whole ? threads : THREADS), whole || !d_weight ? 0 : (size_t)a->width * sizeof(float),
                                      static_cast<T *>(a->d_x), static_cast<float *>(partial), static_cast<const T *>(a->x),
                                      static_cast<const T *>(a->weight), static_cast<const float *>(a->rstd),
                                      static_cast<const T *>(a->d_out), a->rows, a->width));
     if (!d_weight) return MOED_OK;
-    return moedi_cuda_launch(e, add_parts<T>, (unsigned)moedi_cuda_ceil(a->width, THREADS), THREADS, 0, d_weight,
-                             static_cast<const float *>(partial), blocks, a->width);
+    return add_parts<T>(e, d_weight, partial, blocks, a->width);
 }
 template <typename T> moed_status moedi_cuda_rmsnorm_backward(moedi_cuda *e, const moed_op_rmsnorm *a)
 {
@@ -123,23 +160,33 @@ MOEDI_CUDA_DEFINED(rmsnorm_backward, rmsnorm)
 
 /* ---- bias ---- */
 
-template <typename T> __global__ void bias_backward_kernel(float *partial, const T *d_out, int64_t m, int64_t n, int64_t ld)
+template <typename T, int V> __global__ void bias_backward_kernel(float *partial, const T *d_out, int64_t m, int64_t n, int64_t ld)
 {
-    const int64_t c = (int64_t)blockIdx.y * THREADS + threadIdx.x;
+    const int64_t c = ((int64_t)blockIdx.y * THREADS + threadIdx.x) * V;
+    float sum[V] = {};
     if (c >= n) return;
-    float sum = 0;
-    for (int64_t row = blockIdx.x; row < m; row += gridDim.x) sum += to_float(d_out[row * ld + c]);
-    partial[blockIdx.x * n + c] = sum;
+#pragma unroll 4
+    for (int64_t row = blockIdx.x; row < m; row += gridDim.x) {
+        float d[V];
+        load(d, d_out + row * ld + c);
+#pragma unroll
+        for (int k = 0; k < V; k++) sum[k] += d[k];
+    }
+    store(partial + blockIdx.x * n + c, sum);
 }
-template <typename T> moed_status moedi_cuda_bias_backward(moedi_cuda *e, const moed_op_bias_backward *a)
+template <typename T, int V> static moed_status bias_backward(moedi_cuda *e, const moed_op_bias_backward *a)
 {
     const int blocks = a->m < BLOCKS / 4 ? (int)a->m : BLOCKS / 4;
     void *partial;
     if (blocks == 0) return MOED_OK;
     MOEDI_CUDA_TRY(moedi_cuda_scratch(e, (size_t)(blocks * a->n) * sizeof(float), &partial));
-    MOEDI_CUDA_TRY(moedi_cuda_launch(e, bias_backward_kernel<T>, dim3(blocks, (unsigned)moedi_cuda_ceil(a->n, THREADS)), THREADS, 0,
+    MOEDI_CUDA_TRY(moedi_cuda_launch(e, bias_backward_kernel<T, V>, dim3(blocks, (unsigned)moedi_cuda_ceil(a->n, THREADS * V)), THREADS, 0,
                                      static_cast<float *>(partial), static_cast<const T *>(a->d_out), a->m, a->n, a->ld));
-    return moedi_cuda_launch(e, add_parts<T>, (unsigned)moedi_cuda_ceil(a->n, THREADS), THREADS, 0, static_cast<T *>(a->d_bias),
-                             static_cast<const float *>(partial), blocks, a->n);
+    return add_parts<T>(e, static_cast<T *>(a->d_bias), partial, blocks, a->n);
+}
+template <typename T> moed_status moedi_cuda_bias_backward(moedi_cuda *e, const moed_op_bias_backward *a)
+{
+    if (packs<T>(a->n, a->d_out) && a->ld % WIDE_ACCESS<T> == 0) return bias_backward<T, WIDE_ACCESS<T>>(e, a);
+    return bias_backward<T, 1>(e, a);
 }
 MOEDI_CUDA_DEFINED(bias_backward, bias_backward)

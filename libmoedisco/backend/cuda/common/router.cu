@@ -2,7 +2,7 @@
 #include "numbers.cuh"
 #include "operations.h"
 
-enum { WARPS = 8, THREADS = 32 * WARPS, PARTS = 256, EXPERTS_MOST = 4096 };
+enum { WARPS = 8, THREADS = 32 * WARPS, PARTS = 256, EXPERTS_MOST = 1024 /* 32 lanes of 32 bits */ };
 
 /* ---- forward ---- */
 
@@ -23,21 +23,22 @@ __device__ static inline bool is_taken(const int32_t *ids, int64_t count, int ex
     return false;
 }
 
-/* The row's top_k of p, one after the other. */
+/* The row's top_k of p, one after the other. A lane has every 32nd expert, and a bit for each that says whether it is taken. */
 __device__ static void choose(int32_t *ids, const float *p, int experts, int64_t top_k, int lane)
 {
+    uint32_t taken = 0;
     for (int64_t j = 0; j < top_k; j++) {
         float best = 0;
         int who = -1;
         for (int x = lane; x < experts; x += 32)
-            if (before(p[x], x, best, who) && !is_taken(ids, j, x)) best = p[x], who = x;
+            if (!(taken >> (x >> 5) & 1) && before(p[x], x, best, who)) best = p[x], who = x;
         for (int d = 16; d > 0; d >>= 1) {
             const float other = __shfl_xor_sync(0xffffffffu, best, d);
             const int whose = __shfl_xor_sync(0xffffffffu, who, d);
             if (before(other, whose, best, who)) best = other, who = whose;
         }
+        if ((who & 31) == lane) taken |= 1u << (who >> 5);
         if (lane == 0) ids[j] = who;
-        __syncwarp();
     }
 }
 
