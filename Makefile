@@ -21,7 +21,7 @@ say =
 endif
 
 .DEFAULT_GOAL := all
-.PHONY: all help demo demo-run check check-run check-abi check-headers check-install check-gpu bench bench-gpu bench-methods asan ubsan \
+.PHONY: all host help demo demo-run check check-run check-abi check-headers check-install check-gpu bench bench-gpu bench-methods asan ubsan \
     tsan crash crash-run valgrind valgrind-run analyze analyze-run tidy tidy-run fuzz fuzz-run fuzz-merge fuzz-merge-run \
     fuzz-build ci-full install uninstall dist clean
 .DELETE_ON_ERROR:
@@ -94,11 +94,14 @@ EXAMPLES := $(patsubst examples/%.c,$(OUT)/examples/%,$(sort $(wildcard examples
 TESTS    := $(patsubst tests/%.c,$(OUT)/tests/%,$(sort $(wildcard tests/test_*.c)))
 BENCHES  := $(patsubst tests/bench/%.c,$(OUT)/tests/bench/%,$(sort $(wildcard tests/bench/*.c)))
 
-all: $(SHARED) $(STATIC) $(if $(COMMAND_SOURCES),$(COMMAND)) $(EXAMPLES) $(CUDA_PLUGIN)
+# What runs on any machine, and is what the tests are of; `all` has the plug-in too.
+host: $(SHARED) $(STATIC) $(if $(COMMAND_SOURCES),$(COMMAND)) $(EXAMPLES)
 	$(Q)ln -sfn $(FLAG_HASH) $(BUILD)/current
+all: host $(CUDA_PLUGIN)
+	@echo '$(if $(CUDA_PLUGIN),CUDA: the plug-in is built by $(NVCC) for $(CUDA_ARCHS) (CUDA=0 leaves it out),CUDA: no plug-in ($(if $(NVCC),CUDA=0 was given,no nvcc was found; CUDA=1 NVCC=/path/to/nvcc builds it)))'
 
 help:
-	@printf '%s\n' 'all              libraries, command, examples' \
+	@printf '%s\n' 'all              libraries, command, examples, and the CUDA plug-in where nvcc is found (CUDA=0|1, CUDA_ARCHS); host: without it' \
 	    'demo             three ways of training at equal money, on text of this machine' \
 	    'check            all tests; check-run the same, installing nothing (ci: .ci/run)' \
 	    'check-abi        exported symbols and struct sizes      check-headers  as C99 and C++11' \
@@ -218,32 +221,32 @@ $(OUT)/tests/plugins/%/libmoedisco-test.so: tests/plugins/%.c $(INTERNAL)
 demo:
 	@sh .ci/packages build
 	@$(MAKE) --no-print-directory demo-run
-demo-run: all
+demo-run: host
 	@sh examples/demo.sh $(abspath $(COMMAND))
 check:
 	@sh .ci/packages build check
 	@$(MAKE) --no-print-directory check-run
 # The bench programs are built too, so that they cannot rot: three seconds of two cores.
-check-run: all $(TESTS) $(BENCHES) $(PLUGINS) $(CRASH) $(FAULTS)
+check-run: host $(TESTS) $(BENCHES) $(PLUGINS) $(CRASH) $(FAULTS)
 	@OUT='$(abspath $(OUT))' CC='$(CC)' CXX='$(CXX)' MAKE='$(MAKE)' sh tests/run.sh $(TESTS)
 # Every kill and every fault, some of an hour; `check` has a few seconds of it.
 crash:
 	@sh .ci/packages build check
 	@$(MAKE) --no-print-directory crash-run
-crash-run: all $(CRASH) $(FAULTS) $(OUT)/tests/test_faults
+crash-run: host $(CRASH) $(FAULTS) $(OUT)/tests/test_faults
 	@$(OUT)/tests/test_faults full
 	@$(CRASH) $(abspath $(COMMAND)) $(abspath $(FAULTS)) full
 check-abi: $(SHARED) $(STATIC)
 	@OUT='$(abspath $(OUT))' sh tests/abi.sh
 check-headers:
 	@CC='$(CC)' CXX='$(CXX)' sh tests/headers.sh
-check-install: all
+check-install: host
 	@OUT='$(abspath $(OUT))' CC='$(CC)' CXX='$(CXX)' MAKE='$(MAKE)' sh tests/install.sh
 check-gpu: all $(OUT)/tests/test_conformance $(OUT)/tests/gpu/test_gpu
 	@OUT='$(abspath $(OUT))' sh tests/check_gpu.sh
-bench: all $(BENCHES) $(TIMED)
+bench: host $(BENCHES) $(TIMED)
 	@sh tests/bench/run.sh $(abspath $(OUT))/tests/bench
-bench-methods: all
+bench-methods: host
 	@sh tests/bench/methods.sh $(abspath $(COMMAND))
 FLAGS_asan  := CFLAGS='-O1 -g -fno-omit-frame-pointer' SANITIZE='-fsanitize=address,undefined -fno-sanitize-recover=all'
 FLAGS_ubsan := CFLAGS='-O1 -g' SANITIZE='-fsanitize=undefined -fno-sanitize-recover=all'
@@ -259,7 +262,7 @@ VALGRIND := valgrind -q --error-exitcode=99 --leak-check=full --errors-for-leak-
 valgrind:
 	@sh .ci/packages build check tools
 	@$(MAKE) --no-print-directory valgrind-run CFLAGS='-O1 -g'
-valgrind-run: all $(VALGRIND_TESTS:%=$(OUT)/tests/test_%) $(PLUGINS)
+valgrind-run: host $(VALGRIND_TESTS:%=$(OUT)/tests/test_%) $(PLUGINS)
 	@OUT='$(abspath $(OUT))' RUN='$(VALGRIND)' sh tests/run.sh $(VALGRIND_TESTS:%=$(OUT)/tests/test_%)
 
 # Both see one file at a time; MOEDI_ANALYZE tells them what status.h promises. The CPU's operations in one variant each.
@@ -314,12 +317,13 @@ install: all
 	ln -sf $(SONAME) $(DESTDIR)$(LIBDIR)/libmoedisco.so
 	install -m 644 $(STATIC) $(DESTDIR)$(LIBDIR)/
 	install -m 755 $(COMMAND) $(DESTDIR)$(BINDIR)/
+	$(if $(CUDA_PLUGIN),install -d $(DESTDIR)$(LIBDIR)/moedisco-backends && install -m 755 $(CUDA_PLUGIN) $(DESTDIR)$(LIBDIR)/moedisco-backends/)
 	sed -e 's|@PREFIX@|$(PREFIX)|' -e 's|@LIBDIR@|$(LIBDIR)|' -e 's|@INCLUDEDIR@|$(INCLUDEDIR)|' -e 's|@VERSION@|$(VERSION)|' \
 	    pkgconfig/moedisco.pc.in > $(PC)
 uninstall:
 	rm -f $(DESTDIR)$(LIBDIR)/libmoedisco.so* $(DESTDIR)$(LIBDIR)/libmoedisco.a $(PC) $(DESTDIR)$(INCLUDEDIR)/moedisco.h \
 	    $(DESTDIR)$(BINDIR)/moedisco
-	rm -rf $(DESTDIR)$(INCLUDEDIR)/moedisco
+	rm -rf $(DESTDIR)$(INCLUDEDIR)/moedisco $(DESTDIR)$(LIBDIR)/moedisco-backends
 dist:
 	git archive --prefix=libmoedisco-$(VERSION)/ -o libmoedisco-$(VERSION).tar.gz HEAD
 clean:

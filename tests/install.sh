@@ -9,7 +9,7 @@ fail() { echo "$*"; exit 1; }
 make=${MAKE:-make} root=$work/root outside=$work/outside
 . tests/outside/flags.sh
 
-$make --no-print-directory install DESTDIR="$root" >"$work/log" 2>&1 || { cat "$work/log"; fail 'make install'; }
+$make --no-print-directory install CUDA=0 DESTDIR="$root" >"$work/log" 2>&1 || { cat "$work/log"; fail 'make install'; }
 pc=$(find "$root" -name moedisco.pc)
 [ -n "$pc" ] || fail 'no moedisco.pc was installed'
 PKG_CONFIG_SYSROOT_DIR=$root PKG_CONFIG_PATH=$(dirname "$pc")
@@ -31,7 +31,7 @@ LD_LIBRARY_PATH=$libdir ./kmeans || fail 'kmeans_alone, shared'
 LD_LIBRARY_PATH=$libdir ./surgery || fail 'borrowed_surgery'
 cd "$OLDPWD" || exit 1
 
-$make --no-print-directory uninstall DESTDIR="$root" >"$work/log" 2>&1 || { cat "$work/log"; fail 'make uninstall'; }
+$make --no-print-directory uninstall CUDA=0 DESTDIR="$root" >"$work/log" 2>&1 || { cat "$work/log"; fail 'make uninstall'; }
 left=$(find "$root" ! -type d)
 [ -z "$left" ] || fail "uninstall left $left"
 [ ! -e "$(find "$root" -name moedisco -path '*include*')" ] || fail 'uninstall left the header directory'
