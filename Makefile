@@ -243,7 +243,7 @@ check-headers:
 check-install: host
 	@OUT='$(abspath $(OUT))' CC='$(CC)' CXX='$(CXX)' MAKE='$(MAKE)' sh tests/install.sh
 check-gpu: all $(OUT)/tests/test_conformance $(OUT)/tests/gpu/test_gpu
-	@OUT='$(abspath $(OUT))' sh tests/check_gpu.sh
+	@OUT='$(abspath $(OUT))' sh tests/gpu/check.sh
 bench: host $(BENCHES) $(TIMED)
 	@sh tests/bench/run.sh $(abspath $(OUT))/tests/bench
 bench-methods: host

@@ -1,5 +1,5 @@
 #!/bin/sh
-# check_gpu.sh: every operation of the CUDA plug-in against the reference, then the library on it against the CPU. OUT is the build's
+# gpu/check.sh: every operation of the CUDA plug-in against the reference, then the library on it against the CPU. OUT is the build's
 # directory; MOED_TEST_DEVICE the device (cuda:0). SANITIZER=compute-sanitizer puts the operations under it.
 set -u
 plugin=${OUT:?}/moedisco-backends/libmoedisco-cuda.so
