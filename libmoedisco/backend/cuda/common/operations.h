@@ -11,7 +11,8 @@
     X(dispatch, dispatch) X(gather, gather) X(gather_backward, gather) X(combine, combine) X(combine_backward, combine)       \
     X(sigmoid_gate, sigmoid_gate) X(sigmoid_gate_backward, sigmoid_gate) X(cross_entropy, cross_entropy)                      \
     X(gradient_norm, update) X(adamw, update) X(sum, sum) X(add, add) X(embed_mean, embed_mean)                               \
-    X(kmeans_assign, kmeans_assign) X(kmeans_accumulate, kmeans_accumulate)
+    X(kmeans_assign, kmeans_assign) X(kmeans_accumulate, kmeans_accumulate) X(kmeans_step, kmeans_step)                       \
+    X(kmeans_distances, kmeans_distances)
 
 /* template <typename T> moed_status moedi_cuda_OPERATION(moedi_cuda *, const moed_op_ARGUMENTS *): T is the engine's real. */
 #define MOEDI_CUDA_DECLARE(slot, arguments) template <typename T> moed_status moedi_cuda_##slot(moedi_cuda *e, const moed_op_##arguments *a);
@@ -21,6 +22,9 @@ MOEDI_CUDA_OPERATIONS(MOEDI_CUDA_DECLARE)
 #define MOEDI_CUDA_DEFINED(slot, arguments)                                                          \
     template moed_status moedi_cuda_##slot<float>(moedi_cuda *, const moed_op_##arguments *);        \
     template moed_status moedi_cuda_##slot<__nv_bfloat16>(moedi_cuda *, const moed_op_##arguments *);
+
+/* Of floats; both factors are taken as TF32: 10 bits after the leading one, the rest dropped or rounded. */
+moed_status moedi_cuda_gemm_tf32(moedi_cuda *e, const moed_op_gemm *a);
 
 /* What a datacenter chip does faster. They return MOED_E_UNSUPPORTED, and write nothing, where shape or chip is not theirs. */
 moed_status moedi_cuda_grouped_sm90(moedi_cuda *e, const moed_op_grouped_gemm *a);
