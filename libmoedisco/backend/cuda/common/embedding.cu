@@ -7,21 +7,12 @@
 
 enum { THREADS = 256 };
 
-template <typename T, int V> __global__ void embedding_kernel(T *out, const T *table, const int32_t *tokens, int64_t width)
-{
-    const T *from = table + (int64_t)tokens[blockIdx.x] * width;
-    T *to = out + blockIdx.x * width;
-    for (int64_t c = (int64_t)threadIdx.x * V; c < width; c += THREADS * V)
-        *reinterpret_cast<pack<T, V> *>(to + c) = *reinterpret_cast<const pack<T, V> *>(from + c);
-}
+/* Rows of the table, gathered by token. */
 template <typename T> moed_status moedi_cuda_embedding(moedi_cuda *e, const moed_op_embedding *a)
 {
-    T *out = static_cast<T *>(a->out);
-    const T *table = static_cast<const T *>(a->table);
-    const dim3 rows((unsigned)a->count);
-    if (packs<T>(a->width, out, table))
-        return moedi_cuda_launch(e, embedding_kernel<T, WIDE_ACCESS<T>>, rows, THREADS, 0, out, table, a->tokens, a->width);
-    return moedi_cuda_launch(e, embedding_kernel<T, 1>, rows, THREADS, 0, out, table, a->tokens, a->width);
+    moed_op_gather rows = {};
+    rows.out = a->out, rows.x = a->table, rows.source = a->tokens, rows.rows = a->count, rows.top_k = 1, rows.width = a->width;
+    return moedi_cuda_gather<T>(e, &rows);
 }
 MOEDI_CUDA_DEFINED(embedding, embedding)
 
