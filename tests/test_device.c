@@ -2,12 +2,17 @@
  * plug-in): the same bits as on the CPU, so nothing in model/, train/ and cluster/ reaches across the border. */
 #include "train_support.h"
 
-static moed_context *fake_context(void)
+static moed_context_options fake_options(void)
 {
-    moed_context *c;
     moed_context_options o;
     assert_ok(moed_options_init(MOED_STRUCT_CONTEXT_OPTIONS, &o, sizeof o));
     o.flags = MOED_CONTEXT_NO_ENV, o.device = "fake:0", o.plugin_dir = MOEDI_TEST_OUT "/tests/plugins/fake";
+    return o;
+}
+static moed_context *fake_context(void)
+{
+    moed_context *c;
+    const moed_context_options o = fake_options();
     assert_ok(moed_context_create(&c, &o));
     return c;
 }
@@ -98,11 +103,95 @@ static void logits_routing_embedding_and_kmeans_work_on_a_device(void **state)
     for (int i = 0; i < 2; i++) free(logits[i]), free(vectors[i]);
 }
 
+/* ---- the caller's stream, allocator and events ---- */
+
+typedef struct device_memory {
+    int64_t blocks, bytes, calls;
+    void *stream;
+} device_memory;
+
+static void *take(size_t size, void *stream, void *user)
+{
+    device_memory *m = user;
+    m->blocks++, m->calls++, m->bytes += (int64_t)size;
+    assert_ptr_equal(stream, m->stream);
+    return malloc(size);
+}
+static void give_back(void *memory, size_t size, void *stream, void *user)
+{
+    device_memory *m = user;
+    m->blocks--, m->bytes -= (int64_t)size;
+    assert_ptr_equal(stream, m->stream);
+    free(memory);
+}
+
+static void device_memory_is_the_callers_and_all_of_it_comes_back(void **state)
+{
+    (void)state;
+    int stream;
+    device_memory memory = {.stream = &stream};
+    moed_context *c = NULL;
+    moed_context_options o = fake_options();
+    o.stream = &stream, o.device_alloc = take, o.device_free = give_back, o.device_alloc_user = &memory;
+    assert_ok(moed_context_create(&c, &o));
+    const moed_train_options train = tiny_options(4);
+    moed_model *m = tiny_model(c);
+    moed_corpus *d = tiny_corpus(c, NULL);
+    moed_trainer *t;
+    assert_ok(moed_trainer_create(&t, c, m, d, NULL, &train));
+    const int64_t calls = memory.calls;
+    assert_true(memory.blocks > 0 && memory.bytes > 0);
+    assert_ok(moed_trainer_run(t, 0, NULL, NULL));
+    assert_int_equal(memory.calls, calls); /* steps take none */
+    moed_trainer_destroy(t);
+    moed_corpus_destroy(d);
+    moed_model_destroy(m);
+    moed_context_destroy(c);
+    assert_true(memory.blocks == 0 && memory.bytes == 0);
+}
+
+static void events_are_waited_for_and_recorded_on_the_callers_stream(void **state)
+{
+    (void)state;
+    int stream;
+    void *event[2] = {NULL, NULL};
+    moed_context *c = NULL, *cpu = support_context("reference", 1);
+    moed_context_options o = fake_options();
+    o.stream = &stream;
+    assert_ok(moed_context_create(&c, &o));
+    assert_ok(moed_context_wait_event(c, event));
+    assert_true(event[0] == &stream && !event[1]);
+    assert_ok(moed_context_record_event(c, event));
+    assert_ptr_equal(event[1], &stream);
+    assert_refused(moed_context_wait_event(c, NULL), MOED_E_ARGUMENT, "event");
+    assert_refused(moed_context_wait_event(NULL, event), MOED_E_ARGUMENT, "context");
+    assert_refused(moed_context_wait_event(cpu, event), MOED_E_UNSUPPORTED, "cpu has no streams");
+    assert_refused(moed_context_record_event(cpu, event), MOED_E_UNSUPPORTED, "cpu has no streams");
+    moed_context_destroy(c);
+    moed_context_destroy(cpu);
+}
+
+static void a_stream_for_a_device_that_has_none_is_refused(void **state)
+{
+    (void)state;
+    int stream;
+    moed_context *c = NULL;
+    moed_context_options o = fake_options();
+    o.device = "cpu", o.stream = &stream;
+    assert_refused(moed_context_create(&c, &o), MOED_E_UNSUPPORTED, "cpu has no streams");
+    o = fake_options();
+    o.device_alloc = take;
+    assert_refused(moed_context_create(&c, &o), MOED_E_ARGUMENT, "together");
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(training_on_a_device_gives_the_bits_of_the_cpu),
         cmocka_unit_test(logits_routing_embedding_and_kmeans_work_on_a_device),
+        cmocka_unit_test(device_memory_is_the_callers_and_all_of_it_comes_back),
+        cmocka_unit_test(events_are_waited_for_and_recorded_on_the_callers_stream),
+        cmocka_unit_test(a_stream_for_a_device_that_has_none_is_refused),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

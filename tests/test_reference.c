@@ -292,15 +292,16 @@ static void test_adamw_first_step_moves_by_the_learning_rate(void **state)
     assert_true(fabs(p[1] - (-1 + 0.01 * (1 + 0.1))) < 1e-15);
 }
 
-static void test_adamw_applies_nothing_of_a_step_whose_norm_is_not_finite(void **state)
+static void test_adamw_applies_nothing_of_a_step_whose_norm_or_loss_is_not_finite(void **state)
 {
-    static const double bad[2] = {INFINITY, NAN};
+    static const double bad[4] = {INFINITY, NAN, 2, 2}, losses[4][3] = {{0}, {0}, {1, 2, INFINITY}, {NAN, 2, 3}};
     (void)state;
-    for (int i = 0; i < 2; i++) {
+    for (int i = 0; i < 4; i++) {
         double p[2] = {0.5, -1}, g[2] = {1, bad[i]}, m[2] = {0.1, 0.2}, v[2] = {0.3, 0.4};
         const moed_op_slice slice = {p, g, m, v, 2, 0.1, NULL};
         moed_step_scalars s = {.learning_rate = 0.01, .beta1_correction = 0.1, .beta2_correction = 0.05, .gradient_scale = 0.5};
-        const moed_op_update a = {.slices = &slice, .count = 1, .scalars = &s, .beta1 = 0.9, .beta2 = 0.95, .epsilon = 1e-8, .clip = 1};
+        const moed_op_update a = {.slices = &slice, .count = 1, .scalars = &s, .beta1 = 0.9, .beta2 = 0.95, .epsilon = 1e-8, .clip = 1,
+                                  .losses = i < 2 ? NULL : losses[i], .loss_count = 3};
         CALL(gradient_norm, &a);
         assert_false(isfinite(s.gradient_norm));
         CALL(adamw, &a);
@@ -456,7 +457,7 @@ int main(void)
         cmocka_unit_test(test_dispatch_is_a_stable_sort_by_expert),
         cmocka_unit_test(test_kmeans_penalty_moves_a_point_and_not_its_distance),
         cmocka_unit_test(test_adamw_first_step_moves_by_the_learning_rate),
-        cmocka_unit_test(test_adamw_applies_nothing_of_a_step_whose_norm_is_not_finite),
+        cmocka_unit_test(test_adamw_applies_nothing_of_a_step_whose_norm_or_loss_is_not_finite),
         cmocka_unit_test(test_router_chooses_valid_experts_from_logits_that_are_not_numbers),
         cmocka_unit_test(test_unknown_kernels_are_refused_by_name),
         cmocka_unit_test(test_every_choice_of_kernels_names_itself),

@@ -25,6 +25,12 @@ typedef void (*moed_free_fn)(void *memory, size_t size, void *user);
 typedef void (*moed_task_fn)(void *argument, int64_t index);
 typedef void (*moed_executor_fn)(int64_t count, moed_task_fn task, void *argument, void *user);
 
+/* Device memory of `size` bytes, aligned to 256, for work on `stream` (moed_context_options.stream); NULL when there is none. Any thread. */
+typedef void *(*moed_device_alloc_fn)(size_t size, void *stream, void *user);
+/* Its counterpart. Work that was enqueued on the stream before may still use the memory: give it to others only in the stream's
+ * order (cudaFreeAsync, an allocator that caches by stream), or wait for the stream first. */
+typedef void (*moed_device_free_fn)(void *memory, size_t size, void *stream, void *user);
+
 enum { MOED_LOG_ERROR = 1, MOED_LOG_WARNING = 2, MOED_LOG_INFO = 3, MOED_LOG_DEBUG = 4 };
 /* One line without a newline. May come from any thread of the library. */
 typedef void (*moed_log_fn)(int32_t level, const char *line, void *user);
@@ -52,6 +58,11 @@ typedef struct moed_context_options {
     void *executor_user;
     moed_log_fn log;        /* NULL = silent */
     void *log_user;
+    void *stream;           /* the device stream all work is enqueued on (CUDA: a cudaStream_t; the default one is cudaStreamLegacy);
+                               NULL = streams of the library's own, and calls return when their work is done */
+    moed_device_alloc_fn device_alloc; /* both or neither; NULL = the device's */
+    moed_device_free_fn device_free;
+    void *device_alloc_user;
 } moed_context_options;
 
 typedef struct moed_context_info {
@@ -93,6 +104,13 @@ MOED_API void moed_context_destroy(moed_context *context);
 
 /* Fills out (struct_size set by the caller). Threads: any. Since: 0.1. */
 MOED_API moed_status moed_context_get_info(const moed_context *context, moed_context_info *out);
+
+/* The caller's events, for a device that has streams (CUDA: cudaEvent_t of the same device). Work that calls enqueue from now on starts
+ * after `event` is complete; record: `event` is complete when all that was enqueued so far is. With a stream of the caller's both are
+ * enqueued there, and neither waits. Without one calls are complete when they return: wait_event waits, and a recorded event is
+ * complete at once. Returns MOED_E_UNSUPPORTED where the device has no streams, MOED_E_DEVICE. Threads: any. Since: 0.1. */
+MOED_API moed_status moed_context_wait_event(moed_context *context, void *event);
+MOED_API moed_status moed_context_record_event(moed_context *context, void *event);
 
 #ifdef __cplusplus
 }

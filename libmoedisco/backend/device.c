@@ -155,6 +155,10 @@ static moed_status choose(moed_context *c)
                                     c->options.device);
     c->backend = found.table;
     c->device_index = found.index;
+    if ((c->options.stream || c->options.device_alloc) && !moedi_backend_has_streams(c->backend))
+        return moedi_fail_parameter(MOED_E_UNSUPPORTED, c->options.stream ? "stream" : "device_alloc",
+                                    "the device %s has no streams and no memory of its own: stream and device_alloc are for those that do",
+                                    c->device);
     moedi_engine probe;
     MOEDI_TRY(moedi_engine_open(&probe, c));
     c->backend_info = probe.info;
@@ -202,6 +206,8 @@ moed_status moed_context_create(moed_context **out, const moed_context_options *
     moed_context_options options;
     MOEDI_TRY(moedi_options_read(MOED_STRUCT_CONTEXT_OPTIONS, o, &options));
     if (!options.alloc != !options.free) return moedi_fail(MOED_E_ARGUMENT, "alloc and free must be given together");
+    if (!options.device_alloc != !options.device_free)
+        return moedi_fail(MOED_E_ARGUMENT, "device_alloc and device_free must be given together");
     moed_context *c = calloc(1, sizeof *c); /* the one block outside its own allocator, with the executor's */
     if (!c) return moedi_fail(MOED_E_MEMORY, "no memory for a context");
     atomic_init(&c->references, 1);

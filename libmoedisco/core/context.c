@@ -239,14 +239,23 @@ static int dtypes_fit(const moed_backend_info *i)
     return i->dtype == i->wide && (i->dtype == MOED_DTYPE_F32 || i->dtype == MOED_DTYPE_F64);
 }
 
-moed_status moedi_engine_open(moedi_engine *out, moed_context *c)
+static moed_backend_config config_of(const moed_context *c)
 {
-    const moed_backend_config config = {
-        .struct_size = sizeof config,
+    return (moed_backend_config){
+        .struct_size = sizeof(moed_backend_config),
         .device = c->device_index,
         .memory_limit = c->options.device_limit,
         .kernels = c->options.kernels,
+        .stream = c->options.stream,
+        .device_alloc = c->options.device_alloc,
+        .device_free = c->options.device_free,
+        .device_alloc_user = c->options.device_alloc_user,
     };
+}
+
+moed_status moedi_engine_open(moedi_engine *out, moed_context *c)
+{
+    const moed_backend_config config = config_of(c);
     moedi_engine e = {.context = c, .table = c->backend};
     moedi_clear_error();
     moed_status status = c->backend->open(&c->host, &config, &e.self, &e.table);
@@ -269,8 +278,39 @@ moed_status moedi_engine_open(moedi_engine *out, moed_context *c)
     return MOED_OK;
 }
 
+moed_status moedi_engine_settle(const moedi_engine *e)
+{
+    return e->context->options.stream ? MOED_OK : e->table->synchronize(e->self);
+}
+
 void moedi_engine_close(moedi_engine *e)
 {
     if (e->self) e->table->close(e->self);
     memset(e, 0, sizeof *e);
+}
+
+/* ---- events ---- */
+
+static moed_status check_event(const moed_context *c, const void *event)
+{
+    moedi_clear_error();
+    MOEDI_REQUIRE(c, "the context is NULL");
+    MOEDI_REQUIRE(event, "the event is NULL");
+    MOEDI_TRY(moedi_context_check(c));
+    if (moedi_backend_has_streams(c->backend)) return MOED_OK;
+    return moedi_fail(MOED_E_UNSUPPORTED, "the device %s has no streams, and so no events", c->device);
+}
+
+moed_status moed_context_wait_event(moed_context *context, void *event)
+{
+    MOEDI_TRY(check_event(context, event));
+    const moed_backend_config config = config_of(context);
+    return context->backend->wait_event(&context->host, &config, event);
+}
+
+moed_status moed_context_record_event(moed_context *context, void *event)
+{
+    MOEDI_TRY(check_event(context, event));
+    const moed_backend_config config = config_of(context);
+    return context->backend->record_event(&context->host, &config, event);
 }

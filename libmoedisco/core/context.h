@@ -49,6 +49,11 @@ moed_status moedi_parallel_try(const moed_context *c, int64_t count, moedi_task_
 
 void moedi_log(const moed_context *c, int32_t level, const char *format, ...) MOEDI_PRINTF(3, 4);
 
+static inline int moedi_backend_has_streams(const moed_backend *b)
+{
+    return MOED_BACKEND_HAS(b, wait_event) && MOED_BACKEND_HAS(b, record_event);
+}
+
 /* An engine: one opened backend, for one handle; calls go table->operation(self, &arguments). */
 typedef struct moedi_engine {
     moed_context *context;
@@ -58,6 +63,9 @@ typedef struct moedi_engine {
     size_t item, wide_item;           /* bytes of a `real`; of a `wide` */
 } moedi_engine;
 moed_status moedi_engine_open(moedi_engine *out, moed_context *c);
+/* At the end of a call that brings nothing back to the host: the caller's stream keeps the order by itself, without one the work is
+ * waited for. */
+moed_status moedi_engine_settle(const moedi_engine *e);
 void moedi_engine_close(moedi_engine *e);
 
 #endif

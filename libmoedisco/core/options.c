@@ -55,6 +55,10 @@ static const field context_fields[] = {
     POINTER(S, executor_user, "passed to it"),
     POINTER(S, log, "receives log lines"),
     POINTER(S, log_user, "passed to it"),
+    POINTER(S, stream, "device stream of the caller's"),
+    POINTER(S, device_alloc, "device allocator"),
+    POINTER(S, device_free, "device allocator's counterpart"),
+    POINTER(S, device_alloc_user, "passed to both"),
 };
 #undef S
 #define S moed_model_options

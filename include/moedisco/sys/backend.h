@@ -47,7 +47,14 @@ typedef struct moed_backend_config {
     int32_t reserved;
     int64_t memory_limit;     /* bytes, 0 = none */
     const char *kernels;      /* kernel set asked for, "auto" */
+    void *stream;             /* the caller's: all work goes there, and it is the caller's to destroy; NULL = one of the engine's own */
+    moed_device_alloc_fn device_alloc; /* nullable, with its counterpart: all device memory comes from there */
+    moed_device_free_fn device_free;
+    void *device_alloc_user;
 } moed_backend_config;
+
+/* A field that an older host's config lacks. */
+#define MOED_CONFIG_HAS(config, field) ((config)->struct_size >= offsetof(moed_backend_config, field) + sizeof((config)->field))
 
 typedef struct moed_backend_info {
     uint32_t struct_size;
@@ -243,7 +250,8 @@ typedef struct moed_op_slice {
     int16_t *low;
 } moed_op_slice;
 
-/* gradient_norm: scalars->gradient_norm and clip_factor from all gradients (times gradient_scale); clip 0 = factor 1.
+/* gradient_norm: scalars->gradient_norm and clip_factor from all gradients (times gradient_scale); clip 0 = factor 1. Where one of
+ * losses (loss_count, wide; nullable) is NaN or infinite, gradient_norm is NaN.
  * adamw: g = gradient * gradient_scale * clip_factor, m and v its running means, each divided by its correction in the update:
  * parameter -= learning_rate * (m' / (sqrt(v') + epsilon) + weight_decay * parameter). Nothing is written where
  * scalars->gradient_norm is NaN or infinite: a bad step is dropped on the device, without asking the host. slices: host array;
@@ -253,6 +261,8 @@ typedef struct moed_op_update {
     int64_t count;
     moed_step_scalars *scalars;
     double beta1, beta2, epsilon, clip;
+    const void *losses;
+    int64_t loss_count;
 } moed_op_update;
 
 /* out (1) = [+=] scale * sum of x (count), both wide, in double inside. */
@@ -374,6 +384,21 @@ typedef struct moed_backend {
     moed_status (*kmeans_accumulate)(void *self, const moed_op_kmeans_accumulate *a);
     moed_status (*kmeans_step)(void *self, const moed_op_kmeans_step *a);           /* optional */
     moed_status (*kmeans_distances)(void *self, const moed_op_kmeans_distances *a); /* optional */
+
+    /* Optional, and only together: the device has streams. On config's device and stream, without an engine; the stream NULL: wait_event
+     * waits, record_event records an event with nothing before it. */
+    moed_status (*wait_event)(const moed_host_api *host, const moed_backend_config *config, void *event);
+    moed_status (*record_event)(const moed_host_api *host, const moed_backend_config *config, void *event);
+
+    /* Optional, and only together: what operations, copy and zero would do between begin and end is recorded instead, with its
+     * addresses and host numbers as they are then, and graph_launch enqueues it all, as often as wanted, on what the addresses then
+     * hold. While it is recorded nothing else is asked of the engine, and every operation has run before with the same shapes.
+     * begin: MOED_E_UNSUPPORTED where the stream cannot. end: ends the recording in any case. launch: MOED_E_UNSUPPORTED, nothing
+     * done, when memory of the engine's own has moved since: record again. */
+    moed_status (*graph_begin)(void *self);
+    moed_status (*graph_end)(void *self, void **graph);
+    moed_status (*graph_launch)(void *self, void *graph);
+    void (*graph_free)(void *self, void *graph);
 } moed_backend;
 
 /* A slot that a newer table has and an older plug-in may lack. */

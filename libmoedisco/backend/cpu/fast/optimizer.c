@@ -65,6 +65,9 @@ moed_status MOEDI_VARIED(gradient_norm)(void *self, const moed_op_update *a)
     run(self, job.first[a->count], norm_task, &job);
     moed_step_scalars *s = a->scalars;
     s->gradient_norm = sqrt(tree_sum(job.partial, job.first[a->count])) * fabs(s->gradient_scale);
+    const float *losses = a->losses;
+    for (int64_t i = 0; losses && i < a->loss_count; i++)
+        if (!isfinite(losses[i])) s->gradient_norm = NAN;
     s->clip_factor = a->clip > 0 && s->gradient_norm > a->clip ? a->clip / s->gradient_norm : 1.0;
     return MOED_OK;
 }

@@ -11,6 +11,9 @@ MOEDI_REFERENCE(gradient_norm, update)
         const real *gradient = a->slices[t].gradient;
         for (int64_t i = 0; i < a->slices[t].count; i++) squares += (double)gradient[i] * (double)gradient[i];
     }
+    const real *losses = a->losses;
+    for (int64_t i = 0; losses && i < a->loss_count; i++)
+        if (!isfinite(losses[i])) squares = NAN;
     s->gradient_norm = sqrt(squares) * fabs(s->gradient_scale);
     s->clip_factor = a->clip > 0 && s->gradient_norm > a->clip ? a->clip / s->gradient_norm : 1.0;
     return MOED_OK;

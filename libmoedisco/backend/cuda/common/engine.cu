@@ -82,20 +82,20 @@ static void close_engine(void *self)
     moedi_cuda *e = static_cast<moedi_cuda *>(self);
     {
         const moedi_cuda_current current(e);
-        if (e->stream) cudaStreamSynchronize(e->stream);
+        if (e->own_stream) cudaStreamSynchronize(e->stream);
         moedi_cuda_gemm_forget(e);
         moedi_cuda_attention_forget(e);
         moedi_cuda_update_forget(e);
         if (e->blas) moedi_cublas.cublasLtDestroy(e->blas);
-        cudaFree(e->workspace);
-        cudaFree(e->scratch);
+        moedi_cuda_device_free(e, e->workspace, MOEDI_CUDA_WORKSPACE);
+        moedi_cuda_device_free(e, e->scratch, e->scratch_size);
         while (e->blocks) {
             moedi_cuda_block *b = e->blocks;
             e->blocks = b->next;
-            cudaFree(b->memory);
+            moedi_cuda_device_free(e, b->memory, b->size);
             e->host->free(e->host->self, b);
         }
-        if (e->stream) cudaStreamDestroy(e->stream);
+        if (e->own_stream) cudaStreamDestroy(e->stream);
         (void)cudaGetLastError();
     }
     e->host->free(e->host->self, e);
@@ -109,8 +109,10 @@ static moed_status start_engine(moedi_cuda *e)
     if (e->properties.major < 8)
         return moedi_cuda_fail(e, MOED_E_BACKEND, "cuda:%d has compute capability %d.%d: 8.0 or newer is needed", e->device,
                                e->properties.major, e->properties.minor);
-    MOEDI_CUDA_CHECK(e, cudaStreamCreateWithFlags(&e->stream, cudaStreamNonBlocking));
-    MOEDI_CUDA_CHECK(e, cudaMalloc(&e->workspace, MOEDI_CUDA_WORKSPACE));
+    if (!e->stream) {
+        MOEDI_CUDA_CHECK(e, cudaStreamCreateWithFlags(&e->stream, cudaStreamNonBlocking));
+        e->own_stream = true;
+    }
     if (moedi_cublas.cublasLtCreate(&e->blas) != CUBLAS_STATUS_SUCCESS)
         return moedi_cuda_fail(e, MOED_E_BACKEND, "cuda:%d: cuBLAS does not start", e->device);
     return MOED_OK;
@@ -137,6 +139,11 @@ static moed_status open_engine(const moed_host_api *host, const moed_backend_con
     if (status != MOED_OK) return status;
     moedi_cuda *e = static_cast<moedi_cuda *>(memset(memory, 0, sizeof(moedi_cuda)));
     e->host = host, e->device = config->device, e->limit = config->memory_limit;
+    if (MOED_CONFIG_HAS(config, stream)) e->stream = static_cast<cudaStream_t>(config->stream);
+    if (MOED_CONFIG_HAS(config, device_alloc_user)) {
+        e->device_alloc = config->device_alloc, e->device_free = config->device_free;
+        e->device_alloc_user = config->device_alloc_user;
+    }
     const moed_status started = start_engine(e);
     if (started != MOED_OK) {
         close_engine(e);
@@ -169,20 +176,40 @@ static moed_status within_limit(moedi_cuda *e, size_t more)
     return MOED_OK;
 }
 
+moed_status moedi_cuda_device_alloc(moedi_cuda *e, size_t size, void **out)
+{
+    char what[48];
+    void *memory = nullptr;
+    cudaError_t error = cudaErrorMemoryAllocation;
+    if (!e->device_alloc) error = cudaMalloc(&memory, size);
+    else if ((memory = e->device_alloc(size, e->stream, e->device_alloc_user)) != nullptr) error = cudaSuccess;
+    snprintf(what, sizeof what, "%zu bytes", size);
+    if (error != cudaSuccess) return moedi_cuda_failed(e, error, what);
+    *out = memory;
+    return MOED_OK;
+}
+
+/* cudaFree waits for the work that uses the memory; of the caller's allocator the same is asked. */
+void moedi_cuda_device_free(moedi_cuda *e, void *memory, size_t size)
+{
+    if (!memory) return;
+    if (e->device_free) e->device_free(memory, size, e->stream, e->device_alloc_user);
+    else cudaFree(memory);
+}
+
 static moed_status allocate(void *self, size_t size, void **out)
 {
     moedi_cuda *e = static_cast<moedi_cuda *>(self);
     const moedi_cuda_current current(e);
     void *node = nullptr;
-    char what[48];
+    if (size == 0) size = 1;
     MOEDI_CUDA_TRY(within_limit(e, size));
     MOEDI_CUDA_TRY(e->host->alloc(e->host->self, sizeof(moedi_cuda_block), &node));
     moedi_cuda_block *b = static_cast<moedi_cuda_block *>(node);
-    const cudaError_t error = cudaMalloc(&b->memory, size ? size : 1);
-    if (error != cudaSuccess) {
+    const moed_status status = moedi_cuda_device_alloc(e, size, &b->memory);
+    if (status != MOED_OK) {
         e->host->free(e->host->self, b);
-        snprintf(what, sizeof what, "%zu bytes", size);
-        return moedi_cuda_failed(e, error, what);
+        return status;
     }
     b->size = size, b->next = e->blocks, e->blocks = b;
     e->in_use += (int64_t)size;
@@ -197,7 +224,7 @@ static void release(void *self, void *memory)
     for (moedi_cuda_block **at = &e->blocks; memory && *at; at = &(*at)->next) {
         moedi_cuda_block *b = *at;
         if (b->memory != memory) continue;
-        cudaFree(memory); /* waits for the work that uses it */
+        moedi_cuda_device_free(e, memory, b->size);
         e->in_use -= (int64_t)b->size;
         *at = b->next;
         e->host->free(e->host->self, b);
@@ -209,10 +236,10 @@ moed_status moedi_cuda_scratch(moedi_cuda *e, size_t size, void **out)
 {
     if (size > e->scratch_size) {
         MOEDI_CUDA_TRY(within_limit(e, size - e->scratch_size));
-        MOEDI_CUDA_CHECK(e, cudaFree(e->scratch));
+        moedi_cuda_device_free(e, e->scratch, e->scratch_size);
         e->in_use -= (int64_t)e->scratch_size;
-        e->scratch = nullptr, e->scratch_size = 0;
-        MOEDI_CUDA_CHECK(e, cudaMalloc(&e->scratch, size));
+        e->scratch = nullptr, e->scratch_size = 0, e->moves++;
+        MOEDI_CUDA_TRY(moedi_cuda_device_alloc(e, size, &e->scratch));
         e->scratch_size = size;
         e->in_use += (int64_t)size;
     }
@@ -264,6 +291,97 @@ static moed_status synchronize(void *self)
     return MOED_OK;
 }
 
+/* ---- graphs ---- */
+
+struct moedi_cuda_graph {
+    cudaGraphExec_t whole;
+    int64_t moves;                   /* of the engine when it was recorded */
+};
+
+/* Of this thread alone: the host's other threads may do what they like meanwhile. Some streams cannot be recorded (the default one). */
+static moed_status graph_begin(void *self)
+{
+    moedi_cuda *e = static_cast<moedi_cuda *>(self);
+    const moedi_cuda_current current(e);
+    if (cudaStreamBeginCapture(e->stream, cudaStreamCaptureModeThreadLocal) == cudaSuccess) return MOED_OK;
+    const cudaError_t error = cudaGetLastError();
+    return moedi_cuda_fail(e, MOED_E_UNSUPPORTED, "cuda:%d: work on this stream cannot be recorded: %s", e->device, cudaGetErrorString(error));
+}
+
+static moed_status graph_end(void *self, void **out)
+{
+    moedi_cuda *e = static_cast<moedi_cuda *>(self);
+    const moedi_cuda_current current(e);
+    cudaGraph_t graph = nullptr;
+    void *memory = nullptr;
+    *out = nullptr;
+    const cudaError_t error = cudaStreamEndCapture(e->stream, &graph);
+    if (error != cudaSuccess) {
+        if (graph) cudaGraphDestroy(graph);
+        return moedi_cuda_failed(e, error, "the end of a recording");
+    }
+    moed_status status = e->host->alloc(e->host->self, sizeof(moedi_cuda_graph), &memory);
+    moedi_cuda_graph *g = static_cast<moedi_cuda_graph *>(memory);
+    if (status == MOED_OK) {
+        const cudaError_t made = cudaGraphInstantiate(&g->whole, graph, 0);
+        if (made != cudaSuccess) status = moedi_cuda_failed(e, made, "a graph");
+        if (made != cudaSuccess) e->host->free(e->host->self, g);
+    }
+    cudaGraphDestroy(graph);
+    if (status != MOED_OK) return status;
+    g->moves = e->moves;
+    *out = g;
+    return MOED_OK;
+}
+
+static moed_status graph_launch(void *self, void *graph)
+{
+    moedi_cuda *e = static_cast<moedi_cuda *>(self);
+    const moedi_cuda_graph *g = static_cast<const moedi_cuda_graph *>(graph);
+    const moedi_cuda_current current(e);
+    if (g->moves != e->moves) return moedi_cuda_fail(e, MOED_E_UNSUPPORTED, "cuda:%d: memory that the graph uses has moved", e->device);
+    MOEDI_CUDA_CHECK(e, cudaGraphLaunch(g->whole, e->stream));
+    return MOED_OK;
+}
+
+static void graph_free(void *self, void *graph)
+{
+    moedi_cuda *e = static_cast<moedi_cuda *>(self);
+    moedi_cuda_graph *g = static_cast<moedi_cuda_graph *>(graph);
+    const moedi_cuda_current current(e);
+    if (!g) return;
+    cudaGraphExecDestroy(g->whole); /* what still runs of it is waited for by the driver */
+    e->host->free(e->host->self, g);
+}
+
+/* ---- the caller's events ---- */
+
+/* What an engine there would be, without its memory: for messages, and to make the device current. */
+static moedi_cuda place_of(const moed_host_api *host, const moed_backend_config *config)
+{
+    moedi_cuda e = {};
+    e.host = host, e.device = config->device, e.stream = static_cast<cudaStream_t>(config->stream);
+    return e;
+}
+
+static moed_status wait_event(const moed_host_api *host, const moed_backend_config *config, void *event)
+{
+    moedi_cuda e = place_of(host, config);
+    const moedi_cuda_current current(&e);
+    if (e.stream) MOEDI_CUDA_CHECK(&e, cudaStreamWaitEvent(e.stream, static_cast<cudaEvent_t>(event), 0));
+    else MOEDI_CUDA_CHECK(&e, cudaEventSynchronize(static_cast<cudaEvent_t>(event)));
+    return MOED_OK;
+}
+
+static moed_status record_event(const moed_host_api *host, const moed_backend_config *config, void *event)
+{
+    moedi_cuda e = place_of(host, config);
+    const moedi_cuda_current current(&e);
+    /* without a stream: this thread's, where the library enqueues nothing */
+    MOEDI_CUDA_CHECK(&e, cudaEventRecord(static_cast<cudaEvent_t>(event), e.stream ? e.stream : cudaStreamPerThread));
+    return MOED_OK;
+}
+
 /* ---- the tables ---- */
 
 template <typename T> struct slots {
@@ -282,6 +400,8 @@ template <typename T> struct slots {
         b.device = describe_device, b.open = open_engine, b.close = close_engine, b.info = tell_info<T>;
         b.alloc = allocate, b.free = release, b.upload = upload, b.download = download, b.copy = copy, b.zero = zero;
         b.synchronize = synchronize;
+        b.graph_begin = graph_begin, b.graph_end = graph_end, b.graph_launch = graph_launch, b.graph_free = graph_free;
+        b.wait_event = wait_event, b.record_event = record_event;
 #define MOEDI_CUDA_FILL(operation, arguments) b.operation = operation;
         MOEDI_CUDA_OPERATIONS(MOEDI_CUDA_FILL)
         return b;

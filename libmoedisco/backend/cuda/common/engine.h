@@ -20,11 +20,16 @@ struct moedi_cuda {
     int device;
     cudaDeviceProp properties;
     cudaStream_t stream;
+    bool own_stream;                 /* else the caller's, which orders memory too: nothing of ours waits for it */
+    moed_device_alloc_fn device_alloc; /* NULL = cudaMalloc */
+    moed_device_free_fn device_free;
+    void *device_alloc_user;
     cublasLtHandle_t blas;
-    void *workspace;                 /* of cuBLAS: WORKSPACE bytes */
+    void *workspace;                 /* of cuBLAS: WORKSPACE bytes, from its first product on */
     void *scratch;                   /* of one operation at a time; grows to the largest need, kept until close */
     size_t scratch_size;
     int64_t limit, in_use;           /* bytes; limit 0 = none */
+    int64_t moves;                   /* of memory that operations keep between calls: a recorded graph knows the old places */
     struct moedi_cuda_block *blocks; /* what was handed out, to count it back */
     moedi_cuda_gemm_plans *gemm_plans;
     moedi_cuda_attention_plans *attention_plans;
@@ -36,6 +41,10 @@ enum : size_t { MOEDI_CUDA_WORKSPACE = size_t(64) << 20 };
 /* The status for a CUDA error, with a sentence that names what was tried. */
 moed_status moedi_cuda_failed(moedi_cuda *e, cudaError_t error, const char *what);
 moed_status moedi_cuda_fail(moedi_cuda *e, moed_status status, const char *format, ...) __attribute__((format(printf, 3, 4)));
+/* Device memory of `size` bytes, the caller's allocator's where there is one; it goes back to moedi_cuda_device_free (NULL is nothing).
+ * Against the limit it is counted by who takes it. */
+moed_status moedi_cuda_device_alloc(moedi_cuda *e, size_t size, void **out);
+void moedi_cuda_device_free(moedi_cuda *e, void *memory, size_t size);
 /* At least `size` bytes of device memory, valid until the next operation of this engine asks again. */
 moed_status moedi_cuda_scratch(moedi_cuda *e, size_t size, void **out);
 

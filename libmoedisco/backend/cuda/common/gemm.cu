@@ -132,6 +132,7 @@ static moed_status multiply(moedi_cuda *e, const moed_op_gemm *a, cudaDataType_t
     if (!p)
         return moedi_cuda_fail(e, MOED_E_DEVICE, "cuda:%d: cuBLAS has no way to do a product of (%lld, %lld, %lld)", e->device, (long long)a->m,
                                (long long)a->n, (long long)a->k);
+    if (!e->workspace) MOEDI_CUDA_TRY(moedi_cuda_device_alloc(e, MOEDI_CUDA_WORKSPACE, &e->workspace));
     if (a->bias) set(p->product, CUBLASLT_MATMUL_DESC_BIAS_POINTER, a->bias);
     const cublasStatus_t status = moedi_cublas.cublasLtMatmul(e->blas, p->product, &one, a->b, p->a, a->a, p->b, &beta, a->c, p->c, a->c, p->c,
                                                  &p->algorithm, e->workspace, p->workspace, e->stream);

@@ -22,14 +22,16 @@ struct piece {
 struct moedi_cuda_update_plan {
     std::vector<moed_op_slice> slices;
     int64_t pieces = 0;
-    char *device = nullptr;         /* slices, pieces, partial sums */
+    void *device = nullptr;         /* slices, pieces, partial sums */
+    size_t size = 0;
     size_t pieces_at = 0, sums_at = 0;
 };
 
 void moedi_cuda_update_forget(moedi_cuda *e)
 {
     if (!e->update_plan) return;
-    cudaFree(e->update_plan->device);
+    moedi_cuda_device_free(e, e->update_plan->device, e->update_plan->size);
+    e->moves++;
     delete e->update_plan;
     e->update_plan = nullptr;
 }
@@ -47,9 +49,10 @@ static moed_status make_plan(moedi_cuda *e, const moed_op_update *a)
     const size_t slices_size = (size_t)a->count * sizeof *a->slices, pieces_size = pieces.size() * sizeof(piece);
     p->pieces_at = (slices_size + 255) / 256 * 256;
     p->sums_at = p->pieces_at + (pieces_size + 255) / 256 * 256;
-    MOEDI_CUDA_CHECK(e, cudaMalloc(&p->device, p->sums_at + (pieces.size() + 1) * sizeof(double)));
+    p->size = p->sums_at + (pieces.size() + 1) * sizeof(double);
+    MOEDI_CUDA_TRY(moedi_cuda_device_alloc(e, p->size, &p->device));
     MOEDI_CUDA_CHECK(e, cudaMemcpyAsync(p->device, a->slices, slices_size, cudaMemcpyHostToDevice, e->stream));
-    MOEDI_CUDA_CHECK(e, cudaMemcpyAsync(p->device + p->pieces_at, pieces.data(), pieces_size, cudaMemcpyHostToDevice, e->stream));
+    MOEDI_CUDA_CHECK(e, cudaMemcpyAsync(static_cast<char *>(p->device) + p->pieces_at, pieces.data(), pieces_size, cudaMemcpyHostToDevice, e->stream));
     MOEDI_CUDA_CHECK(e, cudaStreamSynchronize(e->stream));
     p->pieces = (int64_t)pieces.size();
     p->slices.assign(a->slices, a->slices + a->count);
@@ -72,15 +75,15 @@ static moed_status plan_for(moedi_cuda *e, const moed_op_update *a)
 }
 static const moed_op_slice *device_slices(const moedi_cuda *e)
 {
-    return reinterpret_cast<const moed_op_slice *>(e->update_plan->device);
+    return static_cast<const moed_op_slice *>(e->update_plan->device);
 }
 static const piece *device_pieces(const moedi_cuda *e)
 {
-    return reinterpret_cast<const piece *>(e->update_plan->device + e->update_plan->pieces_at);
+    return reinterpret_cast<const piece *>(static_cast<char *>(e->update_plan->device) + e->update_plan->pieces_at);
 }
 static double *device_sums(const moedi_cuda *e)
 {
-    return reinterpret_cast<double *>(e->update_plan->device + e->update_plan->sums_at);
+    return reinterpret_cast<double *>(static_cast<char *>(e->update_plan->device) + e->update_plan->sums_at);
 }
 
 /* ---- norm ---- */
@@ -106,10 +109,12 @@ template <typename T> __global__ void squares_kernel(double *sums, const moed_op
     sum = block_sum(sum);
     if (threadIdx.x == 0) sums[blockIdx.x] = sum;
 }
-static __global__ void norm_kernel(moed_step_scalars *s, const double *sums, int64_t count, double clip)
+static __global__ void norm_kernel(moed_step_scalars *s, const double *sums, int64_t count, const float *losses, int64_t loss_count, double clip)
 {
     double sum = 0;
     for (int64_t i = threadIdx.x; i < count; i += blockDim.x) sum += sums[i];
+    for (int64_t i = threadIdx.x; i < loss_count; i += blockDim.x)
+        if (!isfinite(losses[i])) sum = NAN;
     sum = block_sum(sum);
     if (threadIdx.x) return;
     s->gradient_norm = sqrt(sum) * fabs(s->gradient_scale);
@@ -120,7 +125,8 @@ template <typename T> moed_status moedi_cuda_gradient_norm(moedi_cuda *e, const 
     MOEDI_CUDA_TRY(plan_for(e, a));
     MOEDI_CUDA_TRY(moedi_cuda_launch(e, squares_kernel<T>, (unsigned)e->update_plan->pieces, THREADS, 0, device_sums(e), device_slices(e),
                                      device_pieces(e)));
-    return moedi_cuda_launch(e, norm_kernel, 1, 1024, 0, a->scalars, (const double *)device_sums(e), e->update_plan->pieces, a->clip);
+    return moedi_cuda_launch(e, norm_kernel, 1, 1024, 0, a->scalars, (const double *)device_sums(e), e->update_plan->pieces,
+                             static_cast<const float *>(a->losses), a->losses ? a->loss_count : (int64_t)0, a->clip);
 }
 MOEDI_CUDA_DEFINED(gradient_norm, update)
 
