@@ -490,6 +490,9 @@ static void call_models(const guest *g)
     moed_report r = empty_report();
     moed_context_info context = {.struct_size = sizeof context};
     CHILD(moed_context_get_info, g->context, &context);
+    int event = 0;
+    CHILD(moed_context_wait_event, g->context, &event);
+    CHILD(moed_context_record_event, g->context, &event);
     CHILD(moed_layout_create, &layout, g->context, &param, 1);
     CHILD(moed_layout_from_config, &layout, g->context, "{}", 2);
     CHILD(moed_layout_get_info, l, &info);
