@@ -139,9 +139,9 @@ refuse 1 'nan' train m c/text nan --steps 300 --learning-rate 100 --clip 0 --bet
 has err 'step [0-9]'
 refuse 3 'memory' train m c/text limited --steps 3 --rows 64 --length 64 --host-limit 1000000 --quiet
 refuse 3 'would fit' train m c/text limited --steps 3 --rows 64 --host-limit 40000000 --quiet
+would_fit() { sed -n 's/.*; \(--.*\) would fit.*/\1/p' err; }
 # shellcheck disable=SC2046
-expect 0 train m c/text limited --steps 3 --rows 64 --host-limit 40000000 --quiet \
-    $(sed 's/.*; \(.*\) would fit.*/\1/' err)
+expect 0 train m c/text limited --steps 3 --rows 64 --host-limit 40000000 --quiet $(would_fit)
 expect 0 eval t/model c/text --part held-out
 has out 'bits per byte'
 has out 'layer 1:'
@@ -164,4 +164,10 @@ mkdir little
 head -c 2000 text/1.c > little/a.c
 refuse 2 'too little text' try little --minutes 1 --output tried
 [ ! -e tried ] || wrong 'something is left of a try that was refused'
+# what would fit is named by try, whose own measurement needs too much, as by run
+refuse 3 'would fit' run disco runs --text text --host-limit 40000000 --quiet
+nearest=$(would_fit)
+refuse 3 'would fit' try text --host-limit 40000000 --output tried --quiet
+[ -n "$nearest" ] && [ "$(would_fit)" = "$nearest" ] || wrong "run would fit with '$nearest', try with '$(would_fit)'"
+refuse 3 'choose a smaller one' try text --host-limit 10000000 --output tried --quiet
 [ $failed = 0 ]

@@ -137,6 +137,8 @@ int budget_pick_sizes(pipeline *p, const flags *f)
     const moed_train_options o = final_options(p);
     if (!code) code = training_measure(p->context, p->layout, p->train_view, &o, MEASURED_SECONDS, &whole);
     if (code) return code;
+    moed_estimate needs;
+    const int64_t room = training_room(p->context, p->train_view, 0);
     const double flops = one.flops[PHASE_FINAL] / whole * (p->minutes * 60 * TRAINED_SHARE - (now_seconds() - p->began));
     for (size_t i = 0; i < sizeof SIZES / sizeof *SIZES; i++) {
         moed_layout_info layout = {.struct_size = sizeof layout};
@@ -147,11 +149,13 @@ int budget_pick_sizes(pipeline *p, const flags *f)
         z.expert_width = SIZES[i].expert_width;
         if ((code = sizes_layout(&z, p->context, info.vocabulary, &l))) return code;
         moed_layout_get_info(l, &layout);
+        code = training_estimate(l, &o, &needs);
         moed_layout_destroy(l);
+        if (code) return code;
         /* About 20 tokens for each parameter in use, at 6 FLOP each, are the compute-optimal use of a budget (Hoffmann et al.
          * 2022). */
         const double wanted = 20.0 * (double)layout.active;
-        if (i && (6 * wanted * (double)layout.active > flops || wanted > 20.0 * (double)info.tokens)) break;
+        if (i && (6 * wanted * (double)layout.active > flops || wanted > 20.0 * (double)info.tokens || needs.host_bytes > room)) break;
         p->size = z;
     }
     say("sizes for %g minutes: hidden %lld, %lld layers, %lld experts of width %lld", p->minutes, (long long)p->size.hidden,

@@ -7,19 +7,23 @@
 #include "output.h"
 #include "training.h"
 
-int training_estimate(const moed_layout *l, const moed_train_options *o, moed_estimate *out)
+/* Checkpoints need a place to be counted for; nothing is written. */
+static moed_status estimate(const moed_layout *l, const moed_train_options *o, moed_estimate *out)
 {
+    moed_train_options somewhere = *o;
+    if (!somewhere.directory) somewhere.directory = ".";
     memset(out, 0, sizeof *out);
     out->struct_size = sizeof *out;
-    moed_train_options somewhere = *o;
-    if (!somewhere.directory) somewhere.directory = "."; /* nothing is written; checkpoints need a place to be counted for */
-    const moed_status status = moed_train_estimate(l, NULL, &somewhere, out);
+    return moed_train_estimate(l, NULL, &somewhere, out);
+}
+
+int training_estimate(const moed_layout *l, const moed_train_options *o, moed_estimate *out)
+{
+    const moed_status status = estimate(l, o, out);
     return status ? fail_status(status) : EXIT_DONE;
 }
 
-/* Bytes that training may take, with the model: the limit that was set, or what the machine and the control groups of this process have, less
- * what is held already (of which `loaded` bytes are the model) and the order of the corpus' documents, which an estimate knows nothing of. */
-static int64_t room_for(const moed_context *c, const moed_corpus *d, int64_t loaded)
+int64_t training_room(const moed_context *c, const moed_corpus *d, int64_t loaded)
 {
     enum { ORDER_BYTES = 32 }; /* of a document */
     moed_corpus_info corpus = {.struct_size = sizeof corpus};
@@ -35,41 +39,42 @@ static int64_t room_for(const moed_context *c, const moed_corpus *d, int64_t loa
 }
 
 /* The least change that fits: more micro-batches keep the result's meaning and need less memory; shorter rows come after that. */
-static int nearest_that_fits(const moed_layout *l, moed_train_options o, int64_t limit, char *out, size_t size)
+static void nearest_that_fits(const moed_layout *l, moed_train_options o, int64_t limit, char *out, size_t size)
 {
-    moed_estimate e = {.struct_size = sizeof e};
+    moed_estimate e;
     char needs[32], shorter[48] = "";
     const int64_t whole = o.length, first = o.micro_batches;
     for (; o.length >= 8 || o.length == whole; o.length /= 2) {
         for (int64_t n = first; n <= o.rows; n++) {
             o.micro_batches = n;
-            if (o.rows % n || moed_train_estimate(l, NULL, &o, &e) || e.host_bytes > limit) continue;
+            if (o.rows % n || estimate(l, &o, &e) || e.host_bytes > limit) continue;
             if (o.length < whole) snprintf(shorter, sizeof shorter, " --length %lld", (long long)o.length);
             snprintf(out, size, "--micro-batches %lld%s would fit, with %s", (long long)n, shorter, human_bytes(e.host_bytes, needs));
-            return 1;
+            return;
         }
         if (o.length == 1) break;
     }
     snprintf(out, size, "no setting of rows or length makes this model fit: choose a smaller one");
-    return 0;
 }
 
-static int does_not_fit(const moed_layout *l, const moed_train_options *o, int64_t needs, int64_t limit)
+static int does_not_fit(const moed_context *c, const moed_layout *l, const moed_corpus *d, const moed_train_options *o, int64_t loaded)
 {
-    char a[32], b[32], nearest_text[160];
-    nearest_that_fits(l, *o, limit, nearest_text, sizeof nearest_text);
-    return fail(EXIT_FIT, "training needs %s of memory and %s are allowed; %s", human_bytes(needs, a), human_bytes(limit, b), nearest_text);
+    char needs[32], allowed[32], nearest[160];
+    moed_estimate e;
+    const int64_t room = training_room(c, d, loaded);
+    const int code = training_estimate(l, o, &e);
+    if (code) return code;
+    nearest_that_fits(l, *o, room, nearest, sizeof nearest);
+    return fail(EXIT_FIT, "training needs %s of memory and %s are allowed; %s", human_bytes(e.host_bytes, needs),
+                human_bytes(room, allowed), nearest);
 }
 
 int training_fits(const moed_context *c, const moed_layout *l, const moed_corpus *d, const moed_train_options *o, int64_t loaded)
 {
     moed_estimate e;
-    moed_train_options somewhere = *o;
-    if (!somewhere.directory) somewhere.directory = "."; /* as in training_estimate */
     const int code = training_estimate(l, o, &e);
-    const int64_t room = room_for(c, d, loaded);
-    if (code || e.host_bytes <= room) return code;
-    return does_not_fit(l, &somewhere, e.host_bytes, room);
+    if (code || e.host_bytes <= training_room(c, d, loaded)) return code;
+    return does_not_fit(c, l, d, o, loaded);
 }
 
 static int stopped_or_failed(training *t, moed_trainer *trainer, moed_status status)
@@ -112,7 +117,7 @@ int training_run(training *t)
     if ((code = make_folder_for(t->options.directory, &made))) return code;
     moed_status status = moed_trainer_create(&trainer, t->context, t->model, t->corpus, NULL, &t->options);
     if (status) {
-        code = status == MOED_E_LIMIT ? does_not_fit(l, &t->options, e.host_bytes, room_for(t->context, t->corpus, e.weights)) : fail_status(status);
+        code = status == MOED_E_LIMIT ? does_not_fit(t->context, l, t->corpus, &t->options, e.weights) : fail_status(status);
         goto out;
     }
     status = moed_trainer_resume(trainer);
@@ -152,6 +157,8 @@ int training_measure(moed_context *c, const moed_layout *l, const moed_corpus *d
     o.held_out = NULL;
     o.evaluate_every = o.checkpoint_every = 0;
     o.steps = 1000000;
+    const int code = training_fits(c, l, d, given, 0);
+    if (code) return code;
     moed_status status = moed_model_init(&m, c, l, NULL);
     if (!status) status = moed_trainer_create(&trainer, c, m, d, NULL, &o);
     if (!status) status = moed_trainer_run(trainer, 1, NULL, app_cancel); /* the first one is slower: memory is new */
@@ -162,8 +169,8 @@ int training_measure(moed_context *c, const moed_layout *l, const moed_corpus *d
         steps++;
     }
     if (steps) *step = (now_seconds() - start) / (double)steps;
-    const int code = status ? fail_status(status) : EXIT_DONE;
     moed_trainer_destroy(trainer);
     moed_model_destroy(m);
-    return code;
+    if (status == MOED_E_LIMIT) return does_not_fit(c, l, d, given, 0);
+    return status ? fail_status(status) : EXIT_DONE;
 }

@@ -17,12 +17,16 @@ int training_run(training *t);
 /* The held-out loss of the whole corpus, in rows of the options' length. */
 int training_evaluate(const moed_model *m, const moed_corpus *d, const moed_train_options *o, moed_report *out);
 
+/* Bytes that training may take, with the model: the limit that was set, or what the machine and the control groups of this process have,
+ * less what is held already (of which `loaded` bytes are the model) and the order of the corpus' documents, which an estimate knows
+ * nothing of. */
+int64_t training_room(const moed_context *c, const moed_corpus *d, int64_t loaded);
 /* EXIT_FIT, with the nearest setting that fits, when training would take more memory than there is beside what is held. loaded:
  * bytes of the model, when it is held already. */
 int training_fits(const moed_context *c, const moed_layout *l, const moed_corpus *d, const moed_train_options *o, int64_t loaded);
 /* moed_train_estimate with the faults told. */
 int training_estimate(const moed_layout *l, const moed_train_options *o, moed_estimate *out);
-/* Seconds of one optimizer step here, by a few steps on a copy that is thrown away. */
+/* Seconds of one optimizer step here, by a few steps on a copy that is thrown away; refused as training_fits does. */
 int training_measure(moed_context *c, const moed_layout *l, const moed_corpus *d, const moed_train_options *given, double seconds,
                      double *step);
 
