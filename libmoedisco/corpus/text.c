@@ -4,6 +4,7 @@
 
 #include "builder.h"
 #include "core/cancel.h"
+#include "util/json_field.h"
 #include "util/utf8.h"
 
 #define CHUNK 65536
@@ -98,7 +99,9 @@ static moed_status read_text(moedi_builder *b, const moedi_file *f, unsigned cha
 /* Lines that were read and not yet taken: parsed side by side, taken in order. */
 typedef struct line {
     int64_t from, size, number;
-    json_t *object; /* NULL: blank */
+    const char *text; /* of the field, NULL: a blank line */
+    int64_t length;
+    json_t *object;   /* that holds the text, where it is not in the line itself */
 } line;
 
 typedef struct lines {
@@ -112,19 +115,32 @@ typedef struct lines {
 
 enum { GROUP = 64 }; /* lines that one task parses */
 
+/* What moedi_json_field leaves: unusual lines, and those that are wrong. */
+static moed_status parse_any_line(const lines *l, line *k)
+{
+    char name[4096];
+    snprintf(name, sizeof name, "%s:%lld", l->path, (long long)k->number);
+    MOEDI_TRY(moedi_json_parse(&k->object, l->text + k->from, (size_t)k->size, name));
+    const json_t *value = json_object_get(k->object, l->builder->options.field);
+    if (json_is_string(value)) {
+        k->text = json_string_value(value), k->length = (int64_t)json_string_length(value);
+        return MOED_OK;
+    }
+    return moedi_fail_file(MOED_E_FORMAT, name, -1, value ? "field \"%s\" is no string" : "there is no field \"%s\"",
+                           l->builder->options.field);
+}
+
 static moed_status parse_line(const lines *l, line *k)
 {
-    const char *text = l->text + k->from;
-    char name[4096];
+    char *text = l->text + k->from;
+    moedi_json_string found;
     int64_t at = 0;
     while (at < k->size && (text[at] == ' ' || text[at] == '\t' || text[at] == '\r')) at++;
     if (at == k->size) return MOED_OK;
-    snprintf(name, sizeof name, "%s:%lld", l->path, (long long)k->number);
-    MOEDI_TRY(moedi_json_parse(&k->object, text, (size_t)k->size, name));
-    const json_t *value = json_object_get(k->object, l->builder->options.field);
-    if (json_is_string(value)) return MOED_OK;
-    return moedi_fail_file(MOED_E_FORMAT, name, -1, value ? "field \"%s\" is no string" : "there is no field \"%s\"",
-                           l->builder->options.field);
+    if (!moedi_json_field(text, k->size, l->builder->options.field, &found)) return parse_any_line(l, k);
+    k->text = found.text;
+    k->length = found.escaped ? moedi_json_unescape(text + (found.text - text), found.size) : found.size;
+    return MOED_OK;
 }
 
 static moed_status parse_group(void *argument, int64_t index)
@@ -138,9 +154,8 @@ static moed_status parse_group(void *argument, int64_t index)
 
 static moed_status take_line(moedi_builder *b, const line *k)
 {
-    if (!k->object) return MOED_OK;
-    const json_t *text = json_object_get(k->object, b->options.field);
-    MOEDI_TRY(moedi_builder_append(b, (const unsigned char *)json_string_value(text), (int64_t)json_string_length(text)));
+    if (!k->text) return MOED_OK;
+    MOEDI_TRY(moedi_builder_append(b, (const unsigned char *)k->text, k->length));
     return moedi_builder_end(b);
 }
 

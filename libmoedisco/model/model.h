@@ -40,6 +40,8 @@ moed_status moedi_model_check_resident(const moed_model *m);
 typedef moed_status (*moedi_produce_fn)(void *user, size_t param, int64_t first, int64_t count, void *out);
 moed_status moedi_model_write(const moed_context *c, const moed_layout *l, const char *dir, moed_dtype dtype,
                               moedi_produce_fn produce, void *user, const moed_cancel *cancel);
+/* Elements that it holds at once, in two pieces. */
+int64_t moedi_model_write_elements(const moed_layout *l);
 /* The same as a whole directory: fresh, synced, renamed; replaces a model's directory and nothing else. */
 moed_status moedi_model_save_at(const moed_context *c, const moed_layout *l, const char *dir, moed_dtype dtype,
                                 moedi_produce_fn produce, void *user, const moed_cancel *cancel);

@@ -7,7 +7,8 @@
 
 enum {
     UNIT = MOEDI_MODEL_UNIT, /* elements made by one task */
-    UNITS = 8                /* of a chunk: what is made while the chunk before is written */
+    UNITS = 8,               /* of a chunk: what is made while the chunk before is written */
+    SERIAL_UNITS = 4         /* of a chunk that one thread makes and then writes */
 };
 
 /* What a layout without config.json has for one: enough to say what the directory is. */
@@ -128,19 +129,28 @@ static moed_status write_params(writing *w)
     return write_made(w);
 }
 
-/* Two buffers, no larger than the largest parameter needs. */
+/* Of a chunk: `most`, or what the largest parameter needs. */
+static int64_t chunk_elements(const moed_layout *l, int64_t most)
+{
+    int64_t largest = 1;
+    for (size_t i = 0; i < l->count; i++) {
+        const int64_t elements = moedi_param_elements(&l->params[i]);
+        if (elements > largest) largest = elements;
+    }
+    return largest < most ? (largest + 7) / 8 * 8 : most; /* so that both parts of a buffer are aligned */
+}
+
+int64_t moedi_model_write_elements(const moed_layout *l) { return 2 * chunk_elements(l, SERIAL_UNITS * UNIT); }
+
 static moed_status make_buffers(writing *w)
 {
-    int64_t most = 1;
     size_t from = 1, to = 0;
     for (size_t i = 0; i < w->from->count; i++) {
         const moed_param *a = &w->from->params[i], *b = &w->to->params[i];
-        const int64_t elements = moedi_param_elements(a);
-        if (elements > most) most = elements;
         if (moedi_dtype_size(a->dtype) > from) from = moedi_dtype_size(a->dtype);
         if (a->dtype != b->dtype && moedi_dtype_size(b->dtype) > to) to = moedi_dtype_size(b->dtype);
     }
-    if (most < w->most) w->most = (most + 7) / 8 * 8; /* so that both parts of a buffer are aligned */
+    w->most = chunk_elements(w->from, w->most);
     w->converted = (size_t)w->most * from;
     const size_t buffer = w->converted + (size_t)w->most * to;
     MOEDI_TRY(moedi_alloc(w->context, 2 * buffer, &w->memory));
@@ -190,7 +200,7 @@ static moed_status write_from(const moed_context *c, const moed_layout *l, const
         to = moedi_layout_retain(l);
     else
         MOEDI_TRY(moedi_layout_with_dtype(&to, l, dtype));
-    writing w = {.context = c, .from = l, .to = to, .producer = p, .cancel = cancel, .most = p->serial ? 4 * UNIT : UNITS * UNIT};
+    writing w = {.context = c, .from = l, .to = to, .producer = p, .cancel = cancel, .most = (p->serial ? SERIAL_UNITS : UNITS) * UNIT};
     MOEDI_GO(write_config(c, to, dir));
     MOEDI_GO(write_tensors(&w, dir));
 out:

@@ -43,9 +43,10 @@ moed_status moedi_budget_compute(const moed_layout *l, const moed_backend_info *
     const int64_t loads = l->config.layers * l->config.experts * (int64_t)sizeof(int64_t);
     const int64_t lists = (int64_t)l->count + slices * (int64_t)(sizeof(moed_op_slice) + sizeof(size_t));
     b.rest = batch + loads + lists + moedi_sampler_bytes(documents, o->length);
-    /* An evaluation has a sampler and rows of its own, a checkpoint two pieces of a tensor: not at the same time. */
+    /* An evaluation has a sampler and rows of its own, a checkpoint pieces of tensors: not at the same time. */
     int64_t passing = o->held_out ? moedi_sampler_bytes(o->held_out->documents, o->length) + 3 * shard * o->length * (int64_t)sizeof(int32_t) : 0;
-    if (o->directory && passing < MOEDI_CHECKPOINT_SAVING) passing = MOEDI_CHECKPOINT_SAVING;
+    const int64_t saving = o->directory ? moedi_checkpoint_bytes(l, numbers, trained) : 0;
+    if (passing < saving) passing = saving;
     b.rest += passing;
     *out = b;
     return MOED_OK;
