@@ -42,6 +42,22 @@ refuse 2 'binary' corpus build c/none binary
 refuse 2 'ends in a name' corpus build new/ text
 refuse 2 'empty' corpus build new/folder/none empty
 [ ! -e new ] || wrong 'folders are left of a refused corpus'
+mkdir foreign
+for file in x.bin x.idx y.json z.json; do echo '{"format": "a stranger'"'"'s"}' > foreign/$file; done
+echo 'no JSON' > foreign/z.json
+cp -r foreign kept
+refuse 2 'foreign/x.bin: .*not replaced' corpus build foreign/x text
+rm foreign/x.bin kept/x.bin
+refuse 2 'foreign/x.idx: .*not replaced' corpus build foreign/x text
+refuse 2 'foreign/y.json: describes no corpus' corpus build foreign/y text
+refuse 2 'foreign/z.json: describes no corpus' corpus export c/text foreign/z
+diff -r foreign kept || wrong 'files of somebody else were changed'
+rm -r foreign kept
+cp c/text.json c/half.json # what a killed build leaves
+cp c/text.bin c/half.bin
+expect 0 corpus build c/half text/1.c
+expect 0 corpus build c/half text
+same c/half.bin c/text.bin 'a corpus built over another'
 head -c 100 c/text.idx > c/short.idx
 cp c/text.bin c/short.bin
 refuse 2 'short.idx' corpus info c/short

@@ -548,6 +548,34 @@ static void the_estimate_is_within_a_tenth_of_the_peak(void **state)
     }
 }
 
+static void saving_takes_no_more_than_the_estimate_counts(void **state)
+{
+    (void)state;
+    static const struct { int hidden, experts; const char *kernels; } shapes[] = {{32, 4, "auto"}, {64, 8, "double"}, {512, 4, "auto"}};
+    for (size_t i = 0; i < sizeof shapes / sizeof shapes[0]; i++) {
+        moed_context *c = support_context(shapes[i].kernels, 1);
+        moed_model *m = tiny_model_of(c, shapes[i].hidden, 1, shapes[i].experts, 4096);
+        moed_corpus *d = tiny_corpus(c, NULL);
+        char *dir = support_directory();
+        moed_train_options o = tiny_options(1);
+        o.rows = 1, o.length = 8, o.directory = dir, o.checkpoint_every = 1;
+        moed_estimate e = {.struct_size = sizeof e};
+        moed_context_info info = {.struct_size = sizeof info};
+        moed_trainer *t = NULL;
+        assert_ok(moed_train_estimate(moed_model_layout(m), NULL, &o, &e));
+        assert_ok(moed_trainer_create(&t, c, m, d, NULL, &o));
+        assert_ok(moed_trainer_run(t, 0, NULL, NULL));
+        assert_ok(moed_context_get_info(c, &info));
+        if (e.host_bytes < info.host_peak || e.host_bytes > info.host_peak + info.host_peak / 20 + (2 << 20))
+            fail_msg("shape %zu: estimate %lld, peak %lld", i, (long long)e.host_bytes, (long long)info.host_peak);
+        moed_trainer_destroy(t);
+        support_remove(dir);
+        moed_corpus_destroy(d);
+        moed_model_destroy(m);
+        moed_context_destroy(c);
+    }
+}
+
 static void the_estimate_prices_time_and_other_devices(void **state)
 {
     (void)state;
@@ -660,6 +688,7 @@ int main(void)
         cmocka_unit_test(evaluation_changes_nothing_and_agrees_with_the_models_own),
         cmocka_unit_test(memory_does_not_grow_after_the_first_step),
         cmocka_unit_test(the_estimate_is_within_a_tenth_of_the_peak),
+        cmocka_unit_test(saving_takes_no_more_than_the_estimate_counts),
         cmocka_unit_test(the_estimate_prices_time_and_other_devices),
         cmocka_unit_test(borrowed_arrays_that_overlap_are_not_trained),
         cmocka_unit_test(a_report_that_cannot_be_filled_in_stops_nothing_half_way),

@@ -14,6 +14,7 @@
 #include "util/dtype.h"
 #include "util/file.h"
 #include "util/hash.h"
+#include "util/json_field.h"
 #include "util/numbers.h"
 #include "util/random.h"
 #include "util/safetensors.h"
@@ -504,6 +505,84 @@ static void json_faults_name_file_and_field(void **state)
     json_decref(o);
 }
 
+/* 0: left to jansson; 1: taken, and jansson reads the same. *known: jansson finds the field. */
+static int field_taken(const char *line, int64_t size, int *known)
+{
+    moedi_json_string found;
+    json_error_t error;
+    json_t *o = moedi_json_load(line, (size_t)size, JSON_REJECT_DUPLICATES, &error);
+    const json_t *text = json_is_object(o) ? json_object_get(o, "text") : NULL;
+    const int taken = moedi_json_field(line, size, "text", &found);
+    *known = json_is_string(text);
+    if (taken) {
+        char own[4096];
+        if (!*known) fail_msg("taken, and jansson says %s: %.*s", o ? "no such string" : error.text, (int)size, line);
+        memcpy(own, found.text, (size_t)found.size);
+        const int64_t length = found.escaped ? moedi_json_unescape(own, found.size) : found.size;
+        assert_int_equal(length, json_string_length(text));
+        assert_memory_equal(own, json_string_value(text), (size_t)length);
+    }
+    json_decref(o);
+    return taken;
+}
+
+static const char *const usual_lines[] = {
+    "{\"text\":\"\"}",
+    " {\"id\": 12, \"text\": \"one \\\"two\\\"\\n\\t\\\\ \\/\\b\\f\\r\", \"last\": null}\t\r",
+    "{\"text\": \"\\u0041\\u00e9\\u20AC\\ud83d\\ude00 \xc3\xa9 \xf0\x9f\x98\x80 and on and on and on\"}",
+    "{\"meta\": {\"a\": [1, -0.5, 1e5, 2E-10, 0, [], {}, {\"a\": true}], \"b\": false}, \"text\": \"x\", \"n\": 123456789012345678}",
+    "{\"a\": {\"text\": 1}, \"text\": \"outer\", \"b\": [{\"text\": 2}, {\"text\": 3}]}",
+};
+enum { USUAL = sizeof usual_lines / sizeof *usual_lines };
+
+static void a_field_of_a_line_is_what_jansson_reads(void **state)
+{
+    static const char *const others[] = {
+        "", "[]", "\"text\"", "{}", "{\"text\": 1}", "{\"text\": null}", "{\"text\": \"a\"} x", "{\"text\": \"a\",}", "{\"text\": \"a\"",
+        "{\"text\": \"a\", \"text\": \"b\"}", "{\"text\": \"a\", \"o\": {\"k\": 1, \"k\": 2}}", "{\"text\": \"\\u0000\"}",
+        "{\"text\": \"\\ud800\"}", "{\"text\": \"\\udc00\\ud800\"}", "{\"text\": \"\\u12g4\"}", "{\"text\": \"\\x\"}", "{\"text\": \"a\nb\"}",
+        "{\"text\": \"\xff\"}", "{\"text\": \"\xc0\x80\"}", "{\"text\": \"\xed\xa0\x80\"}", "{\"text\": \"a\", \"n\": 01}",
+        "{\"text\": \"a\", \"n\": 1.}", "{\"text\": \"a\", \"n\": .5}", "{\"text\": \"a\", \"n\": +1}", "{\"text\": \"a\", \"n\": 1e}",
+        "{\"text\": \"a\", \"n\": 1e999}", "{\"text\": \"a\", \"n\": 99999999999999999999}", "{\"text\": \"a\", \"n\": nul}",
+        "{\"text\": \"a\", \"n\": truex}", "{\"text\": \"a\", \"n\": NaN}", "{\"text\": \"a\" \"n\": 1}", "{\"text\" \"a\"}", "{text: \"a\"}",
+        "\xef\xbb\xbf{\"text\": \"a\"}", "{\"text\": \"a\", \"n\": [1 2]}", "{\"text\": \"a\", \"n\": [1,]}", "{\"te\\u0078t\": \"a\"}",
+    };
+    int known;
+    (void)state;
+    for (size_t i = 0; i < USUAL; i++) assert_true(field_taken(usual_lines[i], (int64_t)strlen(usual_lines[i]), &known) && known);
+    for (size_t i = 0; i < sizeof others / sizeof *others; i++)
+        if (field_taken(others[i], (int64_t)strlen(others[i]), &known)) fail_msg("taken: %s", others[i]);
+    assert_false(field_taken("{\"text\": \"a\0\"}", 14, &known));
+}
+
+static void changed_lines_are_taken_only_as_jansson_takes_them(void **state)
+{
+    static const char bytes[] = "{}[]\",:\\ueE+-.0159 truefalsn\t\n\x01\x7f\x80\xbf\xc3\xe0\xed\xf0\xf4\xff";
+    uint32_t draw = 1;
+    int taken = 0, readable = 0;
+    (void)state;
+    for (int round = 0; round < 60000; round++) {
+        char line[512];
+        const char *from = usual_lines[round % USUAL];
+        size_t size = strlen(from);
+        memcpy(line, from, size);
+        for (int changes = round / USUAL % 4; changes > 0; changes--) {
+            draw = draw * 1664525u + 1013904223u;
+            const size_t at = (draw >> 8) % size, kind = draw >> 30;
+            draw = draw * 1664525u + 1013904223u;
+            const char byte = bytes[(draw >> 8) % sizeof bytes]; /* the zero at its end too */
+            if (kind == 0) memmove(line + at, line + at + 1, --size - at);
+            else if (kind == 1) line[at] = byte;
+            else if (kind == 2) memmove(line + at + 1, line + at, size++ - at), line[at] = byte;
+            else line[at] = line[(draw >> 8) % size];
+        }
+        int known;
+        taken += field_taken(line, (int64_t)size, &known);
+        readable += known;
+    }
+    assert_true(readable > 20000 && taken > readable / 10 * 9);
+}
+
 static void printed_numbers_are_short_and_read_back_exactly(void **state)
 {
     (void)state;
@@ -685,6 +764,8 @@ int main(void)
         cmocka_unit_test(a_float_survives_in_two_halves_of_which_the_high_one_is_the_nearest),
         cmocka_unit_test(a_hash_does_not_depend_on_how_the_data_comes),
         cmocka_unit_test(json_faults_name_file_and_field),
+        cmocka_unit_test(a_field_of_a_line_is_what_jansson_reads),
+        cmocka_unit_test(changed_lines_are_taken_only_as_jansson_takes_them),
         cmocka_unit_test(printed_numbers_are_short_and_read_back_exactly),
         cmocka_unit_test(numbers_read_back_whatever_the_host_rounds_to),
         cmocka_unit_test(safetensors_round_trip_in_pieces_and_any_order),

@@ -64,7 +64,7 @@ typedef struct moed_documents {
  * of documents, not with the text. All or nothing: killed at any instant, PREFIX is a whole corpus or does not open.
  * report nullable.
  * Returns MOED_E_NOT_FOUND, MOED_E_FORMAT (a named file is binary, a bad JSON line: file and line; nothing left),
- * MOED_E_SPACE. Since: 0.1. */
+ * MOED_E_SPACE, MOED_E_EXISTS (PREFIX.bin, .idx or .json is there and is no corpus': only a corpus is replaced). Since: 0.1. */
 MOED_API moed_status moed_corpus_build(moed_context *c, const char *const *paths, size_t count, const char *prefix,
                                        const moed_corpus_options *o, moed_corpus_report *report, const moed_cancel *cancel);
 
@@ -94,7 +94,8 @@ MOED_API moed_status moed_corpus_subset(moed_corpus **out, const moed_corpus *d,
  * and its number in the whole corpus. MOED_E_ARGUMENT for fewer than 2 documents. Since: 0.1. */
 MOED_API moed_status moed_corpus_divide(moed_corpus **train, moed_corpus **held_out, const moed_corpus *d,
                                         double fraction, uint64_t seed);
-/* Writes a corpus or view as PREFIX.bin/.idx/.json for another trainer. All or nothing. Since: 0.1. */
+/* Writes a corpus or view as PREFIX.bin/.idx/.json for another trainer. All or nothing; replaces what moed_corpus_build does.
+ * Since: 0.1. */
 MOED_API moed_status moed_corpus_save(const moed_corpus *d, const char *prefix, const moed_cancel *cancel);
 
 /* Fills rows of `length` tokens and their labels as the trainer's sampler does: documents in an order drawn

@@ -53,6 +53,27 @@ out:
     return status;
 }
 
+/* Only a corpus may be replaced: what has no description of one beside it is somebody's, and stays. The description is put in place
+ * before the token files and leaves after them, so that what a kill leaves has one too. */
+static moed_status check_replaceable(const moedi_indexed_writer *w)
+{
+    const char *const paths[] = {w->bin_path, w->idx_path}, *format = NULL;
+    json_t *o = NULL;
+    if (moedi_path_exists(w->json_path)) {
+        moed_status status = moedi_json_open(&o, w->context, w->json_path);
+        if (status == MOED_OK) status = moedi_json_text(o, w->json_path, "format", 1, &format);
+        const int ours = status == MOED_OK && strcmp(format, MOEDI_CORPUS_FORMAT) == 0;
+        json_decref(o);
+        if (ours || (status != MOED_OK && status != MOED_E_FORMAT && status != MOED_E_LIMIT)) return status;
+        return moedi_fail_file(MOED_E_EXISTS, w->json_path, -1, "describes no corpus: it is not replaced");
+    }
+    for (size_t i = 0; i < sizeof paths / sizeof *paths; i++)
+        if (moedi_path_exists(paths[i]))
+            return moedi_fail_file(MOED_E_EXISTS, paths[i], -1, "is there without %s to say that it is a corpus': it is not replaced",
+                                   w->json_path);
+    return MOED_OK;
+}
+
 moed_status moedi_indexed_create(moedi_indexed_writer *w, const moed_context *c, const char *prefix,
                                  int64_t item)
 {
@@ -65,6 +86,7 @@ moed_status moedi_indexed_create(moedi_indexed_writer *w, const moed_context *c,
     MOEDI_GO(moedi_path_suffix(c, prefix, ".bin", &w->bin_path));
     MOEDI_GO(moedi_path_suffix(c, prefix, ".idx", &w->idx_path));
     MOEDI_GO(moedi_path_suffix(c, prefix, ".json", &w->json_path));
+    MOEDI_GO(check_replaceable(w));
     MOEDI_GO(moedi_writer_open(&w->bin, c, w->bin_path));
     return MOED_OK;
 out:
@@ -200,7 +222,7 @@ static void forget(const moed_context *c, older *o, int remove)
 moed_status moedi_indexed_commit(moedi_indexed_writer *w, json_t *description)
 {
     moed_status status;
-    older old = {.paths = {w->idx_path, w->json_path, w->bin_path}};
+    older old = {.paths = {w->idx_path, w->bin_path, w->json_path}};
     int placed = 0;
     /* everything is on the disk under its temporary name before the first rename: none can be followed by "no space left" */
     MOEDI_GO(moedi_writer_settle(&w->bin, w->tokens * w->item));
@@ -208,7 +230,7 @@ moed_status moedi_indexed_commit(moedi_indexed_writer *w, json_t *description)
     MOEDI_GO(moedi_writer_settle(&w->idx, MOEDI_INDEXED_HEADER + w->documents * 20 + 8));
     MOEDI_GO(describe(w, description));
     status = step_aside(w->context, &old);
-    moedi_writer *const writers[FILES] = {&w->bin, &w->json, &w->idx};
+    moedi_writer *const writers[FILES] = {&w->json, &w->bin, &w->idx};
     while (status == MOED_OK && placed < FILES) status = moedi_writer_commit(writers[placed++]);
     if (status != MOED_OK) {
         while (placed-- > 0) unlink(old.paths[FILES - 1 - placed]);

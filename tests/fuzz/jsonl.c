@@ -1,9 +1,29 @@
 /* tests/fuzz/jsonl.c - JSON lines from a stranger become a corpus that opens and holds what the report says, or nothing. */
 #include "corpus.h"
+#include "util/json_field.h"
+
+/* The input as one line: taken by the scanner, it is what jansson reads. */
+static void compare_readers(const uint8_t *data, size_t size)
+{
+    moedi_json_string found;
+    json_error_t error;
+    if (!moedi_json_field((const char *)data, (int64_t)size, "text", &found)) return;
+    json_t *o = moedi_json_load((const char *)data, size, JSON_REJECT_DUPLICATES, &error);
+    const json_t *text = json_object_get(o, "text");
+    assert_true(json_is_string(text));
+    char *own = malloc((size_t)found.size + 1);
+    assert_non_null(own);
+    memcpy(own, found.text, (size_t)found.size);
+    assert_int_equal(found.escaped ? moedi_json_unescape(own, found.size) : found.size, json_string_length(text));
+    assert_memory_equal(own, json_string_value(text), json_string_length(text));
+    free(own);
+    json_decref(o);
+}
 
 FUZZ_TARGET(jsonl)
 {
     fuzz_begin();
+    compare_readers(data, size);
     const char *lines = fuzz_file("in.jsonl", data, size), *built = support_path(fuzz_dir, "built");
     moed_corpus_report report = {.struct_size = sizeof report};
     const moed_status status = moed_corpus_build(fuzz_context, &lines, 1, built, NULL, &report, NULL);
