@@ -92,6 +92,7 @@ COMMAND  := $(OUT)/moedisco
 COMMAND_SOURCES := $(sort $(wildcard examples/moedisco/*.c))
 EXAMPLES := $(patsubst examples/%.c,$(OUT)/examples/%,$(sort $(wildcard examples/[0-9]*.c)))
 TESTS    := $(patsubst tests/%.c,$(OUT)/tests/%,$(sort $(wildcard tests/test_*.c)))
+SCRIPTS  := tests/headers.sh tests/abi.sh tests/install.sh $(sort $(wildcard tests/check_*.sh))
 BENCHES  := $(patsubst tests/bench/%.c,$(OUT)/tests/bench/%,$(sort $(wildcard tests/bench/*.c)))
 
 # What runs on any machine, and is what the tests are of; `all` has the plug-in too.
@@ -106,7 +107,7 @@ help:
 	    'check            all tests; check-run the same, installing nothing (ci: .ci/run)' \
 	    'check-abi        exported symbols and struct sizes      check-headers  as C99 and C++11' \
 	    'check-install    programs outside the tree, DESTDIR     check-gpu      operations on a GPU' \
-	    'asan ubsan tsan  all tests with a sanitizer' \
+	    'asan ubsan tsan  all tests with a sanitizer (a part: TESTS= or SCRIPTS=, or a list of them)' \
 	    'valgrind         quick tests under memcheck' \
 	    'analyze tidy     gcc -fanalyzer, clang-tidy over all sources' \
 	    'ci-full          check, asan, ubsan, tsan, valgrind, analyze and tidy in turn' \
@@ -228,7 +229,7 @@ check:
 	@$(MAKE) --no-print-directory check-run
 # The bench programs are built too, so that they cannot rot: three seconds of two cores.
 check-run: host $(TESTS) $(BENCHES) $(PLUGINS) $(CRASH) $(FAULTS)
-	@OUT='$(abspath $(OUT))' CC='$(CC)' CXX='$(CXX)' MAKE='$(MAKE)' sh tests/run.sh $(TESTS)
+	@OUT='$(abspath $(OUT))' CC='$(CC)' CXX='$(CXX)' MAKE='$(MAKE)' sh tests/run.sh $(TESTS) $(SCRIPTS)
 # Every kill and every fault, some of an hour; `check` has a few seconds of it.
 crash:
 	@sh .ci/packages build check

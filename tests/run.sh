@@ -1,7 +1,6 @@
 #!/bin/sh
-# run.sh PROGRAM...: runs the test programs and the test scripts, one line each, what failed in full, and a closing count.
-# OUT, CC, CXX and MAKE come from the Makefile. With RUN, a command that programs are run under, the scripts are left out.
-here=$(dirname "$0")
+# run.sh TEST...: runs test programs and test scripts (*.sh), one line each, what failed in full, and a closing count.
+# OUT, CC, CXX and MAKE come from the Makefile; RUN is a command that programs are run under.
 work=$(mktemp -d "${TMPDIR:-/tmp}/moedisco-check-XXXXXX") || exit 1
 trap 'rm -rf "$work"' EXIT
 trap 'exit 130' INT TERM
@@ -16,10 +15,12 @@ one() { # name command...
         code=$?; failed=$((failed + 1)); printf 'FAIL  %-28s exit %d\n' "$name" $code; sed 's/^/      /' "$work/log" | tail -60
     fi
 }
-# shellcheck disable=SC2086
-for program in "$@"; do one "$(basename "$program")" ${RUN:-} "$program"; done
-[ -n "${RUN:-}" ] || for script in "$here"/headers.sh "$here"/abi.sh "$here"/install.sh "$here"/check_*.sh; do
-    if [ -e "$script" ]; then one "$(basename "$script")" sh "$script"; fi
+for test in "$@"; do
+    case $test in
+        *.sh) one "$(basename "$test")" sh "$test" ;;
+        # shellcheck disable=SC2086
+        *) one "$(basename "$test")" ${RUN:-} "$test" ;;
+    esac
 done
 echo "$passed passed, $failed failed"
 [ "$failed" = 0 ]
