@@ -23,8 +23,8 @@ struct verb {
 
 /* Print one line "moedisco: ..." on standard error; return the exit code. */
 int fail(int code, const char *format, ...) __attribute__((format(printf, 2, 3)));
-/* The library's last error; the exit code that belongs to it, asked for before another call of the library. A full disk, and a path that
- * may not be read or written, are bad input: a second try would end in the same way. */
+/* The library's last error; the exit code that belongs to it, asked for before another call of the library. A full disk, and a
+ * path that may not be read or written, are bad input: a second try would end in the same way. */
 int fail_status(moed_status status);
 int exit_code(moed_status status);
 /* The same for a system call of the command's own. */

@@ -155,7 +155,8 @@ int budget_pick_sizes(pipeline *p, const flags *f)
         /* About 20 tokens for each parameter in use, at 6 FLOP each, are the compute-optimal use of a budget (Hoffmann et al.
          * 2022). */
         const double wanted = 20.0 * (double)layout.active;
-        if (i && (6 * wanted * (double)layout.active > flops || wanted > 20.0 * (double)info.tokens || needs.host_bytes > room)) break;
+        if (i && (6 * wanted * (double)layout.active > flops || wanted > 20.0 * (double)info.tokens || needs.host_bytes > room))
+            break;
         p->size = z;
     }
     say("sizes for %g minutes: hidden %lld, %lld layers, %lld experts of width %lld", p->minutes, (long long)p->size.hidden,

@@ -49,7 +49,8 @@ static void nearest_that_fits(const moed_layout *l, moed_train_options o, int64_
             o.micro_batches = n;
             if (o.rows % n || estimate(l, &o, &e) || e.host_bytes > limit) continue;
             if (o.length < whole) snprintf(shorter, sizeof shorter, " --length %lld", (long long)o.length);
-            snprintf(out, size, "--micro-batches %lld%s would fit, with %s", (long long)n, shorter, human_bytes(e.host_bytes, needs));
+            snprintf(out, size, "--micro-batches %lld%s would fit, with %s", (long long)n, shorter,
+                     human_bytes(e.host_bytes, needs));
             return;
         }
         if (o.length == 1) break;
@@ -57,7 +58,8 @@ static void nearest_that_fits(const moed_layout *l, moed_train_options o, int64_
     snprintf(out, size, "no setting of rows or length makes this model fit: choose a smaller one");
 }
 
-static int does_not_fit(const moed_context *c, const moed_layout *l, const moed_corpus *d, const moed_train_options *o, int64_t loaded)
+static int does_not_fit(const moed_context *c, const moed_layout *l, const moed_corpus *d, const moed_train_options *o,
+                        int64_t loaded)
 {
     char needs[32], allowed[32], nearest[160];
     moed_estimate e;
@@ -87,14 +89,15 @@ static int stopped_or_failed(training *t, moed_trainer *trainer, moed_status sta
     if ((status == MOED_E_CANCELLED || status == MOED_E_CALLBACK) && app_stopped()) {
         const moed_status saved = moed_trainer_save(trainer);
         if (saved) return fail(exit_code(saved), "%s: stopped, but not saved: %s", t->label, moed_last_error());
-        return fail(EXIT_STOPPED, "%s: stopped at step %lld of %lld and saved in %s; the same command goes on from there", t->label,
-                    (long long)info.step, (long long)info.steps, t->options.directory);
+        return fail(EXIT_STOPPED, "%s: stopped at step %lld of %lld and saved in %s; the same command goes on from there",
+                    t->label, (long long)info.step, (long long)info.steps, t->options.directory);
     }
     char *kept = path_join(t->options.directory, "checkpoints");
     const int there = path_is_folder(kept);
     free(kept);
     if (status == MOED_E_NUMERIC && there)
-        return fail(EXIT_OTHER, "%s: %s; the last good checkpoint is kept in %s/checkpoints", t->label, text, t->options.directory);
+        return fail(EXIT_OTHER, "%s: %s; the last good checkpoint is kept in %s/checkpoints", t->label, text,
+                    t->options.directory);
     if (status == MOED_E_NUMERIC) return fail(EXIT_OTHER, "%s: %s; there was no checkpoint yet", t->label, text);
     return fail(code, "%s: %s", t->label, text);
 }
@@ -113,7 +116,8 @@ int training_run(training *t)
     const moed_layout *l = moed_model_layout(t->model);
     int code = training_estimate(l, &t->options, &e);
     if (code || (code = training_fits(t->context, l, t->corpus, &t->options, e.weights))) return code;
-    say("%s: %lld steps, %s, %s of memory", t->label, (long long)t->options.steps, human_flops(e.flops, a), human_bytes(e.host_bytes, b));
+    say("%s: %lld steps, %s, %s of memory", t->label, (long long)t->options.steps, human_flops(e.flops, a),
+        human_bytes(e.host_bytes, b));
     if ((code = make_folder_for(t->options.directory, &made))) return code;
     moed_status status = moed_trainer_create(&trainer, t->context, t->model, t->corpus, NULL, &t->options);
     if (status) {
@@ -143,11 +147,13 @@ int training_evaluate(const moed_model *m, const moed_corpus *d, const moed_trai
 {
     memset(out, 0, sizeof *out);
     out->struct_size = sizeof *out;
-    const moed_status status = moed_model_evaluate(m, d, 0, o->rows / o->micro_batches, o->length, o->document_mask, out, app_cancel);
+    const moed_status status =
+        moed_model_evaluate(m, d, 0, o->rows / o->micro_batches, o->length, o->document_mask, out, app_cancel);
     return status ? fail_status(status) : EXIT_DONE;
 }
 
-int training_measure(moed_context *c, const moed_layout *l, const moed_corpus *d, const moed_train_options *given, double seconds, double *step)
+int training_measure(moed_context *c, const moed_layout *l, const moed_corpus *d, const moed_train_options *given, double seconds,
+                     double *step)
 {
     moed_model *m = NULL;
     moed_trainer *trainer = NULL;

@@ -17,9 +17,9 @@ int training_run(training *t);
 /* The held-out loss of the whole corpus, in rows of the options' length. */
 int training_evaluate(const moed_model *m, const moed_corpus *d, const moed_train_options *o, moed_report *out);
 
-/* Bytes that training may take, with the model: the limit that was set, or what the machine and the control groups of this process have,
- * less what is held already (of which `loaded` bytes are the model) and the order of the corpus' documents, which an estimate knows
- * nothing of. */
+/* Bytes that training may take, with the model: the limit that was set, or what the machine and the control groups of this
+ * process have, less what is held already (of which `loaded` bytes are the model) and the order of the corpus' documents, which
+ * an estimate knows nothing of. */
 int64_t training_room(const moed_context *c, const moed_corpus *d, int64_t loaded);
 /* EXIT_FIT, with the nearest setting that fits, when training would take more memory than there is beside what is held. loaded:
  * bytes of the model, when it is held already. */

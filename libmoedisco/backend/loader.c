@@ -145,8 +145,8 @@ void moedi_backends(const char *explicit_dir, int use_environment, moedi_backend
     if (dladdr(address, &self) && self.dli_fname) {
         char directory[4096];
         const char *slash = strrchr(self.dli_fname, '/');
-        if (slash && snprintf(directory, sizeof directory, "%.*s/moedisco-backends", (int)(slash - self.dli_fname), self.dli_fname) <
-                         (int)sizeof directory)
+        if (slash && snprintf(directory, sizeof directory, "%.*s/moedisco-backends", (int)(slash - self.dli_fname),
+                              self.dli_fname) < (int)sizeof directory)
             visit_directory(&s, directory);
     }
     visit_directory(&s, MOEDI_LIBDIR "/moedisco-backends");

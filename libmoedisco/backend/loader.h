@@ -9,8 +9,8 @@
 typedef int (*moedi_backend_visitor)(const moed_backend *table, const char *path, const char *reason, void *user);
 
 /* explicit_dir (nullable) is searched first, then the folders of MOED_BACKEND_PATH unless use_environment is 0, then
- * "moedisco-backends" beside the loaded library, then LIBDIR/moedisco-backends: files libmoedisco-*.so. Never the current directory.
- * Plug-ins stay loaded. */
+ * "moedisco-backends" beside the loaded library, then LIBDIR/moedisco-backends: files libmoedisco-*.so. Never the current
+ * directory. Plug-ins stay loaded. */
 void moedi_backends(const char *explicit_dir, int use_environment, moedi_backend_visitor visit, void *user);
 
 /* What a backend sees where there is no context: enough to describe its devices. All of it is there. */

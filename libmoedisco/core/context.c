@@ -81,16 +81,16 @@ static moed_status count_bytes(moed_context *c, int64_t size)
     int64_t now = atomic_load(&c->in_use);
     do {
         if (limit && size > limit - now)
-            return moedi_fail(MOED_E_LIMIT, "%lld bytes do not fit: %lld of the host limit of %lld bytes are in use", (long long)size,
-                              (long long)now, (long long)limit);
+            return moedi_fail(MOED_E_LIMIT, "%lld bytes do not fit: %lld of the host limit of %lld bytes are in use",
+                              (long long)size, (long long)now, (long long)limit);
     } while (!atomic_compare_exchange_weak(&c->in_use, &now, now + size));
     int64_t peak = atomic_load(&c->peak);
     while (now + size > peak && !atomic_compare_exchange_weak(&c->peak, &peak, now + size)) {}
     return MOED_OK;
 }
 
-/* Matrices are read along both axes: with pages of 4 KiB most steps down a column miss the table of pages. What lies whole in large
- * pages may be held in them; where the system has none, nothing happens. */
+/* Matrices are read along both axes: with pages of 4 KiB most steps down a column miss the table of pages. What lies whole in
+ * large pages may be held in them; where the system has none, nothing happens. */
 static void *alloc_default(size_t total)
 {
     void *memory = aligned_alloc(ALIGNMENT, total);
@@ -106,7 +106,8 @@ static void *alloc_default(size_t total)
 moed_status moedi_alloc(const moed_context *context, size_t size, void **out)
 {
     moed_context *c = (moed_context *)(uintptr_t)context;
-    if (size > (size_t)INT64_MAX - 2 * ALIGNMENT) return moedi_fail(MOED_E_MEMORY, "%zu bytes are more than a machine holds", size);
+    if (size > (size_t)INT64_MAX - 2 * ALIGNMENT)
+        return moedi_fail(MOED_E_MEMORY, "%zu bytes are more than a machine holds", size);
     const size_t total = (size + 2 * ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
     MOEDI_TRY(count_bytes(c, (int64_t)total));
     char *memory = c->options.alloc ? c->options.alloc(total, ALIGNMENT, c->options.alloc_user) : alloc_default(total);
@@ -260,13 +261,15 @@ moed_status moedi_engine_open(moedi_engine *out, moed_context *c)
     moedi_clear_error();
     moed_status status = c->backend->open(&c->host, &config, &e.self, &e.table);
     if (status != MOED_OK)
-        return *moed_last_error() ? status
-                                  : moedi_fail(status, "the backend %s did not open its device %d", c->backend->name, c->device_index);
+        return *moed_last_error()
+                   ? status
+                   : moedi_fail(status, "the backend %s did not open its device %d", c->backend->name, c->device_index);
     e.info.struct_size = sizeof e.info;
     status = e.table->info(e.self, &e.info);
     if (status == MOED_OK && !e.info.wide) e.info.wide = e.info.dtype;
     if (status == MOED_OK && !dtypes_fit(&e.info))
-        status = moedi_fail(MOED_E_UNSUPPORTED, "the backend %s computes in dtypes %d and %d; F32, F64, and BF16 with F32 are supported",
+        status = moedi_fail(MOED_E_UNSUPPORTED,
+                            "the backend %s computes in dtypes %d and %d; F32, F64, and BF16 with F32 are supported",
                             c->backend->name, (int)e.info.dtype, (int)e.info.wide);
     if (status != MOED_OK) {
         e.table->close(e.self);

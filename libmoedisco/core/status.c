@@ -90,7 +90,8 @@ moed_status moedi_fail_parameter(moed_status status, const char *parameter, cons
 /* Reasons that lie in the path that was named and not in the moment: the same call ends in the same way again. */
 static int is_of_the_path(int number)
 {
-    return number == EACCES || number == EPERM || number == EROFS || number == EISDIR || number == ENAMETOOLONG || number == ELOOP;
+    return number == EACCES || number == EPERM || number == EROFS || number == EISDIR || number == ENAMETOOLONG ||
+           number == ELOOP;
 }
 
 moed_status moedi_fail_errno(const char *path, const char *verb)

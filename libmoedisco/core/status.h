@@ -15,8 +15,9 @@ moed_status moedi_fail_file(moed_status status, const char *path, int64_t offset
 /* The same with the parameter, field or tensor it is about; name it in the sentence too. */
 moed_status moedi_fail_parameter(moed_status status, const char *parameter, const char *format, ...) MOEDI_PRINTF(3, 4);
 
-/* From errno after a system call on path: MOED_E_SPACE, MOED_E_NOT_FOUND, MOED_E_MEMORY or MOED_E_IO, "path: cannot `verb`: reason".
- * Not retryable where the path itself is at fault: no permission, a read-only place, a folder instead of a file, a name too long. */
+/* From errno after a system call on path: MOED_E_SPACE, MOED_E_NOT_FOUND, MOED_E_MEMORY or MOED_E_IO, "path: cannot `verb`:
+ * reason". Not retryable where the path itself is at fault: no permission, a read-only place, a folder instead of a file, a name
+ * too long. */
 moed_status moedi_fail_errno(const char *path, const char *verb);
 
 /* MOED_E_CALLBACK with the callback's own number. */

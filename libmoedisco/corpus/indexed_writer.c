@@ -53,8 +53,8 @@ out:
     return status;
 }
 
-/* Only a corpus may be replaced: what has no description of one beside it is somebody's, and stays. The description is put in place
- * before the token files and leaves after them, so that what a kill leaves has one too. */
+/* Only a corpus may be replaced: what has no description of one beside it is somebody's, and stays. The description is put in
+ * place before the token files and leaves after them, so that what a kill leaves has one too. */
 static moed_status check_replaceable(const moedi_indexed_writer *w)
 {
     const char *const paths[] = {w->bin_path, w->idx_path}, *format = NULL;
@@ -69,8 +69,8 @@ static moed_status check_replaceable(const moedi_indexed_writer *w)
     }
     for (size_t i = 0; i < sizeof paths / sizeof *paths; i++)
         if (moedi_path_exists(paths[i]))
-            return moedi_fail_file(MOED_E_EXISTS, paths[i], -1, "is there without %s to say that it is a corpus': it is not replaced",
-                                   w->json_path);
+            return moedi_fail_file(MOED_E_EXISTS, paths[i], -1,
+                                   "is there without %s to say that it is a corpus': it is not replaced", w->json_path);
     return MOED_OK;
 }
 

@@ -43,7 +43,8 @@ moed_status moedi_model_shell(moed_model **out, moed_context *c, const moed_layo
         moed_model_destroy(m);
         return status;
     }
-    for (size_t i = 0; i < l->count; i++) moedi_tensor_set(&m->tensors[i], NULL, l->params[i].dtype, l->params[i].rank, l->params[i].shape);
+    for (size_t i = 0; i < l->count; i++)
+        moedi_tensor_set(&m->tensors[i], NULL, l->params[i].dtype, l->params[i].rank, l->params[i].shape);
     *out = m;
     return MOED_OK;
 }
@@ -53,7 +54,8 @@ moed_status moedi_model_create(moed_model **out, moed_context *c, const moed_lay
     moed_model *m = NULL;
     size_t size = 0;
     MOEDI_TRY(moedi_model_shell(&m, c, l));
-    /* Parameters follow each other without gaps, so that a slot's tensors are one matrix; only a change of dtype may leave some. */
+    /* Parameters follow each other without gaps, so that a slot's tensors are one matrix; only a change of dtype may leave
+     * some. */
     for (size_t i = 0; i < l->count; i++) {
         const size_t item = moedi_dtype_size(l->params[i].dtype);
         size = (size + item - 1) / item * item + moedi_param_bytes(&l->params[i]);
@@ -84,9 +86,10 @@ typedef struct draw {
     struct moedi_drawn numbers;
 } draw;
 
-/* Elements [first, first + count) of a parameter as they are drawn. Of the name, seed and index and nothing else: a tensor's numbers do not
- * depend on its neighbours. Rounded to float for either arithmetic, then to `dtype`. */
-static void draw_elements(const struct moedi_drawn *d, const moed_param *p, int64_t first, int64_t count, moed_dtype dtype, char *out)
+/* Elements [first, first + count) of a parameter as they are drawn. Of the name, seed and index and nothing else: a tensor's
+ * numbers do not depend on its neighbours. Rounded to float for either arithmetic, then to `dtype`. */
+static void draw_elements(const struct moedi_drawn *d, const moed_param *p, int64_t first, int64_t count, moed_dtype dtype,
+                          char *out)
 {
     const size_t item = moedi_dtype_size(dtype);
     const int zero = p->role == MOED_ROLE_OPAQUE || (p->flags & MOED_PARAM_BIAS) || p->role == MOED_ROLE_ROUTER_BIAS;
@@ -130,7 +133,8 @@ static moed_status draw_model(moed_model *m, struct moedi_drawn numbers)
     const moed_layout *l = m->layout;
     int64_t *first = NULL;
     MOEDI_TRY(MOEDI_NEW(m->context, l->count + 1, &first));
-    for (size_t i = 0; i < l->count; i++) first[i + 1] = first[i] + (moedi_param_elements(&l->params[i]) + DRAW_CHUNK - 1) / DRAW_CHUNK;
+    for (size_t i = 0; i < l->count; i++)
+        first[i + 1] = first[i] + (moedi_param_elements(&l->params[i]) + DRAW_CHUNK - 1) / DRAW_CHUNK;
     draw d = {m, first, numbers};
     moedi_parallel(m->context, first[l->count], draw_chunk, &d);
     moedi_free(m->context, first);
@@ -141,7 +145,8 @@ static moed_status draw_model(moed_model *m, struct moedi_drawn numbers)
 moed_status moedi_model_options_read(const moed_model_options *given, uint32_t flags, moed_model_options *out)
 {
     MOEDI_TRY(moedi_options_read(MOED_STRUCT_MODEL_OPTIONS, given, out));
-    if (out->flags & ~flags) return moedi_fail(MOED_E_ARGUMENT, "model options: flags 0x%x are not for this call", (unsigned)(out->flags & ~flags));
+    if (out->flags & ~flags)
+        return moedi_fail(MOED_E_ARGUMENT, "model options: flags 0x%x are not for this call", (unsigned)(out->flags & ~flags));
     return MOED_OK;
 }
 
@@ -183,15 +188,18 @@ static moed_status check_borrowed(const moed_param *p, const moed_tensor *t)
     int64_t stride = 1;
 #define BAD(...) moedi_fail_parameter(MOED_E_MISMATCH, p->name, __VA_ARGS__)
     if (!t->data) return moedi_fail_parameter(MOED_E_ARGUMENT, p->name, "tensor %s: its data is NULL", p->name);
-    if (t->device != 0) return BAD("tensor %s: on device %d, and models are borrowed from host memory (0)", p->name, (int)t->device);
-    if (t->dtype != p->dtype) return BAD("tensor %s: dtype %d is not the layout's %s", p->name, (int)t->dtype, moed_dtype_name(p->dtype));
+    if (t->device != 0)
+        return BAD("tensor %s: on device %d, and models are borrowed from host memory (0)", p->name, (int)t->device);
+    if (t->dtype != p->dtype)
+        return BAD("tensor %s: dtype %d is not the layout's %s", p->name, (int)t->dtype, moed_dtype_name(p->dtype));
     if (t->rank != p->rank) return BAD("tensor %s: rank %d is not the layout's %d", p->name, (int)t->rank, (int)p->rank);
     for (int32_t r = p->rank - 1; r >= 0; r--) {
         if (t->shape[r] != p->shape[r])
-            return BAD("tensor %s: size %lld of axis %d is not the layout's %lld", p->name, (long long)t->shape[r], (int)r, (long long)p->shape[r]);
+            return BAD("tensor %s: size %lld of axis %d is not the layout's %lld", p->name, (long long)t->shape[r], (int)r,
+                       (long long)p->shape[r]);
         if (t->shape[r] > 1 && t->strides[r] != stride)
-            return BAD("tensor %s: stride %lld of axis %d, where a contiguous array has %lld", p->name, (long long)t->strides[r], (int)r,
-                       (long long)stride);
+            return BAD("tensor %s: stride %lld of axis %d, where a contiguous array has %lld", p->name, (long long)t->strides[r],
+                       (int)r, (long long)stride);
         stride *= t->shape[r];
     }
     if ((uintptr_t)t->data % moedi_dtype_size(p->dtype) != 0)
@@ -225,8 +233,11 @@ moed_status moed_model_borrow(moed_model **out, moed_context *c, const moed_layo
 
 moed_status moedi_model_check_resident(const moed_model *m)
 {
-    if (m->drawn.on) return moedi_fail(MOED_E_STATE, "the model's numbers are drawn when they are read: make it without MOED_MODEL_STREAM for this");
-    return m->places ? moedi_fail(MOED_E_STATE, "the model's numbers are on disk: open it without MOED_MODEL_STREAM for this") : MOED_OK;
+    if (m->drawn.on)
+        return moedi_fail(MOED_E_STATE,
+                          "the model's numbers are drawn when they are read: make it without MOED_MODEL_STREAM for this");
+    return m->places ? moedi_fail(MOED_E_STATE, "the model's numbers are on disk: open it without MOED_MODEL_STREAM for this")
+                     : MOED_OK;
 }
 
 moed_status moedi_model_read(const moed_model *m, size_t param, int64_t first, int64_t count, void *out)

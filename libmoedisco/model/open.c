@@ -54,7 +54,8 @@ static moed_status check_shard_name(const char *index, const char *tensor, const
     const char *name = json_string_value(value);
     if (!name) return moedi_fail_file(MOED_E_FORMAT, index, -1, "weight_map: the file of tensor %s is not a text", tensor);
     if (!name[0] || strchr(name, '/') || strchr(name, '\\') || name[0] == '.' || strlen(name) != json_string_length(value))
-        return moedi_fail_file(MOED_E_FORMAT, index, -1, "weight_map: tensor %s lies in \"%.128s\", which is no plain file name", tensor, name);
+        return moedi_fail_file(MOED_E_FORMAT, index, -1, "weight_map: tensor %s lies in \"%.128s\", which is no plain file name",
+                               tensor, name);
     return MOED_OK;
 }
 
@@ -87,7 +88,8 @@ static moed_status open_shards(opening *o, const char *index, const json_t *map)
             const char *base = strrchr(o->paths[i], '/');
             if (strcmp(base ? base + 1 : o->paths[i], name) != 0) continue;
             if (!moedi_safetensors_find(&o->files[i], tensor))
-                status = moedi_fail_file(MOED_E_MISMATCH, o->paths[i], -1, "tensor %s is not there, though %s says so", tensor, INDEX);
+                status =
+                    moedi_fail_file(MOED_E_MISMATCH, o->paths[i], -1, "tensor %s is not there, though %s says so", tensor, INDEX);
         }
         if (status != MOED_OK) goto out;
     }
@@ -144,10 +146,14 @@ static moed_status check_entry(const moed_param *p, const moedi_safetensors_entr
         if (same && e->shape[r] != p->shape[r]) same = 0;
         snprintf(have + strlen(have), sizeof have - strlen(have), "%s%lld", r ? ", " : "", (long long)e->shape[r]);
     }
-    for (int32_t r = 0; r < p->rank; r++) snprintf(want + strlen(want), sizeof want - strlen(want), "%s%lld", r ? ", " : "", (long long)p->shape[r]);
-    if (!same) return moedi_fail_file(MOED_E_MISMATCH, path, -1, "tensor %s has shape (%s), and the model's is (%s)", p->name, have, want);
+    for (int32_t r = 0; r < p->rank; r++)
+        snprintf(want + strlen(want), sizeof want - strlen(want), "%s%lld", r ? ", " : "", (long long)p->shape[r]);
+    if (!same)
+        return moedi_fail_file(MOED_E_MISMATCH, path, -1, "tensor %s has shape (%s), and the model's is (%s)", p->name, have,
+                               want);
     if (moedi_dtype_is_float(p->dtype) ? !moedi_dtype_is_float(e->dtype) : e->dtype != p->dtype)
-        return moedi_fail_file(MOED_E_MISMATCH, path, -1, "tensor %s has dtype %s, and the model needs %s", p->name, moed_dtype_name(e->dtype),
+        return moedi_fail_file(MOED_E_MISMATCH, path, -1, "tensor %s has dtype %s, and the model needs %s", p->name,
+                               moed_dtype_name(e->dtype),
                                moedi_dtype_is_float(p->dtype) ? "F32, F16, BF16 or F64" : moed_dtype_name(p->dtype));
     return MOED_OK;
 }
@@ -167,8 +173,8 @@ static moed_status place_tensors(opening *o)
             const int tied = is_tied_head(l, e->name);
             const int64_t param = tied ? moedi_layout_slot(l, MOEDI_SLOT_EMBEDDING, -1, -1) : moedi_layout_find(l, e->name);
             if (param < 0)
-                return moedi_fail_file(MOED_E_MISMATCH, o->paths[i], -1, "tensor %s is no parameter of the model that config.json describes",
-                                       e->name);
+                return moedi_fail_file(MOED_E_MISMATCH, o->paths[i], -1,
+                                       "tensor %s is no parameter of the model that config.json describes", e->name);
             struct moedi_place *place = tied ? &o->head : &o->places[param];
             MOEDI_TRY(check_entry(&l->params[param], e, o->paths[i]));
             place->file = (int32_t)i;
@@ -202,8 +208,8 @@ static moed_status check_tied_head(const opening *o)
             moedi_to_double(numbers[i], raw, e->dtype, count);
         }
         if (memcmp(numbers[0], numbers[1], (size_t)count * sizeof(double)) != 0) {
-            status = moedi_fail_file(MOED_E_MISMATCH, o->paths[o->head.file], -1, "tensor %s is not the embedding, though config.json ties them",
-                                     o->head.entry->name);
+            status = moedi_fail_file(MOED_E_MISMATCH, o->paths[o->head.file], -1,
+                                     "tensor %s is not the embedding, though config.json ties them", o->head.entry->name);
             goto out;
         }
     }

@@ -200,7 +200,8 @@ static moed_status write_from(const moed_context *c, const moed_layout *l, const
         to = moedi_layout_retain(l);
     else
         MOEDI_TRY(moedi_layout_with_dtype(&to, l, dtype));
-    writing w = {.context = c, .from = l, .to = to, .producer = p, .cancel = cancel, .most = (p->serial ? SERIAL_UNITS : UNITS) * UNIT};
+    writing w = {
+        .context = c, .from = l, .to = to, .producer = p, .cancel = cancel, .most = (p->serial ? SERIAL_UNITS : UNITS) * UNIT};
     MOEDI_GO(write_config(c, to, dir));
     MOEDI_GO(write_tensors(&w, dir));
 out:

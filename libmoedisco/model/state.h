@@ -65,7 +65,7 @@ struct moedi_transformer {
     int64_t *gradient;              /* (parameters) element in the block, -1 frozen */
     int64_t gradient_count;
     void *own_weights, *own_gradients, *arena; /* device memory */
-    int16_t *low;                   /* likewise: the low halves of what trains, in the order of the gradients; NULL where reals are wide */
+    int16_t *low; /* likewise: the low halves of what trains, in the order of the gradients; NULL where reals are wide */
     void *gradients;                /* the block in use */
     int64_t lowest;                 /* trained layer, -1: the embedding is, config.layers: no layer is */
 
@@ -143,8 +143,8 @@ static inline void *moedi_group_gradient(const moedi_transformer *t, const moedi
 #define MOEDI_OP(t, operation, type, ...) \
     MOEDI_TRY((t)->engine.table->operation((t)->engine.self, &(type){__VA_ARGS__}))
 
-/* The same for operations that take long: on the CPU they end early once the pass is cancelled, and the pass with them. Their results
- * are numbers only: what the others index by is always whole. */
+/* The same for operations that take long: on the CPU they end early once the pass is cancelled, and the pass with them. Their
+ * results are numbers only: what the others index by is always whole. */
 #define MOEDI_LONG_OP(t, operation, type, ...)                                                                     \
     do {                                                                                                           \
         const moed_cancel *moedi_before_ = moedi_executor_watch((t)->cancel);                                      \

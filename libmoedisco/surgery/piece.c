@@ -379,7 +379,8 @@ static moed_status run_draw(const moedi_plan *plan, const moedi_plan_piece *p, c
 {
     int64_t count = at->hi - at->lo;
     double *value = s->value + at->lo;
-    if (p->piece.scale != 0.0) moedi_random_normals(value, p->piece.seed, MOEDI_RANDOM_PIECE, 0, (uint64_t)(first + at->lo), count);
+    if (p->piece.scale != 0.0)
+        moedi_random_normals(value, p->piece.seed, MOEDI_RANDOM_PIECE, 0, (uint64_t)(first + at->lo), count);
     for (int64_t i = 0; i < count; i++) value[i] = p->piece.scale == 0.0 ? 0.0 : p->piece.scale * value[i];
     moedi_from_double(out + (size_t)at->lo * moedi_dtype_size(plan->dtype), plan->dtype, value, count);
     return MOED_OK;

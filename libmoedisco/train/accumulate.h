@@ -4,8 +4,8 @@
 
 #include "model/transformer.h"
 
-/* A binary counter of partial sums: block d of the stack holds a finished subtree. ((0+1)+(2+3))+((4+5)+6): the order depends on the
- * number of shards alone, so ranks that each own an aligned run of shards find their part of the same tree. */
+/* A binary counter of partial sums: block d of the stack holds a finished subtree. ((0+1)+(2+3))+((4+5)+6): the order depends on
+ * the number of shards alone, so ranks that each own an aligned run of shards find their part of the same tree. */
 typedef struct moedi_accumulator {
     moedi_transformer *transformer;
     void *blocks[64];            /* (depth); block 0 is the transformer's own and ends up with the total */
@@ -15,8 +15,8 @@ typedef struct moedi_accumulator {
     int64_t reals;               /* of a block */
 } moedi_accumulator;
 
-/* Extra blocks that `shards` shards need: floor(log2(shards)). None where reals are narrow: such engines promise no tree, and a block
- * more would cost what they are narrow for; their shards add to one block in turn. */
+/* Extra blocks that `shards` shards need: floor(log2(shards)). None where reals are narrow: such engines promise no tree, and a
+ * block more would cost what they are narrow for; their shards add to one block in turn. */
 int32_t moedi_accumulator_extra(const moed_backend_info *numbers, int64_t shards);
 moed_status moedi_accumulator_create(moedi_accumulator *out, moedi_transformer *t, int64_t shards);
 void moedi_accumulator_destroy(moedi_accumulator *a);

@@ -1,5 +1,5 @@
-/* train/checkpoint.c - a run's state as a directory that is there whole or not at all. The manifest has every file's size and checksum;
- * a checkpoint whose files do not match it is passed over for the one before. */
+/* train/checkpoint.c - a run's state as a directory that is there whole or not at all. The manifest has every file's size and
+ * checksum; a checkpoint whose files do not match it is passed over for the one before. */
 #include "checkpoint.h"
 
 #include <inttypes.h>
@@ -216,8 +216,8 @@ static moed_status remove_step(const moed_trainer *t, const char *root, int64_t 
     return status;
 }
 
-/* Once the newest is durable: what killed saves left goes, others beyond `keep`, and with `later` those of later steps, left by a run
- * that was since resumed from before. What cannot be removed may stay until the next time. */
+/* Once the newest is durable: what killed saves left goes, others beyond `keep`, and with `later` those of later steps, left by a
+ * run that was since resumed from before. What cannot be removed may stay until the next time. */
 static void tidy(const moed_trainer *t, const char *root, int later)
 {
     moed_status status = MOED_OK;
@@ -248,7 +248,8 @@ int64_t moedi_checkpoint_bytes(const moed_layout *l, const moed_backend_info *nu
     int64_t model = moedi_model_write_elements(l) * item + 2 * (int64_t)strlen(l->config_text), moments = CHUNK * item;
     for (size_t i = 0; i < l->count; i++) {
         const moed_param *p = &l->params[i];
-        model += entry_bytes(p) + (int64_t)(sizeof *p + sizeof *l->by_name + strlen(p->name) + 1); /* the exact layout is another */
+        model +=
+            entry_bytes(p) + (int64_t)(sizeof *p + sizeof *l->by_name + strlen(p->name) + 1); /* the exact layout is another */
         if (trained[i]) moments += 2 * entry_bytes(p);
     }
     return BUFFERS + (model > moments ? model : moments);
@@ -311,15 +312,17 @@ out:
 }
 
 /* Without a buffer the entry is only checked. */
-static moed_status read_moment(moed_trainer *t, const moedi_safetensors *s, size_t entry, const moedi_safetensors_entry *wanted, void *buffer)
+static moed_status read_moment(moed_trainer *t, const moedi_safetensors *s, size_t entry, const moedi_safetensors_entry *wanted,
+                               void *buffer)
 {
     const moedi_engine *e = moedi_transformer_engine(t->transformer);
     const moedi_safetensors_entry *found = moedi_safetensors_find(s, wanted->name);
     const int64_t count = t->optimizer.slices[entry / 2].count;
     if (!found) return moedi_fail_file(MOED_E_MISMATCH, s->file.path, -1, "lacks %s", wanted->name);
     if (found->dtype != wanted->dtype || found->elements != count)
-        return moedi_fail_file(MOED_E_MISMATCH, s->file.path, found->offset, "%s has %lld numbers of %s, not %lld of %s", wanted->name,
-                               (long long)found->elements, moed_dtype_name(found->dtype), (long long)count, moed_dtype_name(wanted->dtype));
+        return moedi_fail_file(MOED_E_MISMATCH, s->file.path, found->offset, "%s has %lld numbers of %s, not %lld of %s",
+                               wanted->name, (long long)found->elements, moed_dtype_name(found->dtype), (long long)count,
+                               moed_dtype_name(wanted->dtype));
     if (!buffer) return MOED_OK;
     char *to = moment_memory(t, entry);
     for (int64_t at = 0; at < count; at += CHUNK) {
@@ -381,8 +384,8 @@ out:
     return status;
 }
 
-/* Damage makes a checkpoint invalid; a lack of memory does not, and neither does a format of another version: going on from an older
- * checkpoint would remove it. */
+/* Damage makes a checkpoint invalid; a lack of memory does not, and neither does a format of another version: going on from an
+ * older checkpoint would remove it. */
 static int damaged(moed_status status)
 {
     return status != MOED_OK && status != MOED_E_MEMORY && status != MOED_E_LIMIT && status != MOED_E_UNSUPPORTED;

@@ -12,22 +12,25 @@
 #include "selection.h"
 #include "settings.h"
 
-/* Room that the CPU's operations keep: the largest is a piece of the logits with the panels of its products, or the experts' panels. */
+/* Room that the CPU's operations keep: the largest is a piece of the logits with the panels of its products, or the experts'
+ * panels. */
 static int64_t workspace_bytes(const moedi_config *c, int64_t tokens)
 {
-    const size_t loss = moedi_loss_logit_bytes(tokens, c->vocabulary) + moedi_loss_panel_bytes(tokens, c->vocabulary, c->hidden, 1, 1);
+    const size_t loss =
+        moedi_loss_logit_bytes(tokens, c->vocabulary) + moedi_loss_panel_bytes(tokens, c->vocabulary, c->hidden, 1, 1);
     const int64_t E = c->experts, H = c->hidden, W = 2 * c->expert_width, places = tokens * c->top_k;
-    const size_t products[4] = {/* there, back, and the gradients of the experts' two matrices */
-                                moedi_grouped_bytes(E, places, places, W, H, 0, 1, 1), moedi_grouped_bytes(E, places, places, H, W, 0, 1, 1),
-                                moedi_grouped_bytes(E, W, W, H, places, 1, 1, 1), moedi_grouped_bytes(E, H, H, W / 2, places, 1, 1, 1)};
+    const size_t products[4] = {
+        /* there, back, and the gradients of the experts' two matrices */
+        moedi_grouped_bytes(E, places, places, W, H, 0, 1, 1), moedi_grouped_bytes(E, places, places, H, W, 0, 1, 1),
+        moedi_grouped_bytes(E, W, W, H, places, 1, 1, 1), moedi_grouped_bytes(E, H, H, W / 2, places, 1, 1, 1)};
     size_t experts = 0;
     for (int i = 0; i < 4; i++)
         if (products[i] > experts) experts = products[i];
     return (int64_t)(loss > experts ? loss : experts);
 }
 
-moed_status moedi_budget_compute(const moed_layout *l, const moed_backend_info *numbers, const moed_train_options *o, const uint8_t *trained,
-                                 int64_t documents, moedi_budget *out)
+moed_status moedi_budget_compute(const moed_layout *l, const moed_backend_info *numbers, const moed_train_options *o,
+                                 const uint8_t *trained, int64_t documents, moedi_budget *out)
 {
     moedi_budget b;
     memset(&b, 0, sizeof b);
@@ -44,7 +47,9 @@ moed_status moedi_budget_compute(const moed_layout *l, const moed_backend_info *
     const int64_t lists = (int64_t)l->count + slices * (int64_t)(sizeof(moed_op_slice) + sizeof(size_t));
     b.rest = batch + loads + lists + moedi_sampler_bytes(documents, o->length);
     /* An evaluation has a sampler and rows of its own, a checkpoint pieces of tensors: not at the same time. */
-    int64_t passing = o->held_out ? moedi_sampler_bytes(o->held_out->documents, o->length) + 3 * shard * o->length * (int64_t)sizeof(int32_t) : 0;
+    int64_t passing =
+        o->held_out ? moedi_sampler_bytes(o->held_out->documents, o->length) + 3 * shard * o->length * (int64_t)sizeof(int32_t)
+                    : 0;
     const int64_t saving = o->directory ? moedi_checkpoint_bytes(l, numbers, trained) : 0;
     if (passing < saving) passing = saving;
     b.rest += passing;

@@ -14,7 +14,7 @@ typedef struct moedi_budget {
 } moedi_budget;
 
 /* numbers: of the context's backend; documents: of the corpus, 0 = not known. */
-moed_status moedi_budget_compute(const moed_layout *l, const moed_backend_info *numbers, const moed_train_options *o, const uint8_t *trained,
-                                 int64_t documents, moedi_budget *out);
+moed_status moedi_budget_compute(const moed_layout *l, const moed_backend_info *numbers, const moed_train_options *o,
+                                 const uint8_t *trained, int64_t documents, moedi_budget *out);
 
 #endif

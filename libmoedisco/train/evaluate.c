@@ -124,8 +124,8 @@ moed_status moedi_evaluate_check(const moed_layout *l, const moed_corpus *d, con
 {
     MOEDI_TRY(moedi_context_check(d->context));
     if (d->info.vocabulary > l->config.vocabulary)
-        return moedi_fail_parameter(MOED_E_MISMATCH, "vocabulary", "%s has a vocabulary of %lld tokens, the model only %lld", which,
-                                    (long long)d->info.vocabulary, (long long)l->config.vocabulary);
+        return moedi_fail_parameter(MOED_E_MISMATCH, "vocabulary", "%s has a vocabulary of %lld tokens, the model only %lld",
+                                    which, (long long)d->info.vocabulary, (long long)l->config.vocabulary);
     if (d->info.end_token >= l->config.vocabulary)
         return moedi_fail_parameter(MOED_E_MISMATCH, "end_token",
                                     "%s ends documents with token %lld, the model's vocabulary has only %lld", which,

@@ -56,7 +56,8 @@ static moed_status verify_file(const moed_context *c, const char *dir, const cha
     MOEDI_TRY(moedi_json_text(entry, path, "xxh3_128", 1, &expected));
     MOEDI_TRY(measure(c, dir, file, digest, &size));
     if (size != listed)
-        return moedi_fail_file(MOED_E_CHECKSUM, dir, -1, "%s has %lld bytes, the manifest says %lld", file, (long long)size, (long long)listed);
+        return moedi_fail_file(MOED_E_CHECKSUM, dir, -1, "%s has %lld bytes, the manifest says %lld", file, (long long)size,
+                               (long long)listed);
     if (strcmp(digest, expected) != 0)
         return moedi_fail_file(MOED_E_CHECKSUM, dir, -1, "%s has checksum %s, the manifest says %.64s", file, digest, expected);
     return MOED_OK;

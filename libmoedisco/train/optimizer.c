@@ -91,8 +91,8 @@ static moed_op_update arguments(const moedi_optimizer *o, const moed_train_optio
     return u;
 }
 
-moed_status moedi_optimizer_measure(moedi_optimizer *o, const moed_train_options *options, int64_t step, double rate, double scale,
-                                    double *gradient_norm)
+moed_status moedi_optimizer_measure(moedi_optimizer *o, const moed_train_options *options, int64_t step, double rate,
+                                    double scale, double *gradient_norm)
 {
     const moedi_engine *e = moedi_transformer_engine(o->transformer);
     moed_step_scalars scalars;

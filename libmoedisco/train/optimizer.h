@@ -22,9 +22,10 @@ void moedi_optimizer_destroy(moedi_optimizer *o);
 /* Bytes of moments, scalars excluded. */
 int64_t moedi_optimizer_bytes(const moed_layout *l, const moed_backend_info *numbers, const uint8_t *trained);
 
-/* Norm of the gradients times scale, before clipping; waits for it. Nothing is changed yet: apply does that with the same step's scalars. */
-moed_status moedi_optimizer_measure(moedi_optimizer *o, const moed_train_options *options, int64_t step, double rate, double scale,
-                                    double *gradient_norm);
+/* Norm of the gradients times scale, before clipping; waits for it. Nothing is changed yet: apply does that with the same step's
+ * scalars. */
+moed_status moedi_optimizer_measure(moedi_optimizer *o, const moed_train_options *options, int64_t step, double rate,
+                                    double scale, double *gradient_norm);
 moed_status moedi_optimizer_apply(moedi_optimizer *o, const moed_train_options *options);
 
 #endif

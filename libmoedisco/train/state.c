@@ -79,11 +79,12 @@ json_t *moedi_state_make(const moed_trainer *t)
     snprintf(text, sizeof text, "%u.%u.%u", version / 1000000, version / 1000 % 1000, version % 1000);
     json_t *options = make_options(&t->options);
     if (!options) return NULL;
-    json_t *state = json_pack("{s:i, s:s, s:s, s:I, s:I, s:I, s:I, s:f, s:s, s:{s:s, s:s, s:I, s:I}}", "format", STATE_FORMAT, "library", text,
-                     "kernels", t->context->backend_info.kernels, "step", (json_int_t)t->step, "tokens", (json_int_t)t->consumed, "row",
-                     (json_int_t)t->row, "evaluated", (json_int_t)t->evaluated, "best_held_out", t->best_held_out, "layout", layout,
-                     "corpus", "fingerprint", t->corpus->info.fingerprint, "view", view, "documents", (json_int_t)t->corpus->documents,
-                     "tokens", (json_int_t)t->corpus->info.tokens);
+    json_t *state =
+        json_pack("{s:i, s:s, s:s, s:I, s:I, s:I, s:I, s:f, s:s, s:{s:s, s:s, s:I, s:I}}", "format", STATE_FORMAT, "library",
+                  text, "kernels", t->context->backend_info.kernels, "step", (json_int_t)t->step, "tokens",
+                  (json_int_t)t->consumed, "row", (json_int_t)t->row, "evaluated", (json_int_t)t->evaluated, "best_held_out",
+                  t->best_held_out, "layout", layout, "corpus", "fingerprint", t->corpus->info.fingerprint, "view", view,
+                  "documents", (json_int_t)t->corpus->documents, "tokens", (json_int_t)t->corpus->info.tokens);
     if (json_object_set_new(state, "options", options) == 0) return state;
     json_decref(state);
     return NULL;
@@ -105,7 +106,8 @@ static moed_status compare_value(const char *path, const char *field, const json
     char a[160], b[160];
     print_value(had, a, sizeof a);
     print_value(have, b, sizeof b);
-    return moedi_fail_parameter(MOED_E_MISMATCH, field, "%s: the checkpoint was made with %s %s, this trainer has %s", path, field, a, b);
+    return moedi_fail_parameter(MOED_E_MISMATCH, field, "%s: the checkpoint was made with %s %s, this trainer has %s", path,
+                                field, a, b);
 }
 
 moed_status moedi_state_compare(const moed_trainer *t, const json_t *state, const char *path)
@@ -127,8 +129,8 @@ moed_status moedi_state_compare(const moed_trainer *t, const json_t *state, cons
                                json_object_get(json_object_get(mine, "options"), f.name));
     const char *kernels = json_string_value(json_object_get(state, "kernels"));
     if (status == MOED_OK && kernels && strcmp(kernels, t->context->backend_info.kernels) != 0)
-        moedi_log(t->context, MOED_LOG_WARNING, "%s: made with kernels %s, going on with %s: the last bits will differ", path, kernels,
-                  t->context->backend_info.kernels);
+        moedi_log(t->context, MOED_LOG_WARNING, "%s: made with kernels %s, going on with %s: the last bits will differ", path,
+                  kernels, t->context->backend_info.kernels);
     json_decref(mine);
     return status;
 }

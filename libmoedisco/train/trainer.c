@@ -66,7 +66,8 @@ static moed_status check_apart(const moed_trainer *t)
     for (size_t i = 1, last = 0; i < count && status == MOED_OK; i++) { /* last: the one that ends last of those before */
         const char *a = m->layout->params[list[last].param].name, *b = m->layout->params[list[i].param].name;
         if (list[i].start < list[last].end && (t->trained[list[i].param] || t->trained[list[last].param]))
-            status = moedi_fail_parameter(MOED_E_ARGUMENT, b, "the borrowed arrays of %.100s and %.100s overlap: training needs each apart", a, b);
+            status = moedi_fail_parameter(MOED_E_ARGUMENT, b,
+                                          "the borrowed arrays of %.100s and %.100s overlap: training needs each apart", a, b);
         if (list[i].end > list[last].end) last = i;
     }
     moedi_free(t->context, list);
@@ -92,9 +93,11 @@ static moed_status check_fits(const moed_trainer *t)
     if (c->backend_info.host_memory) host += device + b.workspace, device = 0;
     const int64_t used = atomic_load(&((moed_context *)c)->in_use), most = c->options.host_limit;
     if (most > 0 && host > most - used)
-        return moedi_fail(MOED_E_LIMIT, "training needs %lld bytes beside the %lld in use, the limit is %lld: gradients %lld, moments %lld, "
-                          "activations %lld (less with fewer rows, a smaller length or more micro_batches)", (long long)host, (long long)used,
-                          (long long)most, (long long)b.gradients, (long long)b.moments, (long long)b.activations);
+        return moedi_fail(MOED_E_LIMIT,
+                          "training needs %lld bytes beside the %lld in use, the limit is %lld: gradients %lld, moments %lld, "
+                          "activations %lld (less with fewer rows, a smaller length or more micro_batches)",
+                          (long long)host, (long long)used, (long long)most, (long long)b.gradients, (long long)b.moments,
+                          (long long)b.activations);
     if (c->options.device_limit > 0 && device > c->options.device_limit)
         return moedi_fail(MOED_E_LIMIT, "training needs %lld bytes on the device, the limit is %lld", (long long)device,
                           (long long)c->options.device_limit);
@@ -262,7 +265,8 @@ moed_status moed_trainer_resume(moed_trainer *t)
 
 /* ---- evaluation and the loop ---- */
 
-moed_status moed_trainer_evaluate(moed_trainer *t, const moed_corpus *d, int64_t tokens, moed_report *out, const moed_cancel *cancel)
+moed_status moed_trainer_evaluate(moed_trainer *t, const moed_corpus *d, int64_t tokens, moed_report *out,
+                                  const moed_cancel *cancel)
 {
     moedi_clear_error();
     MOEDI_REQUIRE(t, "t is NULL");

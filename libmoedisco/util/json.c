@@ -11,8 +11,8 @@
 
 enum { LARGEST_FILE = 100 << 20 };
 
-/* Decimals are read and printed by this thread alone in the C locale, whatever another thread sets meanwhile, and rounded to the nearest
- * whatever the host rounds to: a number reads back as it was printed. */
+/* Decimals are read and printed by this thread alone in the C locale, whatever another thread sets meanwhile, and rounded to the
+ * nearest whatever the host rounds to: a number reads back as it was printed. */
 typedef struct surroundings {
     locale_t locale;
     int rounding;
@@ -65,7 +65,8 @@ moed_status moedi_json_dump(const moed_context *c, const json_t *o, size_t flags
     return MOED_OK;
 }
 
-/* jansson reports a lack of memory as any error or none of its own: what a parse of `size` bytes takes is asked for to find out. */
+/* jansson reports a lack of memory as any error or none of its own: what a parse of `size` bytes takes is asked for to find
+ * out. */
 static int memory_is_short(size_t size)
 {
     void *volatile probe = malloc(65536 + 16 * size); /* volatile, or the compiler sees that nothing comes of it */
@@ -74,11 +75,13 @@ static int memory_is_short(size_t size)
     return is;
 }
 
-/* jansson's reader loses characters of a text, unseen, when a buffer of it cannot grow: what two readings have in common is true. */
+/* jansson's reader loses characters of a text, unseen, when a buffer of it cannot grow: what two readings have in common is
+ * true. */
 moed_status moedi_json_parse(json_t **out, const char *text, size_t size, const char *path)
 {
     json_error_t error;
-    json_t *o = moedi_json_load(text, size, JSON_REJECT_DUPLICATES, &error), *again = moedi_json_load(text, size, JSON_REJECT_DUPLICATES, &error);
+    json_t *o = moedi_json_load(text, size, JSON_REJECT_DUPLICATES, &error),
+           *again = moedi_json_load(text, size, JSON_REJECT_DUPLICATES, &error);
     const int same = o && again && json_equal(o, again);
     const int refused = !o && !again && !memory_is_short(size);
     json_decref(again);
@@ -121,7 +124,8 @@ static const json_t *get(const json_t *o, const char *path, const char *field, i
     return NULL;
 }
 
-moed_status moedi_json_integer(const json_t *o, const char *path, const char *field, int required, int64_t minimum, int64_t maximum, int64_t *out)
+moed_status moedi_json_integer(const json_t *o, const char *path, const char *field, int required, int64_t minimum,
+                               int64_t maximum, int64_t *out)
 {
     moed_status status;
     const json_t *v = get(o, path, field, required, &status);
@@ -129,8 +133,8 @@ moed_status moedi_json_integer(const json_t *o, const char *path, const char *fi
     if (!json_is_integer(v)) return wrong(MOED_E_FORMAT, path, field, "is not an integer");
     const int64_t n = json_integer_value(v);
     if (n < minimum || n > maximum)
-        return moedi_fail_parameter(MOED_E_RANGE, field, "%s: the field \"%s\" is %lld; it must be from %lld to %lld", path, field, (long long)n,
-                                    (long long)minimum, (long long)maximum);
+        return moedi_fail_parameter(MOED_E_RANGE, field, "%s: the field \"%s\" is %lld; it must be from %lld to %lld", path,
+                                    field, (long long)n, (long long)minimum, (long long)maximum);
     *out = n;
     return MOED_OK;
 }
@@ -145,7 +149,8 @@ moed_status moedi_json_format(const json_t *o, const char *path, int64_t mine)
                            (long long)mine);
 }
 
-moed_status moedi_json_number(const json_t *o, const char *path, const char *field, int required, double minimum, double maximum, double *out)
+moed_status moedi_json_number(const json_t *o, const char *path, const char *field, int required, double minimum, double maximum,
+                              double *out)
 {
     moed_status status;
     const json_t *v = get(o, path, field, required, &status);
@@ -153,7 +158,8 @@ moed_status moedi_json_number(const json_t *o, const char *path, const char *fie
     if (!json_is_number(v)) return wrong(MOED_E_FORMAT, path, field, "is not a number");
     const double n = json_number_value(v);
     if (!(n >= minimum && n <= maximum))
-        return moedi_fail_parameter(MOED_E_RANGE, field, "%s: the field \"%s\" is %g; it must be from %g to %g", path, field, n, minimum, maximum);
+        return moedi_fail_parameter(MOED_E_RANGE, field, "%s: the field \"%s\" is %g; it must be from %g to %g", path, field, n,
+                                    minimum, maximum);
     *out = n;
     return MOED_OK;
 }

@@ -6,23 +6,28 @@
 
 #include "core/context.h"
 
-/* Parses an object; duplicates, trailing text, bad UTF-8 and deep nesting are errors with the byte. path names the source in errors. */
+/* Parses an object; duplicates, trailing text, bad UTF-8 and deep nesting are errors with the byte. path names the source in
+ * errors. */
 moed_status moedi_json_parse(json_t **out, const char *text, size_t size, const char *path);
 moed_status moedi_json_open(json_t **out, const moed_context *c, const char *path); /* a file of at most 100 MB */
 
-/* Fields of object o. With `required` 0 an absent or null field leaves *out alone. Range is checked: MOED_E_RANGE naming field and value. */
-moed_status moedi_json_integer(const json_t *o, const char *path, const char *field, int required, int64_t minimum, int64_t maximum, int64_t *out);
-moed_status moedi_json_number(const json_t *o, const char *path, const char *field, int required, double minimum, double maximum, double *out);
+/* Fields of object o. With `required` 0 an absent or null field leaves *out alone. Range is checked: MOED_E_RANGE naming field
+ * and value. */
+moed_status moedi_json_integer(const json_t *o, const char *path, const char *field, int required, int64_t minimum,
+                               int64_t maximum, int64_t *out);
+moed_status moedi_json_number(const json_t *o, const char *path, const char *field, int required, double minimum, double maximum,
+                              double *out);
 moed_status moedi_json_boolean(const json_t *o, const char *path, const char *field, int required, int32_t *out);
-moed_status moedi_json_text(const json_t *o, const char *path, const char *field, int required, const char **out); /* borrowed from o */
+moed_status moedi_json_text(const json_t *o, const char *path, const char *field, int required,
+                            const char **out); /* borrowed from o */
 
 /* Field "format" is the number that this library writes; MOED_E_UNSUPPORTED for another version's. */
 moed_status moedi_json_format(const json_t *o, const char *path, int64_t mine);
 
 /* Text by jansson's flags, without a final newline; free with moedi_free. */
 moed_status moedi_json_dump(const moed_context *c, const json_t *o, size_t flags, char **out, size_t *size);
-/* jansson's json_loadb and json_dumpb (bytes of the text, 0 on failure; at most `room` are written), untouched by the host's locale
- * and rounding. */
+/* jansson's json_loadb and json_dumpb (bytes of the text, 0 on failure; at most `room` are written), untouched by the host's
+ * locale and rounding. */
 json_t *moedi_json_load(const char *text, size_t size, size_t flags, json_error_t *error);
 size_t moedi_json_line(const json_t *o, char *out, size_t room, size_t flags);
 /* Text with two-space indent and a final newline; free with moedi_free. NULL text on failure. */

@@ -11,8 +11,8 @@ typedef struct moedi_json_string {
     int escaped; /* it has backslashes */
 } moedi_json_string;
 
-/* 1: text is a JSON object that moedi_json_parse takes, and its field is this string. 0: it is not, or has something unusual (deep
- * nesting, many fields, escaped names, long numbers), and moedi_json_parse knows. Allocates nothing. */
+/* 1: text is a JSON object that moedi_json_parse takes, and its field is this string. 0: it is not, or has something unusual
+ * (deep nesting, many fields, escaped names, long numbers), and moedi_json_parse knows. Allocates nothing. */
 int moedi_json_field(const char *text, int64_t size, const char *field, moedi_json_string *out);
 
 /* A string that moedi_json_field found, its backslashes resolved in place; the new size. */

@@ -15,7 +15,8 @@ typedef struct moedi_numbers {
     void (*add_squares)(double lanes[MOEDI_LANES], const double *x, int64_t count);
     /* out = value + sum wherever sum is not 0; elsewhere out's bits stay. */
     void (*settle)(void *out, moed_dtype type, const double *value, const double *sum, int64_t count);
-    void (*normals)(double *out, uint64_t seed, uint32_t purpose, uint64_t step, uint64_t first, int64_t count); /* as in random.h */
+    void (*normals)(double *out, uint64_t seed, uint32_t purpose, uint64_t step, uint64_t first,
+                    int64_t count); /* as in random.h */
 } moedi_numbers;
 
 /* The fastest that runs on this machine. */

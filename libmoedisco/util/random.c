@@ -1,4 +1,5 @@
-/* util/random.c - Philox 4x32-10 keyed by seed and purpose, counted by step and index; normals by the inverse of the normal distribution. */
+/* util/random.c - Philox 4x32-10 keyed by seed and purpose, counted by step and index; normals by the inverse of the normal
+ * distribution. */
 #include "random.h"
 
 #include "normal.h"

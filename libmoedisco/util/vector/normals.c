@@ -1,5 +1,5 @@
-/* util/vector/normals.c - many normal numbers: the bits that moedi_random_normal gives one by one, from loops that the compiler makes vectors
- * of. Six in seven numbers lie in the centre, so all take its arithmetic and the others are gathered for theirs. */
+/* util/vector/normals.c - many normal numbers: the bits that moedi_random_normal gives one by one, from loops that the compiler
+ * makes vectors of. Six in seven numbers lie in the centre, so all take its arithmetic and the others are gathered for theirs. */
 #include "util/normal.h"
 #include "util/numbers.h"
 
@@ -19,8 +19,10 @@ static void tails(double *restrict out, const double *restrict q, const int32_t 
     }
 }
 
-void JOIN(moedi_normals_, MOEDI_VARIANT)(double *restrict out, uint64_t seed, uint32_t purpose, uint64_t step, uint64_t first, int64_t count);
-void JOIN(moedi_normals_, MOEDI_VARIANT)(double *restrict out, uint64_t seed, uint32_t purpose, uint64_t step, uint64_t first, int64_t count)
+void JOIN(moedi_normals_, MOEDI_VARIANT)(double *restrict out, uint64_t seed, uint32_t purpose, uint64_t step, uint64_t first,
+                                         int64_t count);
+void JOIN(moedi_normals_, MOEDI_VARIANT)(double *restrict out, uint64_t seed, uint32_t purpose, uint64_t step, uint64_t first,
+                                         int64_t count)
 {
     const uint64_t key = moedi_philox_key(seed, purpose);
     double q[CHUNK], outer[CHUNK];

@@ -1,5 +1,5 @@
-/* util/vector/numbers.c - plain loops for the compiler to make vectors of, built with the flags of each instruction set; no contraction of
- * products and sums, so that every build gives the same bits. */
+/* util/vector/numbers.c - plain loops for the compiler to make vectors of, built with the flags of each instruction set; no
+ * contraction of products and sums, so that every build gives the same bits. */
 #include "util/numbers.h"
 
 #include <string.h>
@@ -51,8 +51,8 @@ static inline uint16_t to_bf16(uint32_t u)
     return (uint16_t)((u & 0x7FFFFFFF) > 0x7F800000 ? nan : rounded);
 }
 
-/* From double the narrow types are reached with one rounding: to odd in float, then to nearest. Bits of the floats; count <= CHUNK. In
- * three loops, each of numbers of one width: the compiler makes vectors of those. */
+/* From double the narrow types are reached with one rounding: to odd in float, then to nearest. Bits of the floats; count <=
+ * CHUNK. In three loops, each of numbers of one width: the compiler makes vectors of those. */
 static inline void odd_floats(uint32_t *restrict out, const double *restrict x, int64_t count)
 {
     float near[CHUNK];
@@ -165,5 +165,5 @@ static void settle(void *out, moed_dtype type, const double *value, const double
 #define TEXT(a) TEXT_(a)
 extern const moedi_numbers JOIN(moedi_numbers_, MOEDI_VARIANT);
 extern void JOIN(moedi_normals_, MOEDI_VARIANT)(double *, uint64_t, uint32_t, uint64_t, uint64_t, int64_t); /* normals.c */
-const moedi_numbers JOIN(moedi_numbers_, MOEDI_VARIANT) = {TEXT(MOEDI_VARIANT), to_double, from_double, add_difference, add_squares, settle,
-                                                         JOIN(moedi_normals_, MOEDI_VARIANT)};
+const moedi_numbers JOIN(moedi_numbers_, MOEDI_VARIANT) = {
+    TEXT(MOEDI_VARIANT), to_double, from_double, add_difference, add_squares, settle, JOIN(moedi_normals_, MOEDI_VARIANT)};
