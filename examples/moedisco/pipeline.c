@@ -31,6 +31,7 @@ static const moed_field STEP_FIELDS[] = {
     FIELD_INTEGER(pipeline, steps, 0, -1, 1e15, "F-phase: steps of the whole model on all data; -1 = by the budget"),
     FIELD_NUMBER(pipeline, start_learning_rate, 0, 0, 100, "learning rate of the start, constant after its warm-up"),
     FIELD_NUMBER(pipeline, branch_learning_rate, 0, 0, 100, "learning rate of the S-phase, constant"),
+    FIELD_TEXT_(pipeline, branch_freeze, "S-phase: what stays frozen, as in --freeze"),
     FIELD_SWITCH_(pipeline, scale_experts,
                   "for gates that do not renormalise: scale each expert by its mean routed weight when integrating"),
 };
@@ -144,6 +145,7 @@ moed_train_options branch_options(const pipeline *p)
 {
     moed_train_options o = dense_options(p, p->branch_steps, p->branch_learning_rate);
     if (p->start_steps > 0) o.warmup = 0;
+    o.freeze = p->branch_freeze;
     return o;
 }
 

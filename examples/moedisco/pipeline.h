@@ -26,6 +26,7 @@ typedef struct pipeline {
     moed_train_options train;             /* of the F-phase; its rows, length and optimizer are every phase's */
     int64_t start_steps, branch_steps, steps; /* of the start, of each submodel, of the F-phase; -1 = from the budget */
     double start_learning_rate, branch_learning_rate;
+    const char *branch_freeze;
     int32_t scale_experts;
     /* how much */
     double minutes, money;
