@@ -119,8 +119,11 @@ moed_status moedi_corpus_tokens(const moed_corpus *d, int64_t document, int64_t 
     const moed_corpus *whole = moedi_corpus_whole(d);
     const int64_t number = moedi_corpus_number(d, document);
     MOEDI_TRY(whole->source->read(whole, number, offset, tokens, count));
-    for (int64_t i = 0; i < count; i++)
-        if (tokens[i] < 0 || tokens[i] >= whole->info.vocabulary)
+    const uint32_t vocabulary = (uint32_t)whole->info.vocabulary; /* 2^31 at most; a negative token is above it */
+    int outside = 0; /* without a branch for each: every row of a training step comes through here */
+    for (int64_t i = 0; i < count; i++) outside |= (uint32_t)tokens[i] >= vocabulary;
+    for (int64_t i = 0; outside && i < count; i++)
+        if ((uint32_t)tokens[i] >= vocabulary)
             return moedi_fail(
                 MOED_E_FORMAT, "document %lld of the corpus: token %lld is %ld, outside the vocabulary of %lld",
                 (long long)number, (long long)(offset + i), (long)tokens[i], (long long)whole->info.vocabulary);

@@ -15,11 +15,10 @@ typedef struct indexed {
     int64_t *first;    /* (documents + 1) first sequence of each document */
 } indexed;
 
-/* The sequence that holds token `at` of the corpus, counted through all sequences. Empty ones never hold any.
- */
-static int64_t find_sequence(const indexed *x, int64_t at)
+/* The sequence of a document that holds token `at` of the corpus, counted through all sequences. Empty ones never hold any. */
+static int64_t find_sequence(const indexed *x, int64_t document, int64_t at)
 {
-    int64_t low = 0, high = x->sequences;
+    int64_t low = x->first[document], high = x->first[document + 1];
     while (high - low > 1) {
         const int64_t middle = low + (high - low) / 2;
         if (x->starts[middle] <= at) low = middle;
@@ -28,17 +27,15 @@ static int64_t find_sequence(const indexed *x, int64_t at)
     return low;
 }
 
-/* uint16 tokens are read into the upper half of the place of their int32 and widened from below: each is read
- * before it is overwritten. */
 moed_status moedi_indexed_tokens(const moedi_file *f, int64_t byte, int64_t item, int32_t *tokens, int64_t count)
 {
+    enum { AT_ONCE = 4096 };
+    uint16_t narrow[AT_ONCE];
     if (item == 4) return moedi_file_read(f, byte, tokens, (size_t)count * 4);
-    unsigned char *narrow = (unsigned char *)tokens + count * 2;
-    MOEDI_TRY(moedi_file_read(f, byte, narrow, (size_t)count * 2));
-    for (int64_t i = 0; i < count; i++) {
-        uint16_t token;
-        memcpy(&token, narrow + i * 2, sizeof token);
-        tokens[i] = token;
+    for (int64_t done = 0; done < count; done += AT_ONCE) {
+        const int64_t n = count - done < AT_ONCE ? count - done : AT_ONCE;
+        MOEDI_TRY(moedi_file_read(f, byte + done * 2, narrow, (size_t)n * 2));
+        for (int64_t i = 0; i < n; i++) tokens[done + i] = narrow[i];
     }
     return MOED_OK;
 }
@@ -49,7 +46,7 @@ static moed_status indexed_read(const moed_corpus *d, int64_t document, int64_t 
     const indexed *x = d->state;
     int64_t at = x->starts[x->first[document]] + offset;
     for (int64_t done = 0; done < count;) {
-        const int64_t s = find_sequence(x, at), left = x->starts[s + 1] - at,
+        const int64_t s = find_sequence(x, document, at), left = x->starts[s + 1] - at,
                       n = left < count - done ? left : count - done;
         MOEDI_TRY(moedi_indexed_tokens(&x->bin, x->pointers[s] + (at - x->starts[s]) * x->item, x->item,
                                        tokens + done, n));

@@ -1,6 +1,8 @@
 /* corpus/sampler.c - rows of packed documents, and rows for evaluation. The documents of an epoch, in an order drawn for it, are
  * one stream that is cut into pieces; the pieces become rows in a drawn order too, so that the rows of a small batch do not come
  * from one long document. */
+#include <string.h>
+
 #include "corpus.h"
 #include "util/random.h"
 
@@ -103,7 +105,7 @@ static int64_t find_place(const order *o, int64_t documents, int64_t at)
     return low;
 }
 
-/* Stream positions [at, at + count) of one epoch; numbers count documents up from *number. A document without
+/* Stream positions [at, at + count) of one epoch; numbers (nullable) count documents up from *number. A document without
  * any stream position (empty, and no end token) is passed over. */
 static moed_status fill(const moedi_sampler *s, const order *o, int64_t at, int64_t count, int32_t *tokens,
                         int32_t *numbers, int32_t *number)
@@ -119,7 +121,8 @@ static moed_status fill(const moedi_sampler *s, const order *o, int64_t at, int6
         if (words > take) words = take;
         MOEDI_TRY(moedi_corpus_tokens(d, document, offset, tokens + done, words));
         if (words < take) tokens[done + words] = (int32_t)d->info.end_token;
-        for (int64_t i = 0; i < take; i++) numbers[done + i] = *number;
+        const int32_t mine = *number;
+        for (int64_t i = 0; numbers && i < take; i++) numbers[done + i] = mine;
         *number += take == left; /* the next position begins another document */
         done += take;
     }
@@ -160,14 +163,14 @@ moed_status moedi_sampler_rows(moedi_sampler *s, int64_t first_row, int64_t rows
         for (int64_t done = 0; done < length + 1;) { /* past its end the stream begins again */
             const int64_t at = (piece * length + done) % s->stream;
             const int64_t left = s->stream - at, n = left < length + 1 - done ? left : length + 1 - done;
-            MOEDI_TRY(fill(s, epoch_order(s, epoch), at, n, s->row + done, s->numbers + done, &number));
+            int32_t *numbers = documents ? s->numbers + done : NULL;
+            MOEDI_TRY(fill(s, epoch_order(s, epoch), at, n, s->row + done, numbers, &number));
             done += n;
         }
-        for (int64_t i = 0; i < length; i++) {
-            tokens[r * length + i] = s->row[i];
-            labels[r * length + i] = s->row[i + 1];
-            if (documents) documents[r * length + i] = s->numbers[i];
-        }
+        const size_t bytes = (size_t)length * sizeof *tokens;
+        memcpy(tokens + r * length, s->row, bytes);
+        memcpy(labels + r * length, s->row + 1, bytes);
+        if (documents) memcpy(documents + r * length, s->numbers, bytes);
     }
     return MOED_OK;
 }
