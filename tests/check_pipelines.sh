@@ -36,6 +36,11 @@ has out 'priced, not run'
 expect 0 info run
 expect 0 info run/disco
 has out 'finished'
+# the S-phase leaves the shared part alone when told so
+# shellcheck disable=SC2086
+expect 0 run disco still --text text $tiny --start-steps 0 --branch-steps 5 --steps 1 --branch-freeze shared
+has out 'moved by 0 of'
+refuse 2 'nothing-of-it' run disco wrong --text text $tiny --start-steps 0 --branch-steps 5 --steps 1 --branch-freeze nothing-of-it
 mkdir moved
 mv run moved/run
 expect 0 run disco moved/run
