@@ -19,6 +19,27 @@ static void gemm_case(int64_t m, int64_t n, int64_t k, int64_t gap, int transpos
     reset();
 }
 
+/* c from an addend, or from itself by its other name; without `accumulate` neither counts. */
+static void addend_case(int64_t m, int64_t n, int64_t k, int64_t gap, int accumulate, int itself, int wide_c)
+{
+    const int64_t lda = k + gap, ldb = k + gap, ldc = n + gap;
+    const kind number = wide_c ? WIDE : REAL;
+    const int a = real_in("a", m * lda), b = real_in("b", n * ldb), bias = wide_c ? NONE : real_in("bias", n);
+    const int c = buffer_new("c", number, itself ? SUM : OUT, m * ldc), addend = itself ? c : buffer_new("addend", number, IN, m * ldc);
+    RUN(gemm, gemm, 5e-6, .c = AT(c), .a = AT(a), .b = AT(b), .bias = AT(bias), .m = m, .n = n, .k = k, .lda = lda, .ldb = ldb,
+        .ldc = ldc, .transpose_b = 1, .accumulate = accumulate, .wide_c = wide_c, .addend = AT(addend));
+    reset();
+}
+
+static void test_gemm_from_an_addend(void **state)
+{
+    static const int64_t shapes[][4] = {{1, 1, 1, 0}, {7, 5, 0, 2}, {31, 65, 40, 5}, {64, 128, 96, 0}, {300, 70, 520, 0}};
+    (void)state;
+    for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++)
+        for (int mode = 0; mode < 8; mode += MODE_STEP)
+            addend_case(shapes[i][0], shapes[i][1], shapes[i][2], shapes[i][3], mode & 1, mode >> 1 & 1, mode >> 2);
+}
+
 static void test_gemm(void **state)
 {
     static const int64_t shapes[][4] = {{1, 1, 1, 0},   {1, 17, 33, 0}, {7, 1, 5, 3},    {5, 16, 1, 0},
@@ -242,6 +263,31 @@ static void test_swiglu(void **state)
     }
 }
 
+/* Rows that were weighted in another order, and outputs where inputs were. */
+static void weighted_swiglu_case(int64_t rows, int64_t width, int with_weights, int with_slot, int in_place)
+{
+    const int gate_up = in_place ? real_sum("gate_up", rows * 2 * width) : real_in("gate_up", rows * 2 * width);
+    const int d_gate_up = in_place ? gate_up : real_out("d_gate_up", rows * 2 * width);
+    const int d_out = in_place ? real_sum("d_out", rows * width) : real_in("d_out", rows * width);
+    const int out = in_place ? d_out : real_out("out", rows * width);
+    const int weights = wide_in("weights", rows), d_weights = wide_out("d_weights", rows), slot = ints("slot", rows, 1);
+    for (int64_t i = 0; i < rows; i++) buffers[slot].values[i] = (double)(rows - 1 - (i + rows / 3) % rows);
+    buffers[weights].values[0] = 0;
+    for (int64_t e = 0; e < rows * 2 * width; e++) buffers[gate_up].values[e] *= 3;
+    RUN(swiglu_backward, swiglu, 5e-6, .out = AT(out), .gate_up = AT(gate_up), .d_gate_up = AT(d_gate_up), .d_out = AT(d_out),
+        .rows = rows, .width = width, .weights = AT(with_weights ? weights : NONE), .d_weights = AT(d_weights),
+        .slot = AT(with_slot ? slot : NONE));
+    reset();
+}
+
+static void test_swiglu_backward_of_weighted_rows(void **state)
+{
+    static const int64_t shapes[][2] = {{1, 1}, {9, 17}, {150, 100}, {5, 1408}, {3, 2568}};
+    (void)state;
+    for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++)
+        for (int mode = 0; mode < 8; mode += MODE_STEP) weighted_swiglu_case(shapes[i][0], shapes[i][1], mode & 1, mode >> 1 & 1, mode >> 2);
+}
+
 static void test_sigmoid_gate(void **state)
 {
     static const int64_t shapes[][2] = {{1, 1}, {1, 40}, {9, 17}, {300, 64}};
@@ -283,11 +329,16 @@ static void router_case(int64_t rows, int64_t experts, int64_t top_k, int normal
         .losses = AT(with_losses ? losses : NONE), .rows = rows, .experts = experts, .top_k = top_k, .normalise = normalise,
         .replay = replay, .loss_scale = 0.5);
     settle(p), settle(weights), settle(lse), settle(ids), settle(losses);
-    const int d_logits = real_out("d_logits", rows * experts);
-    for (int with = 0; with < 2; with++)
+    const int d_logits = real_out("d_logits", rows * experts), offsets = buffer_new("offsets", I64, IN, experts + 1);
+    for (int64_t x = 0; x <= experts; x++) {
+        buffers[offsets].values[x] = 0;
+        for (int64_t c = 0; c < rows * top_k; c++) buffers[offsets].values[x] += buffers[ids].values[c] < (double)x;
+    }
+    for (int with = 0; with < 3; with++)
         RUN(router_backward, router, 1e-5, .probabilities = AT(p), .weights = AT(weights), .lse = AT(lse), .ids = AT(ids),
             .logits = AT(logits), .d_logits = AT(d_logits), .d_weights = AT(d_weights), .rows = rows, .experts = experts, .top_k = top_k,
-            .normalise = normalise, .load_balance = with * 0.3, .z_loss = with * 0.2, .loss_scale = 0.5);
+            .normalise = normalise, .load_balance = with ? 0.3 : 0, .z_loss = with ? 0.2 : 0, .loss_scale = 0.5,
+            .offsets = AT(with == 2 ? offsets : NONE));
     reset();
 }
 
@@ -298,6 +349,7 @@ static void test_router(void **state)
     for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++)
         for (int mode = 0; mode < 8; mode += MODE_STEP)
             router_case(shapes[i][0], shapes[i][1], shapes[i][2], mode & 1, mode >> 1 & 1, mode >> 2, 0);
+    router_case(4501, 33, 3, 1, 0, 1, 0); /* past any reasonable cutting */
     router_case(9, 7, 3, 1, 0, 1, 1); /* ties go to the lower index */
     router_case(9, 16, 8, 0, 0, 1, 1);
 }
@@ -352,6 +404,14 @@ static void dispatch_case(int64_t rows, int64_t experts, int64_t top_k, int64_t 
     RUN(combine, combine, 2e-6, .out = AT(out), .y = AT(y), .weights = AT(weights), .slot = AT(slot), .rows = rows, .top_k = top_k,
         .width = width);
     settle(out);
+    const int fresh = real_out("out with an addend", rows * width);
+    RUN(combine, combine, 2e-6, .out = AT(fresh), .y = AT(y), .weights = AT(weights), .slot = AT(slot), .rows = rows, .top_k = top_k,
+        .width = width, .addend = AT(x));
+    settle(fresh);
+    const int again = real_sum("out, addend", rows * width);
+    RUN(combine, combine, 2e-6, .out = AT(again), .y = AT(y), .weights = AT(weights), .slot = AT(slot), .rows = rows, .top_k = top_k,
+        .width = width, .addend = AT(again));
+    settle(again);
     const int d_y = real_out("d_y", places * width), d_weights = wide_out("d_weights", places);
     RUN(combine_backward, combine, 5e-6, .y = AT(y), .weights = AT(weights), .d_y = AT(d_y), .d_weights = AT(d_weights),
         .d_out = AT(x), .slot = AT(slot), .rows = rows, .top_k = top_k, .width = width);
@@ -366,6 +426,8 @@ static void test_dispatch_gather_combine(void **state)
     dispatch_case(6, 4, 4, 17);
     dispatch_case(50, 9, 3, 33);
     dispatch_case(400, 60, 4, 64);
+    dispatch_case(700, 100, 2, 8);
+    dispatch_case(30000, 5, 3, 1); /* past any reasonable cutting */
 }
 
 /* ---- loss ---- */
@@ -597,6 +659,7 @@ static int run_table(const moed_backend *backend, const char *kernels, int32_t d
         ONE(test_table_is_complete),
         ONE(test_memory_is_aligned_copied_and_zeroed),
         ONE(test_gemm),
+        ONE(test_gemm_from_an_addend),
         ONE(test_grouped_gemm),
         ONE(test_bias_backward),
         ONE(test_sum),
@@ -607,6 +670,7 @@ static int run_table(const moed_backend *backend, const char *kernels, int32_t d
         ONE(test_rope),
         ONE(test_attention),
         ONE(test_swiglu),
+        ONE(test_swiglu_backward_of_weighted_rows),
         ONE(test_sigmoid_gate),
         ONE(test_router),
         ONE(test_router_ids_are_valid_without_numbers),

@@ -139,6 +139,31 @@ static void test_swiglu_gradient(void **state)
     assert_gradient("d_gate_up", &(problem){swiglu_forward, &a, out, d_out, 15}, gate_up, 30, d_gate_up);
 }
 
+static void weighted_swiglu_forward(void *arguments)
+{
+    moed_op_swiglu *a = arguments;
+    CALL(swiglu, a);
+    for (int64_t i = 0; i < a->rows; i++)
+        for (int64_t d = 0; d < a->width; d++) ((double *)a->out)[a->slot[i] * a->width + d] *= ((const double *)a->weights)[i];
+}
+
+static void test_weighted_swiglu_gradient(void **state)
+{
+    static const int32_t slot[3] = {2, 0, 1};
+    double gate_up[3 * 10], weights[3], out[15], made[15], d_out[15], d_gate_up[30], d_weights[3];
+    (void)state;
+    DRAW(gate_up), DRAW(d_out), DRAW(weights);
+    moed_op_swiglu a = {.out = made, .gate_up = gate_up, .d_gate_up = d_gate_up, .d_out = d_out, .rows = 3, .width = 5,
+                        .weights = weights, .d_weights = d_weights, .slot = slot};
+    CALL(swiglu_backward, &a);
+    a.out = out;
+    const problem p = {weighted_swiglu_forward, &a, out, d_out, 15};
+    weighted_swiglu_forward(&a);
+    for (int i = 0; i < 15; i++) assert_true(fabs(made[i] - out[i]) < 1e-14);
+    assert_gradient("d_gate_up", &p, gate_up, 30, d_gate_up);
+    assert_gradient("d_weights", &p, weights, 3, d_weights);
+}
+
 static void test_sigmoid_gate_gradient(void **state)
 {
     double x[15], gate[3], out[15], d_out[15], d_x[15], d_gate[3];
@@ -446,6 +471,7 @@ int main(void)
         cmocka_unit_test(test_rope_gradient),
         cmocka_unit_test(test_attention_gradient),
         cmocka_unit_test(test_swiglu_gradient),
+        cmocka_unit_test(test_weighted_swiglu_gradient),
         cmocka_unit_test(test_sigmoid_gate_gradient),
         cmocka_unit_test(test_router_gradient),
         cmocka_unit_test(test_combine_gradient),

@@ -4,36 +4,51 @@
 
 #include "state.h"
 
-/* The gradient of y (rows, n) = x (rows, k) w^T: d_x [+]= d_y w, and d_w += d_y^T x where w is
- * trained. */
-static moed_status linear_backward(moedi_transformer *t, void *d_x, int accumulate, const moedi_group *w,
-                                   const void *x, const void *d_y, int64_t n, int64_t k)
+/* Of y (rows, n) = x (rows, k) w^T: d_w += d_y^T x where w is trained. */
+static moed_status linear_weights(moedi_transformer *t, const moedi_group *w, const void *x, const void *d_y, int64_t n, int64_t k)
 {
     void *d_w = moedi_group_gradient(t, w);
-    if (d_w) {
-        MOEDI_LONG_OP(t, gemm, moed_op_gemm, .c = d_w, .a = d_y, .b = x, .m = n, .n = k, .k = t->tokens_now,
-                 .lda = n, .ldb = k, .ldc = k, .transpose_a = 1, .accumulate = 1);
-    }
+    if (!d_w) return MOED_OK;
+    MOEDI_LONG_OP(t, gemm, moed_op_gemm, .c = d_w, .a = d_y, .b = x, .m = n, .n = k, .k = t->tokens_now,
+             .lda = n, .ldb = k, .ldc = k, .transpose_a = 1, .accumulate = 1);
+    return MOED_OK;
+}
+
+/* and d_x [+]= d_y w. */
+static moed_status linear_input(moedi_transformer *t, void *d_x, int accumulate, const moedi_group *w, const void *d_y, int64_t n,
+                                int64_t k)
+{
     MOEDI_LONG_OP(t, gemm, moed_op_gemm, .c = d_x, .a = d_y, .b = w->weight, .m = t->tokens_now, .n = k, .k = n,
              .lda = n, .ldb = k, .ldc = k, .accumulate = accumulate);
     return MOED_OK;
 }
 
-/* The same for all experts: places of expert e use matrix e of w. d_x =. */
-static moed_status grouped_backward(moedi_transformer *t, int64_t layer, void *d_x, const moedi_group *w,
-                                    const void *x, const void *d_y, int64_t n, int64_t k)
+static moed_status linear_backward(moedi_transformer *t, void *d_x, int accumulate, const moedi_group *w,
+                                   const void *x, const void *d_y, int64_t n, int64_t k)
+{
+    MOEDI_TRY(linear_weights(t, w, x, d_y, n, k));
+    return linear_input(t, d_x, accumulate, w, d_y, n, k);
+}
+
+/* The same two for all experts: places of expert e use matrix e of w. */
+static moed_status grouped_weights(moedi_transformer *t, int64_t layer, const moedi_group *w, const void *x, const void *d_y, int64_t n,
+                                   int64_t k)
 {
     const moedi_config *c = t->config;
-    const int64_t *offsets = t->layers[layer].offsets;
-    const int64_t places = t->tokens_now * c->top_k;
     void *d_w = moedi_group_gradient(t, w);
-    if (d_w) {
-        MOEDI_LONG_OP(t, grouped_gemm, moed_op_grouped_gemm, .c = d_w, .a = d_y, .b = x, .offsets = offsets,
-                 .groups = c->experts, .m = n, .n = k, .k = places, .lda = n, .ldb = k, .ldc = k,
-                 .stride_c = n * k, .reduce = 1, .accumulate = 1);
-    }
-    MOEDI_LONG_OP(t, grouped_gemm, moed_op_grouped_gemm, .c = d_x, .a = d_y, .b = w->weight, .offsets = offsets,
-             .groups = c->experts, .m = places, .n = k, .k = n, .lda = n, .ldb = k, .ldc = k,
+    if (!d_w) return MOED_OK;
+    MOEDI_LONG_OP(t, grouped_gemm, moed_op_grouped_gemm, .c = d_w, .a = d_y, .b = x, .offsets = t->layers[layer].offsets,
+             .groups = c->experts, .m = n, .n = k, .k = t->tokens_now * c->top_k, .lda = n, .ldb = k, .ldc = k,
+             .stride_c = n * k, .reduce = 1, .accumulate = 1);
+    return MOED_OK;
+}
+
+static moed_status grouped_input(moedi_transformer *t, int64_t layer, void *d_x, const moedi_group *w, const void *d_y, int64_t n,
+                                 int64_t k)
+{
+    const moedi_config *c = t->config;
+    MOEDI_LONG_OP(t, grouped_gemm, moed_op_grouped_gemm, .c = d_x, .a = d_y, .b = w->weight, .offsets = t->layers[layer].offsets,
+             .groups = c->experts, .m = t->tokens_now * c->top_k, .n = k, .k = n, .lda = n, .ldb = k, .ldc = k,
              .stride_b = n * k);
     return MOED_OK;
 }
@@ -47,55 +62,63 @@ static moed_status norm_backward(moedi_transformer *t, const moedi_group *weight
     return MOED_OK;
 }
 
-/* Experts: d_h += and d_weights of the routing. */
-static moed_status backward_experts(moedi_transformer *t, int64_t layer)
-{
-    const moedi_config *c = t->config;
-    const moedi_activations *a = &t->layers[layer];
-    const int64_t places = t->tokens_now * c->top_k, width = c->expert_width, hidden = c->hidden;
-    void *d_gathered = t->d_y; /* d_y is used up by then */
-    MOEDI_TRY(grouped_backward(t, layer, t->d_act, moedi_group_of(t, layer, MOEDI_GROUP_DOWN), a->act, t->d_y,
-                               hidden, width));
-    MOEDI_OP(t, swiglu_backward, moed_op_swiglu, .gate_up = a->gate_up, .d_gate_up = t->d_gate_up,
-             .d_out = t->d_act, .rows = places, .width = width);
-    MOEDI_OP(t, gather, moed_op_gather, .out = t->gathered, .x = a->h, .source = a->source, .slot = a->slot,
-             .rows = t->tokens_now, .top_k = c->top_k, .width = hidden);
-    MOEDI_TRY(grouped_backward(t, layer, d_gathered, moedi_group_of(t, layer, MOEDI_GROUP_GATE_UP),
-                               t->gathered, t->d_gate_up, 2 * width, hidden));
-    MOEDI_OP(t, gather_backward, moed_op_gather, .d_x = t->d_h, .d_out = d_gathered, .source = a->source,
-             .slot = a->slot, .rows = t->tokens_now, .top_k = c->top_k, .width = hidden);
-    return MOED_OK;
-}
-
-/* The only expert: d_h = */
-static moed_status backward_only_expert(moedi_transformer *t, int64_t layer)
-{
-    const moedi_config *c = t->config;
-    const moedi_activations *a = &t->layers[layer];
-    const int64_t width = c->expert_width;
-    MOEDI_TRY(linear_backward(t, t->d_act, 0, moedi_group_of(t, layer, MOEDI_GROUP_DOWN), a->act, t->d_x,
-                              c->hidden, width));
-    MOEDI_OP(t, swiglu_backward, moed_op_swiglu, .gate_up = a->gate_up, .d_gate_up = t->d_gate_up,
-             .d_out = t->d_act, .rows = t->tokens_now, .width = width);
-    return linear_backward(t, t->d_h, 0, moedi_group_of(t, layer, MOEDI_GROUP_GATE_UP), a->h, t->d_gate_up,
-                           2 * width, c->hidden);
-}
-
 /* Router: d_h = from the weights it gave, and from its own two losses. */
 static moed_status backward_router(moedi_transformer *t, int64_t layer)
 {
     const moedi_config *c = t->config;
     const moedi_activations *a = &t->layers[layer];
-    MOEDI_OP(t, combine_backward, moed_op_combine, .y = a->y, .weights = a->weights, .d_y = t->d_y,
-             .d_weights = t->d_weights, .d_out = t->d_x, .slot = a->slot, .rows = t->tokens_now,
-             .top_k = c->top_k, .width = c->hidden);
     MOEDI_OP(t, router_backward, moed_op_router, .probabilities = a->probabilities, .weights = a->weights,
              .lse = a->router_lse, .ids = a->ids, .logits = a->router_logits, .d_logits = t->d_router_logits,
              .d_weights = t->d_weights, .rows = t->tokens_now, .experts = c->experts, .top_k = c->top_k,
              .normalise = c->normalise_top_k, .load_balance = t->objective.load_balance,
-             .z_loss = t->objective.z_loss, .loss_scale = t->objective.scale / (double)c->layers);
+             .z_loss = t->objective.z_loss, .loss_scale = t->objective.scale / (double)c->layers, .offsets = a->offsets);
     return linear_backward(t, t->d_h, 0, moedi_group_of(t, layer, MOEDI_GROUP_ROUTER), a->h,
                            t->d_router_logits, c->experts, c->hidden);
+}
+
+/* Experts and router: d_h =. The gradient of x = mid + sum w y passes to all choices of a token as it is; what multiplies y
+ * multiplies what y is made of: so neither y nor act need be kept, and the gradient of w comes from act and its gradient.
+ * The block of places holds in turn d_y, the inputs again, and their gradients. */
+static moed_status backward_experts(moedi_transformer *t, int64_t layer)
+{
+    const moedi_config *c = t->config;
+    const moedi_activations *a = &t->layers[layer];
+    const moedi_group *gate_up = moedi_group_of(t, layer, MOEDI_GROUP_GATE_UP), *down = moedi_group_of(t, layer, MOEDI_GROUP_DOWN);
+    const int64_t places = t->tokens_now * c->top_k, width = c->expert_width, hidden = c->hidden;
+    MOEDI_OP(t, gather, moed_op_gather, .out = t->places, .x = t->d_x, .source = a->source, .slot = a->slot,
+             .rows = t->tokens_now, .top_k = c->top_k, .width = hidden);
+    MOEDI_TRY(grouped_input(t, layer, t->act, down, t->places, hidden, width));
+    MOEDI_OP(t, swiglu_backward, moed_op_swiglu, .out = t->act, .gate_up = a->gate_up, .d_gate_up = a->gate_up, .d_out = t->act,
+             .rows = places, .width = width, .weights = a->weights, .d_weights = t->d_weights, .slot = a->slot);
+    MOEDI_TRY(grouped_weights(t, layer, down, t->act, t->places, hidden, width));
+    MOEDI_TRY(backward_router(t, layer));
+    MOEDI_OP(t, gather, moed_op_gather, .out = t->places, .x = a->h, .source = a->source, .slot = a->slot,
+             .rows = t->tokens_now, .top_k = c->top_k, .width = hidden);
+    MOEDI_TRY(grouped_weights(t, layer, gate_up, t->places, a->gate_up, 2 * width, hidden));
+    MOEDI_TRY(grouped_input(t, layer, t->places, gate_up, a->gate_up, 2 * width, hidden));
+    MOEDI_OP(t, gather_backward, moed_op_gather, .d_x = t->d_h, .d_out = t->places, .source = a->source,
+             .slot = a->slot, .rows = t->tokens_now, .top_k = c->top_k, .width = hidden);
+    return MOED_OK;
+}
+
+/* A dense feed-forward block with gradient d_y of its output: d_h [+]=. act is made again where its gradient was. */
+static moed_status backward_ffn(moedi_transformer *t, const moedi_group *up, const moedi_group *down, const void *h, void *gate_up,
+                                void *act, const void *d_y, int64_t width, int accumulate)
+{
+    const int64_t hidden = t->config->hidden;
+    MOEDI_TRY(linear_input(t, act, 0, down, d_y, hidden, width));
+    MOEDI_OP(t, swiglu_backward, moed_op_swiglu, .out = act, .gate_up = gate_up, .d_gate_up = gate_up, .d_out = act,
+             .rows = t->tokens_now, .width = width);
+    MOEDI_TRY(linear_weights(t, down, act, d_y, hidden, width));
+    return linear_backward(t, t->d_h, accumulate, up, h, gate_up, 2 * width, hidden);
+}
+
+/* The only expert: d_h = */
+static moed_status backward_only_expert(moedi_transformer *t, int64_t layer)
+{
+    const moedi_activations *a = &t->layers[layer];
+    return backward_ffn(t, moedi_group_of(t, layer, MOEDI_GROUP_GATE_UP), moedi_group_of(t, layer, MOEDI_GROUP_DOWN), a->h, a->gate_up,
+                        t->act, t->d_x, t->config->expert_width, 0);
 }
 
 /* Shared expert: d_h += */
@@ -103,19 +126,13 @@ static moed_status backward_shared(moedi_transformer *t, int64_t layer)
 {
     const moedi_config *c = t->config;
     const moedi_activations *a = &t->layers[layer];
-    const int64_t width = c->shared_width;
     MOEDI_OP(t, sigmoid_gate_backward, moed_op_sigmoid_gate, .x = a->shared_y, .gate = a->shared_switch,
              .d_x = t->d_shared_y, .d_gate = t->d_shared_switch, .d_out = t->d_x, .rows = t->tokens_now,
              .width = c->hidden);
     MOEDI_TRY(linear_backward(t, t->d_h, 1, moedi_group_of(t, layer, MOEDI_GROUP_SHARED_SWITCH), a->h,
                               t->d_shared_switch, 1, c->hidden));
-    MOEDI_TRY(linear_backward(t, t->d_shared_act, 0, moedi_group_of(t, layer, MOEDI_GROUP_SHARED_DOWN),
-                              a->shared_act, t->d_shared_y, c->hidden, width));
-    MOEDI_OP(t, swiglu_backward, moed_op_swiglu, .gate_up = a->shared_gate_up,
-             .d_gate_up = t->d_shared_gate_up, .d_out = t->d_shared_act, .rows = t->tokens_now,
-             .width = width);
-    return linear_backward(t, t->d_h, 1, moedi_group_of(t, layer, MOEDI_GROUP_SHARED_GATE_UP), a->h,
-                           t->d_shared_gate_up, 2 * width, c->hidden);
+    return backward_ffn(t, moedi_group_of(t, layer, MOEDI_GROUP_SHARED_GATE_UP), moedi_group_of(t, layer, MOEDI_GROUP_SHARED_DOWN),
+                        a->h, a->shared_gate_up, t->shared_act, t->d_shared_y, c->shared_width, 1);
 }
 
 static moed_status backward_attention(moedi_transformer *t, int64_t layer)
@@ -140,22 +157,21 @@ static moed_status backward_attention(moedi_transformer *t, int64_t layer)
         MOEDI_OP(t, bias_backward, moed_op_bias_backward, .d_bias = d_bias, .d_out = t->d_qkv,
                  .m = t->tokens_now, .n = width, .ld = width);
     }
+    const moedi_group *weight = moedi_group_of(t, layer, MOEDI_GROUP_ATTENTION_NORM);
+    if (t->renorm) MOEDI_TRY(moedi_transformer_norm(t, a->normed, a->attention_rstd, a->x, weight));
     MOEDI_TRY(linear_backward(t, t->d_h, 0, moedi_group_of(t, layer, MOEDI_GROUP_QKV), a->normed, t->d_qkv,
                               width, c->hidden));
-    return norm_backward(t, moedi_group_of(t, layer, MOEDI_GROUP_ATTENTION_NORM), a->attention_rstd, a->x);
+    return norm_backward(t, weight, a->attention_rstd, a->x);
 }
 
 static moed_status backward_layer(moedi_transformer *t, int64_t layer)
 {
     const moedi_activations *a = &t->layers[layer];
-    if (t->config->experts > 1) {
-        MOEDI_TRY(backward_router(t, layer));
-        MOEDI_TRY(backward_experts(t, layer));
-    } else {
-        MOEDI_TRY(backward_only_expert(t, layer));
-    }
+    const moedi_group *weight = moedi_group_of(t, layer, MOEDI_GROUP_FFN_NORM);
+    if (t->renorm) MOEDI_TRY(moedi_transformer_norm(t, a->h, a->ffn_rstd, a->mid, weight));
+    MOEDI_TRY(t->config->experts > 1 ? backward_experts(t, layer) : backward_only_expert(t, layer));
     if (t->config->shared_width) MOEDI_TRY(backward_shared(t, layer));
-    MOEDI_TRY(norm_backward(t, moedi_group_of(t, layer, MOEDI_GROUP_FFN_NORM), a->ffn_rstd, a->mid));
+    MOEDI_TRY(norm_backward(t, weight, a->ffn_rstd, a->mid));
     return backward_attention(t, layer);
 }
 

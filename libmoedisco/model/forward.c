@@ -36,16 +36,16 @@ static moed_status upload_batch(moedi_transformer *t, const moed_batch *b)
 
 /* ---- layers ---- */
 
-/* out (rows, n) [+]= x (rows, k) w (n, k)^T [+ bias] */
-static moed_status linear(moedi_transformer *t, void *out, const void *x, const void *w, const void *bias,
-                          int64_t n, int64_t k, int accumulate)
+/* out (rows, n) = [addend +] x (rows, k) w (n, k)^T [+ bias] */
+static moed_status linear(moedi_transformer *t, void *out, const void *x, const void *w, const void *bias, const void *addend,
+                          int64_t n, int64_t k)
 {
     MOEDI_LONG_OP(t, gemm, moed_op_gemm, .c = out, .a = x, .b = w, .bias = bias, .m = t->tokens_now, .n = n,
-             .k = k, .lda = k, .ldb = k, .ldc = n, .transpose_b = 1, .accumulate = accumulate);
+             .k = k, .lda = k, .ldb = k, .ldc = n, .transpose_b = 1, .accumulate = addend != NULL, .addend = addend);
     return MOED_OK;
 }
 
-static moed_status norm(moedi_transformer *t, void *out, void *rstd, const void *x, const moedi_group *weight)
+moed_status moedi_transformer_norm(moedi_transformer *t, void *out, void *rstd, const void *x, const moedi_group *weight)
 {
     MOEDI_OP(t, rmsnorm, moed_op_rmsnorm, .out = out, .rstd = rstd, .x = x, .weight = weight->weight,
              .rows = t->tokens_now, .width = t->config->hidden, .epsilon = t->config->epsilon);
@@ -60,9 +60,9 @@ static moed_status forward_attention(moedi_transformer *t, int64_t layer)
     const moedi_group *bias = moedi_group_of(t, layer, MOEDI_GROUP_QKV_BIAS);
     const int64_t width = moedi_qkv_width(c), heads = c->heads * c->head_dim;
     MOEDI_TRY(
-        norm(t, a->normed, a->attention_rstd, a->x, moedi_group_of(t, layer, MOEDI_GROUP_ATTENTION_NORM)));
+        moedi_transformer_norm(t, a->normed, a->attention_rstd, a->x, moedi_group_of(t, layer, MOEDI_GROUP_ATTENTION_NORM)));
     MOEDI_TRY(linear(t, a->qkv, a->normed, moedi_group_of(t, layer, MOEDI_GROUP_QKV)->weight,
-                     bias->count ? bias->weight : NULL, width, c->hidden, 0));
+                     bias->count ? bias->weight : NULL, NULL, width, c->hidden));
     MOEDI_OP(t, rope, moed_op_rope, .x = a->qkv, .cosine = t->cosine, .sine = t->sine,
              .positions = t->positions, .count = t->tokens_now, .heads = c->heads + c->kv_heads,
              .head_dim = c->head_dim, .stride = width);
@@ -71,12 +71,7 @@ static moed_status forward_attention(moedi_transformer *t, int64_t layer)
              .start = t->start, .rows = t->last_rows, .length = t->last_length, .heads = c->heads,
              .kv_heads = c->kv_heads, .head_dim = c->head_dim, .stride = width,
              .scale = 1.0 / sqrt((double)c->head_dim), .whole = t->whole);
-    if (a->mid != a->x) {
-        MOEDI_TRY(t->engine.table->copy(t->engine.self, a->mid, a->x,
-                                        (size_t)(t->tokens_now * c->hidden) * t->item));
-    }
-    return linear(t, a->mid, a->attended, moedi_group_of(t, layer, MOEDI_GROUP_O)->weight, NULL, c->hidden,
-                  heads, 1);
+    return linear(t, a->mid, a->attended, moedi_group_of(t, layer, MOEDI_GROUP_O)->weight, NULL, a->x, c->hidden, heads);
 }
 
 /* Which experts see which tokens, and the two router losses (means over layers). */
@@ -97,40 +92,40 @@ static moed_status forward_router(moedi_transformer *t, int64_t layer)
     return MOED_OK;
 }
 
-/* x += sum of the chosen experts, weighted. The places of an expert are adjacent: one grouped gemm does all
+/* x = mid + sum of the chosen experts, weighted. The places of an expert are adjacent: one grouped gemm does all
  * experts. */
 static moed_status forward_experts(moedi_transformer *t, int64_t layer, void *x)
 {
     const moedi_config *c = t->config;
     const moedi_activations *a = &t->layers[layer];
     const int64_t places = t->tokens_now * c->top_k, width = c->expert_width, hidden = c->hidden;
-    MOEDI_OP(t, gather, moed_op_gather, .out = t->gathered, .x = a->h, .source = a->source, .slot = a->slot,
+    MOEDI_OP(t, gather, moed_op_gather, .out = t->places, .x = a->h, .source = a->source, .slot = a->slot,
              .rows = t->tokens_now, .top_k = c->top_k, .width = hidden);
-    MOEDI_LONG_OP(t, grouped_gemm, moed_op_grouped_gemm, .c = a->gate_up, .a = t->gathered,
+    MOEDI_LONG_OP(t, grouped_gemm, moed_op_grouped_gemm, .c = a->gate_up, .a = t->places,
              .b = moedi_group_of(t, layer, MOEDI_GROUP_GATE_UP)->weight, .offsets = a->offsets,
              .groups = c->experts, .m = places, .n = 2 * width, .k = hidden, .lda = hidden, .ldb = hidden,
              .ldc = 2 * width, .stride_b = 2 * width * hidden, .transpose_b = 1);
-    MOEDI_OP(t, swiglu, moed_op_swiglu, .out = a->act, .gate_up = a->gate_up, .rows = places, .width = width);
-    MOEDI_LONG_OP(t, grouped_gemm, moed_op_grouped_gemm, .c = a->y, .a = a->act,
+    MOEDI_OP(t, swiglu, moed_op_swiglu, .out = t->act, .gate_up = a->gate_up, .rows = places, .width = width);
+    MOEDI_LONG_OP(t, grouped_gemm, moed_op_grouped_gemm, .c = t->places, .a = t->act,
              .b = moedi_group_of(t, layer, MOEDI_GROUP_DOWN)->weight, .offsets = a->offsets,
              .groups = c->experts, .m = places, .n = hidden, .k = width, .lda = width, .ldb = width,
              .ldc = hidden, .stride_b = hidden * width, .transpose_b = 1);
-    MOEDI_OP(t, combine, moed_op_combine, .out = x, .y = a->y, .weights = a->weights, .slot = a->slot,
-             .rows = t->tokens_now, .top_k = c->top_k, .width = hidden);
+    MOEDI_OP(t, combine, moed_op_combine, .out = x, .y = t->places, .weights = a->weights, .slot = a->slot,
+             .rows = t->tokens_now, .top_k = c->top_k, .width = hidden, .addend = a->mid);
     return MOED_OK;
 }
 
-/* The only expert sees every token with weight 1: nothing is routed, and its router has no part in the output. */
+/* x = mid + the only expert. It sees every token with weight 1: nothing is routed, and its router has no part in the output. */
 static moed_status forward_only_expert(moedi_transformer *t, int64_t layer, void *x)
 {
     const moedi_config *c = t->config;
     const moedi_activations *a = &t->layers[layer];
     const int64_t width = c->expert_width;
-    MOEDI_TRY(linear(t, a->gate_up, a->h, moedi_group_of(t, layer, MOEDI_GROUP_GATE_UP)->weight, NULL, 2 * width,
-                     c->hidden, 0));
-    MOEDI_OP(t, swiglu, moed_op_swiglu, .out = a->act, .gate_up = a->gate_up, .rows = t->tokens_now,
+    MOEDI_TRY(linear(t, a->gate_up, a->h, moedi_group_of(t, layer, MOEDI_GROUP_GATE_UP)->weight, NULL, NULL, 2 * width,
+                     c->hidden));
+    MOEDI_OP(t, swiglu, moed_op_swiglu, .out = t->act, .gate_up = a->gate_up, .rows = t->tokens_now,
              .width = width);
-    return linear(t, x, a->act, moedi_group_of(t, layer, MOEDI_GROUP_DOWN)->weight, NULL, c->hidden, width, 1);
+    return linear(t, x, t->act, moedi_group_of(t, layer, MOEDI_GROUP_DOWN)->weight, NULL, a->mid, c->hidden, width);
 }
 
 /* x += sigmoid(switch(h)) * shared(h) */
@@ -140,13 +135,13 @@ static moed_status forward_shared(moedi_transformer *t, int64_t layer, void *x)
     const moedi_activations *a = &t->layers[layer];
     const int64_t width = c->shared_width;
     MOEDI_TRY(linear(t, a->shared_gate_up, a->h, moedi_group_of(t, layer, MOEDI_GROUP_SHARED_GATE_UP)->weight,
-                     NULL, 2 * width, c->hidden, 0));
-    MOEDI_OP(t, swiglu, moed_op_swiglu, .out = a->shared_act, .gate_up = a->shared_gate_up,
+                     NULL, NULL, 2 * width, c->hidden));
+    MOEDI_OP(t, swiglu, moed_op_swiglu, .out = t->shared_act, .gate_up = a->shared_gate_up,
              .rows = t->tokens_now, .width = width);
-    MOEDI_TRY(linear(t, a->shared_y, a->shared_act, moedi_group_of(t, layer, MOEDI_GROUP_SHARED_DOWN)->weight,
-                     NULL, c->hidden, width, 0));
+    MOEDI_TRY(linear(t, a->shared_y, t->shared_act, moedi_group_of(t, layer, MOEDI_GROUP_SHARED_DOWN)->weight,
+                     NULL, NULL, c->hidden, width));
     MOEDI_TRY(linear(t, a->shared_switch, a->h, moedi_group_of(t, layer, MOEDI_GROUP_SHARED_SWITCH)->weight,
-                     NULL, 1, c->hidden, 0));
+                     NULL, NULL, 1, c->hidden));
     MOEDI_OP(t, sigmoid_gate, moed_op_sigmoid_gate, .out = x, .x = a->shared_y, .gate = a->shared_switch,
              .rows = t->tokens_now, .width = c->hidden);
     return MOED_OK;
@@ -158,12 +153,8 @@ static moed_status forward_layer(moedi_transformer *t, int64_t layer)
     const moedi_activations *a = &t->layers[layer];
     void *next = layer + 1 < c->layers ? t->layers[layer + 1].x : t->final_x;
     MOEDI_TRY(forward_attention(t, layer));
-    MOEDI_TRY(norm(t, a->h, a->ffn_rstd, a->mid, moedi_group_of(t, layer, MOEDI_GROUP_FFN_NORM)));
+    MOEDI_TRY(moedi_transformer_norm(t, a->h, a->ffn_rstd, a->mid, moedi_group_of(t, layer, MOEDI_GROUP_FFN_NORM)));
     if (c->experts > 1) MOEDI_TRY(forward_router(t, layer));
-    if (next != a->mid) {
-        MOEDI_TRY(t->engine.table->copy(t->engine.self, next, a->mid,
-                                        (size_t)(t->tokens_now * c->hidden) * t->item));
-    }
     MOEDI_TRY(c->experts > 1 ? forward_experts(t, layer, next) : forward_only_expert(t, layer, next));
     return c->shared_width ? forward_shared(t, layer, next) : MOED_OK;
 }
@@ -209,7 +200,7 @@ static moed_status forward_all(moedi_transformer *t, const moed_batch *b)
         MOEDI_TRY(forward_layer(t, l));
     }
     MOEDI_TRY(moedi_cancel_check(t->cancel));
-    MOEDI_TRY(norm(t, t->final_h, t->final_rstd, t->final_x, moedi_group_final_norm(t)));
+    MOEDI_TRY(moedi_transformer_norm(t, t->final_h, t->final_rstd, t->final_x, moedi_group_final_norm(t)));
     return b->labels ? forward_loss(t, b) : MOED_OK;
 }
 
@@ -272,7 +263,6 @@ moed_status moedi_transformer_logits(moedi_transformer *t, void *out)
 {
     const moedi_config *c = t->config;
     MOEDI_TRY(check_forwarded(t));
-    t->ready = 0; /* the piece of logits lies where gradients would */
     for (int64_t first = 0; first < t->tokens_now; first += t->logit_rows) {
         const int64_t rows = t->tokens_now - first < t->logit_rows ? t->tokens_now - first : t->logit_rows;
         MOEDI_LONG_OP(t, gemm, moed_op_gemm, .c = t->logits, .a = moedi_at(t, t->final_h, first * c->hidden),

@@ -35,17 +35,17 @@ enum { /* groups of a layer */
 typedef struct moedi_activations {
     void *x, *mid;                  /* (N, D) residual stream: entering; before the experts (outside TRAIN: x) */
     void *attention_rstd, *ffn_rstd; /* (N), wide as all statistics and the routing's */
-    void *normed;                   /* (N, D) what q, k, v are made of */
+    void *normed;                   /* (N, D) what q, k, v are made of; see moedi_transformer.renorm */
     void *qkv;                      /* (N, (heads + 2 kv_heads) * head_dim), rotated */
     void *attended, *attention_lse; /* (N, heads, head_dim), (heads, N) */
-    void *h;                        /* (N, D) what router and experts see */
+    void *h;                        /* (N, D) what router and experts see; likewise */
     void *router_logits, *probabilities, *router_lse; /* (N, E), (N, E), (N) */
     int32_t *ids;                   /* (N, top_k) */
     void *weights;                  /* (N, top_k) */
     int64_t *offsets;               /* (E + 1) */
     int32_t *slot, *source;         /* (N, top_k), (P) */
-    void *gate_up, *act, *y;        /* (P, 2 F), (P, F), (P, D) */
-    void *shared_gate_up, *shared_act, *shared_y, *shared_switch; /* (N, 2 S), (N, S), (N, D), (N) */
+    void *gate_up;                  /* (P, 2 F); backward puts its gradient there */
+    void *shared_gate_up, *shared_y, *shared_switch; /* (N, 2 S) likewise, (N, D), (N) */
 } moedi_activations;
 
 struct moedi_transformer {
@@ -55,6 +55,7 @@ struct moedi_transformer {
     moedi_engine engine;
     size_t item, wide;              /* bytes of a real, of a wide number */
     int train;
+    int renorm;                     /* one block for the norms' outputs of all layers: backward makes them again */
     int replay;
     int64_t rows, length;           /* room */
 
@@ -77,16 +78,16 @@ struct moedi_transformer {
     void *token_losses, *results;   /* (N), (3): loss, load balance, z */
     int64_t *offsets;               /* (layers, E + 1) */
     moedi_activations *layers;
-    /* scratch of one operation group at a time */
-    void *gathered;                 /* (P, D) */
-    void *logits;                   /* (logit_rows, V), over the same memory as the gradients below */
+    void *normed;                   /* (N, D) with renorm */
+    void *d_x, *d_h;                /* (N, D) gradients (TRAIN) */
+    /* what lives within one part of a layer; the parts take turns in the same memory */
+    void *d_qkv, *d_attended;       /* attention (TRAIN) */
+    void *places, *act;             /* experts: (P, D) what they read, or what they made, or a gradient of these; (P, F) */
+    void *d_weights, *d_router_logits; /* (P), (N, E) (TRAIN) */
+    void *shared_act;               /* the shared expert: (N, S) */
+    void *d_shared_y, *d_shared_switch; /* (TRAIN) */
+    void *logits;                   /* (logit_rows, V) */
     int64_t logit_rows;
-    /* gradients of activations (TRAIN) */
-    void *d_x, *d_h;                /* (N, D) */
-    void *d_qkv, *d_attended;       /* attention's, and over the same memory the experts': */
-    void *d_y, *d_act, *d_gate_up;  /* (P, D), (P, F), (P, 2 F) */
-    void *d_weights, *d_router_logits;
-    void *d_shared_y, *d_shared_act, *d_shared_gate_up, *d_shared_switch;
 
     /* host */
     int32_t *host_ids;              /* (2, N) positions and start, on their way up */
@@ -138,6 +139,9 @@ static inline void *moedi_group_gradient(const moedi_transformer *t, const moedi
 {
     return g->count && g->gradient >= 0 ? moedi_at(t, t->gradients, g->gradient) : NULL;
 }
+
+/* out = norm(x), and rstd (forward.c; backward makes again what was not kept) */
+moed_status moedi_transformer_norm(moedi_transformer *t, void *out, void *rstd, const void *x, const moedi_group *weight);
 
 /* table->operation(engine, &(struct){ fields }), returning from the enclosing function on failure. */
 #define MOEDI_OP(t, operation, type, ...) \

@@ -134,7 +134,6 @@ static void plan_routing(arena *a, const moedi_transformer *t, int64_t tokens, m
     out->router_lse = take(a, tokens, 1, t->wide);
     out->slot = take(a, places, 1, sizeof *out->slot);
     out->source = take(a, places, 1, sizeof *out->source);
-    out->y = take(a, places, c->hidden, t->item);
 }
 
 /* The part of a layer's activations that backward needs. */
@@ -146,24 +145,22 @@ static void plan_layer(arena *a, const moedi_transformer *t, int64_t tokens, moe
     out->mid = t->train ? take(a, tokens, c->hidden, t->item) : out->x;
     out->attention_rstd = take(a, tokens, 1, t->wide);
     out->ffn_rstd = take(a, tokens, 1, t->wide);
-    out->normed = take(a, tokens, c->hidden, t->item);
+    out->normed = t->renorm ? t->normed : take(a, tokens, c->hidden, t->item);
     out->qkv = take(a, tokens, moedi_qkv_width(c), t->item);
     out->attended = take(a, tokens, c->heads * c->head_dim, t->item);
     out->attention_lse = take(a, tokens, c->heads, t->wide);
-    out->h = take(a, tokens, c->hidden, t->item);
+    out->h = t->renorm ? t->normed : take(a, tokens, c->hidden, t->item);
     out->gate_up = take(a, places, 2 * c->expert_width, t->item);
-    out->act = take(a, places, c->expert_width, t->item);
     if (c->experts > 1) plan_routing(a, t, tokens, out);
     if (!c->shared_width) return;
     out->shared_gate_up = take(a, tokens, 2 * c->shared_width, t->item);
-    out->shared_act = take(a, tokens, c->shared_width, t->item);
     out->shared_y = take(a, tokens, c->hidden, t->item);
     out->shared_switch = take(a, tokens, 1, t->item);
 }
 
-/* Gradients of a layer's activations. Attention's, the experts' and a piece of logits take turns in the same
- * memory. */
-static void plan_backward(arena *a, moedi_transformer *t, int64_t tokens)
+/* What lives within one part of a layer: attention, the experts, the shared expert and a piece of logits take turns in the
+ * same memory. */
+static void plan_passing(arena *a, moedi_transformer *t, int64_t tokens)
 {
     const moedi_config *c = t->config;
     const int64_t places = tokens * c->top_k;
@@ -171,17 +168,18 @@ static void plan_backward(arena *a, moedi_transformer *t, int64_t tokens)
     if (t->train) {
         t->d_qkv = take(a, tokens, moedi_qkv_width(c), t->item);
         t->d_attended = take(a, tokens, c->heads * c->head_dim, t->item);
-        a->used = start;
-        if (c->experts > 1) t->d_y = take(a, places, c->hidden, t->item);
-        t->d_act = take(a, places, c->expert_width, t->item);
-        t->d_gate_up = take(a, places, 2 * c->expert_width, t->item);
+    }
+    a->used = start;
+    t->act = take(a, places, c->expert_width, t->item);
+    if (c->experts > 1) t->places = take(a, places, c->hidden, t->item);
+    if (c->experts > 1 && t->train) {
         t->d_weights = take(a, places, 1, t->wide);
         t->d_router_logits = take(a, tokens, c->experts, t->item);
     }
-    if (t->train && c->shared_width) {
+    a->used = start;
+    if (c->shared_width) t->shared_act = take(a, tokens, c->shared_width, t->item);
+    if (c->shared_width && t->train) {
         t->d_shared_y = take(a, tokens, c->hidden, t->item);
-        t->d_shared_act = take(a, tokens, c->shared_width, t->item);
-        t->d_shared_gate_up = take(a, tokens, 2 * c->shared_width, t->item);
         t->d_shared_switch = take(a, tokens, 1, t->item);
     }
     a->used = start;
@@ -206,6 +204,9 @@ static void plan(arena *a, moedi_transformer *t)
     t->results = take(a, 3, 1, t->wide);
     t->token_losses = take(a, tokens, 1, t->wide);
     t->offsets = take(a, c->layers, c->experts + 1, sizeof *t->offsets);
+    /* Narrow reals are there to spare memory: two norms more a layer are less than a hundredth of its time. */
+    t->renorm = t->wide > t->item;
+    if (t->renorm) t->normed = take(a, tokens, c->hidden, t->item);
     moedi_activations shared = {0};
     for (int64_t l = 0; l < c->layers; l++) {
         moedi_activations mine = {0};
@@ -220,12 +221,11 @@ static void plan(arena *a, moedi_transformer *t)
     t->final_x = t->train ? take(a, tokens, c->hidden, t->item) : shared.x;
     t->final_rstd = take(a, tokens, 1, t->wide);
     t->final_h = take(a, tokens, c->hidden, t->item);
-    if (c->experts > 1) t->gathered = take(a, tokens * c->top_k, c->hidden, t->item);
     if (t->train) {
         t->d_x = take(a, tokens, c->hidden, t->item);
         t->d_h = take(a, tokens, c->hidden, t->item);
     }
-    plan_backward(a, t, tokens);
+    plan_passing(a, t, tokens);
 }
 
 /* A family's layout and sizes that the arithmetic can index. */

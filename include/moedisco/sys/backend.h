@@ -104,13 +104,14 @@ typedef struct moed_op_rmsnorm {
 } moed_op_rmsnorm;
 
 /* c (m, n) = [c +] op(a) (m, k) * op(b) (k, n) [+ bias (n)]. transpose_a: a is stored (k, m); transpose_b: b is stored (n, k).
- * Row strides lda, ldb, ldc; wide_c: c is wide, and there is no bias. A linear layer y = x w^T: transpose_b; its d_x = d_y w: neither; its d_w += d_y^T x: transpose_a. */
+ * Row strides lda, ldb, ldc; wide_c: c is wide, and there is no bias. accumulate adds c, or addend (as c is) where it is given. A linear layer y = x w^T: transpose_b; its d_x = d_y w: neither; its d_w += d_y^T x: transpose_a. */
 typedef struct moed_op_gemm {
     void *c;
     const void *a, *b, *bias;
     int64_t m, n, k;
     int64_t lda, ldb, ldc;
     int32_t transpose_a, transpose_b, accumulate, wide_c;
+    const void *addend;       /* nullable; may be c, and else does not overlap it */
 } moed_op_gemm;
 
 /* A gemm per group g; offsets (groups + 1) int64 on the device, ascending from 0.
@@ -162,13 +163,19 @@ typedef struct moed_op_attention {
     int32_t reserved;
 } moed_op_attention;
 
-/* out (rows, width) = silu(gate) * up, gate_up (rows, 2 * width): gate first. backward: d_gate_up = ... */
+/* out (rows, width) = silu(gate) * up, gate_up (rows, 2 * width): gate first. backward: d_gate_up = ...
+ * In backward the outputs may have been weighted, as those of experts are: for each i, row slot[i] (slot nullable: i) counts
+ * weights[i] times (nullable: 1). d_gate_up takes weights[i] d_out, d_weights[i] (nullable) = d_out . out of before, and out (nullable)
+ * = weights[i] times out of before, made again. d_gate_up may be gate_up, and out may be d_out. weights and d_weights are wide. */
 typedef struct moed_op_swiglu {
     void *out;
     const void *gate_up;
     void *d_gate_up;
     const void *d_out;
     int64_t rows, width;
+    const void *weights;
+    void *d_weights;
+    const int32_t *slot;      /* (rows) a permutation */
 } moed_op_swiglu;
 
 /* Softmax over experts, top_k choice (ties: the lower index), weights = chosen probabilities, divided by their sum when normalise.
@@ -176,7 +183,7 @@ typedef struct moed_op_swiglu {
  * losses (2, wide) += { experts * sum_e f_e P_e, mean lse^2 } * loss_scale: f_e share of choices, P_e mean probability (nullable).
  * ids are valid and distinct even where logits are not numbers.
  * backward: d_logits (real) = of d_weights (wide), plus load_balance * loss_scale and z_loss * loss_scale times the gradients of those two; ids and
- * f_e are constants. */
+ * f_e are constants. offsets: what dispatch made of ids, so that they need not be counted again (nullable). */
 typedef struct moed_op_router {
     void *probabilities, *weights, *lse;
     int32_t *ids;
@@ -187,6 +194,7 @@ typedef struct moed_op_router {
     int64_t rows, experts, top_k;
     int32_t normalise, replay;
     double load_balance, z_loss, loss_scale;
+    const int64_t *offsets;
 } moed_op_router;
 
 /* Stable counting sort of the choices by expert: offsets (experts + 1) int64; slot (rows, top_k): place of a choice in the
@@ -208,7 +216,7 @@ typedef struct moed_op_gather {
     int64_t rows, top_k, width;
 } moed_op_gather;
 
-/* out (rows, width) += sum_j weights[row][j] * y[slot[row][j]]; backward: d_y[slot] = weight * d_out[row],
+/* out (rows, width) = out, or addend where it is given, + sum_j weights[row][j] * y[slot[row][j]]; backward: d_y[slot] = weight * d_out[row],
  * d_weights[row][j] = d_out[row] . y[slot]. weights and d_weights are wide. */
 typedef struct moed_op_combine {
     void *out;
@@ -217,6 +225,7 @@ typedef struct moed_op_combine {
     const void *d_out;
     const int32_t *slot;
     int64_t rows, top_k, width;
+    const void *addend;       /* nullable; may be out, and else does not overlap it */
 } moed_op_combine;
 
 /* out (rows, width) += sigmoid(gate (rows)) * x; backward: d_x = , d_gate (rows) = . */

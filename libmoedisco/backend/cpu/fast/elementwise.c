@@ -102,15 +102,21 @@ static void swiglu_backward_task(void *argument, int64_t index)
     const moed_op_swiglu *a = job->a;
     const int64_t width = a->width, end = least_of(a->rows, (index + 1) * job->cut.size);
     for (int64_t i = index * job->cut.size; i < end; i++) {
-        const float *gate = (const float *)a->gate_up + i * 2 * width, *up = gate + width;
-        const float *d_out = (const float *)a->d_out + i * width;
-        float *d_gate = (float *)a->d_gate_up + i * 2 * width, *d_up = d_gate + width;
+        const int64_t row = a->slot ? a->slot[i] : i;
+        const float *gate = (const float *)a->gate_up + row * 2 * width, *up = gate + width;
+        const float *d_out = (const float *)a->d_out + row * width, weight = a->weights ? ((const float *)a->weights)[i] : 1.0f;
+        float *d_gate = (float *)a->d_gate_up + row * 2 * width, *d_up = d_gate + width, *out = a->out ? (float *)a->out + row * width : NULL;
+        vfloat sum = {0};
         for (int64_t d = 0; d < width; d += VECTOR) {
             const int64_t left = width - d;
-            const vfloat g = get(gate + d, left), u = get(up + d, left), o = get(d_out + d, left), s = vsigmoid(g);
+            const vfloat g = get(gate + d, left), u = get(up + d, left), s = vsigmoid(g), d_made = get(d_out + d, left);
+            const vfloat made = g * s * u, o = weight * d_made;
+            sum += d_made * made;
             put(d_gate + d, o * u * s * (1.0f + g * (1.0f - s)), left);
             put(d_up + d, o * g * s, left);
+            if (out) put(out + d, weight * made, left);
         }
+        if (a->d_weights) ((float *)a->d_weights)[i] = lanes_sum(sum);
     }
 }
 moed_status MOEDI_VARIED(swiglu)(void *self, const moed_op_swiglu *a)

@@ -293,9 +293,26 @@ void moedi_gemm_with(moedi_cpu *e, const moed_op_gemm *a, void *scratch)
             }
 }
 
+typedef struct start_job {
+    const moed_op_gemm *a;
+    moedi_cut cut;
+} start_job;
+
+/* Rows of the addend into c, which the product is then added to. */
+static void start_task(void *argument, int64_t index)
+{
+    const start_job *job = argument;
+    const moed_op_gemm *a = job->a;
+    const int64_t end = least_of(a->m, (index + 1) * job->cut.size);
+    for (int64_t i = index * job->cut.size; i < end; i++)
+        memcpy((float *)a->c + i * a->ldc, (const float *)a->addend + i * a->ldc, (size_t)a->n * sizeof(float));
+}
+
 moed_status MOEDI_VARIED(gemm)(void *self, const moed_op_gemm *a)
 {
     void *scratch;
+    start_job job = {a, cut(a->m, a->n)};
+    if (a->accumulate && a->addend && a->addend != a->c && a->m > 0 && a->n > 0) run(self, job.cut.tasks, start_task, &job);
     const moed_status status = moedi_cpu_scratch(self, moedi_gemm_bytes(a->m, a->n, a->k, ROWS, COLUMNS), &scratch);
     if (status == MOED_OK) moedi_gemm_with(self, a, scratch);
     return status;

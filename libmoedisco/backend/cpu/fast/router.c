@@ -190,9 +190,12 @@ static void combine_task(void *argument, int64_t index)
     const combine_job *job = argument;
     const moed_op_combine *a = job->a;
     const int64_t width = a->width, end = least_of(a->rows, (index + 1) * job->cut.size);
-    for (int64_t i = index * job->cut.size; i < end; i++)
+    for (int64_t i = index * job->cut.size; i < end; i++) {
+        float *out = (float *)a->out + i * width;
+        if (a->addend && a->addend != a->out) memcpy(out, (const float *)a->addend + i * width, (size_t)width * sizeof(float));
         for (int64_t c = i * a->top_k; c < (i + 1) * a->top_k; c++)
-            axpy((float *)a->out + i * width, ((const float *)a->weights)[c], (const float *)a->y + a->slot[c] * width, width);
+            axpy(out, ((const float *)a->weights)[c], (const float *)a->y + a->slot[c] * width, width);
+    }
 }
 static void combine_backward_task(void *argument, int64_t index)
 {

@@ -21,14 +21,20 @@ MOEDI_REFERENCE(swiglu_backward, swiglu)
 {
     (void)self;
     for (int64_t i = 0; i < a->rows; i++) {
-        const real *gate = (const real *)a->gate_up + i * 2 * a->width, *up = gate + a->width;
-        const real *d_out = (const real *)a->d_out + i * a->width;
-        real *d_gate = (real *)a->d_gate_up + i * 2 * a->width, *d_up = d_gate + a->width;
+        const int64_t row = a->slot ? a->slot[i] : i;
+        const real *gate = (const real *)a->gate_up + row * 2 * a->width, *up = gate + a->width;
+        const real *d_out = (const real *)a->d_out + row * a->width;
+        real *d_gate = (real *)a->d_gate_up + row * 2 * a->width, *d_up = d_gate + a->width;
+        const double weight = a->weights ? (double)((const real *)a->weights)[i] : 1.0;
+        double sum = 0;
         for (int64_t d = 0; d < a->width; d++) {
-            const double g = (double)gate[d], u = (double)up[d], s = sigmoid(g);
-            d_gate[d] = (real)((double)d_out[d] * u * s * (1.0 + g * (1.0 - s)));
-            d_up[d] = (real)((double)d_out[d] * g * s);
+            const double g = (double)gate[d], u = (double)up[d], s = sigmoid(g), o = (double)d_out[d];
+            sum += o * g * s * u;
+            d_gate[d] = (real)(weight * o * u * s * (1.0 + g * (1.0 - s)));
+            d_up[d] = (real)(weight * o * g * s);
+            if (a->out) ((real *)a->out)[row * a->width + d] = (real)(weight * g * s * u);
         }
+        if (a->d_weights) ((real *)a->d_weights)[i] = (real)sum;
     }
     return MOED_OK;
 }

@@ -148,7 +148,7 @@ MOEDI_REFERENCE(gather_backward, gather)
 
 MOEDI_REFERENCE(combine, combine)
 {
-    const real *y = a->y, *weights = a->weights;
+    const real *y = a->y, *weights = a->weights, *addend = a->addend ? a->addend : a->out;
     real *out = a->out;
     (void)self;
 
@@ -157,7 +157,7 @@ MOEDI_REFERENCE(combine, combine)
             double sum = 0;
             for (int64_t j = 0; j < a->top_k; j++)
                 sum += (double)weights[i * a->top_k + j] * (double)y[a->slot[i * a->top_k + j] * a->width + d];
-            out[i * a->width + d] = (real)((double)out[i * a->width + d] + sum);
+            out[i * a->width + d] = (real)((double)addend[i * a->width + d] + sum);
         }
     return MOED_OK;
 }

@@ -2,81 +2,95 @@
 #include "numbers.cuh"
 #include "operations.h"
 
-enum { THREADS = 256, CHUNK = 512 /* choices that one warp numbers */ };
+enum { THREADS = 256, WARPS = THREADS / 32, CHUNKS = 128 /* at most */, CHUNK_LEAST = 512 };
 
-/* ---- the sort ---- */
+/* ---- the sort: choices are cut into chunks, a block each ---- */
 
-/* counts (chunks, experts) of each chunk's choices. */
-static __global__ void count_kernel(int32_t *counts, const int32_t *ids, int64_t choices, int experts)
+/* counts (experts, chunks) of each chunk's choices. */
+static __global__ void count_kernel(int32_t *counts, const int32_t *ids, int64_t choices, int64_t chunk, int experts)
 {
     extern __shared__ int32_t mine[];
-    for (int x = threadIdx.x; x < experts; x += blockDim.x) mine[x] = 0;
+    const int64_t first = blockIdx.x * chunk, end = first + chunk < choices ? first + chunk : choices;
+    for (int x = threadIdx.x; x < experts; x += THREADS) mine[x] = 0;
     __syncthreads();
-    for (int64_t c = (int64_t)blockIdx.x * CHUNK + threadIdx.x; c < choices && c < ((int64_t)blockIdx.x + 1) * CHUNK; c += blockDim.x)
-        atomicAdd(mine + ids[c], 1);
+    for (int64_t c = first + threadIdx.x; c < end; c += THREADS) atomicAdd(mine + ids[c], 1);
     __syncthreads();
-    for (int x = threadIdx.x; x < experts; x += blockDim.x) counts[blockIdx.x * (int64_t)experts + x] = mine[x];
+    for (int x = threadIdx.x; x < experts; x += THREADS) counts[(int64_t)x * gridDim.x + blockIdx.x] = mine[x];
 }
 
-/* counts become the number of the same expert's choices in earlier chunks; totals (experts). */
-static __global__ void scan_chunks(int32_t *counts, int32_t *totals, int64_t chunks, int experts)
+/* next (experts): the number of the same expert's choices in earlier chunks; totals (experts) of all chunks. A warp an expert. */
+__device__ static void sum_chunks(int32_t *next, int32_t *totals, const int32_t *counts, int experts)
 {
-    const int x = blockIdx.x * blockDim.x + threadIdx.x;
-    int32_t sum = 0;
-    if (x >= experts) return;
-    for (int64_t i = 0; i < chunks; i++) {
-        const int32_t n = counts[i * experts + x];
-        counts[i * experts + x] = sum;
-        sum += n;
+    const int lane = threadIdx.x & 31, chunks = (int)gridDim.x;
+    for (int x = threadIdx.x >> 5; x < experts; x += WARPS) {
+        int before = 0, total = 0;
+        for (int i = lane; i < chunks; i += 32) {
+            const int n = counts[(int64_t)x * chunks + i];
+            total += n;
+            if (i < (int)blockIdx.x) before += n;
+        }
+        before = __reduce_add_sync(0xffffffffu, before), total = __reduce_add_sync(0xffffffffu, total);
+        if (lane == 0) next[x] = before, totals[x] = total;
     }
-    totals[x] = sum;
 }
-static __global__ void scan_experts(int64_t *offsets, const int32_t *totals, int experts)
+/* next moves on by the choices of the experts before; the first block tells the offsets. One warp, 32 experts at a time. */
+__device__ static void sum_experts(int32_t *next, const int32_t *totals, int64_t *offsets, int experts)
 {
-    int64_t sum = 0;
-    for (int x = 0; x < experts; x++) {
-        offsets[x] = sum;
-        sum += totals[x];
+    const int lane = threadIdx.x & 31;
+    int carried = 0;
+    for (int first = 0; first < experts; first += 32) {
+        const int x = first + lane, own = x < experts ? totals[x] : 0;
+        int sum = own;
+        for (int d = 1; d < 32; d <<= 1) {
+            const int left = __shfl_up_sync(0xffffffffu, sum, d);
+            if (lane >= d) sum += left;
+        }
+        if (x < experts) next[x] += carried + sum - own;
+        if (x < experts && blockIdx.x == 0) offsets[x] = carried + sum - own;
+        carried += __shfl_sync(0xffffffffu, sum, 31);
     }
-    offsets[experts] = sum;
+    if (lane == 0 && blockIdx.x == 0) offsets[experts] = carried;
 }
-
-/* A warp goes through its chunk in order; lanes with the same expert stand behind one another. */
-static __global__ void place_kernel(int32_t *slot, int32_t *source, const int32_t *ids, const int32_t *counts, const int64_t *offsets,
-                                    int64_t choices, int64_t top_k, int experts)
+/* A block goes through its chunk in order, a warp after the other; lanes with the same expert stand behind one another. */
+static __global__ void place_kernel(moed_op_dispatch a, const int32_t *counts, int64_t choices, int64_t chunk)
 {
     extern __shared__ int32_t next[];
-    const int lane = threadIdx.x;
-    for (int x = lane; x < experts; x += 32) next[x] = (int32_t)offsets[x] + counts[blockIdx.x * (int64_t)experts + x];
-    __syncwarp();
-    for (int64_t first = (int64_t)blockIdx.x * CHUNK; first < choices && first < ((int64_t)blockIdx.x + 1) * CHUNK; first += 32) {
-        const int64_t c = first + lane;
-        const unsigned active = __ballot_sync(0xffffffffu, c < choices);
-        if (c < choices) {
-            const int x = ids[c];
-            const unsigned same = __match_any_sync(active, x);
-            const int32_t place = next[x] + __popc(same & ((1u << lane) - 1));
-            __syncwarp(active);
-            if (lane == 31 - __clz(same)) next[x] = place + 1;
-            slot[c] = place;
-            source[place] = (int32_t)(c / top_k);
+    const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, experts = (int)a.experts;
+    const int64_t begin = blockIdx.x * chunk, end = begin + chunk < choices ? begin + chunk : choices;
+    sum_chunks(next, next + experts, counts, experts);
+    __syncthreads();
+    if (warp == 0) sum_experts(next, next + experts, a.offsets, experts);
+    __syncthreads();
+    for (int64_t first = begin; first < end; first += THREADS) {
+        const int64_t c = first + threadIdx.x;
+        const int x = c < end ? a.ids[c] : -1;
+        const unsigned same = __match_any_sync(0xffffffffu, x);
+        int place = 0;
+        for (int w = 0; w < WARPS; w++) {
+            if (warp == w) {
+                if (x >= 0) place = next[x];
+                __syncwarp();
+                if (x >= 0 && lane == 31 - __clz(same)) next[x] = place + __popc(same);
+            }
+            __syncthreads();
         }
-        __syncwarp();
+        if (x < 0) continue;
+        place += __popc(same & ((1u << lane) - 1));
+        a.slot[c] = place;
+        a.source[place] = (int32_t)(c / a.top_k);
     }
 }
 template <typename T> moed_status moedi_cuda_dispatch(moedi_cuda *e, const moed_op_dispatch *a)
 {
-    const int64_t choices = a->rows * a->top_k, chunks = moedi_cuda_ceil(choices, CHUNK);
+    const int64_t choices = a->rows * a->top_k, even = moedi_cuda_ceil(choices, CHUNKS), chunk = even > CHUNK_LEAST ? even : CHUNK_LEAST;
+    const unsigned chunks = choices > 0 ? (unsigned)moedi_cuda_ceil(choices, chunk) : 1;
     const int experts = (int)a->experts;
     const size_t shared = (size_t)experts * sizeof(int32_t);
     void *memory;
-    MOEDI_CUDA_TRY(moedi_cuda_scratch(e, (size_t)((chunks + 1) * experts) * sizeof(int32_t), &memory));
-    int32_t *counts = static_cast<int32_t *>(memory), *totals = counts + chunks * experts;
-    MOEDI_CUDA_TRY(moedi_cuda_launch(e, count_kernel, (unsigned)chunks, THREADS, shared, counts, a->ids, choices, experts));
-    MOEDI_CUDA_TRY(moedi_cuda_launch(e, scan_chunks, (unsigned)moedi_cuda_ceil(experts, 64), 64, 0, counts, totals, chunks, experts));
-    MOEDI_CUDA_TRY(moedi_cuda_launch(e, scan_experts, 1, 1, 0, a->offsets, (const int32_t *)totals, experts));
-    return moedi_cuda_launch(e, place_kernel, (unsigned)chunks, 32, shared, a->slot, a->source, a->ids, (const int32_t *)counts,
-                             (const int64_t *)a->offsets, choices, a->top_k, experts);
+    MOEDI_CUDA_TRY(moedi_cuda_scratch(e, chunks * shared, &memory));
+    int32_t *counts = static_cast<int32_t *>(memory);
+    MOEDI_CUDA_TRY(moedi_cuda_launch(e, count_kernel, chunks, THREADS, shared, counts, a->ids, choices, chunk, experts));
+    return moedi_cuda_launch(e, place_kernel, chunks, THREADS, 2 * shared, *a, (const int32_t *)counts, choices, chunk);
 }
 MOEDI_CUDA_DEFINED(dispatch, dispatch)
 
@@ -101,9 +115,9 @@ MOEDI_CUDA_DEFINED(gather, gather)
 
 /* ---- rows back ---- */
 
-/* to[row] += sum over the row's slots of weight * y[slot]; weights NULL: 1. */
+/* to[row] = from[row] + sum over the row's slots of weight * y[slot]; weights NULL: 1. */
 template <typename T, int V>
-__global__ void combine_kernel(T *to, const T *y, const float *weights, const int32_t *slot, int64_t top_k, int64_t width)
+__global__ void combine_kernel(T *to, const T *from, const T *y, const float *weights, const int32_t *slot, int64_t top_k, int64_t width)
 {
     const int64_t row = blockIdx.x;
     for (int64_t c = (int64_t)threadIdx.x * V; c < width; c += THREADS * V) {
@@ -115,31 +129,32 @@ __global__ void combine_kernel(T *to, const T *y, const float *weights, const in
 #pragma unroll
             for (int k = 0; k < V; k++) sum[k] += w * v[k];
         }
-        load(old, to + row * width + c);
+        load(old, from + row * width + c);
 #pragma unroll
         for (int k = 0; k < V; k++) old[k] += sum[k];
         store(to + row * width + c, old);
     }
 }
 template <typename T>
-static moed_status add_back(moedi_cuda *e, void *out, const void *rows_of, const void *weights, const int32_t *slot, int64_t rows, int64_t top_k,
-                            int64_t width)
+static moed_status add_back(moedi_cuda *e, void *out, const void *addend, const void *rows_of, const void *weights, const int32_t *slot,
+                            int64_t rows, int64_t top_k, int64_t width)
 {
     T *to = static_cast<T *>(out);
-    const T *y = static_cast<const T *>(rows_of);
+    const T *from = static_cast<const T *>(addend ? addend : out), *y = static_cast<const T *>(rows_of);
     const float *w = static_cast<const float *>(weights);
     const dim3 grid((unsigned)rows);
-    if (packs<T>(width, to, y)) return moedi_cuda_launch(e, combine_kernel<T, WIDE_ACCESS<T>>, grid, THREADS, 0, to, y, w, slot, top_k, width);
-    return moedi_cuda_launch(e, combine_kernel<T, 1>, grid, THREADS, 0, to, y, w, slot, top_k, width);
+    if (packs<T>(width, to, from, y))
+        return moedi_cuda_launch(e, combine_kernel<T, WIDE_ACCESS<T>>, grid, THREADS, 0, to, from, y, w, slot, top_k, width);
+    return moedi_cuda_launch(e, combine_kernel<T, 1>, grid, THREADS, 0, to, from, y, w, slot, top_k, width);
 }
 template <typename T> moed_status moedi_cuda_gather_backward(moedi_cuda *e, const moed_op_gather *a)
 {
-    return add_back<T>(e, a->d_x, a->d_out, nullptr, a->slot, a->rows, a->top_k, a->width);
+    return add_back<T>(e, a->d_x, nullptr, a->d_out, nullptr, a->slot, a->rows, a->top_k, a->width);
 }
 MOEDI_CUDA_DEFINED(gather_backward, gather)
 template <typename T> moed_status moedi_cuda_combine(moedi_cuda *e, const moed_op_combine *a)
 {
-    return add_back<T>(e, a->out, a->y, a->weights, a->slot, a->rows, a->top_k, a->width);
+    return add_back<T>(e, a->out, a->addend, a->y, a->weights, a->slot, a->rows, a->top_k, a->width);
 }
 MOEDI_CUDA_DEFINED(combine, combine)
 

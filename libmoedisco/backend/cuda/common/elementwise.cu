@@ -107,29 +107,43 @@ template <typename T> moed_status moedi_cuda_swiglu(moedi_cuda *e, const moed_op
 }
 MOEDI_CUDA_DEFINED(swiglu, swiglu)
 
-template <typename T, int V>
-__global__ void swiglu_backward_kernel(T *d_gate_up, const T *gate_up, const T *d_out, int64_t width, int64_t packs_)
+/* A block a row. Each thread has read a place before it writes there: outputs may lie where inputs do. */
+template <typename T, int V> __global__ void swiglu_backward_kernel(moed_op_swiglu a)
 {
-    const int64_t i = index_now();
-    if (i >= packs_) return;
-    const int64_t per_row = width / V, row = i / per_row, column = i % per_row * V, at = row * 2 * width + column;
-    float gate[V], up[V], d[V];
-    load(gate, gate_up + at), load(up, gate_up + at + width), load(d, d_out + row * width + column);
+    const int64_t row = a.slot ? a.slot[blockIdx.x] : blockIdx.x;
+    const float weight = a.weights ? static_cast<const float *>(a.weights)[blockIdx.x] : 1.0f;
+    const T *const gates = static_cast<const T *>(a.gate_up) + row * 2 * a.width, *const d_out = static_cast<const T *>(a.d_out) + row * a.width;
+    T *const d_gates = static_cast<T *>(a.d_gate_up) + row * 2 * a.width, *const out = static_cast<T *>(a.out) + row * a.width;
+    float dot = 0;
+    for (int64_t c = (int64_t)threadIdx.x * V; c < a.width; c += (int64_t)blockDim.x * V) {
+        float gate[V], up[V], d[V], made[V];
+        load(gate, gates + c), load(up, gates + a.width + c), load(d, d_out + c);
 #pragma unroll
-    for (int k = 0; k < V; k++) {
-        const float s = sigmoid(gate[k]), silu = gate[k] * s, d_silu = s * (1.0f + gate[k] * (1.0f - s));
-        gate[k] = d[k] * up[k] * d_silu;
-        up[k] = d[k] * silu;
+        for (int k = 0; k < V; k++) {
+            const float s = sigmoid(gate[k]), silu = gate[k] * s, d_silu = s * (1.0f + gate[k] * (1.0f - s));
+            dot += d[k] * silu * up[k];
+            made[k] = weight * silu * up[k];
+            d[k] *= weight;
+            gate[k] = d[k] * up[k] * d_silu;
+            up[k] = d[k] * silu;
+        }
+        store(d_gates + c, gate), store(d_gates + a.width + c, up);
+        if (a.out) store(out + c, made);
     }
-    store(d_gate_up + at, gate), store(d_gate_up + at + width, up);
+    if (!a.d_weights) return;
+    dot = block_sum(dot);
+    if (threadIdx.x == 0) static_cast<float *>(a.d_weights)[blockIdx.x] = dot;
+}
+/* As many threads as share a row evenly. */
+static unsigned threads_for(int64_t packs_)
+{
+    const int64_t turns = moedi_cuda_ceil(packs_, THREADS);
+    return turns > 0 ? (unsigned)(moedi_cuda_ceil(moedi_cuda_ceil(packs_, turns), 32) * 32) : 32;
 }
 template <typename T> moed_status moedi_cuda_swiglu_backward(moedi_cuda *e, const moed_op_swiglu *a)
 {
-    T *d_gate_up = static_cast<T *>(a->d_gate_up);
-    const T *gate_up = static_cast<const T *>(a->gate_up), *d_out = static_cast<const T *>(a->d_out);
-    WITH_PACKS(packs<T>(a->width, d_gate_up, gate_up, d_out), T,
-               moedi_cuda_launch(e, swiglu_backward_kernel<T, V>, grid_for(a->rows * a->width / V), THREADS, 0, d_gate_up, gate_up, d_out,
-                                 a->width, a->rows * a->width / V));
+    WITH_PACKS(packs<T>(a->width, a->d_gate_up, a->gate_up, a->d_out, a->out), T,
+               moedi_cuda_launch(e, swiglu_backward_kernel<T, V>, dim3((unsigned)a->rows), threads_for(a->width / V), 0, *a));
 }
 MOEDI_CUDA_DEFINED(swiglu_backward, swiglu)
 

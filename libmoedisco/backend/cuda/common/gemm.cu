@@ -42,7 +42,7 @@ struct plan {
 /* The largest power of two up to 256 that all addresses are multiples of. */
 int alignment_of(const moed_op_gemm *a)
 {
-    const uintptr_t together = (uintptr_t)a->a | (uintptr_t)a->b | (uintptr_t)a->c | (uintptr_t)a->bias | 256;
+    const uintptr_t together = (uintptr_t)a->a | (uintptr_t)a->b | (uintptr_t)a->c | (uintptr_t)a->bias | (uintptr_t)a->addend | 256;
     return __builtin_ctzll(together);
 }
 
@@ -120,6 +120,12 @@ static plan *find_plan(moedi_cuda *e, const moed_op_gemm *a, cudaDataType_t real
     return nullptr;
 }
 
+/* What c starts from, where it accumulates. */
+static const void *addend_of(const moed_op_gemm *a)
+{
+    return a->addend ? a->addend : a->c;
+}
+
 static moed_status multiply(moedi_cuda *e, const moed_op_gemm *a, cudaDataType_t real, cublasComputeType_t compute)
 {
     const float one = 1, beta = a->accumulate ? 1 : 0;
@@ -134,32 +140,34 @@ static moed_status multiply(moedi_cuda *e, const moed_op_gemm *a, cudaDataType_t
                                (long long)a->n, (long long)a->k);
     if (!e->workspace) MOEDI_CUDA_TRY(moedi_cuda_device_alloc(e, MOEDI_CUDA_WORKSPACE, &e->workspace));
     if (a->bias) set(p->product, CUBLASLT_MATMUL_DESC_BIAS_POINTER, a->bias);
-    const cublasStatus_t status = moedi_cublas.cublasLtMatmul(e->blas, p->product, &one, a->b, p->a, a->a, p->b, &beta, a->c, p->c, a->c, p->c,
-                                                 &p->algorithm, e->workspace, p->workspace, e->stream);
+    const cublasStatus_t status =
+        moedi_cublas.cublasLtMatmul(e->blas, p->product, &one, a->b, p->a, a->a, p->b, &beta, a->accumulate ? addend_of(a) : a->c, p->c, a->c,
+                                    p->c, &p->algorithm, e->workspace, p->workspace, e->stream);
     if (status == CUBLAS_STATUS_SUCCESS) return MOED_OK;
     return moedi_cuda_fail(e, MOED_E_DEVICE, "cuda:%d: a product of (%lld, %lld, %lld): %s", e->device, (long long)a->m, (long long)a->n,
                            (long long)a->k, moedi_cublas.cublasLtGetStatusString(status));
 }
 
-/* c = [c] [+ bias] where nothing is summed over. */
-template <typename T, typename C> __global__ void fill_kernel(C *c, const T *bias, int64_t m, int64_t n, int64_t ldc, int accumulate)
+/* c = [addend] [+ bias] where nothing is summed over. */
+template <typename T, typename C> __global__ void fill_kernel(C *c, const C *addend, const T *bias, int64_t m, int64_t n, int64_t ldc)
 {
     const int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
     if (i >= m * n) return;
-    C *at = c + i / n * ldc + i % n;
-    *at = (C)((accumulate ? (float)*at : 0.0f) + (bias ? (float)bias[i % n] : 0.0f));
+    const int64_t at = i / n * ldc + i % n;
+    c[at] = (C)((addend ? (float)addend[at] : 0.0f) + (bias ? (float)bias[i % n] : 0.0f));
 }
 
 template <typename T> moed_status moedi_cuda_gemm(moedi_cuda *e, const moed_op_gemm *a)
 {
     if (a->m <= 0 || a->n <= 0) return MOED_OK;
     const unsigned blocks = (unsigned)moedi_cuda_ceil(a->m * a->n, 256);
+    const void *addend = a->accumulate ? addend_of(a) : nullptr;
     if (a->k <= 0 && a->wide_c)
-        return moedi_cuda_launch(e, fill_kernel<T, float>, blocks, 256, 0, static_cast<float *>(a->c), static_cast<const T *>(nullptr), a->m,
-                                 a->n, a->ldc, a->accumulate);
+        return moedi_cuda_launch(e, fill_kernel<T, float>, blocks, 256, 0, static_cast<float *>(a->c), static_cast<const float *>(addend),
+                                 static_cast<const T *>(nullptr), a->m, a->n, a->ldc);
     if (a->k <= 0)
-        return moedi_cuda_launch(e, fill_kernel<T, T>, blocks, 256, 0, static_cast<T *>(a->c), static_cast<const T *>(a->bias), a->m, a->n,
-                                 a->ldc, a->accumulate);
+        return moedi_cuda_launch(e, fill_kernel<T, T>, blocks, 256, 0, static_cast<T *>(a->c), static_cast<const T *>(addend),
+                                 static_cast<const T *>(a->bias), a->m, a->n, a->ldc);
     return multiply(e, a, sizeof(T) == 2 ? CUDA_R_16BF : CUDA_R_32F, CUBLAS_COMPUTE_32F);
 }
 MOEDI_CUDA_DEFINED(gemm, gemm)

@@ -2,7 +2,7 @@
 #include "numbers.cuh"
 #include "operations.h"
 
-enum { WARPS = 8, THREADS = 32 * WARPS, PARTS = 256, EXPERTS_MOST = 1024 /* 32 lanes of 32 bits */ };
+enum { WARPS = 8, THREADS = 32 * WARPS, PARTS = 512, SIDE = 32, EXPERTS_MOST = 1024 /* 32 lanes of 32 bits */ };
 
 /* ---- forward ---- */
 
@@ -14,13 +14,6 @@ __device__ static inline bool before(float p, int e, float q, int f)
     const bool p_is = p == p, q_is = q == q;
     if (p_is != q_is) return p_is;
     return p_is && p != q ? p > q : e < f;
-}
-
-__device__ static inline bool is_taken(const int32_t *ids, int64_t count, int expert)
-{
-    for (int64_t j = 0; j < count; j++)
-        if (ids[j] == expert) return true;
-    return false;
 }
 
 /* The row's top_k of p, one after the other. A lane has every 32nd expert, and a bit for each that says whether it is taken. */
@@ -42,11 +35,9 @@ __device__ static void choose(int32_t *ids, const float *p, int experts, int64_t
     }
 }
 
-static __global__ void router_kernel(moed_op_router a)
+__device__ static void route(const moed_op_router &a, int64_t row, int lane)
 {
-    const int lane = threadIdx.x & 31, experts = (int)a.experts;
-    const int64_t row = (int64_t)blockIdx.x * WARPS + (threadIdx.x >> 5);
-    if (row >= a.rows) return;
+    const int experts = (int)a.experts;
     const float *logits = static_cast<const float *>(a.logits) + row * experts;
     float *p = static_cast<float *>(a.probabilities) + row * experts, *weights = static_cast<float *>(a.weights) + row * a.top_k;
     int32_t *ids = a.ids + row * a.top_k;
@@ -64,49 +55,67 @@ static __global__ void router_kernel(moed_op_router a)
     for (int64_t j = lane; j < a.top_k; j += 32) weights[j] = p[ids[j]] / (a.normalise ? chosen : 1.0f);
 }
 
-/* ---- shares ---- */
+/* What a block adds to the losses: how often each expert was chosen, its summed probability, and summed lse^2. */
+struct parts_of_losses {
+    int32_t *counts;      /* (parts, experts) */
+    double *probability;  /* (parts, experts) */
+    double *square;       /* (parts) */
+};
 
-/* A block's part of how often each expert was chosen, of its probabilities' sum, and of the sum of lse^2 (the last two nullable). */
-static __global__ void share_kernel(moed_op_router a, int32_t *counts, double *probability, double *square)
+/* A block has `each` rows, and its warps take them in turns. The losses' parts come out where losses are asked for. */
+static __global__ void router_kernel(moed_op_router a, int64_t each, parts_of_losses parts)
 {
-    for (int x = threadIdx.x; x < (int)a.experts; x += THREADS) {
-        int count = 0;
-        double sum = 0;
-        for (int64_t row = blockIdx.x; row < a.rows; row += gridDim.x) {
-            count += is_taken(a.ids + row * a.top_k, a.top_k, x);
-            if (probability) sum += (double)static_cast<const float *>(a.probabilities)[row * a.experts + x];
-        }
-        counts[blockIdx.x * a.experts + x] = count;
-        if (probability) probability[blockIdx.x * a.experts + x] = sum;
-    }
-    double z = 0;
-    if (!square) return;
-    for (int64_t row = blockIdx.x + (int64_t)gridDim.x * threadIdx.x; row < a.rows; row += (int64_t)gridDim.x * THREADS) {
+    extern __shared__ int32_t counts[];
+    const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, experts = (int)a.experts;
+    const int64_t first = blockIdx.x * each, end = first + each < a.rows ? first + each : a.rows;
+    double square = 0;
+    if (a.losses)
+        for (int x = threadIdx.x; x < experts; x += THREADS) counts[x] = 0;
+    __syncthreads();
+    for (int64_t row = first + warp; row < end; row += WARPS) {
+        route(a, row, lane);
+        if (!a.losses) continue;
+        for (int64_t j = lane; j < a.top_k; j += 32) atomicAdd(counts + a.ids[row * a.top_k + j], 1);
+        __syncwarp();
         const double lse = (double)static_cast<const float *>(a.lse)[row];
-        z += lse * lse;
+        if (lane == 0) square += lse * lse;
     }
-    z = block_sum(z);
-    if (threadIdx.x == 0) square[blockIdx.x] = z;
+    if (!a.losses) return;
+    __syncthreads(); /* the block's probabilities and counts are there */
+    for (int x = threadIdx.x; x < experts; x += THREADS) {
+        double sum = 0;
+#pragma unroll 4
+        for (int64_t row = first; row < end; row++) sum += (double)static_cast<const float *>(a.probabilities)[row * experts + x];
+        parts.counts[(int64_t)blockIdx.x * experts + x] = counts[x];
+        parts.probability[(int64_t)blockIdx.x * experts + x] = sum;
+    }
+    square = block_sum(square);
+    if (threadIdx.x == 0) parts.square[blockIdx.x] = square;
 }
 
-/* share (experts) of all choices; with probability also the two losses. One block. */
-static __global__ void finish_shares(moed_op_router a, int parts, const int32_t *counts, const double *probability, const double *square,
-                                     float *share)
+/* The parts of all `count` blocks become losses. One block of SIDE x SIDE threads: as many experts at a time, and as many threads for each. */
+static __global__ void losses_kernel(moed_op_router a, int count, parts_of_losses parts)
 {
+    __shared__ double sums[SIDE][SIDE + 1];
+    __shared__ int numbers[SIDE][SIDE + 1];
+    const int column = threadIdx.x % SIDE, group = threadIdx.x / SIDE;
     double balance = 0, z = 0;
-    for (int x = threadIdx.x; x < (int)a.experts; x += THREADS) {
-        int64_t count = 0;
+    for (int64_t first = 0; first < a.experts; first += SIDE) {
+        const int64_t x = first + column;
         double sum = 0;
-        for (int p = 0; p < parts; p++) {
-            count += counts[p * a.experts + x];
-            if (probability) sum += probability[p * a.experts + x];
+        int number = 0;
+#pragma unroll 4
+        for (int p = group; p < count; p += SIDE) {
+            if (x >= a.experts) break;
+            sum += parts.probability[p * a.experts + x], number += parts.counts[p * a.experts + x];
         }
-        const double f = (double)count / (double)(a.rows * a.top_k);
-        if (share) share[x] = (float)f;
-        balance += f * (sum / (double)a.rows);
+        sums[group][column] = sum, numbers[group][column] = number;
+        __syncthreads();
+        for (int g = 1; group == 0 && g < SIDE; g++) sum += sums[g][column], number += numbers[g][column];
+        if (group == 0) balance += (double)number / (double)(a.rows * a.top_k) * (sum / (double)a.rows);
+        __syncthreads();
     }
-    if (!probability) return;
-    for (int p = threadIdx.x; p < parts; p += THREADS) z += square[p];
+    for (int p = threadIdx.x; p < count; p += SIDE * SIDE) z += parts.square[p];
     balance = block_sum(balance);
     z = block_sum(z);
     if (threadIdx.x) return;
@@ -115,34 +124,26 @@ static __global__ void finish_shares(moed_op_router a, int parts, const int32_t 
     losses[1] = (float)((double)losses[1] + z / (double)a.rows * a.loss_scale);
 }
 
-/* Both kernels over scratch; share [out] lies there. */
-static moed_status shares(moedi_cuda *e, const moed_op_router *a, bool losses, float **share)
+template <typename T> moed_status moedi_cuda_router(moedi_cuda *e, const moed_op_router *a)
 {
-    const int parts = a->rows < PARTS ? (int)a->rows : PARTS;
+    const int64_t even = moedi_cuda_ceil(a->rows, PARTS), each = even > WARPS ? even : WARPS;
+    const unsigned blocks = (unsigned)moedi_cuda_ceil(a->rows, each);
     void *memory;
+    parts_of_losses parts = {};
     moedi_cuda_pieces p;
-    int32_t *counts;
-    double *probability, *square;
+    if (a->experts > EXPERTS_MOST)
+        return moedi_cuda_fail(e, MOED_E_UNSUPPORTED, "%lld experts are more than this backend takes (%d)", (long long)a->experts, EXPERTS_MOST);
+    if (a->rows <= 0) return MOED_OK;
     const auto lay = [&] {
-        counts = p.take<int32_t>(parts * a->experts), *share = p.take<float>(a->experts);
-        probability = p.take<double>(losses ? parts * a->experts : 0), square = p.take<double>(losses ? parts : 0);
+        parts.counts = p.take<int32_t>(blocks * a->experts);
+        parts.probability = p.take<double>(blocks * a->experts), parts.square = p.take<double>(blocks);
     };
     lay();
     MOEDI_CUDA_TRY(moedi_cuda_scratch(e, p.used, &memory));
     p.base = static_cast<char *>(memory), p.used = 0;
     lay();
-    if (!losses) probability = square = nullptr;
-    MOEDI_CUDA_TRY(moedi_cuda_launch(e, share_kernel, parts, THREADS, 0, *a, counts, probability, square));
-    return moedi_cuda_launch(e, finish_shares, 1, THREADS, 0, *a, parts, counts, probability, square, *share);
-}
-
-template <typename T> moed_status moedi_cuda_router(moedi_cuda *e, const moed_op_router *a)
-{
-    float *ignored;
-    if (a->experts > EXPERTS_MOST)
-        return moedi_cuda_fail(e, MOED_E_UNSUPPORTED, "%lld experts are more than this backend takes (%d)", (long long)a->experts, EXPERTS_MOST);
-    MOEDI_CUDA_TRY(moedi_cuda_launch(e, router_kernel, (unsigned)moedi_cuda_ceil(a->rows, WARPS), THREADS, 0, *a));
-    return a->losses && a->rows > 0 ? shares(e, a, true, &ignored) : MOED_OK;
+    MOEDI_CUDA_TRY(moedi_cuda_launch(e, router_kernel, blocks, THREADS, (size_t)a->experts * sizeof(int32_t), *a, each, parts));
+    return a->losses ? moedi_cuda_launch(e, losses_kernel, 1, SIDE * SIDE, 0, *a, (int)blocks, parts) : MOED_OK;
 }
 MOEDI_CUDA_DEFINED(router, router)
 
@@ -157,8 +158,21 @@ __device__ static inline float through_weights(const moed_op_router &a, const fl
     return 0;
 }
 
+/* What dispatch would have told: offsets (experts + 1). One block. */
+static __global__ void offsets_kernel(int64_t *offsets, moed_op_router a)
+{
+    extern __shared__ int32_t counts[];
+    for (int x = threadIdx.x; x < (int)a.experts; x += THREADS) counts[x] = 0;
+    __syncthreads();
+    for (int64_t c = threadIdx.x; c < a.rows * a.top_k; c += THREADS) atomicAdd(counts + a.ids[c], 1);
+    __syncthreads();
+    if (threadIdx.x) return;
+    offsets[0] = 0;
+    for (int x = 0; x < (int)a.experts; x++) offsets[x + 1] = offsets[x] + counts[x];
+}
+
 /* With d_p of all experts: d_logits = p (d_p - sum p d_p), and 2 lse p / rows of the z-loss. */
-template <typename T> __global__ void router_backward_kernel(moed_op_router a, const float *share)
+template <typename T> __global__ void router_backward_kernel(moed_op_router a)
 {
     const int lane = threadIdx.x & 31, experts = (int)a.experts;
     const int64_t row = (int64_t)blockIdx.x * WARPS + (threadIdx.x >> 5);
@@ -166,23 +180,30 @@ template <typename T> __global__ void router_backward_kernel(moed_op_router a, c
     const float *p = static_cast<const float *>(a.probabilities) + row * experts;
     const float *d_weights = static_cast<const float *>(a.d_weights) + row * a.top_k;
     const int32_t *ids = a.ids + row * a.top_k;
-    const float balance = (float)(a.load_balance * a.loss_scale * (double)experts / (double)a.rows);
+    /* of the load balance, for each choice that an expert got */
+    const float balance = (float)(a.load_balance * a.loss_scale * (double)experts / (double)a.rows / (double)(a.rows * a.top_k));
     const float z = (float)(a.z_loss * a.loss_scale * 2.0 / (double)a.rows) * static_cast<const float *>(a.lse)[row];
     float chosen = 0, shared = 0, mean = 0;
     for (int64_t j = 0; j < a.top_k; j++) chosen += p[ids[j]], shared += d_weights[j] * p[ids[j]];
     shared /= chosen;
-    for (int x = lane; x < experts; x += 32) mean += p[x] * (through_weights(a, d_weights, ids, chosen, shared, x) + balance * share[x]);
+    const auto d_p = [&](int x) {
+        return through_weights(a, d_weights, ids, chosen, shared, x) + balance * (float)(a.offsets[x + 1] - a.offsets[x]);
+    };
+    for (int x = lane; x < experts; x += 32) mean += p[x] * d_p(x);
     mean = warp_sum(mean);
-    for (int x = lane; x < experts; x += 32) {
-        const float d = through_weights(a, d_weights, ids, chosen, shared, x) + balance * share[x];
-        static_cast<T *>(a.d_logits)[row * experts + x] = from_float<T>(p[x] * (d - mean + z));
-    }
+    for (int x = lane; x < experts; x += 32) static_cast<T *>(a.d_logits)[row * experts + x] = from_float<T>(p[x] * (d_p(x) - mean + z));
 }
 template <typename T> moed_status moedi_cuda_router_backward(moedi_cuda *e, const moed_op_router *a)
 {
-    float *share;
+    moed_op_router op = *a;
     if (a->rows <= 0) return MOED_OK;
-    MOEDI_CUDA_TRY(shares(e, a, false, &share));
-    return moedi_cuda_launch(e, router_backward_kernel<T>, (unsigned)moedi_cuda_ceil(a->rows, WARPS), THREADS, 0, *a, (const float *)share);
+    if (!a->offsets) {
+        void *memory;
+        MOEDI_CUDA_TRY(moedi_cuda_scratch(e, (size_t)(a->experts + 1) * sizeof(int64_t), &memory));
+        int64_t *offsets = static_cast<int64_t *>(memory);
+        MOEDI_CUDA_TRY(moedi_cuda_launch(e, offsets_kernel, 1, THREADS, (size_t)a->experts * sizeof(int32_t), offsets, *a));
+        op.offsets = offsets;
+    }
+    return moedi_cuda_launch(e, router_backward_kernel<T>, (unsigned)moedi_cuda_ceil(a->rows, WARPS), THREADS, 0, op);
 }
 MOEDI_CUDA_DEFINED(router_backward, router)
