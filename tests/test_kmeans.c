@@ -447,14 +447,17 @@ static void all_distances_are_those_of_the_definition(void **state)
         moed_context *own = support_context(kernels[s], 2);
         moedi_lloyd l;
         assert_ok(moedi_lloyd_open(&l, own, x, NULL, N, D, K, 0));
-        assert_ok(moedi_lloyd_distances(&l, x, K, distances));
-        for (int k = 0; k < K; k++)
-            for (int i = 0; i < N; i++) {
-                double square = 0;
-                for (int j = 0; j < D; j++) square += pow((double)x[i * D + j] - (double)x[k * D + j], 2);
-                assert_float_equal(distances[k * N + i], square, 1e-4 * square);
-            }
-        assert_true(distances[3 * N + 50] == 0);
+        for (int rows = 0; rows < 2; rows++) { /* clusters first, then rows first */
+            const int64_t by_row = rows ? K : 1, by_cluster = rows ? 1 : N;
+            assert_ok(moedi_lloyd_distances(&l, x, K, distances, by_row, by_cluster));
+            for (int k = 0; k < K; k++)
+                for (int i = 0; i < N; i++) {
+                    double square = 0;
+                    for (int j = 0; j < D; j++) square += pow((double)x[i * D + j] - (double)x[k * D + j], 2);
+                    assert_float_equal(distances[i * by_row + k * by_cluster], square, 1e-4 * square);
+                }
+            assert_true(distances[50 * by_row + 3 * by_cluster] == 0);
+        }
         moedi_lloyd_close(&l);
         support_close(own);
     }

@@ -177,7 +177,7 @@ static void inertia_block(void *argument, int64_t block)
     s->part[block] = sum;
 }
 
-static moed_status measure_inertia(moedi_fit *f)
+moed_status moedi_kmeans_measure(moedi_fit *f)
 {
     block_sums s = {f, NULL};
     const int64_t blocks = moedi_kmeans_blocks(f->count);
@@ -242,10 +242,10 @@ static moed_status fill_empty(moedi_fit *f, int64_t *filled)
     for (int64_t k = 0; k < f->clusters; k++) {
         if (f->totals[k] > 0) continue;
         int64_t row = -1;
-        MOEDI_TRY(moedi_cancel_check(f->cancel));
         for (int64_t i = 0; i < f->count; i++) {
             const double w = moedi_fit_weight(f, i);
             const int64_t from = f->labels[i];
+            if (i % MOEDI_KMEANS_BLOCK == 0) MOEDI_TRY(moedi_cancel_check(f->cancel));
             if (w > 0 && f->totals[from] > w && f->counts[from] > 1 &&
                 (row < 0 || f->distances[i] > f->distances[row]))
                 row = i;
@@ -291,7 +291,7 @@ moed_status moedi_kmeans_centre(moedi_fit *f)
 {
     MOEDI_TRY(moedi_lloyd_accumulate(&f->lloyd, f->labels, f->sums, f->totals, f->counts));
     move_centroids(f);
-    return measure_inertia(f);
+    return MOED_OK;
 }
 
 /* Labels belong to the centroids that are handed out; what fills an empty cluster now becomes its centroid.
@@ -303,7 +303,7 @@ static moed_status finish(moedi_fit *f, int followed)
     MOEDI_TRY(fill_empty(f, &filled));
     if (filled) move_centroids(f);
     else MOEDI_TRY(moedi_lloyd_labels(&f->lloyd, f->labels));
-    return measure_inertia(f);
+    return moedi_kmeans_measure(f);
 }
 
 static moed_status iterate(moedi_fit *f, double limit)
@@ -320,7 +320,7 @@ static moed_status iterate(moedi_fit *f, double limit)
     }
     if (shift == 0 && !filled) { /* the labels are those of these centroids */
         MOEDI_TRY(moedi_lloyd_labels(&f->lloyd, f->labels));
-        return measure_inertia(f);
+        return moedi_kmeans_measure(f);
     }
     return finish(f, f->iterations && !filled);
 }

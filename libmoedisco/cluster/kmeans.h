@@ -88,9 +88,10 @@ static inline double moedi_square_distance(const float *x, const float *c, int64
 moed_status moedi_kmeans_starts(moedi_fit *f, uint64_t restart);
 /* From a converged plain fit to clusters of equal weight: labels, centroids and inertia are replaced. */
 moed_status moedi_kmeans_balance(moedi_fit *f);
-/* Centroids of f->labels (sums, totals and counts too); every cluster must have weight. Then the exact inertia.
- */
+/* Centroids of f->labels (sums, totals, counts and moved too); every cluster must have weight. */
 moed_status moedi_kmeans_centre(moedi_fit *f);
+/* The exact inertia. */
+moed_status moedi_kmeans_measure(moedi_fit *f);
 
 /* Blocks of rows that work is parted by: fixed, so that sums do not depend on threads. */
 #define MOEDI_KMEANS_BLOCK 2048

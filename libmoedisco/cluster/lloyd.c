@@ -9,7 +9,7 @@
 
 #define PART_WORK 5e8          /* multiply-adds of an operation */
 #define PART_BYTES (64 << 20) /* and what it reads */
-enum { PART_ROWS = 4096, BOUNDED_CLUSTERS = 24, DISTANCES_CLUSTERS = 64 };
+enum { PART_ROWS = 4096, BOUNDED_CLUSTERS = 24, DISTANCES_CLUSTERS = 64, DISTANCES_A_ROW = 4 };
 
 static moed_status device_copy(moedi_lloyd *l, const void *host, size_t size, void **out)
 {
@@ -45,7 +45,8 @@ moed_status moedi_lloyd_open(moedi_lloyd *l, moed_context *c, const float *x, co
         l->weights = l->own_weights;
     }
     MOEDI_GO(t->alloc(self, n * sizeof(int32_t), &l->labels));
-    MOEDI_GO(t->alloc(self, n * sizeof(float), &l->distances));
+    l->room = count * (clusters < DISTANCES_A_ROW ? clusters : DISTANCES_A_ROW);
+    MOEDI_GO(t->alloc(self, (size_t)l->room * sizeof(float), &l->distances));
     MOEDI_GO(t->alloc(self, k * d * sizeof(float), &l->centroids));
     MOEDI_GO(t->alloc(self, k * sizeof(double), &l->penalty));
     MOEDI_GO(t->alloc(self, k * d * sizeof(double), &l->sums));
@@ -225,57 +226,70 @@ moed_status moedi_lloyd_labels(moedi_lloyd *l, int32_t *labels)
     return t->synchronize(l->engine.self);
 }
 
-/* Rows (clusters, count) of a part go to their places among those of all vectors. */
+/* Distances (clusters, count) of a part go to their places. */
+enum { PLACED_ROWS = 256 };
 typedef struct placing {
     float *to;
     const float *from;
-    int64_t count, all;
+    int64_t count, clusters, by_row, by_cluster;
 } placing;
 
-static void place(void *argument, int64_t k)
+static void place(void *argument, int64_t block)
 {
     const placing *p = argument;
-    memcpy(p->to + k * p->all, p->from + k * p->count, (size_t)p->count * sizeof *p->to);
+    const int64_t first = block * PLACED_ROWS, end = first + PLACED_ROWS < p->count ? first + PLACED_ROWS : p->count;
+    if (p->by_row == 1) {
+        for (int64_t k = 0; k < p->clusters; k++)
+            memcpy(p->to + first + k * p->by_cluster, p->from + first + k * p->count, (size_t)(end - first) * sizeof *p->to);
+        return;
+    }
+    for (int64_t i = first; i < end; i++)
+        for (int64_t k = 0; k < p->clusters; k++) p->to[i * p->by_row + k * p->by_cluster] = p->from[k * p->count + i];
 }
 
-/* To a few clusters, part by part of the vectors; l->distances has room for a part. */
-static moed_status distances_to(moedi_lloyd *l, const float *centroids, int64_t clusters, float *distances)
+/* The engine's distances (clusters, count) of a part, to `clusters` of its centroids from `first` on. */
+static moed_status part_distances(moedi_lloyd *l, int64_t first, int64_t clusters, int64_t from, int64_t count)
 {
-    const int64_t fits = part_rows(l, clusters), room = l->count / clusters;
-    const int64_t rows = fits == l->count || fits < room ? fits : room;
-    for (int64_t from = 0; from < l->count; from += rows) {
-        const moed_op_kmeans_distances a = {
-            .distances = rows == l->count ? distances : l->distances,
-            .x = l->x + from * l->width,
-            .centroids = centroids,
-            .count = rows < l->count - from ? rows : l->count - from,
-            .width = l->width,
-            .clusters = clusters,
-        };
-        placing p = {distances + from, l->distances, a.count, l->count};
-        MOEDI_TRY(moedi_cancel_check(l->cancel));
-        MOEDI_TRY(l->engine.table->kmeans_distances(l->engine.self, &a));
-        if (rows < l->count) moedi_parallel(l->engine.context, clusters, place, &p);
+    const moed_backend *t = l->engine.table;
+    const float *x = l->x + from * l->width, *centroids = (const float *)l->centroids + first * l->width;
+    MOEDI_TRY(moedi_cancel_check(l->cancel));
+    if (MOED_BACKEND_HAS(t, kmeans_distances)) {
+        const moed_op_kmeans_distances a = {l->distances, x, centroids, count, l->width, clusters};
+        return t->kmeans_distances(l->engine.self, &a);
+    }
+    const moed_op_kmeans_assign a = {l->labels, l->distances, x, centroids, NULL, count, l->width, 1};
+    return t->kmeans_assign(l->engine.self, &a);
+}
+
+/* A few clusters at a time, part by part of the vectors: as many distances as there is room for. host: the same room, NULL where
+ * an engine's memory is the host's. */
+static moed_status all_distances(moedi_lloyd *l, int64_t clusters, float *distances, int64_t by_row, int64_t by_cluster, float *host)
+{
+    const moed_backend *t = l->engine.table;
+    const int64_t most = MOED_BACKEND_HAS(t, kmeans_distances) ? DISTANCES_CLUSTERS : 1;
+    for (int64_t k = 0; k < clusters; k += most) {
+        const int64_t few = clusters - k < most ? clusters - k : most, fits = part_rows(l, few);
+        const int64_t room = l->room / few, rows = fits < room ? fits : room;
+        for (int64_t from = 0; from < l->count; from += rows) {
+            const int64_t count = rows < l->count - from ? rows : l->count - from;
+            placing p = {distances + from * by_row + k * by_cluster, host ? host : l->distances, count, few, by_row, by_cluster};
+            MOEDI_TRY(part_distances(l, k, few, from, count));
+            if (host) MOEDI_TRY(t->download(l->engine.self, host, l->distances, (size_t)(few * count) * sizeof *host));
+            MOEDI_TRY(t->synchronize(l->engine.self));
+            moedi_parallel(l->engine.context, (count + PLACED_ROWS - 1) / PLACED_ROWS, place, &p);
+        }
     }
     return MOED_OK;
 }
 
-moed_status moedi_lloyd_distances(moedi_lloyd *l, const float *centroids, int64_t clusters, float *distances)
+moed_status moedi_lloyd_distances(moedi_lloyd *l, const float *centroids, int64_t clusters, float *distances, int64_t by_row,
+                                  int64_t by_cluster)
 {
-    const moed_backend *t = l->engine.table;
-    void *self = l->engine.self;
-    if (l->engine.info.host_memory && MOED_BACKEND_HAS(t, kmeans_distances)) {
-        MOEDI_TRY(put_centroids(l, centroids, clusters));
-        for (int64_t k = 0; k < clusters; k += DISTANCES_CLUSTERS) {
-            const int64_t few = clusters - k < DISTANCES_CLUSTERS ? clusters - k : DISTANCES_CLUSTERS;
-            MOEDI_TRY(distances_to(l, (const float *)l->centroids + k * l->width, few, distances + k * l->count));
-        }
-        return t->synchronize(self);
-    }
-    for (int64_t k = 0; k < clusters; k++) {
-        MOEDI_TRY(put_centroids(l, centroids + k * l->width, 1));
-        MOEDI_TRY(assign(l, 1, 0, l->distances));
-        MOEDI_TRY(t->download(self, distances + k * l->count, l->distances, (size_t)l->count * sizeof *distances));
-    }
-    return t->synchronize(self);
+    float *own = NULL;
+    moed_status status;
+    MOEDI_TRY(put_centroids(l, centroids, clusters));
+    if (!l->engine.info.host_memory) MOEDI_TRY(MOEDI_NEW(l->engine.context, l->room, &own));
+    status = all_distances(l, clusters, distances, by_row, by_cluster, own);
+    moedi_free(l->engine.context, own);
+    return status;
 }

@@ -11,6 +11,7 @@ typedef struct moedi_lloyd {
     const float *x, *weights;  /* (count, width), (count) nullable: device memory */
     void *own_x, *own_weights; /* the same where device memory is not host memory */
     void *labels, *distances, *centroids, *penalty, *sums, *totals, *counts;
+    int64_t room;              /* numbers in distances, at least count */
     void *lower, *moved;       /* of a bounded step; NULL = without */
     double *part;              /* (clusters, width + 1): host memory, for sums of several calls */
     int64_t *part_counts;
@@ -35,7 +36,9 @@ moed_status moedi_lloyd_accumulate(moedi_lloyd *l, const int32_t *labels, double
 moed_status moedi_lloyd_step(moedi_lloyd *l, const float *centroids, const float *moved, double *sums,
                              double *totals, int64_t *counts);
 moed_status moedi_lloyd_labels(moedi_lloyd *l, int32_t *labels);
-/* Host array (clusters, count): squared distances to all of `clusters` centroids. Labels with the engine are lost. */
-moed_status moedi_lloyd_distances(moedi_lloyd *l, const float *centroids, int64_t clusters, float *distances);
+/* Squared distances to all of `clusters` centroids, in a host array: row i's to centroid k at i * by_row + k * by_cluster.
+ * Labels with the engine are lost. */
+moed_status moedi_lloyd_distances(moedi_lloyd *l, const float *centroids, int64_t clusters, float *distances, int64_t by_row,
+                                  int64_t by_cluster);
 
 #endif

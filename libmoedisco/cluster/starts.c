@@ -103,7 +103,7 @@ static moed_status first_row(draw *s, int64_t *row)
     MOEDI_TRY(moedi_kmeans_each_block(f, share_block, s));
     *row = pick(s, NULL, s->shares);
     take(f, 0, *row);
-    MOEDI_TRY(moedi_lloyd_distances(&f->lloyd, f->centroids, 1, s->candidate));
+    MOEDI_TRY(moedi_lloyd_distances(&f->lloyd, f->centroids, 1, s->candidate, 1, f->count));
     for (int64_t i = 0; i < f->count; i++) s->nearest[i] = INFINITY;
     s->trials = 1;
     MOEDI_TRY(moedi_kmeans_each_block(f, try_block, s));
@@ -129,7 +129,7 @@ static moed_status next_centroid(draw *s, int64_t k)
         }
         memcpy(s->rows + t * f->width, f->x + rows[t] * f->width, (size_t)f->width * sizeof *s->rows);
     }
-    MOEDI_TRY(moedi_lloyd_distances(&f->lloyd, s->rows, s->trials, s->candidate));
+    MOEDI_TRY(moedi_lloyd_distances(&f->lloyd, s->rows, s->trials, s->candidate, 1, f->count));
     MOEDI_TRY(moedi_kmeans_each_block(f, try_block, s));
     for (int t = 0; t < s->trials; t++) {
         double with = 0;
