@@ -5,10 +5,9 @@
  * more by cuBLAS in TF32. Every product comes with a bound of its error. What lies within the bounds of the lowest is decided
  * again by differences in float: labels are those of float, and a tie takes the lower cluster. Nothing depends on the order in
  * which threads run. */
-#include <cub/device/device_radix_sort.cuh>
-
 #include "numbers.cuh"
 #include "operations.h"
+#include "sort.h"
 
 enum { WARPS = 8, THREADS = 32 * WARPS };
 
@@ -397,12 +396,6 @@ MOEDI_CUDA_DEFINED(kmeans_assign, kmeans_assign)
  * pieces of a cluster in order. The part of cluster k in piece p has the number p + k, which no other part has. */
 enum { PIECE = 512, SUM_THREADS = 128, AHEAD = 8 /* rows whose loads are under way together */ };
 
-static __global__ void number_kernel(int32_t *places, int64_t count)
-{
-    const int64_t i = (int64_t)blockIdx.x * THREADS + threadIdx.x;
-    if (i < count) places[i] = (int32_t)i;
-}
-
 /* The first place in sorted labels whose label is k or more. */
 __device__ static inline int64_t first_of(const int32_t *labels, int64_t count, int64_t k)
 {
@@ -476,29 +469,21 @@ static __global__ void whole_kernel(moed_op_kmeans_accumulate a, const double *p
 }
 template <typename T> moed_status moedi_cuda_kmeans_accumulate(moedi_cuda *e, const moed_op_kmeans_accumulate *a)
 {
-    size_t sorting = 0;
+    int64_t sorting;
     void *memory;
-    int bits = 1;
-    while (bits < 31 && a->clusters > (int64_t)1 << bits) bits++;
-    MOEDI_CUDA_CHECK(e, (cub::DeviceRadixSort::SortPairs(nullptr, sorting, a->labels, (int32_t *)nullptr, (const int32_t *)nullptr,
-                                                         (int32_t *)nullptr, a->count, 0, bits, e->stream)));
+    MOEDI_CUDA_TRY(moedi_cuda_sort_room(e, a->count, a->clusters, &sorting));
     const int64_t pieces = moedi_cuda_ceil(a->count, PIECE);
     const int columns = packs<float>(a->width, a->x) ? 4 : 1;
     moedi_cuda_pieces p;
-    int32_t *places, *labels, *sorted;
+    moedi_cuda_sorted sorted;
     double *parts;
     char *work;
-    const auto lay = [&] {
-        places = p.take<int32_t>(a->count), labels = p.take<int32_t>(a->count), sorted = p.take<int32_t>(a->count);
-        parts = p.take<double>((pieces + a->clusters) * a->width), work = p.take<char>((int64_t)sorting);
-    };
+    const auto lay = [&] { parts = p.take<double>((pieces + a->clusters) * a->width), work = p.take<char>(sorting); };
     lay();
     MOEDI_CUDA_TRY(moedi_cuda_scratch(e, p.used, &memory));
     p.base = static_cast<char *>(memory), p.used = 0;
     lay();
-    MOEDI_CUDA_TRY(moedi_cuda_launch(e, number_kernel, (unsigned)moedi_cuda_ceil(a->count, THREADS), THREADS, 0, places, a->count));
-    MOEDI_CUDA_CHECK(e, (cub::DeviceRadixSort::SortPairs(work, sorting, a->labels, labels, (const int32_t *)places, sorted, a->count, 0, bits,
-                                                         e->stream)));
+    MOEDI_CUDA_TRY(moedi_cuda_sort(e, a->labels, a->count, a->clusters, work, &sorted));
     const unsigned slices = (unsigned)moedi_cuda_ceil(a->width, SUM_THREADS * columns);
     const unsigned most = 1 << 15; /* a grid's y has 16 bits: pieces from `first` on */
     for (int64_t first = 0; first < pieces; first += most) {
@@ -506,11 +491,11 @@ template <typename T> moed_status moedi_cuda_kmeans_accumulate(moedi_cuda *e, co
         part.count = a->count - first * PIECE;
         const unsigned some = (unsigned)(pieces - first < most ? pieces - first : most);
         MOEDI_CUDA_TRY(moedi_cuda_launch(e, columns == 4 ? part_kernel<4> : part_kernel<1>, dim3(slices, some), SUM_THREADS, 0,
-                                         parts + first * a->width, part, (const int32_t *)labels + first * PIECE,
-                                         (const int32_t *)sorted + first * PIECE));
+                                         parts + first * a->width, part, sorted.keys + first * PIECE,
+                                         sorted.places + first * PIECE));
     }
     return moedi_cuda_launch(e, whole_kernel, dim3((unsigned)a->clusters, (unsigned)moedi_cuda_ceil(a->width, SUM_THREADS)), SUM_THREADS, 0, *a,
-                             (const double *)parts, (const int32_t *)labels, (const int32_t *)sorted);
+                             (const double *)parts, sorted.keys, sorted.places);
 }
 MOEDI_CUDA_DEFINED(kmeans_accumulate, kmeans_accumulate)
 

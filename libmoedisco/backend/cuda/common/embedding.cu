@@ -1,9 +1,8 @@
 /* cuda/common/embedding.cu - rows of a table by token, and their gradients: places are sorted by token, so that each row of the table is
  * added to by one block, in order. */
-#include <cub/device/device_radix_sort.cuh>
-
 #include "numbers.cuh"
 #include "operations.h"
+#include "sort.h"
 
 enum { THREADS = 256 };
 
@@ -15,12 +14,6 @@ template <typename T> moed_status moedi_cuda_embedding(moedi_cuda *e, const moed
     return moedi_cuda_gather<T>(e, &rows);
 }
 MOEDI_CUDA_DEFINED(embedding, embedding)
-
-static __global__ void number_kernel(int32_t *places, int64_t count)
-{
-    const int64_t i = (int64_t)blockIdx.x * THREADS + threadIdx.x;
-    if (i < count) places[i] = (int32_t)i;
-}
 
 /* A block for each place in sorted order; those that begin a token's run do the run. */
 template <typename T, int V>
@@ -47,36 +40,22 @@ __global__ void embedding_backward_kernel(T *d_table, const T *d_out, const int3
 }
 template <typename T> moed_status moedi_cuda_embedding_backward(moedi_cuda *e, const moed_op_embedding *a)
 {
-    size_t sorting = 0;
+    int64_t room;
     void *memory;
-    int bits = 1;
+    moedi_cuda_sorted sorted;
     if (a->count <= 0) return MOED_OK;
-    while (bits < 31 && a->vocabulary > (int64_t)1 << bits) bits++;
-    MOEDI_CUDA_CHECK(e, (cub::DeviceRadixSort::SortPairs(nullptr, sorting, a->tokens, (int32_t *)nullptr, (const int32_t *)nullptr,
-                                                         (int32_t *)nullptr, a->count, 0, bits, e->stream)));
-    moedi_cuda_pieces p;
-    int32_t *places, *tokens, *sorted;
-    char *work;
-    const auto lay = [&] {
-        places = p.take<int32_t>(a->count), tokens = p.take<int32_t>(a->count), sorted = p.take<int32_t>(a->count);
-        work = p.take<char>((int64_t)sorting);
-    };
-    lay();
-    MOEDI_CUDA_TRY(moedi_cuda_scratch(e, p.used, &memory));
-    p.base = static_cast<char *>(memory), p.used = 0;
-    lay();
-    MOEDI_CUDA_TRY(moedi_cuda_launch(e, number_kernel, (unsigned)moedi_cuda_ceil(a->count, THREADS), THREADS, 0, places, a->count));
-    MOEDI_CUDA_CHECK(e, (cub::DeviceRadixSort::SortPairs(work, sorting, a->tokens, tokens, (const int32_t *)places, sorted, a->count, 0, bits,
-                                                         e->stream)));
+    MOEDI_CUDA_TRY(moedi_cuda_sort_room(e, a->count, a->vocabulary, &room));
+    MOEDI_CUDA_TRY(moedi_cuda_scratch(e, (size_t)room, &memory));
+    MOEDI_CUDA_TRY(moedi_cuda_sort(e, a->tokens, a->count, a->vocabulary, memory, &sorted));
     T *d_table = static_cast<T *>(a->d_table);
     const T *d_out = static_cast<const T *>(a->d_out);
     const int V = packs<T>(a->width, d_table, d_out) ? WIDE_ACCESS<T> : 1;
     const dim3 grid((unsigned)a->count, (unsigned)moedi_cuda_ceil(a->width, THREADS * V));
     if (V > 1)
-        return moedi_cuda_launch(e, embedding_backward_kernel<T, WIDE_ACCESS<T>>, grid, THREADS, 0, d_table, d_out, (const int32_t *)tokens,
-                                 (const int32_t *)sorted, a->count, a->width);
-    return moedi_cuda_launch(e, embedding_backward_kernel<T, 1>, grid, THREADS, 0, d_table, d_out, (const int32_t *)tokens,
-                             (const int32_t *)sorted, a->count, a->width);
+        return moedi_cuda_launch(e, embedding_backward_kernel<T, WIDE_ACCESS<T>>, grid, THREADS, 0, d_table, d_out, sorted.keys, sorted.places,
+                                 a->count, a->width);
+    return moedi_cuda_launch(e, embedding_backward_kernel<T, 1>, grid, THREADS, 0, d_table, d_out, sorted.keys, sorted.places,
+                             a->count, a->width);
 }
 MOEDI_CUDA_DEFINED(embedding_backward, embedding)
 
