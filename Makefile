@@ -21,7 +21,7 @@ say =
 endif
 
 .DEFAULT_GOAL := all
-.PHONY: all host help demo demo-run check check-run check-abi check-headers check-install check-gpu bench bench-gpu bench-methods asan ubsan \
+.PHONY: all host help demo demo-run check check-run check-abi check-headers check-install check-gpu bench bench-gpu gpu-pack bench-methods asan ubsan \
     tsan crash crash-run valgrind valgrind-run analyze analyze-run tidy tidy-run fuzz fuzz-run fuzz-merge fuzz-merge-run \
     fuzz-build ci-full install uninstall dist clean
 .DELETE_ON_ERROR:
@@ -113,7 +113,9 @@ help:
 	    'ci-full          check, asan, ubsan, tsan, valgrind, analyze and tidy in turn' \
 	    'crash            200 runs killed at random instants, and every fault in turn' \
 	    'fuzz             each target in tests/fuzz for FUZZ_SECONDS (600); fuzz-merge keeps what is new' \
-	    'bench            the bench programs (bench-gpu)         bench-methods  the methods against each other' \
+	    'bench            the bench programs                     bench-methods  the methods against each other' \
+    'bench-gpu        on a GPU, beside PyTorch (PEERS, ROWS) check-gpu CHECK=sanitize   under compute-sanitizer' \
+    'gpu-pack DIR=    both for a machine with a GPU and without this tree' \
 	    'install uninstall dist clean' \
 	    'variables: CC CXX CFLAGS CPPFLAGS LDFLAGS PREFIX LIBDIR INCLUDEDIR BINDIR DESTDIR BUILD SANITIZE FUZZ_SECONDS' \
 	    '           V=1 (commands)  WERROR=1 (warnings are errors)  YES=1 (install packages without asking)'
@@ -183,8 +185,12 @@ $(CUDA_PLUGIN): $(CUDA_OBJECTS) libmoedisco/backend/cuda/plugin.map
 $(CUDA_BENCHES): %: %.o $(CUDA_OBJECTS)
 	$(call say,LD,$@)$(NVCC) -cudart static -o $@ $^ -ldl -lpthread
 endif
-bench-gpu: $(CUDA_BENCHES)
-	@for bench in $^; do $$bench || exit 1; done
+GPU_BENCHES := $(patsubst %,$(OUT)/tests/bench/%,bench_device bench_step bench_kmeans)
+bench-gpu: all $(GPU_BENCHES)
+	@sh tests/bench/gpu.sh $(abspath $(OUT)) $(ROWS)
+# For a machine with a GPU and without this tree.
+gpu-pack: all $(OUT)/tests/test_conformance $(OUT)/tests/gpu/test_gpu $(GPU_BENCHES) $(CUDA_BENCHES) $(OUT)/tests/bench/plugins/libmoedisco-timed.so
+	@sh tests/gpu/pack.sh $(abspath $(OUT)) '$(DIR)' $(CUDA_BENCHES)
 
 $(COMMAND): $(COMMAND_SOURCES:%.c=$(OUT)/%.o) $(SHARED)
 	$(call say,LD,$@)$(CC) $(FLAGS) $(LDFLAGS) -o $@ $(filter %.o,$^) -L$(OUT) -lmoedisco $(LIBS) \
@@ -244,7 +250,7 @@ check-headers:
 check-install: host
 	@OUT='$(abspath $(OUT))' CC='$(CC)' CXX='$(CXX)' MAKE='$(MAKE)' sh tests/install.sh
 check-gpu: all $(OUT)/tests/test_conformance $(OUT)/tests/gpu/test_gpu
-	@OUT='$(abspath $(OUT))' sh tests/gpu/check.sh
+	@OUT='$(abspath $(OUT))' sh tests/gpu/check.sh $(CHECK)
 bench: host $(BENCHES) $(TIMED)
 	@sh tests/bench/run.sh $(abspath $(OUT))/tests/bench
 bench-methods: host

@@ -269,8 +269,10 @@ static void embedding_and_clusters_are_those_of_the_cpu(void **state)
     free(vectors[0]), free(vectors[1]);
 }
 
-int main(void)
+/* test_gpu [TEST]: a name, or one with * in it. */
+int main(int count, char **arguments)
 {
+    if (count > 1) cmocka_set_test_filter(arguments[1]);
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(gradients_are_those_of_the_cpu),
         cmocka_unit_test(three_hundred_steps_end_where_the_cpu_ends),
