@@ -111,7 +111,17 @@ static void take(choice *c, const moed_backend *table, int32_t index, const moed
     snprintf(c->reason, sizeof c->reason, "%s", why);
 }
 
-/* "auto" takes the first usable device of a plug-in, else the CPU, which is visited first. */
+/* Whether the device opens: a library that its backend needs may be missing, or the kernels asked for be another's. */
+static int opens(moed_context *c, const moed_backend *table, int32_t index)
+{
+    moedi_engine probe;
+    c->backend = table, c->device_index = index;
+    if (moedi_engine_open(&probe, c) != MOED_OK) return 0;
+    moedi_engine_close(&probe);
+    return 1;
+}
+
+/* "auto" takes the first device of a plug-in that opens, else the CPU, which is visited first. */
 static int consider(const moed_backend *table, const char *path, const char *reason, void *user)
 {
     choice *c = user;
@@ -133,8 +143,13 @@ static int consider(const moed_backend *table, const char *path, const char *rea
             return 1;
         }
         if (automatic && *path) {
-            take(c, table, i, &info, "the first usable device of a plug-in");
-            return 1;
+            if (opens(c->context, table, i)) {
+                take(c, table, i, &info, "the first usable device of a plug-in");
+                return 1;
+            }
+            moedi_log(c->context, MOED_LOG_WARNING, "%s is not used: %s", info.name, moed_last_error());
+            snprintf(c->reason, sizeof c->reason, "not %.20s: %.160s", info.name, moed_last_error());
+            continue;
         }
         if (automatic) take(c, table, i, &info, "no plug-in has a usable device");
     }

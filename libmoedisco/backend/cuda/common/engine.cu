@@ -27,12 +27,32 @@ moed_status moedi_cuda_fail(moedi_cuda *e, moed_status status, const char *forma
     return e->host->fail(e->host->self, status, sentence);
 }
 
+/* After these the driver answers every later call of the process with the same error. */
+static bool is_lost(cudaError_t error)
+{
+    switch (error) {
+    case cudaErrorIllegalAddress:
+    case cudaErrorLaunchFailure:
+    case cudaErrorLaunchTimeout:
+    case cudaErrorIllegalInstruction:
+    case cudaErrorMisalignedAddress:
+    case cudaErrorInvalidAddressSpace:
+    case cudaErrorInvalidPc:
+    case cudaErrorHardwareStackError:
+    case cudaErrorAssert:
+    case cudaErrorECCUncorrectable:
+    case cudaErrorNvlinkUncorrectable: return true;
+    default: return false;
+    }
+}
+
 moed_status moedi_cuda_failed(moedi_cuda *e, cudaError_t error, const char *what)
 {
     (void)cudaGetLastError(); /* it is told here; the caller's own calls shall not meet it */
     if (error == cudaErrorMemoryAllocation)
         return moedi_cuda_fail(e, MOED_E_MEMORY, "cuda:%d has no memory left for %.120s", e->device, what);
-    return moedi_cuda_fail(e, MOED_E_DEVICE, "cuda:%d: %.120s: %s", e->device, what, cudaGetErrorString(error));
+    return moedi_cuda_fail(e, MOED_E_DEVICE, "cuda:%d: %.120s: %.80s%s", e->device, what, cudaGetErrorString(error),
+                           is_lost(error) ? "; the device is lost to this process: a new one can resume from the last checkpoint" : "");
 }
 
 /* ---- devices ---- */
@@ -45,8 +65,14 @@ static int count_devices(const char **reason)
     *reason = "";
     if (error == cudaSuccess) return count;
     (void)cudaGetLastError();
-    *reason = error == cudaErrorInsufficientDriver ? "no NVIDIA driver is loaded, or one too old for the CUDA that this plug-in was built with"
-                                                  : cudaGetErrorString(error);
+    int driver = 0;
+    if (error == cudaErrorInsufficientDriver) /* of none, and of one that is too old */
+        *reason = cudaDriverGetVersion(&driver) == cudaSuccess && driver > 0
+                      ? "the NVIDIA driver is too old for the CUDA that this plug-in was built with: update it"
+                      : "no NVIDIA driver is loaded";
+    else
+        *reason = cudaGetErrorString(error);
+    (void)cudaGetLastError();
     return 0;
 }
 
@@ -176,15 +202,26 @@ static moed_status within_limit(moedi_cuda *e, size_t more)
     return MOED_OK;
 }
 
+static moed_status no_memory(moedi_cuda *e, cudaError_t error, size_t size)
+{
+    char what[160];
+    size_t left = 0, total = 0;
+    (void)cudaGetLastError();
+    if (cudaMemGetInfo(&left, &total) != cudaSuccess) (void)cudaGetLastError();
+    snprintf(what, sizeof what, "%zu bytes: %zu of %zu are free, this engine holds %lld", size, left, total, (long long)e->in_use);
+    return moedi_cuda_failed(e, error, what);
+}
+
+/* Everything that an engine holds passes here: blocks, the workspace of cuBLAS, scratch, the optimizer's lists. */
 moed_status moedi_cuda_device_alloc(moedi_cuda *e, size_t size, void **out)
 {
-    char what[48];
     void *memory = nullptr;
     cudaError_t error = cudaErrorMemoryAllocation;
+    MOEDI_CUDA_TRY(within_limit(e, size));
     if (!e->device_alloc) error = cudaMalloc(&memory, size);
     else if ((memory = e->device_alloc(size, e->stream, e->device_alloc_user)) != nullptr) error = cudaSuccess;
-    snprintf(what, sizeof what, "%zu bytes", size);
-    if (error != cudaSuccess) return moedi_cuda_failed(e, error, what);
+    if (error != cudaSuccess) return no_memory(e, error, size);
+    e->in_use += (int64_t)size;
     *out = memory;
     return MOED_OK;
 }
@@ -193,6 +230,7 @@ moed_status moedi_cuda_device_alloc(moedi_cuda *e, size_t size, void **out)
 void moedi_cuda_device_free(moedi_cuda *e, void *memory, size_t size)
 {
     if (!memory) return;
+    e->in_use -= (int64_t)size;
     if (e->device_free) e->device_free(memory, size, e->stream, e->device_alloc_user);
     else cudaFree(memory);
 }
@@ -203,7 +241,6 @@ static moed_status allocate(void *self, size_t size, void **out)
     const moedi_cuda_current current(e);
     void *node = nullptr;
     if (size == 0) size = 1;
-    MOEDI_CUDA_TRY(within_limit(e, size));
     MOEDI_CUDA_TRY(e->host->alloc(e->host->self, sizeof(moedi_cuda_block), &node));
     moedi_cuda_block *b = static_cast<moedi_cuda_block *>(node);
     const moed_status status = moedi_cuda_device_alloc(e, size, &b->memory);
@@ -212,7 +249,6 @@ static moed_status allocate(void *self, size_t size, void **out)
         return status;
     }
     b->size = size, b->next = e->blocks, e->blocks = b;
-    e->in_use += (int64_t)size;
     *out = b->memory;
     return MOED_OK;
 }
@@ -225,7 +261,6 @@ static void release(void *self, void *memory)
         moedi_cuda_block *b = *at;
         if (b->memory != memory) continue;
         moedi_cuda_device_free(e, memory, b->size);
-        e->in_use -= (int64_t)b->size;
         *at = b->next;
         e->host->free(e->host->self, b);
         return;
@@ -235,13 +270,10 @@ static void release(void *self, void *memory)
 moed_status moedi_cuda_scratch(moedi_cuda *e, size_t size, void **out)
 {
     if (size > e->scratch_size) {
-        MOEDI_CUDA_TRY(within_limit(e, size - e->scratch_size));
         moedi_cuda_device_free(e, e->scratch, e->scratch_size);
-        e->in_use -= (int64_t)e->scratch_size;
         e->scratch = nullptr, e->scratch_size = 0, e->moves++;
         MOEDI_CUDA_TRY(moedi_cuda_device_alloc(e, size, &e->scratch));
         e->scratch_size = size;
-        e->in_use += (int64_t)size;
     }
     *out = e->scratch;
     return MOED_OK;

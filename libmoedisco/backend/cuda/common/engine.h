@@ -42,7 +42,7 @@ enum : size_t { MOEDI_CUDA_WORKSPACE = size_t(64) << 20 };
 moed_status moedi_cuda_failed(moedi_cuda *e, cudaError_t error, const char *what);
 moed_status moedi_cuda_fail(moedi_cuda *e, moed_status status, const char *format, ...) __attribute__((format(printf, 3, 4)));
 /* Device memory of `size` bytes, the caller's allocator's where there is one; it goes back to moedi_cuda_device_free (NULL is nothing).
- * Against the limit it is counted by who takes it. */
+ * Counted against the limit. */
 moed_status moedi_cuda_device_alloc(moedi_cuda *e, size_t size, void **out);
 void moedi_cuda_device_free(moedi_cuda *e, void *memory, size_t size);
 /* At least `size` bytes of device memory, valid until the next operation of this engine asks again. */
