@@ -80,8 +80,9 @@ operations() {
 
 # MODEL POLICY STATE-OF-THE-PEER
 step() {
-    watched "$benches/bench_step" 0 "$steps" "$device" "$1" ${2:+"$2"}
+    watched "$benches/bench_step" 0 "$steps" "$device" "$2" "$1"
     ours=$(cat "$work/lines") our_memory=$memory
+    [ "$(value "$ours" policy)" = "$2" ] || { echo "step, $1: bench_step does not tell the policy $2"; [ "$2" = full ] || return; }
     theirs='' their_memory=0
     if [ -n "$peers" ]; then
         watched "$peers" "$scripts/torch_cuda_step.py" --model "$1" --state "$3" --steps "$steps"
@@ -89,9 +90,9 @@ step() {
         [ -n "$(value "$theirs" error)" ] && echo "peer: $(value "$theirs" error)"
     fi
     rate=$(value "$ours" median) other=$(value "$theirs" median)
-    row "step, $1${2:+, $2}" "$(seconds "$rate")" "$(floor "$ours")" "$(seconds "$other")" \
+    row "step, $1, $2" "$(seconds "$rate")" "$(floor "$ours")" "$(seconds "$other")" \
         "${rate:-0} tokens/s, $(value "$ours" gflops) GFLOP/s; peer ${other:-0} tokens/s, compiled, $3"
-    row "memory, $1${2:+, $2}" "$our_memory" 0 "$their_memory" \
+    row "memory, $1, $2" "$our_memory" 0 "$their_memory" \
         "peer $3, its allocator: tensors $(value "$theirs" allocated_gib), held $(value "$theirs" reserved_gib)" GiB
 }
 seconds() { # TOKENS-PER-SECOND: of a batch of 16 x 1024
@@ -109,7 +110,7 @@ printf '%-38s %10s %10s %10s %7s  %s\n' what ours floor peer ratio note
 for what in $rows; do
     case $what in
     operations) operations ;;
-    step) for model in $models; do step "$model" '' fp32; done ;;
+    step) for model in $models; do step "$model" full fp32; done ;;
     step-lean) for model in $models; do step "$model" lean bf16; done ;;
     *) echo "bench-gpu: no rows are called $what; there are operations, step, step-lean"; exit 2 ;;
     esac
