@@ -501,7 +501,7 @@ static void adamw_case(double gradient_norm)
         const int p = real_sum("parameter", n), m = wide_sum("m", n), v = wide_sum("v", n), g = real_in("gradient", n);
         for (int64_t i = 0; i < n; i++) buffers[v].values[i] = i % 3 ? fabs(buffers[v].values[i]) : 0;
         for (int s = 0; s < SIDES; s++)
-            slices[s][t] = (moed_op_slice){address(s, p, 0), address(s, g, 0), address(s, m, 0), address(s, v, 0), n, t % 2 ? 0.1 : 0, NULL};
+            slices[s][t] = (moed_op_slice){address(s, p, 0), address(s, g, 0), address(s, m, 0), address(s, v, 0), n, t % 2 ? 0.1 : 0, NULL, NULL, NULL, 0};
     }
     const int s = scalars(IN, gradient_norm);
     RUN(adamw, update, 2e-6, .slices = slices[s_], .count = SLICES, .scalars = AT(s), .beta1 = 0.9, .beta2 = 0.95, .epsilon = 1e-8);
@@ -541,7 +541,7 @@ static void test_adamw_keeps_the_low_halves(void **state)
         side_ok(s, s->table->alloc(s->self, sizes[t], &d[t]), "alloc");
         side_ok(s, s->table->upload(s->self, d[t], from[t], sizes[t]), "upload");
     }
-    const moed_op_slice slice = {d[0], d[1], d[2], d[3], N, 0.1, d[4]};
+    const moed_op_slice slice = {d[0], d[1], d[2], d[3], N, 0.1, d[4], NULL, NULL, 0};
     moed_step_scalars now = {.learning_rate = 1e-5, .gradient_scale = 1, .gradient_norm = 1, .clip_factor = 1}, *scalars;
     side_ok(s, s->table->alloc(s->self, sizeof now, (void **)&scalars), "alloc");
     const moed_op_update a = {.slices = &slice, .count = 1, .scalars = scalars, .beta1 = 0.9, .beta2 = 0.95, .epsilon = 1e-8};

@@ -305,7 +305,7 @@ static void test_grouped_gemm_is_a_gemm_per_group(void **state)
 static void test_adamw_first_step_moves_by_the_learning_rate(void **state)
 {
     double p[2] = {0.5, -1}, g[2] = {1, -4}, m[2] = {0}, v[2] = {0};
-    const moed_op_slice slice = {p, g, m, v, 2, 0.1, NULL};
+    const moed_op_slice slice = {p, g, m, v, 2, 0.1, NULL, NULL, NULL, 0};
     moed_step_scalars s = {.learning_rate = 0.01, .beta1_correction = 0.1, .beta2_correction = 0.05, .gradient_scale = 0.5};
     moed_op_update a = {.slices = &slice, .count = 1, .scalars = &s, .beta1 = 0.9, .beta2 = 0.95, .epsilon = 0, .clip = 1};
     (void)state;
@@ -323,7 +323,7 @@ static void test_adamw_applies_nothing_of_a_step_whose_norm_or_loss_is_not_finit
     (void)state;
     for (int i = 0; i < 4; i++) {
         double p[2] = {0.5, -1}, g[2] = {1, bad[i]}, m[2] = {0.1, 0.2}, v[2] = {0.3, 0.4};
-        const moed_op_slice slice = {p, g, m, v, 2, 0.1, NULL};
+        const moed_op_slice slice = {p, g, m, v, 2, 0.1, NULL, NULL, NULL, 0};
         moed_step_scalars s = {.learning_rate = 0.01, .beta1_correction = 0.1, .beta2_correction = 0.05, .gradient_scale = 0.5};
         const moed_op_update a = {.slices = &slice, .count = 1, .scalars = &s, .beta1 = 0.9, .beta2 = 0.95, .epsilon = 1e-8, .clip = 1,
                                   .losses = i < 2 ? NULL : losses[i], .loss_count = 3};

@@ -14,6 +14,12 @@ typedef struct moed_comm moed_comm; /* a group of ranks; NULL = this process alo
 
 enum { MOED_SCHEDULE_CONSTANT = 0, MOED_SCHEDULE_COSINE = 1, MOED_SCHEDULE_WSD = 2 };
 
+/* What the optimizer keeps of each number that trains. FULL: the number in 32 bits, and float moments (12 bytes with a BF16 device: 2 of
+ * weights, 2 of their low halves, 8). LEAN: the number as the device computes with it, rounded stochastically where that is BF16, and moments
+ * of 8 bits with a scale for each 256 (4.03 bytes with a BF16 device). AUTO: FULL where a run fits with it into the limits of the
+ * context and the device's memory, as far as these are known, or not with LEAN either; else LEAN. Gradients come on top. */
+enum { MOED_POLICY_AUTO = 0, MOED_POLICY_FULL = 1, MOED_POLICY_LEAN = 2 };
+
 /* What one step did. Losses are means per label, in nats. */
 typedef struct moed_report {
     uint32_t struct_size;
@@ -64,6 +70,8 @@ typedef struct moed_train_options {
     const moed_corpus *held_out; /* nullable */
     moed_progress_fn progress; /* nullable */
     void *progress_user;
+    int32_t policy;            /* MOED_POLICY_* */
+    int32_t reserved;
 } moed_train_options;
 
 /* What a run will take, before it starts. */
@@ -80,6 +88,8 @@ typedef struct moed_estimate {
     double flops_per_token;  /* forward and backward, of active parameters, causal attention counted once */
     double flops;            /* of the whole run */
     double seconds;          /* of the whole run at the device's speed; 0 when that is not known */
+    int32_t policy;          /* FULL or LEAN: what AUTO comes to */
+    int32_t reserved;
 } moed_estimate;
 
 /* What moed_trainer_create and a run will take on device d (nullable: the CPU, and no time). Needs no device, and of
@@ -126,6 +136,8 @@ typedef struct moed_trainer_info {
     int64_t frozen;
     double best_held_out;    /* 0 = none measured */
     char resumed_from[256];  /* checkpoint directory, "" = fresh */
+    int32_t policy;          /* FULL or LEAN: what AUTO came to */
+    int32_t reserved;
 } moed_trainer_info;
 
 /* Trains m in place; m and d are kept alive and must not be used elsewhere meanwhile. m is of context c; d and held_out
@@ -174,7 +186,8 @@ MOED_API moed_status moed_trainer_save(moed_trainer *t);
  * in the log); metrics are cut back to it. For a trainer at step 0. MOED_E_NOT_FOUND when there is none: the trainer is
  * unchanged, and a run may start afresh in the directory. MOED_E_CHECKSUM when there are some and none is whole:
  * nothing is cut. MOED_E_MISMATCH naming what differs: layout, corpus, or any option but those of directory,
- * checkpoints, evaluation and progress (steps count: they are the schedule's length). Since: 0.1. */
+ * checkpoints, evaluation and progress (steps count: they are the schedule's length). A trainer with MOED_POLICY_AUTO takes over the
+ * checkpoint's policy, if that fits. Since: 0.1. */
 MOED_API moed_status moed_trainer_resume(moed_trainer *t);
 
 #ifdef __cplusplus

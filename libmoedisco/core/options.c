@@ -144,6 +144,8 @@ static const field train_fields[] = {
     POINTER(S, held_out, "corpus to evaluate on"),
     POINTER(S, progress, "called between steps"),
     POINTER(S, progress_user, "passed to it"),
+    CHOICE(S, policy, MOED_POLICY_AUTO, 2, "auto|full|lean",
+           "what the optimizer keeps: full = 32-bit numbers and moments, lean = 8-bit moments and no copies; auto = full if it fits"),
 };
 #undef S
 

@@ -269,7 +269,8 @@ moed_status moedi_transformer_bytes(const moed_layout *l, const moed_backend_inf
         return moedi_fail(MOED_E_RANGE, "%lld rows of %lld tokens do not fit in any memory", (long long)rows,
                           (long long)length);
     }
-    if (weights) *weights = w.total * (int64_t)item + (t.train && t.wide > item ? w.gradient * LOW : 0);
+    const int halves = t.train && flags & MOEDI_TRANSFORMER_MASTERS && t.wide > item;
+    if (weights) *weights = w.total * (int64_t)item + (halves ? w.gradient * LOW : 0);
     if (gradients) *gradients = t.train ? w.gradient * (int64_t)item : 0;
     if (activations) *activations = a.peak;
     return MOED_OK;
@@ -318,7 +319,7 @@ static moed_status place_weights(moedi_transformer *t)
     return MOED_OK;
 }
 
-/* The low halves of a parameter's numbers, NULL where it has none: it does not train, or reals are as wide as can be. */
+/* The low halves of a parameter's numbers, NULL where it has none. */
 static int16_t *low_of(const moedi_transformer *t, size_t param)
 {
     return t->low && t->gradient[param] >= 0 ? t->low + t->gradient[param] : NULL;
@@ -370,7 +371,7 @@ static void convert_tensor(moedi_transformer *t, size_t param, int64_t first, in
 /* A parameter that the device holds rounded, and that does not change: the model's own tensor is the exact one. */
 static int rounded(const moedi_transformer *t, size_t param)
 {
-    return t->staging && !low_of(t, param);
+    return t->staging && t->gradient[param] < 0;
 }
 
 moed_status moedi_transformer_read(moedi_transformer *t, size_t param, int64_t first, int64_t count, void *wide)
@@ -480,7 +481,7 @@ static moed_status allocate_host(moedi_transformer *t, const uint8_t *trained)
     return MOED_OK;
 }
 
-static moed_status allocate_device(moedi_transformer *t)
+static moed_status allocate_device(moedi_transformer *t, uint32_t flags)
 {
     const moed_backend *b = t->engine.table;
     MOEDI_TRY(place_weights(t));
@@ -490,7 +491,7 @@ static moed_status allocate_device(moedi_transformer *t)
         MOEDI_TRY(b->zero(t->engine.self, t->own_gradients, bytes));
         t->gradients = t->own_gradients;
     }
-    if (t->gradient_count && t->wide > t->item)
+    if (t->gradient_count && t->wide > t->item && flags & MOEDI_TRANSFORMER_MASTERS)
         MOEDI_TRY(b->alloc(t->engine.self, (size_t)t->gradient_count * LOW, (void **)&t->low));
     arena a = {0};
     plan(&a, t);
@@ -519,7 +520,7 @@ moed_status moedi_transformer_create(moedi_transformer **out, const moed_model *
     MOEDI_GO(moedi_engine_open(&t->engine, m->context));
     t->item = t->engine.item, t->wide = t->engine.wide_item;
     MOEDI_GO(allocate_host(t, trained));
-    MOEDI_GO(allocate_device(t));
+    MOEDI_GO(allocate_device(t, flags));
     for (size_t i = 0; trained && i < t->layout->count; i++) {
         if (!trained[i]) t->gradient[i] = -1;
     }

@@ -8,7 +8,8 @@
 typedef struct moedi_transformer moedi_transformer;
 
 enum {
-    MOEDI_TRANSFORMER_TRAIN = 1  /* keep activations, have gradients */
+    MOEDI_TRANSFORMER_TRAIN = 1, /* keep activations, have gradients */
+    MOEDI_TRANSFORMER_MASTERS = 2 /* where reals are narrow: low halves of the numbers that train, so that no bit of an update is lost */
 };
 
 /* Coefficients of one micro-batch. */

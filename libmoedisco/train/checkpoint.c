@@ -115,54 +115,67 @@ out:
     return status;
 }
 
-/* Entries m.NAME and v.NAME of every slice, names in one block. */
-static moed_status moment_entries(const moed_trainer *t, moedi_safetensors_entry **out, char **names)
+/* Every part of every slice, in the order of the file. */
+typedef struct moment_list {
+    size_t count;
+    moedi_moment *moments;
+    moedi_safetensors_entry *entries;
+    char *names;                    /* m.NAME, v.NAME and so on, in one block */
+} moment_list;
+
+static void list_free(const moed_trainer *t, moment_list *list)
+{
+    moedi_free(t->context, list->moments);
+    moedi_free(t->context, list->entries);
+    moedi_free(t->context, list->names);
+}
+
+static moed_status list_make(const moed_trainer *t, moment_list *out)
 {
     const moed_context *c = t->context;
     const moed_layout *l = t->model->layout;
     const moedi_optimizer *o = &t->optimizer;
+    const size_t each = (size_t)moedi_optimizer_parts(o->policy);
     moed_status status = MOED_OK;
-    moedi_safetensors_entry *entries = NULL;
+    moment_list list = {.count = each * o->count};
     size_t bytes = 0;
-    *names = NULL;
-    for (size_t i = 0; i < o->count; i++) bytes += 2 * (strlen(l->params[o->params[i]].name) + 3);
-    MOEDI_GO(MOEDI_NEW(c, 2 * o->count, &entries));
-    MOEDI_GO(MOEDI_NEW(c, bytes, names));
-    char *at = *names;
-    for (size_t i = 0; i < 2 * o->count; i++) {
-        const moed_param *p = &l->params[o->params[i / 2]];
-        const size_t size = strlen(p->name) + 3;
-        snprintf(at, size, "%c.%s", i % 2 ? 'v' : 'm', p->name);
-        entries[i].name = at;
-        entries[i].dtype = c->backend_info.wide;
-        entries[i].rank = p->rank;
-        memcpy(entries[i].shape, p->shape, sizeof entries[i].shape);
-        at += size;
+    MOEDI_GO(MOEDI_NEW(c, list.count, &list.moments));
+    MOEDI_GO(MOEDI_NEW(c, list.count, &list.entries));
+    for (size_t i = 0; i < list.count; i++) {
+        list.moments[i] = moedi_optimizer_part(o, i / each, (int)(i % each));
+        bytes += strlen(list.moments[i].name) + strlen(l->params[o->params[i / each]].name) + 2;
     }
-    *out = entries;
+    MOEDI_GO(MOEDI_NEW(c, bytes, &list.names));
+    char *at = list.names;
+    for (size_t i = 0; i < list.count; i++) {
+        const moed_param *p = &l->params[o->params[i / each]];
+        const moedi_moment *m = &list.moments[i];
+        moedi_safetensors_entry *e = &list.entries[i];
+        e->name = at;
+        e->dtype = m->dtype;
+        e->rank = 1, e->shape[0] = m->count;
+        if (i % each < 2) {
+            e->rank = p->rank;
+            memcpy(e->shape, p->shape, sizeof e->shape);
+        }
+        at += snprintf(at, bytes - (size_t)(at - list.names), "%s.%s", m->name, p->name) + 1;
+    }
+    *out = list;
     return MOED_OK;
 out:
-    moedi_free(c, entries);
-    moedi_free(c, *names);
+    list_free(t, &list);
     return status;
 }
 
-static void *moment_memory(const moed_trainer *t, size_t entry)
-{
-    const moed_op_slice *s = &t->optimizer.slices[entry / 2];
-    return entry % 2 ? s->v : s->m;
-}
-
-static moed_status write_moment(const moed_trainer *t, moedi_safetensors_writer *w, size_t entry, void *buffer)
+static moed_status write_moment(const moed_trainer *t, moedi_safetensors_writer *w, size_t entry, const moedi_moment *m, void *buffer)
 {
     const moedi_engine *e = moedi_transformer_engine(t->transformer);
-    const char *from = moment_memory(t, entry);
-    const int64_t count = t->optimizer.slices[entry / 2].count;
-    for (int64_t at = 0; at < count; at += CHUNK) {
-        const size_t bytes = (size_t)(count - at < CHUNK ? count - at : CHUNK) * e->wide_item;
-        MOEDI_TRY(e->table->download(e->self, buffer, from + (size_t)at * e->wide_item, bytes));
+    const size_t item = moedi_dtype_size(m->dtype);
+    for (int64_t at = 0; at < m->count; at += CHUNK) {
+        const size_t bytes = (size_t)(m->count - at < CHUNK ? m->count - at : CHUNK) * item;
+        MOEDI_TRY(e->table->download(e->self, buffer, (const char *)m->memory + (size_t)at * item, bytes));
         MOEDI_TRY(e->table->synchronize(e->self));
-        MOEDI_TRY(moedi_safetensors_write(w, entry, at * (int64_t)e->wide_item, buffer, bytes));
+        MOEDI_TRY(moedi_safetensors_write(w, entry, at * (int64_t)item, buffer, bytes));
     }
     return MOED_OK;
 }
@@ -171,23 +184,22 @@ static moed_status write_optimizer(const moed_trainer *t, const char *dir)
 {
     const moed_context *c = t->context;
     moed_status status = MOED_OK;
-    moedi_safetensors_entry *entries = NULL;
-    char *names = NULL, *path = NULL;
+    moment_list list;
+    char *path = NULL;
     void *buffer = NULL;
     moedi_safetensors_writer w;
     memset(&w, 0, sizeof w);
-    MOEDI_TRY(moment_entries(t, &entries, &names));
+    MOEDI_TRY(list_make(t, &list));
     MOEDI_GO(moedi_path_join(c, dir, "optimizer.safetensors", &path));
     MOEDI_GO(moedi_alloc(c, CHUNK * moedi_transformer_engine(t->transformer)->wide_item, &buffer));
-    MOEDI_GO(moedi_safetensors_create(&w, c, path, entries, 2 * t->optimizer.count, NULL));
-    for (size_t i = 0; i < 2 * t->optimizer.count; i++) MOEDI_GO(write_moment(t, &w, i, buffer));
+    MOEDI_GO(moedi_safetensors_create(&w, c, path, list.entries, list.count, NULL));
+    for (size_t i = 0; i < list.count; i++) MOEDI_GO(write_moment(t, &w, i, &list.moments[i], buffer));
     MOEDI_GO(moedi_safetensors_commit(&w));
 out:
     moedi_safetensors_abort(&w);
     moedi_free(c, buffer);
     moedi_free(c, path);
-    moedi_free(c, names);
-    moedi_free(c, entries);
+    list_free(t, &list);
     return status;
 }
 
@@ -241,7 +253,7 @@ static int64_t entry_bytes(const moed_param *p)
     return (int64_t)(2 * sizeof(moedi_safetensors_entry) + LINE + 2 * (strlen(p->name) + 3));
 }
 
-int64_t moedi_checkpoint_bytes(const moed_layout *l, const moed_backend_info *numbers, const uint8_t *trained)
+int64_t moedi_checkpoint_bytes(const moed_layout *l, const moed_backend_info *numbers, const uint8_t *trained, int32_t policy)
 {
     enum { BUFFERS = (1 << 20) + (1 << 15) }; /* a checksum's, more than a writer's; paths, hashes and the like */
     const int64_t item = (int64_t)moedi_dtype_size(numbers->wide);
@@ -250,7 +262,7 @@ int64_t moedi_checkpoint_bytes(const moed_layout *l, const moed_backend_info *nu
         const moed_param *p = &l->params[i];
         model +=
             entry_bytes(p) + (int64_t)(sizeof *p + sizeof *l->by_name + strlen(p->name) + 1); /* the exact layout is another */
-        if (trained[i]) moments += 2 * entry_bytes(p);
+        if (trained[i]) moments += moedi_optimizer_parts(policy) * (entry_bytes(p) + (int64_t)sizeof(moedi_moment));
     }
     return BUFFERS + (model > moments ? model : moments);
 }
@@ -312,23 +324,19 @@ out:
 }
 
 /* Without a buffer the entry is only checked. */
-static moed_status read_moment(moed_trainer *t, const moedi_safetensors *s, size_t entry, const moedi_safetensors_entry *wanted,
-                               void *buffer)
+static moed_status read_moment(moed_trainer *t, const moedi_safetensors *s, const char *name, const moedi_moment *m, void *buffer)
 {
     const moedi_engine *e = moedi_transformer_engine(t->transformer);
-    const moedi_safetensors_entry *found = moedi_safetensors_find(s, wanted->name);
-    const int64_t count = t->optimizer.slices[entry / 2].count;
-    if (!found) return moedi_fail_file(MOED_E_MISMATCH, s->file.path, -1, "lacks %s", wanted->name);
-    if (found->dtype != wanted->dtype || found->elements != count)
-        return moedi_fail_file(MOED_E_MISMATCH, s->file.path, found->offset, "%s has %lld numbers of %s, not %lld of %s",
-                               wanted->name, (long long)found->elements, moed_dtype_name(found->dtype), (long long)count,
-                               moed_dtype_name(wanted->dtype));
-    if (!buffer) return MOED_OK;
-    char *to = moment_memory(t, entry);
-    for (int64_t at = 0; at < count; at += CHUNK) {
-        const size_t bytes = (size_t)(count - at < CHUNK ? count - at : CHUNK) * e->wide_item;
-        MOEDI_TRY(moedi_safetensors_read(s, found, at * (int64_t)e->wide_item, buffer, bytes));
-        MOEDI_TRY(e->table->upload(e->self, to + (size_t)at * e->wide_item, buffer, bytes));
+    const moedi_safetensors_entry *found = moedi_safetensors_find(s, name);
+    const size_t item = moedi_dtype_size(m->dtype);
+    if (!found) return moedi_fail_file(MOED_E_MISMATCH, s->file.path, -1, "lacks %s", name);
+    if (found->dtype != m->dtype || found->elements != m->count)
+        return moedi_fail_file(MOED_E_MISMATCH, s->file.path, found->offset, "%s has %lld numbers of %s, not %lld of %s", name,
+                               (long long)found->elements, moed_dtype_name(found->dtype), (long long)m->count, moed_dtype_name(m->dtype));
+    for (int64_t at = 0; buffer && at < m->count; at += CHUNK) {
+        const size_t bytes = (size_t)(m->count - at < CHUNK ? m->count - at : CHUNK) * item;
+        MOEDI_TRY(moedi_safetensors_read(s, found, at * (int64_t)item, buffer, bytes));
+        MOEDI_TRY(e->table->upload(e->self, (char *)m->memory + (size_t)at * item, buffer, bytes));
         MOEDI_TRY(e->table->synchronize(e->self));
     }
     return MOED_OK;
@@ -338,20 +346,19 @@ static moed_status read_optimizer(moed_trainer *t, const char *dir, void *buffer
 {
     const moed_context *c = t->context;
     moed_status status = MOED_OK;
-    moedi_safetensors_entry *entries = NULL;
-    char *names = NULL, *path = NULL;
+    moment_list list;
+    char *path = NULL;
     int opened = 0;
     moedi_safetensors s;
-    MOEDI_TRY(moment_entries(t, &entries, &names));
+    MOEDI_TRY(list_make(t, &list));
     MOEDI_GO(moedi_path_join(c, dir, "optimizer.safetensors", &path));
     MOEDI_GO(moedi_safetensors_open(&s, c, path));
     opened = 1;
-    for (size_t i = 0; i < 2 * t->optimizer.count; i++) MOEDI_GO(read_moment(t, &s, i, &entries[i], buffer));
+    for (size_t i = 0; i < list.count; i++) MOEDI_GO(read_moment(t, &s, list.entries[i].name, &list.moments[i], buffer));
 out:
     if (opened) moedi_safetensors_close(&s);
     moedi_free(c, path);
-    moedi_free(c, names);
-    moedi_free(c, entries);
+    list_free(t, &list);
     return status;
 }
 
@@ -359,6 +366,7 @@ out:
 static moed_status restore(moed_trainer *t, const char *dir)
 {
     moedi_state at;
+    int32_t policy;
     const moed_context *c = t->context;
     moed_status status = MOED_OK;
     char *path = NULL;
@@ -368,6 +376,8 @@ static moed_status restore(moed_trainer *t, const char *dir)
     MOEDI_GO(moedi_json_open(&state, c, path));
     MOEDI_GO(moedi_state_compare(t, state, path));
     MOEDI_GO(moedi_state_read(&at, t, state, path));
+    MOEDI_GO(moedi_state_policy(t, state, path, &policy));
+    MOEDI_GO(moedi_trainer_adopt(t, policy));
     MOEDI_GO(read_optimizer(t, dir, NULL));
     MOEDI_GO(moedi_alloc(c, CHUNK * moedi_transformer_engine(t->transformer)->wide_item, &buffer));
     t->broken = 1;

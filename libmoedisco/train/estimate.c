@@ -29,17 +29,17 @@ static int64_t workspace_bytes(const moedi_config *c, int64_t tokens)
     return (int64_t)(loss > experts ? loss : experts);
 }
 
-moed_status moedi_budget_compute(const moed_layout *l, const moed_backend_info *numbers, const moed_train_options *o,
-                                 const uint8_t *trained, int64_t documents, moedi_budget *out)
+moed_status moedi_budget_compute(const moed_layout *l, const moed_backend_info *numbers, const moed_train_options *o, const uint8_t *trained,
+                                 int64_t documents, int32_t policy, moedi_budget *out)
 {
     moedi_budget b;
     memset(&b, 0, sizeof b);
     const int64_t shard = o->rows / o->micro_batches;
-    MOEDI_TRY(moedi_transformer_bytes(l, numbers, shard, o->length, MOEDI_TRANSFORMER_TRAIN, trained, &b.weights, &b.gradients,
-                                      &b.activations));
+    const uint32_t flags = MOEDI_TRANSFORMER_TRAIN | (policy == MOED_POLICY_FULL ? MOEDI_TRANSFORMER_MASTERS : 0);
+    MOEDI_TRY(moedi_transformer_bytes(l, numbers, shard, o->length, flags, trained, &b.weights, &b.gradients, &b.activations));
     b.workspace = workspace_bytes(&l->config, shard * o->length);
     b.gradients *= 1 + moedi_accumulator_extra(numbers, o->micro_batches);
-    b.moments = moedi_optimizer_bytes(l, numbers, trained);
+    b.moments = moedi_optimizer_bytes(l, numbers, trained, policy);
     int64_t slices = 0;
     for (size_t i = 0; i < l->count; i++) slices += trained[i] != 0;
     const int64_t batch = 3 * o->rows * o->length * (int64_t)sizeof(int32_t);
@@ -50,15 +50,73 @@ moed_status moedi_budget_compute(const moed_layout *l, const moed_backend_info *
     int64_t passing =
         o->held_out ? moedi_sampler_bytes(o->held_out->documents, o->length) + 3 * shard * o->length * (int64_t)sizeof(int32_t)
                     : 0;
-    const int64_t saving = o->directory ? moedi_checkpoint_bytes(l, numbers, trained) : 0;
+    const int64_t saving = o->directory ? moedi_checkpoint_bytes(l, numbers, trained, policy) : 0;
     if (passing < saving) passing = saving;
     b.rest += passing;
     *out = b;
     return MOED_OK;
 }
 
+const char *moedi_policy_name(int32_t policy)
+{
+    static const char *const names[] = {"auto", "full", "lean"};
+    return names[policy];
+}
+
+/* Bytes a device is said to have; the rest is its driver's and the operations'. 0 = not known. */
+static int64_t device_memory(const moed_context *c, const moed_device_info *device)
+{
+    moed_device_info own = {.struct_size = sizeof own};
+    if (!device && c->backend->device(&c->host, c->device_index, &own) == MOED_OK) device = &own;
+    return device ? device->memory / 16 * 15 : 0;
+}
+
+moedi_room moedi_room_of(const moed_context *c, const moed_device_info *device, int64_t used)
+{
+    moedi_room r = {.host = INT64_MAX, .device = INT64_MAX};
+    const int64_t memory = device_memory(c, device), limit = c->options.device_limit;
+    r.on_host = device ? strcmp(device->backend, "cpu") == 0 : c->backend_info.host_memory;
+    if (c->options.host_limit > 0) r.host = c->options.host_limit - used;
+    if (!r.on_host && memory > 0) r.device = memory;
+    if (!r.on_host && limit > 0 && limit < r.device) r.device = limit;
+    return r;
+}
+
+moedi_room moedi_budget_place(const moedi_budget *b, const moedi_room *room)
+{
+    const int64_t work = b->gradients + b->moments + b->activations + (room->in_place ? 0 : b->weights);
+    if (room->on_host) return (moedi_room){.host = b->rest + work + b->workspace, .on_host = 1};
+    return (moedi_room){.host = b->rest, .device = work};
+}
+
+static int fits(const moedi_budget *b, const moedi_room *room)
+{
+    const moedi_room needs = moedi_budget_place(b, room);
+    return needs.host <= room->host && needs.device <= room->device;
+}
+
+moed_status moedi_policy_choose(const moed_layout *l, const moed_backend_info *numbers, const moed_train_options *o, const uint8_t *trained,
+                                int64_t documents, const moedi_room *room, int32_t *policy, moedi_budget *out, const char **reason)
+{
+    *policy = o->policy == MOED_POLICY_AUTO ? MOED_POLICY_FULL : o->policy;
+    *reason = o->policy == MOED_POLICY_AUTO ? "it fits" : "asked for";
+    MOEDI_TRY(moedi_budget_compute(l, numbers, o, trained, documents, *policy, out));
+    if (o->policy != MOED_POLICY_AUTO || fits(out, room)) return MOED_OK;
+    *policy = MOED_POLICY_LEAN;
+    *reason = "full does not fit";
+    return moedi_budget_compute(l, numbers, o, trained, documents, *policy, out);
+}
+
+/* Of the model where it lies. */
+static int64_t model_bytes(const moed_layout *l)
+{
+    int64_t bytes = 0;
+    for (size_t i = 0; i < l->count; i++) bytes += moedi_param_elements(&l->params[i]) * (int64_t)moedi_dtype_size(l->params[i].dtype);
+    return bytes;
+}
+
 /* Everything a directory may hold at once: the checkpoints kept, and the next one before the oldest goes. */
-static int64_t disk_bytes(const moed_train_options *o, const moedi_budget *b)
+static int64_t disk_bytes(const moed_layout *l, const moed_train_options *o, const moedi_budget *b)
 {
     if (!o->directory) return 0;
     int64_t count = o->keep < INT32_MAX ? o->keep + 1 : INT32_MAX;
@@ -66,7 +124,9 @@ static int64_t disk_bytes(const moed_train_options *o, const moedi_budget *b)
         const int64_t written = (o->steps + o->checkpoint_every - 1) / o->checkpoint_every;
         if (written < count) count = written;
     }
-    const int64_t each = b->weights + b->moments;
+    int64_t each = b->moments;
+    for (size_t i = 0; i < l->count; i++)
+        each += moedi_param_elements(&l->params[i]) * (int64_t)moedi_dtype_size(l->context->backend_info.wide);
     return each > INT64_MAX / count ? INT64_MAX : count * each;
 }
 
@@ -83,18 +143,21 @@ moed_status moed_train_estimate(const moed_layout *l, const moed_device_info *d,
     moedi_budget b;
     MOEDI_GO(MOEDI_NEW(l->context, l->count, &trained));
     MOEDI_GO(moedi_selection(l, options.train, options.freeze, trained));
-    MOEDI_GO(moedi_budget_compute(l, &l->context->backend_info, &options, trained, 0, &b));
+    const moedi_room room = moedi_room_of(l->context, d, 0);
+    int32_t policy;
+    const char *reason;
+    MOEDI_GO(moedi_policy_choose(l, &l->context->backend_info, &options, trained, 0, &room, &policy, &b, &reason));
 
-    const int on_host = !d || strcmp(d->backend, "cpu") == 0;
-    if (on_host) b.activations += b.workspace;
-    const int64_t work = b.weights + b.gradients + b.moments + b.activations;
+    const moedi_room needs = moedi_budget_place(&b, &room);
     moed_estimate e;
     memset(&e, 0, sizeof e);
     e.struct_size = sizeof e;
     e.weights = b.weights, e.gradients = b.gradients, e.moments = b.moments, e.activations = b.activations;
-    e.host_bytes = b.rest + (on_host ? work : b.weights);
-    e.device_bytes = on_host ? 0 : work;
-    e.disk_bytes = disk_bytes(&options, &b);
+    if (room.on_host) e.activations += b.workspace;
+    e.host_bytes = needs.host + (room.on_host ? 0 : model_bytes(l));
+    e.device_bytes = needs.device;
+    e.disk_bytes = disk_bytes(l, &options, &b);
+    e.policy = policy;
     e.flops_per_token = 3.0 * moedi_transformer_flops(l, options.length);
     e.flops = e.flops_per_token * (double)options.rows * (double)options.length * (double)options.steps;
     e.seconds = d && d->flops > 0 ? e.flops / d->flops : 0.0;

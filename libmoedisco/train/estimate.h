@@ -13,8 +13,23 @@ typedef struct moedi_budget {
     int64_t rest;                  /* host: rows, routing, lists, the order of the corpus' documents */
 } moedi_budget;
 
-/* numbers: of the context's backend; documents: of the corpus, 0 = not known. */
-moed_status moedi_budget_compute(const moed_layout *l, const moed_backend_info *numbers, const moed_train_options *o,
-                                 const uint8_t *trained, int64_t documents, moedi_budget *out);
+/* numbers: of the context's backend; documents: of the corpus, 0 = not known; policy: FULL or LEAN. */
+moed_status moedi_budget_compute(const moed_layout *l, const moed_backend_info *numbers, const moed_train_options *o, const uint8_t *trained,
+                                 int64_t documents, int32_t policy, moedi_budget *out);
+
+/* Where a run computes, and the bytes it may take there: INT64_MAX where nothing is known to limit it. */
+typedef struct moedi_room {
+    int64_t host, device;
+    int32_t on_host;               /* device memory is host memory */
+    int32_t in_place;              /* the weights are there already */
+} moedi_room;
+/* Of context c, of whose host memory `used` is taken. device (nullable): another than the context's own. */
+moedi_room moedi_room_of(const moed_context *c, const moed_device_info *device, int64_t used);
+/* What a budget takes in either memory. */
+moedi_room moedi_budget_place(const moedi_budget *b, const moedi_room *room);
+/* The policy that options.policy comes to in this room, its budget, and why, in a few words. */
+moed_status moedi_policy_choose(const moed_layout *l, const moed_backend_info *numbers, const moed_train_options *o, const uint8_t *trained,
+                                int64_t documents, const moedi_room *room, int32_t *policy, moedi_budget *out, const char **reason);
+const char *moedi_policy_name(int32_t policy);
 
 #endif

@@ -4,20 +4,48 @@
 #include <math.h>
 #include <string.h>
 
+#include "backend/lean.h"
+#include "util/random.h"
+
 enum { ALIGNMENT = 64 };
 
-static size_t aligned(int64_t count, size_t item)
+int moedi_optimizer_parts(int32_t policy)
 {
-    return ((size_t)count * item + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
+    return policy == MOED_POLICY_LEAN ? 4 : 2;
 }
 
-int64_t moedi_optimizer_bytes(const moed_layout *l, const moed_backend_info *numbers, const uint8_t *trained)
+/* Part `part` of a tensor of `count` numbers, without its memory. */
+static moedi_moment describe(int32_t policy, moed_dtype wide, int64_t count, int part)
 {
-    const size_t item = moedi_dtype_size(numbers->wide);
+    static const char *const names[MOEDI_MOMENT_PARTS] = {"m", "v", "m_scale", "v_scale"};
+    if (policy != MOED_POLICY_LEAN) return (moedi_moment){names[part], wide, count, NULL};
+    if (part < 2) return (moedi_moment){names[part], MOED_DTYPE_U8, count, NULL};
+    return (moedi_moment){names[part], MOED_DTYPE_F32, (count + MOEDI_LEAN_BLOCK - 1) / MOEDI_LEAN_BLOCK, NULL};
+}
+
+static int64_t part_bytes(const moedi_moment *m)
+{
+    return (m->count * (int64_t)moedi_dtype_size(m->dtype) + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
+}
+
+int64_t moedi_optimizer_bytes(const moed_layout *l, const moed_backend_info *numbers, const uint8_t *trained, int32_t policy)
+{
     int64_t bytes = 0;
     for (size_t i = 0; i < l->count; i++)
-        if (trained[i]) bytes += 2 * (int64_t)aligned(moedi_shape_elements(l->params[i].shape, l->params[i].rank), item);
+        for (int part = 0; trained[i] && part < moedi_optimizer_parts(policy); part++) {
+            const moedi_moment m = describe(policy, numbers->wide, moedi_param_elements(&l->params[i]), part);
+            bytes += part_bytes(&m);
+        }
     return bytes;
+}
+
+moedi_moment moedi_optimizer_part(const moedi_optimizer *o, size_t slice, int part)
+{
+    const moed_op_slice *s = &o->slices[slice];
+    void *const memory[MOEDI_MOMENT_PARTS] = {s->m, s->v, s->m_scale, s->v_scale};
+    moedi_moment m = describe(o->policy, moedi_transformer_engine(o->transformer)->info.wide, s->count, part);
+    m.memory = memory[part];
+    return m;
 }
 
 static int decays(const moed_param *p)
@@ -25,27 +53,35 @@ static int decays(const moed_param *p)
     return p->rank >= 2 && !(p->flags & (MOED_PARAM_NORM | MOED_PARAM_BIAS)) && p->role != MOED_ROLE_ROUTER_BIAS;
 }
 
-static void place_slices(moedi_optimizer *o, const moed_layout *l, const uint8_t *trained, size_t item, double weight_decay)
+static void place_slices(moedi_optimizer *o, const moed_layout *l, const uint8_t *trained, double weight_decay)
 {
+    const moed_dtype wide = moedi_transformer_engine(o->transformer)->info.wide;
     char *at = o->moments;
+    int64_t blocks = 0;
     size_t s = 0;
     for (size_t i = 0; i < l->count; i++) {
         if (!trained[i]) continue;
         moed_op_slice *slice = &o->slices[s];
         o->params[s++] = i;
-        slice->count = moedi_shape_elements(l->params[i].shape, l->params[i].rank);
+        slice->count = moedi_param_elements(&l->params[i]);
         slice->parameter = moedi_transformer_weight(o->transformer, i);
         slice->low = moedi_transformer_low(o->transformer, i);
-        slice->m = at;
-        slice->v = at + aligned(slice->count, item);
         slice->weight_decay = decays(&l->params[i]) ? weight_decay : 0.0;
-        at += 2 * aligned(slice->count, item);
+        slice->block = blocks;
+        void *memory[MOEDI_MOMENT_PARTS] = {NULL};
+        for (int part = 0; part < moedi_optimizer_parts(o->policy); part++) {
+            const moedi_moment m = describe(o->policy, wide, slice->count, part);
+            memory[part] = at;
+            at += part_bytes(&m);
+        }
+        slice->m = memory[0], slice->v = memory[1], slice->m_scale = memory[2], slice->v_scale = memory[3];
         o->numbers += slice->count;
+        blocks += (slice->count + MOEDI_LEAN_BLOCK - 1) / MOEDI_LEAN_BLOCK;
     }
 }
 
 moed_status moedi_optimizer_create(moedi_optimizer *out, moedi_transformer *t, const moed_layout *l, const uint8_t *trained,
-                                   double weight_decay)
+                                   double weight_decay, int32_t policy)
 {
     moed_status status = MOED_OK;
     const moedi_engine *e = moedi_transformer_engine(t);
@@ -53,14 +89,15 @@ moed_status moedi_optimizer_create(moedi_optimizer *out, moedi_transformer *t, c
     memset(&o, 0, sizeof o);
     o.transformer = t;
     o.context = e->context;
+    o.policy = policy;
     for (size_t i = 0; i < l->count; i++) o.count += trained[i] != 0;
-    const size_t bytes = (size_t)moedi_optimizer_bytes(l, &e->info, trained);
+    const size_t bytes = (size_t)moedi_optimizer_bytes(l, &e->info, trained, policy);
     MOEDI_GO(MOEDI_NEW(o.context, o.count, &o.params));
     MOEDI_GO(MOEDI_NEW(o.context, o.count, &o.slices));
     MOEDI_GO(e->table->alloc(e->self, sizeof *o.scalars, (void **)&o.scalars));
     MOEDI_GO(e->table->alloc(e->self, bytes, &o.moments));
     MOEDI_GO(e->table->zero(e->self, o.moments, bytes));
-    place_slices(&o, l, trained, e->wide_item, weight_decay);
+    place_slices(&o, l, trained, weight_decay);
     *out = o;
     return MOED_OK;
 out:
@@ -102,7 +139,7 @@ moed_status moedi_optimizer_measure(moedi_optimizer *o, const moed_train_options
     scalars.beta2_correction = 1.0 - pow(options->beta2, (double)step);
     scalars.gradient_scale = scale;
     scalars.step = (uint64_t)step;
-    scalars.random = (uint64_t)step;
+    scalars.random = moedi_random(options->seed, MOEDI_RANDOM_ROUNDING, (uint64_t)step, 0);
     for (size_t i = 0; i < o->count; i++) o->slices[i].gradient = moedi_transformer_gradient(o->transformer, o->params[i]);
     const moed_op_update u = arguments(o, options);
     MOEDI_TRY(e->table->upload(e->self, o->scalars, &scalars, sizeof scalars));

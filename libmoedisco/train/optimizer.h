@@ -11,16 +11,28 @@ typedef struct moedi_optimizer {
     size_t *params;                 /* (count) parameter of each slice */
     moed_op_slice *slices;          /* (count); pointers on the device */
     size_t count;
-    void *moments;                  /* device: m and v of every slice in one block */
+    void *moments;                  /* device: what every slice keeps, in one block */
     moed_step_scalars *scalars;     /* device */
     int64_t numbers;                /* that have moments */
+    int32_t policy;                 /* MOED_POLICY_FULL or _LEAN */
 } moedi_optimizer;
 
 moed_status moedi_optimizer_create(moedi_optimizer *out, moedi_transformer *t, const moed_layout *l, const uint8_t *trained,
-                                   double weight_decay);
+                                   double weight_decay, int32_t policy);
 void moedi_optimizer_destroy(moedi_optimizer *o);
 /* Bytes of moments, scalars excluded. */
-int64_t moedi_optimizer_bytes(const moed_layout *l, const moed_backend_info *numbers, const uint8_t *trained);
+int64_t moedi_optimizer_bytes(const moed_layout *l, const moed_backend_info *numbers, const uint8_t *trained, int32_t policy);
+
+/* What is kept of a slice: an array each of m and v, and where those are codes of their scales. */
+enum { MOEDI_MOMENT_PARTS = 4 };
+typedef struct moedi_moment {
+    const char *name;               /* "m", "v", "m_scale", "v_scale" */
+    moed_dtype dtype;
+    int64_t count;
+    void *memory;                   /* device */
+} moedi_moment;
+int moedi_optimizer_parts(int32_t policy);
+moedi_moment moedi_optimizer_part(const moedi_optimizer *o, size_t slice, int part);
 
 /* Norm of the gradients times scale, before clipping; waits for it. Nothing is changed yet: apply does that with the same step's
  * scalars. */

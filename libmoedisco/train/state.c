@@ -4,6 +4,7 @@
 #include <inttypes.h>
 #include <string.h>
 
+#include "estimate.h"
 #include "util/hash.h"
 
 /* Counted up when the same numbers come to mean something else. 2: `row` counts rows of an epoch in their drawn order. */
@@ -13,7 +14,7 @@ enum { STATE_FORMAT = 2 };
 static int may_differ(const char *name)
 {
     static const char *const names[] = {"directory", "checkpoint_every", "keep", "evaluate_every", "evaluate_tokens", "held_out",
-                                        "progress", "progress_user"};
+                                        "progress", "progress_user", "policy" /* what it came to stands apart */};
     for (size_t i = 0; i < sizeof names / sizeof names[0]; i++)
         if (strcmp(name, names[i]) == 0) return 1;
     return 0;
@@ -80,11 +81,12 @@ json_t *moedi_state_make(const moed_trainer *t)
     json_t *options = make_options(&t->options);
     if (!options) return NULL;
     json_t *state =
-        json_pack("{s:i, s:s, s:s, s:I, s:I, s:I, s:I, s:f, s:s, s:{s:s, s:s, s:I, s:I}}", "format", STATE_FORMAT, "library",
-                  text, "kernels", t->context->backend_info.kernels, "step", (json_int_t)t->step, "tokens",
-                  (json_int_t)t->consumed, "row", (json_int_t)t->row, "evaluated", (json_int_t)t->evaluated, "best_held_out",
-                  t->best_held_out, "layout", layout, "corpus", "fingerprint", t->corpus->info.fingerprint, "view", view,
-                  "documents", (json_int_t)t->corpus->documents, "tokens", (json_int_t)t->corpus->info.tokens);
+        json_pack("{s:i, s:s, s:s, s:s, s:I, s:I, s:I, s:I, s:f, s:s, s:{s:s, s:s, s:I, s:I}}", "format", STATE_FORMAT, "library",
+                  text, "kernels", t->context->backend_info.kernels, "policy", moedi_policy_name(t->policy), "step",
+                  (json_int_t)t->step, "tokens", (json_int_t)t->consumed, "row", (json_int_t)t->row, "evaluated",
+                  (json_int_t)t->evaluated, "best_held_out", t->best_held_out, "layout", layout, "corpus", "fingerprint",
+                  t->corpus->info.fingerprint, "view", view, "documents", (json_int_t)t->corpus->documents, "tokens",
+                  (json_int_t)t->corpus->info.tokens);
     if (json_object_set_new(state, "options", options) == 0) return state;
     json_decref(state);
     return NULL;
@@ -108,6 +110,19 @@ static moed_status compare_value(const char *path, const char *field, const json
     print_value(have, b, sizeof b);
     return moedi_fail_parameter(MOED_E_MISMATCH, field, "%s: the checkpoint was made with %s %s, this trainer has %s", path,
                                 field, a, b);
+}
+
+moed_status moedi_state_policy(const moed_trainer *t, const json_t *state, const char *path, int32_t *policy)
+{
+    const json_t *recorded = json_object_get(state, "policy"); /* not there: made before there was a choice */
+    const char *name = recorded ? json_string_value(recorded) : moedi_policy_name(MOED_POLICY_FULL);
+    const int lean = name && strcmp(name, moedi_policy_name(MOED_POLICY_LEAN)) == 0;
+    if (!lean && !(name && strcmp(name, moedi_policy_name(MOED_POLICY_FULL)) == 0))
+        return moedi_fail_file(MOED_E_FORMAT, path, -1, "policy is neither full nor lean");
+    *policy = lean ? MOED_POLICY_LEAN : MOED_POLICY_FULL;
+    if (t->options.policy == MOED_POLICY_AUTO || t->options.policy == *policy) return MOED_OK;
+    return moedi_fail_parameter(MOED_E_MISMATCH, "policy", "%s: the checkpoint was made with policy %s, this trainer has %s: their moments "
+                                "are kept differently", path, name, moedi_policy_name(t->options.policy));
 }
 
 moed_status moedi_state_compare(const moed_trainer *t, const json_t *state, const char *path)

@@ -82,37 +82,70 @@ static int weights_in_place(const moed_model *m, const moed_context *c)
     return c->backend_info.host_memory;
 }
 
-static moed_status check_fits(const moed_trainer *t)
+/* Decides on the policy and refuses what the limits do not allow. */
+static moed_status check_fits(moed_trainer *t)
 {
     const moed_context *c = t->context;
-    const moed_layout *l = t->model->layout;
+    const int64_t used = atomic_load(&((moed_context *)(uintptr_t)c)->in_use), most = c->options.host_limit;
+    moedi_room room = moedi_room_of(c, NULL, used);
     moedi_budget b;
-    MOEDI_TRY(moedi_budget_compute(l, &c->backend_info, &t->options, t->trained, t->corpus->documents, &b));
-    int64_t host = b.rest, device = b.gradients + b.moments + b.activations;
-    if (!weights_in_place(t->model, c)) device += b.weights;
-    if (c->backend_info.host_memory) host += device + b.workspace, device = 0;
-    const int64_t used = atomic_load(&((moed_context *)c)->in_use), most = c->options.host_limit;
-    if (most > 0 && host > most - used)
-        return moedi_fail(MOED_E_LIMIT,
-                          "training needs %lld bytes beside the %lld in use, the limit is %lld: gradients %lld, moments %lld, "
-                          "activations %lld (less with fewer rows, a smaller length or more micro_batches)",
-                          (long long)host, (long long)used, (long long)most, (long long)b.gradients, (long long)b.moments,
-                          (long long)b.activations);
-    if (c->options.device_limit > 0 && device > c->options.device_limit)
-        return moedi_fail(MOED_E_LIMIT, "training needs %lld bytes on the device, the limit is %lld", (long long)device,
+    const char *reason;
+    room.in_place = weights_in_place(t->model, c);
+    MOEDI_TRY(moedi_policy_choose(t->model->layout, &c->backend_info, &t->options, t->trained, t->corpus->documents, &room, &t->policy, &b,
+                                  &reason));
+    const moedi_room needs = moedi_budget_place(&b, &room);
+    moedi_log(c, MOED_LOG_INFO, "policy %s: %s; %lld bytes of host memory, %lld of the device", moedi_policy_name(t->policy), reason,
+              (long long)needs.host, (long long)needs.device);
+    if (most > 0 && needs.host > room.host)
+        return moedi_fail(MOED_E_LIMIT, "training needs %lld bytes beside the %lld in use, the limit is %lld: gradients %lld, moments %lld, "
+                          "activations %lld (less with fewer rows, a smaller length or more micro_batches%s)", (long long)needs.host,
+                          (long long)used, (long long)most, (long long)b.gradients, (long long)b.moments, (long long)b.activations,
+                          t->policy == MOED_POLICY_FULL ? ", or policy lean" : "");
+    if (c->options.device_limit > 0 && needs.device > c->options.device_limit)
+        return moedi_fail(MOED_E_LIMIT, "training needs %lld bytes on the device, the limit is %lld", (long long)needs.device,
                           (long long)c->options.device_limit);
     return MOED_OK;
+}
+
+/* What depends on the policy. */
+static moed_status build(moed_trainer *t)
+{
+    const moed_train_options *o = &t->options;
+    const uint32_t flags = MOEDI_TRANSFORMER_TRAIN | (t->policy == MOED_POLICY_FULL ? MOEDI_TRANSFORMER_MASTERS : 0);
+    MOEDI_TRY(moedi_transformer_create(&t->transformer, t->model, o->rows / o->micro_batches, o->length, flags, t->trained));
+    MOEDI_TRY(moedi_accumulator_create(&t->gradients, t->transformer, o->micro_batches));
+    return moedi_optimizer_create(&t->optimizer, t->transformer, t->model->layout, t->trained, o->weight_decay, t->policy);
+}
+
+static void demolish(moed_trainer *t)
+{
+    moedi_optimizer_destroy(&t->optimizer);
+    moedi_accumulator_destroy(&t->gradients);
+    moedi_transformer_destroy(t->transformer);
+    t->transformer = NULL;
+}
+
+moed_status moedi_trainer_adopt(moed_trainer *t, int32_t policy)
+{
+    const int32_t asked = t->options.policy;
+    if (asked != MOED_POLICY_AUTO || (t->transformer && t->policy == policy)) return MOED_OK;
+    t->broken = 1;
+    demolish(t);
+    t->options.policy = policy;
+    moed_status status = check_fits(t);
+    t->options.policy = asked;
+    if (status == MOED_OK) status = build(t);
+    if (status == MOED_OK) t->broken = 0;
+    return status;
 }
 
 static moed_status allocate(moed_trainer *t)
 {
     const moed_train_options *o = &t->options;
     const moed_layout *l = t->model->layout;
-    const int64_t batch = o->rows * o->length, shard = o->rows / o->micro_batches;
+    const int64_t batch = o->rows * o->length;
     MOEDI_TRY(moedi_sampler_create(&t->sampler, t->corpus, o->seed));
-    MOEDI_TRY(moedi_transformer_create(&t->transformer, t->model, shard, o->length, MOEDI_TRANSFORMER_TRAIN, t->trained));
-    MOEDI_TRY(moedi_accumulator_create(&t->gradients, t->transformer, o->micro_batches));
-    MOEDI_TRY(moedi_optimizer_create(&t->optimizer, t->transformer, l, t->trained, o->weight_decay));
+    MOEDI_TRY(build(t));
     MOEDI_TRY(MOEDI_NEW(t->context, batch, &t->tokens));
     MOEDI_TRY(MOEDI_NEW(t->context, batch, &t->labels));
     MOEDI_TRY(MOEDI_NEW(t->context, batch, &t->documents));
@@ -171,9 +204,7 @@ void moed_trainer_destroy(moed_trainer *t)
     moedi_error_save(&kept);
     moed_context *c = t->context;
     moedi_metrics_close(&t->metrics);
-    moedi_optimizer_destroy(&t->optimizer);
-    moedi_accumulator_destroy(&t->gradients);
-    moedi_transformer_destroy(t->transformer);
+    demolish(t);
     moedi_sampler_destroy(t->sampler);
     void *owned[] = {t->tokens, t->labels, t->documents, t->loads, t->staging, t->trained};
     for (size_t i = 0; i < sizeof owned / sizeof owned[0]; i++) moedi_free(c, owned[i]);
@@ -204,6 +235,7 @@ moed_status moed_trainer_get_info(const moed_trainer *t, moed_trainer_info *out)
         if (!t->trained[i]) info.frozen += moedi_shape_elements(p->shape, p->rank);
     }
     info.best_held_out = t->best_held_out;
+    info.policy = t->policy;
     snprintf(info.resumed_from, sizeof info.resumed_from, "%s", t->resumed_from);
     return moedi_info_write(MOED_STRUCT_TRAINER_INFO, &info, out);
 }

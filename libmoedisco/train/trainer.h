@@ -21,6 +21,7 @@ struct moed_trainer {
     moed_model *model;
     moed_corpus *corpus, *held_out;
     moed_train_options options;    /* strings owned: train, freeze, directory */
+    int32_t policy;                /* FULL or LEAN */
     uint8_t *trained;              /* (params) */
     moedi_sampler *sampler;
     moedi_transformer *transformer;
@@ -44,5 +45,8 @@ struct moed_trainer {
 
 /* Takes the directory: refuses one that holds another run, opens the metrics and cuts them back to the trainer's step. */
 moed_status moedi_trainer_claim(moed_trainer *t);
+/* With AUTO: everything that depends on the policy is made anew for a checkpoint's, where that is another. Frees first: when it does not
+ * succeed, the trainer is broken. */
+moed_status moedi_trainer_adopt(moed_trainer *t, int32_t policy);
 
 #endif

@@ -105,7 +105,7 @@ int main(int count, char **arguments)
               .width = D);
     OPERATION(cross_entropy, moed_op_cross_entropy, 2.0 * N * D + 3.0 * V * D, 6.0 * N * V * D, .losses = f[7], .h = f[1], .head = f[2], .labels = tokens,
               .d_h = f[3], .d_head = f[4], .rows = N, .width = D, .vocabulary = V, .scale = 1.0 / N);
-    const moed_op_slice slice = {f[0], f[1], f[2], f[3], (int64_t)most, 0.01, NULL};
+    const moed_op_slice slice = {f[0], f[1], f[2], f[3], (int64_t)most, 0.01, NULL, NULL, NULL, 0};
     moed_step_scalars scalars = {.learning_rate = 1e-6, .beta1_correction = 0.1, .beta2_correction = 0.05, .gradient_scale = 1};
     memset(f[3], 0, most * sizeof(float));
     OPERATION(gradient_norm, moed_op_update, 1.0 * (double)most, 0, .slices = &slice, .count = 1, .scalars = &scalars, .clip = 1);

@@ -23,7 +23,7 @@
 extern "C" {
 #endif
 
-#define MOED_BACKEND_ABI 1u
+#define MOED_BACKEND_ABI 2u
 
 /* What the host offers a backend. self is passed back to every function. */
 typedef struct moed_host_api {
@@ -76,7 +76,7 @@ typedef struct moed_step_scalars {
     double gradient_norm;     /* out: after gradient_scale, before clipping */
     double clip_factor;       /* out: min(1, clip / norm) */
     uint64_t step;
-    uint64_t random;          /* counter of stochastic operations */
+    uint64_t random;          /* of this run and step alone: what random bits are made of */
 } moed_step_scalars;
 
 /* ---- arguments of the operations ---- */
@@ -251,12 +251,19 @@ typedef struct moed_op_cross_entropy {
 
 /* One tensor of an optimizer step. m, v (wide), gradient as long as the parameter; the gradient is only read. low (nullable): the
  * parameter's number is the float whose bits are (parameter's bits << 16) + low; what is written is rounded to the nearest BF16, ties up,
- * and what is left goes to low. */
+ * and what is left goes to low.
+ * m_scale, v_scale (both or neither, then without low): m and v are codes of 8 bits (uint8), and each block of 256 numbers, the last one
+ * shorter, has a float in either. A number of m is its scale times its code's value: bit 7 is the sign; c, bits 0 to 6, is 0, or the float
+ * whose bits are (c + 889) << 20. v is the square of scale times value: a code c is 0, or the float whose bits are (c + 1777) << 19. What
+ * is written is rounded to one of the two codes beside it, the nearer the likelier, and so is a BF16 parameter; the random bits come
+ * from scalars->random, the block's number (the slice's first is `block`, none is another slice's) and the place in it, nothing else. */
 typedef struct moed_op_slice {
     void *parameter, *gradient, *m, *v;
     int64_t count;
     double weight_decay;
     int16_t *low;
+    float *m_scale, *v_scale;
+    int64_t block;
 } moed_op_slice;
 
 /* gradient_norm: scalars->gradient_norm and clip_factor from all gradients (times gradient_scale); clip 0 = factor 1. Where one of

@@ -1,7 +1,10 @@
 /* fast/optimizer.c - AdamW (Loshchilov and Hutter 2019) over all slices in one pass, and the norm it is clipped by. */
 #include "fast.h"
 
-enum { CHUNK = 65536 };
+#include "backend/lean.h"
+
+enum { CHUNK = 65536 }; /* whole blocks of codes */
+_Static_assert(CHUNK % MOEDI_LEAN_BLOCK == 0, "a block of codes is one task's");
 
 typedef struct update_job {
     const moed_op_update *a;
@@ -72,27 +75,82 @@ moed_status MOEDI_VARIED(gradient_norm)(void *self, const moed_op_update *a)
     return MOED_OK;
 }
 
-static void adamw_task(void *argument, int64_t index)
+/* What every number of a step is multiplied by. */
+typedef struct rates {
+    float scale, beta1, rest1, beta2, rest2, rate, root, epsilon, keep;
+} rates;
+
+static rates rates_of(const moed_op_update *a, const moed_op_slice *slice)
 {
-    const update_job *job = argument;
-    const moed_op_update *a = job->a;
     const moed_step_scalars *s = a->scalars;
-    int64_t from, count;
-    const moed_op_slice *slice = find(job, index, &from, &count);
+    return (rates){.scale = (float)(s->gradient_scale * s->clip_factor),
+                   .beta1 = (float)a->beta1, .rest1 = (float)(1.0 - a->beta1), .beta2 = (float)a->beta2, .rest2 = (float)(1.0 - a->beta2),
+                   .rate = (float)(s->learning_rate / s->beta1_correction), .root = (float)(1.0 / sqrt(s->beta2_correction)),
+                   .epsilon = (float)a->epsilon, .keep = (float)(s->learning_rate * slice->weight_decay)};
+}
+
+static void step_numbers(const moed_op_slice *slice, const rates *r, int64_t from, int64_t count)
+{
     float *restrict p = (float *)slice->parameter + from, *restrict m = (float *)slice->m + from;
     float *restrict v = (float *)slice->v + from;
     const float *restrict gradient = (const float *)slice->gradient + from;
-    const float scale = (float)(s->gradient_scale * s->clip_factor);
-    const float beta1 = (float)a->beta1, rest1 = (float)(1.0 - a->beta1), beta2 = (float)a->beta2,
-                rest2 = (float)(1.0 - a->beta2);
-    const float rate = (float)(s->learning_rate / s->beta1_correction), root = (float)(1.0 / sqrt(s->beta2_correction));
-    const float epsilon = (float)a->epsilon, keep = (float)(s->learning_rate * slice->weight_decay);
     for (int64_t i = 0; i < count; i++) {
-        const float g = gradient[i] * scale;
-        m[i] = beta1 * m[i] + rest1 * g;
-        v[i] = beta2 * v[i] + rest2 * g * g;
-        p[i] -= rate * m[i] / (sqrtf(v[i]) * root + epsilon) + keep * p[i];
+        const float g = gradient[i] * r->scale;
+        m[i] = r->beta1 * m[i] + r->rest1 * g;
+        v[i] = r->beta2 * v[i] + r->rest2 * g * g;
+        p[i] -= r->rate * m[i] / (sqrtf(v[i]) * r->root + r->epsilon) + r->keep * p[i];
     }
+}
+
+/* Bits of the largest magnitude: those of floats from 0 up are in the order of the floats. */
+static uint32_t largest_bits(const float *x, int64_t count)
+{
+    uint32_t most = 0;
+    for (int64_t i = 0; i < count; i++) {
+        const uint32_t bits = moedi_lean_bits(x[i]) & 0x7fffffffu;
+        most = bits > most ? bits : most;
+    }
+    return most;
+}
+
+/* The same where moments are codes: `count` numbers of block `index` of the slice pass through floats. */
+static void step_block(const moed_op_slice *slice, const rates *r, uint64_t random, int64_t index, int64_t count)
+{
+    const int64_t from = index * MOEDI_LEAN_BLOCK;
+    float m[MOEDI_LEAN_BLOCK], root[MOEDI_LEAN_BLOCK];
+    float *restrict p = (float *)slice->parameter + from;
+    const float *restrict gradient = (const float *)slice->gradient + from;
+    uint8_t *restrict m_code = (uint8_t *)slice->m + from, *restrict v_code = (uint8_t *)slice->v + from;
+    const float m_before = slice->m_scale[index], v_before = slice->v_scale[index];
+    for (int64_t i = 0; i < count; i++) {
+        const float g = gradient[i] * r->scale, was = moedi_lean_decode_root(v_code[i]) * v_before;
+        m[i] = r->beta1 * (moedi_lean_decode_m(m_code[i]) * m_before) + r->rest1 * g;
+        root[i] = sqrtf(r->beta2 * was * was + r->rest2 * g * g);
+        p[i] -= r->rate * m[i] / (root[i] * r->root + r->epsilon) + r->keep * p[i];
+    }
+    const float m_scale = moedi_lean_scale(moedi_lean_float(largest_bits(m, count))), m_inverse = moedi_lean_inverse(m_scale);
+    const float v_scale = moedi_lean_scale(moedi_lean_float(largest_bits(root, count))), v_inverse = moedi_lean_inverse(v_scale);
+    const uint32_t key = moedi_lean_key(random, slice->block + index);
+    for (int64_t i = 0; i < count; i++) {
+        const uint32_t bits = moedi_lean_random(key, (uint32_t)i);
+        m_code[i] = (uint8_t)moedi_lean_encode_m(m[i] * m_inverse, bits);
+        v_code[i] = (uint8_t)moedi_lean_encode_root(root[i] * v_inverse, bits);
+    }
+    slice->m_scale[index] = m_scale, slice->v_scale[index] = v_scale;
+}
+
+static void adamw_task(void *argument, int64_t index)
+{
+    const update_job *job = argument;
+    int64_t from, count;
+    const moed_op_slice *slice = find(job, index, &from, &count);
+    const rates r = rates_of(job->a, slice);
+    if (!slice->m_scale) {
+        step_numbers(slice, &r, from, count);
+        return;
+    }
+    for (int64_t at = from; at < from + count; at += MOEDI_LEAN_BLOCK)
+        step_block(slice, &r, job->a->scalars->random, at / MOEDI_LEAN_BLOCK, least_of(MOEDI_LEAN_BLOCK, from + count - at));
 }
 moed_status MOEDI_VARIED(adamw)(void *self, const moed_op_update *a)
 {

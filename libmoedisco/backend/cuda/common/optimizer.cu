@@ -5,10 +5,12 @@
 #include <new>
 #include <vector>
 
+#include "backend/lean.h"
 #include "numbers.cuh"
 #include "operations.h"
 
-enum { THREADS = 256, PIECE = 1 << 15 };
+enum { THREADS = 256, PIECE = 1 << 15 }; /* whole blocks of codes */
+static_assert(PIECE % MOEDI_LEAN_BLOCK == 0, "a block of codes is one piece's");
 
 namespace {
 struct piece {
@@ -22,6 +24,7 @@ struct piece {
 struct moedi_cuda_update_plan {
     std::vector<moed_op_slice> slices;
     int64_t pieces = 0;
+    bool numbers = false, codes = false; /* what moments there are */
     void *device = nullptr;         /* slices, pieces, partial sums */
     size_t size = 0;
     size_t pieces_at = 0, sums_at = 0;
@@ -55,6 +58,7 @@ static moed_status make_plan(moedi_cuda *e, const moed_op_update *a)
     MOEDI_CUDA_CHECK(e, cudaMemcpyAsync(static_cast<char *>(p->device) + p->pieces_at, pieces.data(), pieces_size, cudaMemcpyHostToDevice, e->stream));
     MOEDI_CUDA_CHECK(e, cudaStreamSynchronize(e->stream));
     p->pieces = (int64_t)pieces.size();
+    for (int64_t s = 0; s < a->count; s++) (a->slices[s].m_scale ? p->codes : p->numbers) = true;
     p->slices.assign(a->slices, a->slices + a->count);
     return MOED_OK;
 }
@@ -133,14 +137,23 @@ MOEDI_CUDA_DEFINED(gradient_norm, update)
 /* ---- AdamW ---- */
 
 struct rates {
-    float scale, beta1, beta2, m_correction, v_correction, epsilon, rate, decay;
+    float scale, beta1, beta2, m_correction, root_correction, epsilon, rate, decay;
+    __device__ rates(const moed_step_scalars *s, const moed_op_slice &slice, double beta1_, double beta2_, double epsilon_)
+        : scale((float)(s->gradient_scale * s->clip_factor)), beta1((float)beta1_), beta2((float)beta2_),
+          m_correction((float)(1.0 / s->beta1_correction)), root_correction((float)(1.0 / sqrt(s->beta2_correction))),
+          epsilon((float)epsilon_), rate((float)s->learning_rate), decay((float)slice.weight_decay)
+    {
+    }
 };
-__device__ static inline void update_one(float *p, float *m, float *v, float gradient, const rates &r)
+/* Returns the root of v. */
+__device__ static inline float update_one(float *p, float *m, float *v, float gradient, const rates &r)
 {
     const float g = gradient * r.scale;
     *m = r.beta1 * *m + (1.0f - r.beta1) * g;
     *v = r.beta2 * *v + (1.0f - r.beta2) * g * g;
-    *p -= r.rate * (*m * r.m_correction / (sqrtf(*v * r.v_correction) + r.epsilon) + r.decay * *p);
+    const float root = sqrtf(*v);
+    *p -= r.rate * (*m * r.m_correction / (root * r.root_correction + r.epsilon) + r.decay * *p);
+    return root;
 }
 
 /* A parameter's number from its two halves, and back. */
@@ -198,8 +211,8 @@ __global__ void adamw_kernel(const moed_op_slice *slices, const piece *pieces, c
     if (!isfinite(s->gradient_norm)) return;
     const piece mine = pieces[blockIdx.x];
     const moed_op_slice slice = slices[mine.slice];
-    const rates r = {(float)(s->gradient_scale * s->clip_factor), (float)beta1, (float)beta2, (float)(1.0 / s->beta1_correction),
-                     (float)(1.0 / s->beta2_correction), (float)epsilon, (float)s->learning_rate, (float)slice.weight_decay};
+    if (slice.m_scale) return;
+    const rates r(s, slice, beta1, beta2, epsilon);
     T *p = static_cast<T *>(slice.parameter) + mine.first;
     const T *g = static_cast<const T *>(slice.gradient) + mine.first;
     float *m = static_cast<float *>(slice.m) + mine.first, *v = static_cast<float *>(slice.v) + mine.first;
@@ -211,10 +224,119 @@ __global__ void adamw_kernel(const moed_op_slice *slices, const piece *pieces, c
     for (int i = threadIdx.x * V; i < whole; i += THREADS * V) update_pack<T, V>(p, low, m, v, g, i, r);
     for (int i = whole + threadIdx.x; i < mine.count; i += THREADS) update_pack<T, 1>(p, low, m, v, g, i, r);
 }
+
+/* ---- AdamW where moments are codes: a warp for each block of them, a lane for 8 numbers ---- */
+
+enum { PER_LANE = MOEDI_LEAN_BLOCK / 32 };
+
+__device__ static inline void store_rounded(float *p, float x, uint32_t random)
+{
+    (void)random;
+    *p = x;
+}
+__device__ static inline void store_rounded(bf16 *p, float x, uint32_t random)
+{
+    *p = __ushort_as_bfloat16(moedi_lean_round(x, random));
+}
+
+/* What of an array is a lane's: PER_LANE items that move in accesses of 16 bytes at most, or the first `count` one by one. */
+template <typename T> __device__ inline void lane_load(T (&out)[PER_LANE], const T *from, int count, bool whole)
+{
+    typedef pack<T, PER_LANE * sizeof(T) <= 16 ? PER_LANE : 16 / sizeof(T)> part;
+    constexpr int SIZE = sizeof(part) / sizeof(T);
+    if (whole) {
+#pragma unroll
+        for (int i = 0; i < PER_LANE; i += SIZE) {
+            const part p = *reinterpret_cast<const part *>(from + i);
+#pragma unroll
+            for (int k = 0; k < SIZE; k++) out[i + k] = p.at[k];
+        }
+        return;
+    }
+#pragma unroll
+    for (int i = 0; i < PER_LANE; i++) out[i] = i < count ? from[i] : T(0);
+}
+template <typename T> __device__ inline void lane_store(T *to, const T (&in)[PER_LANE], int count, bool whole)
+{
+    typedef pack<T, PER_LANE * sizeof(T) <= 16 ? PER_LANE : 16 / sizeof(T)> part;
+    constexpr int SIZE = sizeof(part) / sizeof(T);
+    if (whole) {
+#pragma unroll
+        for (int i = 0; i < PER_LANE; i += SIZE) {
+            part p;
+#pragma unroll
+            for (int k = 0; k < SIZE; k++) p.at[k] = in[i + k];
+            *reinterpret_cast<part *>(to + i) = p;
+        }
+        return;
+    }
+#pragma unroll
+    for (int i = 0; i < PER_LANE; i++)
+        if (i < count) to[i] = in[i];
+}
+
+/* All lanes of a warp together: block `index` of the slice. */
+template <typename T>
+__device__ inline void update_block(const moed_op_slice &slice, int64_t index, bool aligned, const rates &r, uint64_t random)
+{
+    const int lane = threadIdx.x & 31;
+    const int64_t first = index * MOEDI_LEAN_BLOCK + lane * PER_LANE, left = slice.count - first;
+    const int count = left >= PER_LANE ? PER_LANE : left > 0 ? (int)left : 0;
+    const bool whole = aligned && count == PER_LANE;
+    T *const p_at = static_cast<T *>(slice.parameter) + first;
+    uint8_t *const m_at = static_cast<uint8_t *>(slice.m) + first, *const v_at = static_cast<uint8_t *>(slice.v) + first;
+    T p[PER_LANE], g[PER_LANE];
+    uint8_t m_code[PER_LANE], v_code[PER_LANE];
+    float m[PER_LANE], root[PER_LANE], m_most = 0, root_most = 0;
+    lane_load(p, p_at, count, whole), lane_load(g, static_cast<const T *>(slice.gradient) + first, count, whole);
+    lane_load(m_code, m_at, count, whole), lane_load(v_code, v_at, count, whole);
+    const float m_before = slice.m_scale[index], v_before = slice.v_scale[index];
+    const uint32_t key = moedi_lean_key(random, slice.block + index);
+#pragma unroll
+    for (int i = 0; i < PER_LANE; i++) {
+        const float was = moedi_lean_decode_root(v_code[i]) * v_before;
+        float number = to_float(p[i]), v = was * was;
+        m[i] = moedi_lean_decode_m(m_code[i]) * m_before;
+        root[i] = update_one(&number, &m[i], &v, to_float(g[i]), r);
+        store_rounded(&p[i], number, moedi_lean_random(key, lane * PER_LANE + i));
+        m_most = fmaxf(m_most, fabsf(m[i])), root_most = fmaxf(root_most, root[i]);
+    }
+    const float m_scale = moedi_lean_scale(warp_max(m_most)), v_scale = moedi_lean_scale(warp_max(root_most));
+    const float m_inverse = moedi_lean_inverse(m_scale), v_inverse = moedi_lean_inverse(v_scale);
+#pragma unroll
+    for (int i = 0; i < PER_LANE; i++) {
+        const uint32_t bits = moedi_lean_random(key, lane * PER_LANE + i);
+        m_code[i] = (uint8_t)moedi_lean_encode_m(m[i] * m_inverse, bits);
+        v_code[i] = (uint8_t)moedi_lean_encode_root(root[i] * v_inverse, bits);
+    }
+    lane_store(p_at, p, count, whole), lane_store(m_at, m_code, count, whole), lane_store(v_at, v_code, count, whole);
+    if (lane == 0) slice.m_scale[index] = m_scale, slice.v_scale[index] = v_scale;
+}
+template <typename T>
+__global__ void adamw_codes_kernel(const moed_op_slice *slices, const piece *pieces, const moed_step_scalars *s, double beta1, double beta2,
+                                   double epsilon)
+{
+    if (!isfinite(s->gradient_norm)) return;
+    const piece mine = pieces[blockIdx.x];
+    const moed_op_slice slice = slices[mine.slice];
+    if (!slice.m_scale) return;
+    const rates r(s, slice, beta1, beta2, epsilon);
+    const uintptr_t narrow = reinterpret_cast<uintptr_t>(slice.parameter) | reinterpret_cast<uintptr_t>(slice.gradient);
+    const bool aligned = narrow % 16 == 0 && (reinterpret_cast<uintptr_t>(slice.m) | reinterpret_cast<uintptr_t>(slice.v)) % PER_LANE == 0;
+    const int64_t from = mine.first / MOEDI_LEAN_BLOCK, to = (mine.first + mine.count + MOEDI_LEAN_BLOCK - 1) / MOEDI_LEAN_BLOCK;
+    for (int64_t block = from + threadIdx.x / 32; block < to; block += THREADS / 32) update_block<T>(slice, block, aligned, r, s->random);
+}
+
 template <typename T> moed_status moedi_cuda_adamw(moedi_cuda *e, const moed_op_update *a)
 {
     MOEDI_CUDA_TRY(plan_for(e, a));
-    return moedi_cuda_launch(e, adamw_kernel<T>, (unsigned)e->update_plan->pieces, THREADS, 0, device_slices(e), device_pieces(e),
-                             (const moed_step_scalars *)a->scalars, a->beta1, a->beta2, a->epsilon);
+    const moedi_cuda_update_plan *p = e->update_plan;
+    const moed_step_scalars *s = a->scalars;
+    if (p->numbers)
+        MOEDI_CUDA_TRY(moedi_cuda_launch(e, adamw_kernel<T>, (unsigned)p->pieces, THREADS, 0, device_slices(e), device_pieces(e), s, a->beta1,
+                                         a->beta2, a->epsilon));
+    if (!p->codes) return MOED_OK;
+    return moedi_cuda_launch(e, adamw_codes_kernel<T>, (unsigned)p->pieces, THREADS, 0, device_slices(e), device_pieces(e), s, a->beta1, a->beta2,
+                             a->epsilon);
 }
 MOEDI_CUDA_DEFINED(adamw, update)
