@@ -375,6 +375,47 @@ static void another_runs_checkpoint_is_refused_by_name(void **state)
     support_remove(dir);
 }
 
+/* `steps` steps under a policy, after what is in dir where there is something; saved, and the numbers then. */
+static float *go_on(const char *dir, int32_t policy, int64_t steps, int32_t *came_to, size_t *count)
+{
+    job j = job_open(dir, "auto");
+    j.options.policy = policy;
+    job_create(&j);
+    const moed_status status = moed_trainer_resume(j.trainer);
+    if (status != MOED_E_NOT_FOUND) assert_ok(status);
+    assert_ok(moed_trainer_run(j.trainer, steps, NULL, NULL));
+    assert_ok(moed_trainer_save(j.trainer));
+    *came_to = job_info(&j).policy;
+    float *numbers = model_numbers(j.model, count);
+    job_close(&j);
+    return numbers;
+}
+
+static void a_checkpoint_says_its_policy_and_goes_on_under_it_alone(void **state)
+{
+    (void)state;
+    static const char *const words[3] = {NULL, "policy full, this trainer has lean", "policy lean, this trainer has full"};
+    for (int32_t policy = MOED_POLICY_FULL; policy <= MOED_POLICY_LEAN; policy++) {
+        char *dir = support_directory(), *whole = support_directory();
+        int32_t came_to;
+        size_t count;
+        free(go_on(dir, policy, 4, &came_to, &count));
+        assert_int_equal(came_to, policy);
+        job other = job_open(dir, "auto");
+        other.options.policy = MOED_POLICY_FULL + MOED_POLICY_LEAN - policy;
+        job_create(&other);
+        assert_refused(moed_trainer_resume(other.trainer), MOED_E_MISMATCH, words[policy]);
+        assert_int_equal(job_info(&other).step, 0);
+        job_close(&other);
+        float *resumed = go_on(dir, MOED_POLICY_AUTO, 0, &came_to, &count), *at_once;
+        assert_int_equal(came_to, policy); /* AUTO takes the checkpoint's */
+        at_once = go_on(whole, policy, 0, &came_to, &count);
+        assert_memory_equal(resumed, at_once, count * sizeof *resumed);
+        free(resumed), free(at_once);
+        support_remove(dir), support_remove(whole);
+    }
+}
+
 /* Writes `digit` as the format of a checkpoint's file, and a manifest that agrees unless it is the manifest's own. */
 static void set_format(const char *checkpoint, const char *file, char digit)
 {
@@ -709,6 +750,7 @@ int main(void)
         cmocka_unit_test(resume_finds_nothing_and_leaves_the_trainer_fresh),
         cmocka_unit_test(a_run_whose_checkpoints_are_all_damaged_is_not_started_over),
         cmocka_unit_test(another_runs_checkpoint_is_refused_by_name),
+        cmocka_unit_test(a_checkpoint_says_its_policy_and_goes_on_under_it_alone),
         cmocka_unit_test(a_checkpoint_of_another_version_is_refused_and_kept),
         cmocka_unit_test(what_is_only_watched_may_change_between_runs),
         cmocka_unit_test(the_newest_are_kept_and_leftovers_go),

@@ -468,7 +468,7 @@ static const int64_t slice_counts[SLICES] = {1, 17, 1000, 70003};
 static int scalars(role r, double gradient_norm)
 {
     const int b = buffer_new("scalars", F64, r, 8);
-    const double values[8] = {0.01, 0.1, 0.001999, 0.25, gradient_norm, 0.5, 0, 0}; /* the integers at the end are 0 */
+    const double values[8] = {0.01, 0.1, 0.001999, 0.25, gradient_norm, 0.5, 0, 1.7}; /* the last, `random`, is some bits */
     memcpy(buffers[b].values, values, sizeof values);
     buffers[b].alone = 1;
     return b;
@@ -515,6 +515,79 @@ static void test_adamw(void **state)
     adamw_case(2);
     adamw_case(INFINITY);
     adamw_case(NAN);
+}
+
+/* Moments as codes, from any codes and scales: a block of zeros, one whose scale is nothing, one that ends early. */
+static void codes_case(double gradient_norm, double small)
+{
+    moed_op_slice slices[SIDES][SLICES] = {0};
+    int64_t blocks = 5;
+    for (int t = 0; t < SLICES; t++) {
+        const int64_t n = slice_counts[t], scales = (n + 255) / 256;
+        const int p = real_sum("parameter", n), g = real_in("gradient", n), m = buffer_new("m", U8, SUM, n), v = buffer_new("v", U8, SUM, n);
+        const int m_scale = buffer_new("m_scale", F32, SUM, scales), v_scale = buffer_new("v_scale", F32, SUM, scales);
+        for (int64_t i = 0; i < n; i++) {
+            buffers[m].values[i] = i / 256 % 3 == 1 ? 0 : floor((uniform() + 1) * 128);
+            buffers[v].values[i] = i / 256 % 3 == 1 ? 0 : floor((uniform() + 1) * 128);
+            buffers[g].values[i] *= i / 256 % 4 == 3 ? 0 : small;
+        }
+        for (int64_t i = 0; i < scales; i++) {
+            buffers[m_scale].values[i] = i % 8 == 7 ? 1e-37 : small * fabs(buffers[m_scale].values[i]);
+            buffers[v_scale].values[i] = i % 8 == 7 ? 1e-37 : small * fabs(buffers[v_scale].values[i]);
+        }
+        for (int s = 0; s < SIDES; s++)
+            slices[s][t] = (moed_op_slice){address(s, p, 0), address(s, g, 0), address(s, m, 0), address(s, v, 0), n, t % 2 ? 0.1 : 0, NULL,
+                                           address(s, m_scale, 0), address(s, v_scale, 0), blocks};
+        blocks += scales;
+    }
+    const int s = scalars(IN, gradient_norm);
+    RUN(adamw, update, 2e-6, .slices = slices[s_], .count = SLICES, .scalars = AT(s), .beta1 = 0.9, .beta2 = 0.95, .epsilon = 1e-8);
+    reset();
+}
+
+static void test_adamw_with_codes(void **state)
+{
+    (void)state;
+    codes_case(2, 1);
+    codes_case(2, 1e-6);
+    codes_case(NAN, 1);
+}
+
+/* A step far below the last place of a BF16 moves one number in so many, and the mean as far as it should. */
+static void test_adamw_rounds_stochastically(void **state)
+{
+    enum { N = 100000, STEPS = 20, BLOCKS = (N + 255) / 256 };
+    static uint16_t high[N], g[N];
+    static uint8_t codes[N];
+    static float scales[BLOCKS];
+    side *s = &sides[1];
+    void *d[6];
+    (void)state;
+    if (s->dtype != MOED_DTYPE_BF16) skip();
+    const size_t sizes[6] = {sizeof high, sizeof g, sizeof codes, sizeof codes, sizeof scales, sizeof scales};
+    const void *from[6] = {high, g, codes, codes, scales, scales};
+    for (int i = 0; i < N; i++) encode(&high[i], MOED_DTYPE_BF16, 1.5), encode(&g[i], MOED_DTYPE_BF16, 0.01 + 0.005 * uniform());
+    for (int t = 0; t < 6; t++) {
+        side_ok(s, s->table->alloc(s->self, sizes[t], &d[t]), "alloc");
+        side_ok(s, s->table->upload(s->self, d[t], from[t], sizes[t]), "upload");
+    }
+    const moed_op_slice slice = {d[0], d[1], d[2], d[3], N, 0, NULL, d[4], d[5], 0};
+    moed_step_scalars now = {.learning_rate = 1e-5, .gradient_scale = 1, .gradient_norm = 1, .clip_factor = 1}, *scalars;
+    side_ok(s, s->table->alloc(s->self, sizeof now, (void **)&scalars), "alloc");
+    const moed_op_update a = {.slices = &slice, .count = 1, .scalars = scalars, .beta1 = 0.9, .beta2 = 0.95, .epsilon = 1e-8};
+    for (int step = 1; step <= STEPS; step++) {
+        now.beta1_correction = 1 - pow(0.9, step), now.beta2_correction = 1 - pow(0.95, step), now.random = (uint64_t)step;
+        side_ok(s, s->table->upload(s->self, scalars, &now, sizeof now), "upload");
+        side_ok(s, s->table->adamw(s->self, &a), "adamw");
+    }
+    side_ok(s, s->table->download(s->self, high, d[0], sizeof high), "download");
+    side_ok(s, s->table->synchronize(s->self), "synchronize");
+    double sum = 0;
+    for (int i = 0; i < N; i++) sum += 1.5 - decode(&high[i], MOED_DTYPE_BF16);
+    /* Each step moves by about the rate; a number moves by 2^-7 with probability 2^7 times that: the sum's deviation is 1.6% of it. */
+    if (fabs(sum / (N * STEPS * 1e-5) - 1) > 0.1) fail_msg("parameters moved by %g, not %g", sum / N, STEPS * 1e-5);
+    for (int t = 0; t < 6; t++) s->table->free(s->self, d[t]);
+    s->table->free(s->self, scalars);
 }
 
 /* Where reals are narrow: many small steps, each far below the parameter's last place, add up as they do in double. */
@@ -679,6 +752,8 @@ static int run_table(const moed_backend *backend, const char *kernels, int32_t d
         ONE(test_gradient_norm),
         ONE(test_adamw),
         ONE(test_adamw_keeps_the_low_halves),
+        ONE(test_adamw_with_codes),
+        ONE(test_adamw_rounds_stochastically),
         ONE(test_kmeans),
     };
     int failed;

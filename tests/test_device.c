@@ -18,11 +18,11 @@ static moed_context *fake_context(void)
 }
 
 /* Three steps, a checkpoint, a fourth step in a trainer that resumes from it: the model's numbers. */
-static float *train(moed_context *c, double *held_out, size_t *count)
+static float *train(moed_context *c, int32_t policy, double *held_out, size_t *count)
 {
     char *dir = support_directory();
     moed_train_options o = tiny_options(4);
-    o.directory = dir, o.micro_batches = 2, o.freeze = "router";
+    o.directory = dir, o.micro_batches = 2, o.freeze = "router", o.policy = policy;
     moed_corpus *d = tiny_corpus(c, NULL);
     moed_report r = empty_report();
     for (int part = 0; part < 2; part++) {
@@ -53,12 +53,14 @@ static void training_on_a_device_gives_the_bits_of_the_cpu(void **state)
     moed_context *cpu = support_context("reference", 2), *fake = fake_context();
     double a_loss, b_loss;
     size_t a_count, b_count;
-    float *a = train(cpu, &a_loss, &a_count), *b = train(fake, &b_loss, &b_count);
-    assert_int_equal(a_count, b_count);
-    assert_memory_equal(a, b, a_count * sizeof *a);
-    assert_true(a_loss == b_loss && a_loss > 0);
-    free(a);
-    free(b);
+    for (int32_t policy = MOED_POLICY_FULL; policy <= MOED_POLICY_LEAN; policy++) {
+        float *a = train(cpu, policy, &a_loss, &a_count), *b = train(fake, policy, &b_loss, &b_count);
+        assert_int_equal(a_count, b_count);
+        assert_memory_equal(a, b, a_count * sizeof *a);
+        assert_true(a_loss == b_loss && a_loss > 0);
+        free(a);
+        free(b);
+    }
     moed_context_destroy(cpu);
     moed_context_destroy(fake);
 }

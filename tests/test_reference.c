@@ -1,6 +1,7 @@
 /* test_reference.c - the reference's backward operations against central differences in double, and the CPU engine: the choice of
  * kernel set, its limits, its memory. */
 #include "conformance.h"
+#include "backend/lean.h"
 
 /* ---- central differences ---- */
 
@@ -336,6 +337,69 @@ static void test_adamw_applies_nothing_of_a_step_whose_norm_or_loss_is_not_finit
     }
 }
 
+/* By the formula of sys/backend.h, for every code: what is decoded and encoded again is the same code, and roundings are right in the mean. */
+static void test_codes_are_rounded_without_bias(void **state)
+{
+    (void)state;
+    assert_true(moedi_lean_decode_m(127) == 1 && moedi_lean_decode_m(255) == -1 && moedi_lean_decode_m(0) == 0);
+    assert_true(moedi_lean_decode_root(255) == 1 && moedi_lean_decode_root(239) == 0.5f && moedi_lean_decode_root(1) == 1.125f / 65536);
+    assert_int_equal(moedi_lean_encode_root(1e-12f, 0), 1); /* what an update divides by is not lost */
+    assert_int_equal(moedi_lean_encode_root(0, 65535), 0);
+    assert_int_equal(moedi_lean_encode_m(1.0000001f, 255), 127);
+    for (uint32_t code = 0; code < 256; code++)
+        for (uint32_t random = 0; random < 65536; random += 257) {
+            if (code != 128) assert_int_equal(moedi_lean_encode_m(moedi_lean_decode_m(code), random), code);
+            assert_int_equal(moedi_lean_encode_root(moedi_lean_decode_root(code), random), code);
+        }
+    for (float y = 0.9f; y > 1e-4f; y *= 0.83f) {
+        double m = 0, root = 0;
+        for (uint32_t random = 0; random < 256; random++) {
+            m += (double)moedi_lean_decode_m(moedi_lean_encode_m(-y, random)) / 256;
+            root += (double)moedi_lean_decode_root(moedi_lean_encode_root(y, random << 8)) / 256;
+        }
+        assert_true(fabs(m / (double)y + 1) < 1e-3 && fabs(root / (double)y - 1) < 1e-3);
+    }
+}
+
+static void test_bf16_is_rounded_to_either_side(void **state)
+{
+    double mean = 0;
+    (void)state;
+    assert_int_equal(moedi_lean_round(INFINITY, UINT32_MAX), 0x7f80);
+    assert_int_equal(moedi_lean_round(-INFINITY, UINT32_MAX), 0xff80);
+    assert_true(isnan(moedi_lean_float((uint32_t)moedi_lean_round(moedi_lean_float(0x7f800001), UINT32_MAX) << 16)));
+    assert_int_equal(moedi_lean_round(1, UINT32_MAX), 0x3f80);
+    for (uint32_t number = 0; number < 65536; number++) {
+        const uint16_t half = moedi_lean_round(-1.003f, moedi_lean_random(moedi_lean_key(7, 3), number));
+        assert_true(half == 0xbf80 || half == 0xbf81);
+        mean += (double)moedi_lean_float((uint32_t)half << 16) / 65536;
+    }
+    assert_true(fabs(mean + 1.003) < 1e-4);
+}
+
+/* From nothing, a step of numbers and one of codes are the same; so is a second one, but for the codes' rounding. */
+static void test_adamw_of_codes_follows_that_of_numbers(void **state)
+{
+    enum { N = 300 };
+    static double p[2][N], g[N], m[N], v[N];
+    static uint8_t mc[N], vc[N];
+    float scales[2][2] = {{0}};
+    const moed_op_slice slices[2] = {{p[0], g, m, v, N, 0.1, NULL, NULL, NULL, 0}, {p[1], g, mc, vc, N, 0.1, NULL, scales[0], scales[1], 0}};
+    (void)state;
+    for (int i = 0; i < N; i++) g[i] = sin(i + 1) * exp(i % 5), p[0][i] = p[1][i] = cos(i);
+    for (int step = 1; step <= 20; step++) {
+        moed_step_scalars s = {.learning_rate = 0.01, .beta1_correction = 1 - pow(0.9, step), .beta2_correction = 1 - pow(0.95, step),
+                               .gradient_scale = 1, .clip_factor = 1, .random = (uint64_t)step};
+        const moed_op_update a = {.slices = slices, .count = 2, .scalars = &s, .beta1 = 0.9, .beta2 = 0.95, .epsilon = 1e-8};
+        CALL(adamw, &a);
+        for (int i = 0; i < N; i++) assert_true(fabs(p[1][i] - p[0][i]) < (step == 1 ? 1e-12 : 0.1 * 0.01 * step));
+    }
+    for (int i = 0; i < N; i++) {
+        assert_true(fabs((double)(moedi_lean_decode_m(mc[i]) * scales[0][i / 256]) - m[i]) < 0.3 * fabs(m[i]));
+        assert_true(fabs((double)(moedi_lean_decode_root(vc[i]) * scales[1][i / 256]) - sqrt(v[i])) < 0.3 * sqrt(v[i]));
+    }
+}
+
 /* Equal logits: every probability is 1/3, the lower experts are taken; both losses can be said in advance. */
 static void test_router_takes_the_lower_of_equals(void **state)
 {
@@ -483,6 +547,9 @@ int main(void)
         cmocka_unit_test(test_dispatch_is_a_stable_sort_by_expert),
         cmocka_unit_test(test_kmeans_penalty_moves_a_point_and_not_its_distance),
         cmocka_unit_test(test_adamw_first_step_moves_by_the_learning_rate),
+        cmocka_unit_test(test_codes_are_rounded_without_bias),
+        cmocka_unit_test(test_bf16_is_rounded_to_either_side),
+        cmocka_unit_test(test_adamw_of_codes_follows_that_of_numbers),
         cmocka_unit_test(test_adamw_applies_nothing_of_a_step_whose_norm_or_loss_is_not_finite),
         cmocka_unit_test(test_router_chooses_valid_experts_from_logits_that_are_not_numbers),
         cmocka_unit_test(test_unknown_kernels_are_refused_by_name),

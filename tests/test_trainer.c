@@ -26,15 +26,95 @@ static void bits_do_not_depend_on_threads(void **state)
     (void)state;
     moed_train_options o = tiny_options(6);
     o.micro_batches = 2;
-    rig one = rig_open(&o, 1);
-    rig_run(&one, 0);
-    for (int32_t threads = 2; threads <= 3; threads++) {
-        rig more = rig_open(&o, threads);
-        rig_run(&more, 0);
-        assert_same_models(one.model, more.model);
-        rig_close(&more);
+    for (o.policy = MOED_POLICY_FULL; o.policy <= MOED_POLICY_LEAN; o.policy++) {
+        rig one = rig_open(&o, 1);
+        rig_run(&one, 0);
+        for (int32_t threads = 2; threads <= 3; threads++) {
+            rig more = rig_open(&o, threads);
+            rig_run(&more, 0);
+            assert_same_models(one.model, more.model);
+            rig_close(&more);
+        }
+        rig_close(&one);
     }
-    rig_close(&one);
+}
+
+static double mean_of_last_losses(const moed_train_options *o, int64_t last)
+{
+    rig r = rig_open(o, 1);
+    double sum = 0;
+    rig_run(&r, o->steps - last);
+    for (int64_t i = 0; i < last; i++) sum += rig_run(&r, 1).loss / (double)last;
+    rig_close(&r);
+    return sum;
+}
+
+static void lean_learns_as_much_as_full(void **state)
+{
+    (void)state;
+    const double slow[2] = {0.95, 0.999}; /* also where the second moment moves by less than a code's step at a time */
+    for (int i = 0; i < 2; i++) {
+        moed_train_options o = tiny_options(150);
+        o.beta2 = slow[i], o.learning_rate = 4e-3, o.schedule = MOED_SCHEDULE_CONSTANT;
+        o.policy = MOED_POLICY_FULL;
+        const double full = mean_of_last_losses(&o, 30);
+        o.policy = MOED_POLICY_LEAN;
+        const double lean = mean_of_last_losses(&o, 30);
+        print_message("beta2 %g: mean loss of the last 30 of 150 steps: full %.5f, lean %.5f (%+.2f%%)\n", slow[i], full, lean, 100 * (lean / full - 1));
+        assert_true(fabs(lean / full - 1) < 0.03);
+    }
+}
+
+/* A limit between what either needs: AUTO comes to lean, and says so beforehand; with room for both, to full. */
+static void auto_is_lean_where_full_does_not_fit(void **state)
+{
+    (void)state;
+    moed_context *measured = support_context("auto", 1);
+    moed_model *m = tiny_model_of(measured, 64, 2, 4, 512);
+    moed_train_options o = tiny_options(2);
+    moed_estimate e[3] = {{.struct_size = sizeof e[0]}, {.struct_size = sizeof e[0]}, {.struct_size = sizeof e[0]}};
+    for (o.policy = MOED_POLICY_AUTO; o.policy <= MOED_POLICY_LEAN; o.policy++)
+        assert_ok(moed_train_estimate(moed_model_layout(m), NULL, &o, &e[o.policy]));
+    assert_int_equal(e[0].policy, MOED_POLICY_FULL);
+    assert_int_equal(e[0].host_bytes, e[1].host_bytes);
+    assert_int_equal(e[2].policy, MOED_POLICY_LEAN);
+    assert_true(e[2].moments < 0.26 * (double)e[1].moments && e[2].host_bytes < e[1].host_bytes);
+    moed_device_info d = {.struct_size = sizeof d, .backend = "cuda"}; /* a device that has a sixteenth more than one of them needs */
+    for (int32_t policy = MOED_POLICY_FULL; policy <= MOED_POLICY_LEAN; policy++) {
+        o.policy = policy;
+        assert_ok(moed_train_estimate(moed_model_layout(m), &d, &o, &e[0]));
+        moed_device_info small = d;
+        small.memory = (e[0].device_bytes + 16) / 15 * 16;
+        o.policy = MOED_POLICY_AUTO;
+        assert_ok(moed_train_estimate(moed_model_layout(m), &small, &o, &e[0]));
+        assert_int_equal(e[0].policy, policy);
+    }
+    moed_model_destroy(m);
+    moed_context_destroy(measured);
+
+    for (int i = 0; i < 2; i++) {
+        moed_context_options options;
+        moed_context *c = NULL;
+        moed_trainer *t = NULL;
+        moed_trainer_info info = {.struct_size = sizeof info};
+        assert_ok(moed_options_init(MOED_STRUCT_CONTEXT_OPTIONS, &options, sizeof options));
+        options.flags = MOED_CONTEXT_NO_ENV;
+        options.host_limit = i ? 2 * e[1].host_bytes : (e[1].host_bytes + e[2].host_bytes) / 2;
+        assert_ok(moed_context_create(&c, &options));
+        m = tiny_model_of(c, 64, 2, 4, 512);
+        moed_corpus *corpus = tiny_corpus(c, NULL);
+        o.policy = MOED_POLICY_AUTO;
+        assert_ok(moed_train_estimate(moed_model_layout(m), NULL, &o, &e[0]));
+        assert_ok(moed_trainer_create(&t, c, m, corpus, NULL, &o));
+        assert_ok(moed_trainer_run(t, 0, NULL, NULL));
+        assert_ok(moed_trainer_get_info(t, &info));
+        assert_int_equal(info.policy, i ? MOED_POLICY_FULL : MOED_POLICY_LEAN);
+        assert_int_equal(e[0].policy, info.policy);
+        moed_trainer_destroy(t);
+        moed_corpus_destroy(corpus);
+        moed_model_destroy(m);
+        moed_context_destroy(c);
+    }
 }
 
 static void micro_batches_give_nearly_the_same_update(void **state)
@@ -520,8 +600,9 @@ static void memory_does_not_grow_after_the_first_step(void **state)
 static void the_estimate_is_within_a_tenth_of_the_peak(void **state)
 {
     (void)state;
-    static const struct { int hidden, layers, experts; int64_t rows, length, micro_batches; const char *train; } shapes[] = {
-        {32, 2, 4, 4, 64, 1, NULL}, {64, 1, 8, 8, 32, 4, NULL}, {64, 3, 2, 2, 128, 2, "expert"}, {32, 1, 2, 16, 16, 1, "router,shared"},
+    static const struct { int hidden, layers, experts; int64_t rows, length, micro_batches; const char *train; int32_t policy; } shapes[] = {
+        {32, 2, 4, 4, 64, 1, NULL, 0}, {64, 1, 8, 8, 32, 4, NULL, 0}, {64, 3, 2, 2, 128, 2, "expert", 0},
+        {32, 1, 2, 16, 16, 1, "router,shared", 0}, {64, 1, 8, 8, 32, 4, NULL, MOED_POLICY_LEAN},
     };
     for (size_t i = 0; i < sizeof shapes / sizeof shapes[0]; i++) {
         moed_context *c = support_context("auto", 1);
@@ -529,7 +610,7 @@ static void the_estimate_is_within_a_tenth_of_the_peak(void **state)
         moed_corpus *d = tiny_corpus(c, NULL);
         moed_train_options o = tiny_options(2);
         o.rows = shapes[i].rows, o.length = shapes[i].length, o.micro_batches = shapes[i].micro_batches,
-        o.train = shapes[i].train;
+        o.train = shapes[i].train, o.policy = shapes[i].policy;
         moed_estimate e = {.struct_size = sizeof e};
         moed_context_info info = {.struct_size = sizeof info};
         moed_trainer *t = NULL;
@@ -669,6 +750,8 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(loss_falls_on_a_corpus_that_can_be_learned),
         cmocka_unit_test(bits_do_not_depend_on_threads),
+        cmocka_unit_test(lean_learns_as_much_as_full),
+        cmocka_unit_test(auto_is_lean_where_full_does_not_fit),
         cmocka_unit_test(micro_batches_give_nearly_the_same_update),
         cmocka_unit_test(extra_blocks_are_the_logarithm_of_the_shards),
         cmocka_unit_test(gradients_of_shards_are_summed_in_a_pairwise_tree),
