@@ -105,6 +105,45 @@ static void logits_routing_embedding_and_kmeans_work_on_a_device(void **state)
     for (int i = 0; i < 2; i++) free(logits[i]), free(vectors[i]);
 }
 
+/* ---- a step as a graph ---- */
+
+static void count_launches(int32_t level, const char *line, void *user)
+{
+    (void)level;
+    *(int *)user += strcmp(line, "a graph is launched") == 0;
+}
+
+static void a_step_as_a_graph_gives_the_bits_of_an_ordinary_one(void **state)
+{
+    (void)state;
+    int long_runs = 0, launches = 0;
+    moed_context *contexts[3] = {support_context("reference", 1), fake_context(), NULL};
+    moed_context_options logged = fake_options();
+    logged.log = count_launches, logged.log_user = &launches, logged.log_level = MOED_LOG_DEBUG;
+    assert_ok(moed_context_create(&contexts[2], &logged));
+    for (int i = 0; i < 12; i++) {
+        moed_train_options o = tiny_options(POISONED_STEPS + 2);
+        o.micro_batches = i % 3 == 0 ? 1 : i % 3 == 1 ? 2 : 4, o.document_mask = i / 3 % 2, o.seed = (uint64_t)i;
+        float *numbers[3];
+        double losses[3][POISONED_STEPS];
+        int done[3];
+        size_t count[3];
+        for (int k = 0; k < 3; k++) {
+            o.graph = k != 1;
+            launches = 0;
+            numbers[k] = poisoned_steps(contexts[k], &o, losses[k], &done[k], &count[k]);
+            assert_int_equal(done[k], done[0]);
+            assert_memory_equal(losses[k], losses[0], (size_t)done[0] * sizeof(double));
+            assert_memory_equal(numbers[k], numbers[0], count[0] * sizeof(float));
+        }
+        for (int k = 0; k < 3; k++) free(numbers[k]);
+        if (!o.document_mask && done[0] < POISONED_STEPS) assert_int_equal(launches, (done[0] >= 1 ? done[0] : 0) + 1);
+        long_runs += done[0] >= 3 && done[0] < POISONED_STEPS; /* the refused step was a graph */
+    }
+    assert_true(long_runs >= 3);
+    for (int k = 0; k < 3; k++) moed_context_destroy(contexts[k]);
+}
+
 /* ---- the caller's stream, allocator and events ---- */
 
 typedef struct device_memory {
@@ -191,6 +230,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(training_on_a_device_gives_the_bits_of_the_cpu),
         cmocka_unit_test(logits_routing_embedding_and_kmeans_work_on_a_device),
+        cmocka_unit_test(a_step_as_a_graph_gives_the_bits_of_an_ordinary_one),
         cmocka_unit_test(device_memory_is_the_callers_and_all_of_it_comes_back),
         cmocka_unit_test(events_are_waited_for_and_recorded_on_the_callers_stream),
         cmocka_unit_test(a_stream_for_a_device_that_has_none_is_refused),

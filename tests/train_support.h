@@ -54,6 +54,34 @@ static inline moed_model *tiny_model(moed_context *c)
 {
     return tiny_model_of(c, 16, 2, 4, TINY_VOCABULARY);
 }
+/* A corpus in which one document has a token that is nowhere else, and a model to whom that token is no number: the step that meets it
+ * has a loss that is not finite, all others are as ever. */
+enum { POISON = TINY_VOCABULARY - 2 };
+static inline int32_t poisoned_read(int64_t document, int64_t offset, int32_t *tokens, int64_t count, void *user)
+{
+    const int32_t status = tiny_read(document, offset, tokens, count, user);
+    for (int64_t i = 0; i < count; i++) tokens[i] = document == 3 && offset + i == 4 ? POISON : tokens[i] % POISON;
+    return status;
+}
+static inline moed_corpus *poisoned_corpus(moed_context *c)
+{
+    moed_corpus *d = NULL;
+    moed_documents documents = {.struct_size = sizeof documents, .count = TINY_DOCUMENTS, .length = tiny_length, .read = poisoned_read};
+    moed_corpus_options o;
+    assert_ok(moed_options_init(MOED_STRUCT_CORPUS_OPTIONS, &o, sizeof o));
+    o.vocabulary = TINY_VOCABULARY, o.end_token = TINY_VOCABULARY - 1;
+    assert_ok(moed_corpus_wrap(&d, c, &documents, &o));
+    return d;
+}
+static inline moed_model *poisoned_model(moed_context *c)
+{
+    moed_model *m = tiny_model(c);
+    moed_tensor t;
+    assert_ok(moed_model_tensor(m, 0, &t)); /* the embedding */
+    assert_true(t.rank == 2 && t.shape[0] == TINY_VOCABULARY);
+    for (int64_t i = 0; i < t.shape[1]; i++) ((float *)t.data)[POISON * t.shape[1] + i] = INFINITY;
+    return m;
+}
 static inline moed_train_options tiny_options(int64_t steps)
 {
     moed_train_options o;
@@ -149,6 +177,39 @@ static inline size_t model_find(const moed_model *m, const char *name)
     }
     fail_msg("no parameter %s", name);
     return 0;
+}
+
+enum { POISONED_STEPS = 8 };
+/* Steps one by one until one is refused, or all: their losses, and how many there were. A refused one is refused again, and a foreign
+ * loop gets past it. The model's numbers then; free() them. */
+static inline float *poisoned_steps(moed_context *c, const moed_train_options *o, double *losses, int *done, size_t *count)
+{
+    moed_model *m = poisoned_model(c);
+    moed_corpus *d = poisoned_corpus(c);
+    moed_trainer *t;
+    assert_ok(moed_trainer_create(&t, c, m, d, NULL, o));
+    for (*done = 0; *done < POISONED_STEPS; ++*done) {
+        moed_report r = empty_report();
+        const moed_status status = moed_trainer_run(t, 1, &r, NULL);
+        if (status == MOED_E_NUMERIC) break;
+        assert_ok(status);
+        losses[*done] = r.loss;
+    }
+    if (*done < POISONED_STEPS) {
+        char words[32];
+        int32_t tokens[4 * TINY_LENGTH];
+        for (int i = 0; i < 4 * TINY_LENGTH; i++) tokens[i] = i % 40;
+        const moed_batch b = {.tokens = tokens, .labels = tokens, .rows = 3, .length = TINY_LENGTH};
+        snprintf(words, sizeof words, "step %d: the loss is", *done + 1);
+        assert_refused(moed_trainer_run(t, 1, NULL, NULL), MOED_E_NUMERIC, words);
+        assert_ok(moed_trainer_forward_backward(t, &b, NULL));
+        assert_ok(moed_trainer_update(t, 1, NULL));
+    }
+    moed_trainer_destroy(t);
+    moed_corpus_destroy(d);
+    float *numbers = model_numbers(m, count);
+    moed_model_destroy(m);
+    return numbers;
 }
 
 #endif

@@ -71,7 +71,7 @@ typedef struct moed_train_options {
     moed_progress_fn progress; /* nullable */
     void *progress_user;
     int32_t policy;            /* MOED_POLICY_* */
-    int32_t reserved;
+    int32_t graph;             /* 1: where the device can, a step's work is recorded once and launched as a whole; results are the same */
 } moed_train_options;
 
 /* What a run will take, before it starts. */
@@ -158,7 +158,8 @@ MOED_API moed_status moed_trainer_get_info(const moed_trainer *t, moed_trainer_i
  * that step is applied. Whatever stops a run, the trainer and the model's own tensors stay at its last whole step.
  * MOED_E_EXISTS when options.directory holds another run's metrics or checkpoints and moed_trainer_resume was not
  * called, MOED_E_STATE when another trainer is writing there. Cancel: within an
- * operation, on the CPU within a few hundredths of a second; an update or a checkpoint that has begun is finished. Since: 0.1. */
+ * operation, on the CPU within a few hundredths of a second; an update or a checkpoint that has begun is finished. A device gets the
+ * work of a whole step at once: there a step that was handed over is finished too. Since: 0.1. */
 MOED_API moed_status moed_trainer_run(moed_trainer *t, int64_t steps, moed_report *last, const moed_cancel *cancel);
 /* For foreign loops: adds the gradient of the batch's mean loss (b NULL: the corpus' next rows); several calls before
  * one update average. b has at most options.rows rows of options.length tokens. When a call does not succeed for what

@@ -146,6 +146,7 @@ static const field train_fields[] = {
     POINTER(S, progress_user, "passed to it"),
     CHOICE(S, policy, MOED_POLICY_AUTO, 2, "auto|full|lean",
            "what the optimizer keeps: full = 32-bit numbers and moments, lean = 8-bit moments and no copies; auto = full if it fits"),
+    SWITCH(S, graph, 1, "record a step's work once and launch it as a whole, where the device can"),
 };
 #undef S
 

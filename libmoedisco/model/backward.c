@@ -147,11 +147,11 @@ static moed_status backward_attention(moedi_transformer *t, int64_t layer)
     MOEDI_LONG_OP(t, attention_backward, moed_op_attention, .out = a->attended, .lse = a->attention_lse,
              .q = a->qkv, .k = moedi_at(t, a->qkv, heads), .v = moedi_at(t, a->qkv, value), .d_q = t->d_qkv,
              .d_k = moedi_at(t, t->d_qkv, heads), .d_v = moedi_at(t, t->d_qkv, value), .d_out = t->d_attended,
-             .start = t->start, .rows = t->last_rows, .length = t->last_length, .heads = c->heads,
+             .start = t->now.start, .rows = t->last_rows, .length = t->last_length, .heads = c->heads,
              .kv_heads = c->kv_heads, .head_dim = c->head_dim, .stride = width,
              .scale = 1.0 / sqrt((double)c->head_dim), .whole = t->whole);
     MOEDI_OP(t, rope, moed_op_rope, .x = t->d_qkv, .cosine = t->cosine, .sine = t->sine,
-             .positions = t->positions, .count = t->tokens_now, .heads = c->heads + c->kv_heads,
+             .positions = t->now.positions, .count = t->tokens_now, .heads = c->heads + c->kv_heads,
              .head_dim = c->head_dim, .stride = width, .inverse = 1);
     if (d_bias) {
         MOEDI_OP(t, bias_backward, moed_op_bias_backward, .d_bias = d_bias, .d_out = t->d_qkv,
@@ -188,7 +188,7 @@ static moed_status backward_all(moedi_transformer *t)
     void *d_table = moedi_group_gradient(t, moedi_group_embedding(t));
     if (!d_table) return MOED_OK;
     MOEDI_OP(t, embedding_backward, moed_op_embedding, .d_table = d_table, .d_out = t->d_x,
-             .tokens = t->tokens, .count = t->tokens_now, .width = c->hidden, .vocabulary = c->vocabulary);
+             .tokens = t->now.tokens, .count = t->tokens_now, .width = c->hidden, .vocabulary = c->vocabulary);
     return MOED_OK;
 }
 

@@ -7,33 +7,6 @@
 
 #include "state.h"
 
-/* ---- the batch ---- */
-
-/* Positions restart in every row; attention starts at the row's first token, or at the first of the run of
- * its document number. */
-static moed_status upload_batch(moedi_transformer *t, const moed_batch *b)
-{
-    const moed_backend *table = t->engine.table;
-    const int64_t count = b->rows * b->length;
-    const size_t bytes = (size_t)count * sizeof(int32_t);
-    int32_t *positions = t->host_ids, *start = t->host_ids + count;
-    t->whole = 1;
-    for (int64_t i = 0; i < count; i++) {
-        positions[i] = (int32_t)(i % b->length);
-        const int fresh = !positions[i] || (b->documents && b->documents[i] != b->documents[i - 1]);
-        start[i] = fresh ? (int32_t)i : start[i - 1];
-        if (fresh && positions[i]) t->whole = 0;
-    }
-    MOEDI_TRY(table->upload(t->engine.self, t->tokens, b->tokens, bytes));
-    MOEDI_TRY(table->upload(t->engine.self, t->positions, positions, bytes));
-    MOEDI_TRY(table->upload(t->engine.self, t->start, start, bytes));
-    if (b->labels) MOEDI_TRY(table->upload(t->engine.self, t->labels, b->labels, bytes));
-    if (b->labels && b->weights) {
-        MOEDI_TRY(table->upload(t->engine.self, t->label_weights, b->weights, bytes));
-    }
-    return MOED_OK;
-}
-
 /* ---- layers ---- */
 
 /* out (rows, n) = [addend +] x (rows, k) w (n, k)^T [+ bias] */
@@ -64,11 +37,11 @@ static moed_status forward_attention(moedi_transformer *t, int64_t layer)
     MOEDI_TRY(linear(t, a->qkv, a->normed, moedi_group_of(t, layer, MOEDI_GROUP_QKV)->weight,
                      bias->count ? bias->weight : NULL, NULL, width, c->hidden));
     MOEDI_OP(t, rope, moed_op_rope, .x = a->qkv, .cosine = t->cosine, .sine = t->sine,
-             .positions = t->positions, .count = t->tokens_now, .heads = c->heads + c->kv_heads,
+             .positions = t->now.positions, .count = t->tokens_now, .heads = c->heads + c->kv_heads,
              .head_dim = c->head_dim, .stride = width);
     MOEDI_LONG_OP(t, attention, moed_op_attention, .out = a->attended, .lse = a->attention_lse, .q = a->qkv,
              .k = moedi_at(t, a->qkv, heads), .v = moedi_at(t, a->qkv, heads + c->kv_heads * c->head_dim),
-             .start = t->start, .rows = t->last_rows, .length = t->last_length, .heads = c->heads,
+             .start = t->now.start, .rows = t->last_rows, .length = t->last_length, .heads = c->heads,
              .kv_heads = c->kv_heads, .head_dim = c->head_dim, .stride = width,
              .scale = 1.0 / sqrt((double)c->head_dim), .whole = t->whole);
     return linear(t, a->mid, a->attended, moedi_group_of(t, layer, MOEDI_GROUP_O)->weight, NULL, a->x, c->hidden, heads);
@@ -161,13 +134,13 @@ static moed_status forward_layer(moedi_transformer *t, int64_t layer)
 
 /* The mean loss and, when backward will follow, the gradient of the final norm's output in d_h and of the
  * head. */
-static moed_status forward_loss(moedi_transformer *t, const moed_batch *b)
+static moed_status forward_loss(moedi_transformer *t)
 {
     const moedi_config *c = t->config;
     const double mean = t->objective.label_weight > 0 ? 1.0 / t->objective.label_weight : 0.0;
     const moedi_group *head = moedi_group_head(t);
     MOEDI_LONG_OP(t, cross_entropy, moed_op_cross_entropy, .losses = t->token_losses, .h = t->final_h,
-             .head = head->weight, .labels = t->labels, .weights = b->weights ? t->label_weights : NULL,
+             .head = head->weight, .labels = t->now.labels, .weights = t->now.weights,
              .d_h = t->ready ? t->d_h : NULL, .d_head = t->ready ? moedi_group_gradient(t, head) : NULL,
              .rows = t->tokens_now, .width = c->hidden, .vocabulary = c->vocabulary,
              .scale = t->objective.scale * mean);
@@ -176,24 +149,12 @@ static moed_status forward_loss(moedi_transformer *t, const moed_batch *b)
     return MOED_OK;
 }
 
-/* The objective in force: the given one, or that of an evaluation. */
-static void set_objective(moedi_transformer *t, const moed_batch *b, const moedi_objective *o,
-                          double label_weight)
-{
-    t->last_rows = b->rows, t->last_length = b->length, t->tokens_now = b->rows * b->length;
-    t->label_weight = label_weight;
-    t->objective = o ? *o : (moedi_objective){.scale = 1};
-    if (!(t->objective.label_weight > 0)) t->objective.label_weight = label_weight;
-    t->ready = t->train && o && b->labels;
-}
-
-static moed_status forward_all(moedi_transformer *t, const moed_batch *b)
+static moed_status forward_all(moedi_transformer *t)
 {
     const moedi_config *c = t->config;
-    MOEDI_TRY(upload_batch(t, b));
     MOEDI_TRY(t->engine.table->zero(t->engine.self, t->results, 3 * t->wide));
     MOEDI_OP(t, embedding, moed_op_embedding, .out = t->layers[0].x,
-             .table = moedi_group_embedding(t)->weight, .tokens = t->tokens, .count = t->tokens_now,
+             .table = moedi_group_embedding(t)->weight, .tokens = t->now.tokens, .count = t->tokens_now,
              .width = c->hidden, .vocabulary = c->vocabulary);
     for (int64_t l = 0; l < c->layers; l++) {
         MOEDI_TRY(moedi_cancel_check(t->cancel));
@@ -201,7 +162,23 @@ static moed_status forward_all(moedi_transformer *t, const moed_batch *b)
     }
     MOEDI_TRY(moedi_cancel_check(t->cancel));
     MOEDI_TRY(moedi_transformer_norm(t, t->final_h, t->final_rstd, t->final_x, moedi_group_final_norm(t)));
-    return b->labels ? forward_loss(t, b) : MOED_OK;
+    return t->now.labels ? forward_loss(t) : MOED_OK;
+}
+
+moed_status moedi_transformer_forward_shard(moedi_transformer *t, const moedi_staged *batch, int64_t shard, const moedi_objective *o,
+                                            const moed_cancel *cancel)
+{
+    t->now = moedi_staged_shard(batch, shard);
+    t->last_rows = t->now.rows, t->last_length = batch->length, t->tokens_now = t->now.rows * batch->length;
+    t->whole = batch->whole, t->label_weight = batch->label_weight;
+    t->objective = o ? *o : (moedi_objective){.scale = 1}; /* else an evaluation's */
+    if (!(t->objective.label_weight > 0)) t->objective.label_weight = batch->label_weight;
+    t->ready = t->train && o && t->now.labels;
+    t->cancel = cancel;
+    const moed_status status = forward_all(t);
+    t->cancel = NULL;
+    if (status != MOED_OK) t->tokens_now = 0, t->ready = 0;
+    return status;
 }
 
 moed_status moedi_transformer_forward(moedi_transformer *t, const moed_batch *b, const moedi_objective *o,
@@ -215,12 +192,8 @@ moed_status moedi_transformer_forward(moedi_transformer *t, const moed_batch *b,
                           "replayed routing needs a batch as large as the last one: %lld tokens, not %lld",
                           (long long)t->tokens_now, (long long)(b->rows * b->length));
     }
-    set_objective(t, b, o, label_weight);
-    t->cancel = cancel;
-    const moed_status status = forward_all(t, b);
-    t->cancel = NULL;
-    if (status != MOED_OK) t->tokens_now = 0, t->ready = 0;
-    return status;
+    MOEDI_TRY(moedi_staged_upload(&t->own_batch, b, b->rows, labels, label_weight));
+    return moedi_transformer_forward_shard(t, &t->own_batch, 0, o, cancel);
 }
 
 /* ---- results ---- */
@@ -238,10 +211,25 @@ const int64_t *moedi_transformer_offsets(const moedi_transformer *t, int32_t lay
     return t->host_offsets + layer * (t->config->experts + 1);
 }
 
-moed_status moedi_transformer_losses(moedi_transformer *t, moedi_losses *out)
+void moedi_transformer_set_results(moedi_transformer *t, void *results, int64_t *offsets)
+{
+    t->results = results ? results : t->own_results;
+    t->offsets = offsets ? offsets : t->own_offsets;
+    for (int64_t l = 0; l < t->config->layers; l++) t->layers[l].offsets = t->offsets + l * (t->config->experts + 1);
+}
+
+void moedi_transformer_read_results(const moedi_transformer *t, const void *results, int64_t *offsets, int64_t tokens, moedi_losses *out)
 {
     const moedi_config *c = t->config;
     double numbers[3];
+    moedi_to_double(numbers, results, t->engine.info.wide, 3);
+    for (int64_t l = 0; c->experts == 1 && l < c->layers; l++) offsets[2 * l] = 0, offsets[2 * l + 1] = tokens;
+    *out = (moedi_losses){.loss = numbers[0], .load_balance = c->experts > 1 ? numbers[1] : 1, .z_loss = numbers[2]};
+}
+
+moed_status moedi_transformer_losses(moedi_transformer *t, moedi_losses *out)
+{
+    const moedi_config *c = t->config;
     char raw[3 * sizeof(double)];
     MOEDI_TRY(check_forwarded(t));
     MOEDI_TRY(t->engine.table->download(t->engine.self, raw, t->results, 3 * t->wide));
@@ -249,13 +237,9 @@ moed_status moedi_transformer_losses(moedi_transformer *t, moedi_losses *out)
         MOEDI_TRY(t->engine.table->download(t->engine.self, t->host_offsets, t->offsets,
                                             (size_t)(c->layers * (c->experts + 1)) * sizeof *t->offsets));
     }
-    for (int64_t l = 0; c->experts == 1 && l < c->layers; l++) t->host_offsets[2 * l + 1] = t->tokens_now;
     MOEDI_TRY(t->engine.table->synchronize(t->engine.self));
-    moedi_to_double(numbers, raw, t->engine.info.wide, 3);
-    *out = (moedi_losses){.loss = numbers[0],
-                          .label_weight = t->label_weight,
-                          .load_balance = c->experts > 1 ? numbers[1] : 1,
-                          .z_loss = numbers[2]};
+    moedi_transformer_read_results(t, raw, t->host_offsets, t->tokens_now, out);
+    out->label_weight = t->label_weight;
     return MOED_OK;
 }
 

@@ -3,6 +3,7 @@
 #define MOEDI_STATE_H
 
 #include "core/cancel.h"
+#include "staged.h"
 #include "transformer.h"
 
 /* Parameters that one operation takes as one matrix, or one stack of matrices. They lie one after another in
@@ -71,12 +72,14 @@ struct moedi_transformer {
     int64_t lowest;                 /* trained layer, -1: the embedding is, config.layers: no layer is */
 
     /* activations outside layers */
-    int32_t *tokens, *labels, *positions, *start; /* (N) */
-    float *label_weights;           /* (N) */
+    moedi_staged own_batch;         /* of forwards whose caller stages none */
+    moedi_shard now;                /* the batch of this pass */
     void *cosine, *sine;            /* (length, head_dim / 2) */
     void *final_x, *final_rstd, *final_h; /* (N, D), (N), (N, D) */
     void *token_losses, *results;   /* (N), (3): loss, load balance, z */
     int64_t *offsets;               /* (layers, E + 1) */
+    void *own_results;              /* these two, unless the caller has another place for them */
+    int64_t *own_offsets;
     moedi_activations *layers;
     void *normed;                   /* (N, D) with renorm */
     void *d_x, *d_h;                /* (N, D) gradients (TRAIN) */
@@ -90,7 +93,6 @@ struct moedi_transformer {
     int64_t logit_rows;
 
     /* host */
-    int32_t *host_ids;              /* (2, N) positions and start, on their way up */
     void *staging;                  /* reals and low halves on their way, NULL where reals are wide */
     int64_t *host_offsets;          /* (layers, E + 1), of the last moedi_transformer_losses */
 

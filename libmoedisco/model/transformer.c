@@ -194,16 +194,11 @@ static void plan(arena *a, moedi_transformer *t)
 {
     const moedi_config *c = t->config;
     const int64_t tokens = t->rows * t->length;
-    t->tokens = take(a, tokens, 1, sizeof *t->tokens);
-    t->labels = take(a, tokens, 1, sizeof *t->labels);
-    t->label_weights = take(a, tokens, 1, sizeof *t->label_weights);
-    t->positions = take(a, tokens, 1, sizeof *t->positions);
-    t->start = take(a, tokens, 1, sizeof *t->start);
     t->cosine = take(a, t->length, c->head_dim / 2, t->wide);
     t->sine = take(a, t->length, c->head_dim / 2, t->wide);
-    t->results = take(a, 3, 1, t->wide);
+    t->own_results = take(a, 3, 1, t->wide);
     t->token_losses = take(a, tokens, 1, t->wide);
-    t->offsets = take(a, c->layers, c->experts + 1, sizeof *t->offsets);
+    t->own_offsets = take(a, c->layers, c->experts + 1, sizeof *t->own_offsets);
     /* Narrow reals are there to spare memory: two norms more a layer are less than a hundredth of its time. */
     t->renorm = t->wide > t->item;
     if (t->renorm) t->normed = take(a, tokens, c->hidden, t->item);
@@ -214,7 +209,6 @@ static void plan(arena *a, moedi_transformer *t)
         mine = shared;
         mine.ids = take(a, tokens, c->top_k, sizeof *mine.ids);
         mine.weights = take(a, tokens, c->top_k, t->wide);
-        mine.offsets = t->offsets ? t->offsets + l * (c->experts + 1) : NULL;
         if (t->layers) t->layers[l] = mine;
         if (a->overflow) return;
     }
@@ -272,7 +266,7 @@ moed_status moedi_transformer_bytes(const moed_layout *l, const moed_backend_inf
     const int halves = t.train && flags & MOEDI_TRANSFORMER_MASTERS && t.wide > item;
     if (weights) *weights = w.total * (int64_t)item + (halves ? w.gradient * LOW : 0);
     if (gradients) *gradients = t.train ? w.gradient * (int64_t)item : 0;
-    if (activations) *activations = a.peak;
+    if (activations) *activations = a.peak + moedi_staged_bytes(rows * length);
     return MOED_OK;
 }
 
@@ -470,7 +464,6 @@ static moed_status allocate_host(moedi_transformer *t, const uint8_t *trained)
     MOEDI_TRY(MOEDI_NEW(c, count, &t->weight));
     MOEDI_TRY(MOEDI_NEW(c, count, &t->gradient));
     MOEDI_TRY(MOEDI_NEW(c, t->config->layers, &t->layers));
-    MOEDI_TRY(MOEDI_NEW(c, 2 * t->rows * t->length, &t->host_ids));
     MOEDI_TRY(MOEDI_NEW(c, t->config->layers * (t->config->experts + 1), &t->host_offsets));
     if (t->wide > t->item) MOEDI_TRY(moedi_alloc(c, STAGING * (t->item + LOW), &t->staging));
     for (size_t i = 0; i < count; i++) t->gradient[i] = -1;
@@ -502,7 +495,8 @@ static moed_status allocate_device(moedi_transformer *t, uint32_t flags)
     MOEDI_TRY(b->alloc(t->engine.self, (size_t)a.peak, &t->arena));
     a = (arena){.base = t->arena};
     plan(&a, t);
-    return MOED_OK;
+    moedi_transformer_set_results(t, NULL, NULL);
+    return moedi_staged_create(&t->own_batch, &t->engine, t->rows * t->length);
 }
 
 moed_status moedi_transformer_create(moedi_transformer **out, const moed_model *m, int64_t rows,
@@ -538,6 +532,7 @@ void moedi_transformer_destroy(moedi_transformer *t)
     if (!t) return;
     moed_model *m = t->model;
     const moed_context *c = m->context;
+    moedi_staged_destroy(&t->own_batch);
     if (t->engine.table) {
         t->engine.table->free(t->engine.self, t->arena);
         t->engine.table->free(t->engine.self, t->own_gradients);
@@ -549,7 +544,6 @@ void moedi_transformer_destroy(moedi_transformer *t)
     moedi_free(c, t->weight);
     moedi_free(c, t->gradient);
     moedi_free(c, t->layers);
-    moedi_free(c, t->host_ids);
     moedi_free(c, t->host_offsets);
     moedi_free(c, t->staging);
     if (t->engine.table) moedi_engine_close(&t->engine);

@@ -4,6 +4,7 @@
 #define MOEDI_TRANSFORMER_H
 
 #include "model.h"
+#include "staged.h"
 
 typedef struct moedi_transformer moedi_transformer;
 
@@ -22,7 +23,7 @@ typedef struct moedi_objective {
 /* What one forward pass found; host numbers, valid after moedi_transformer_losses. */
 typedef struct moedi_losses {
     double loss;                 /* sum of label losses / label_weight */
-    double label_weight;         /* of this batch */
+    double label_weight;         /* of this batch; moedi_transformer_read_results does not know it */
     double load_balance, z_loss; /* means over layers, without coefficients */
 } moedi_losses;
 
@@ -50,8 +51,16 @@ moed_status moedi_batch_check(const moed_batch *b, int64_t vocabulary, int64_t r
  * create, length likewise. */
 moed_status moedi_transformer_forward(moedi_transformer *t, const moed_batch *b, const moedi_objective *o,
                                       const moed_cancel *cancel);
+/* The same for one shard of a batch that was checked and uploaded before: only enqueues. */
+moed_status moedi_transformer_forward_shard(moedi_transformer *t, const moedi_staged *batch, int64_t shard, const moedi_objective *o,
+                                            const moed_cancel *cancel);
 /* After a forward with labels and objective in TRAIN mode, once: adds to the gradients. */
 moed_status moedi_transformer_backward(moedi_transformer *t, const moed_cancel *cancel);
+/* The next forwards leave what they find in the caller's device memory: results (3, wide) and offsets (layers, experts + 1), which an only
+ * expert's do not touch. NULL, NULL: in the transformer's own. */
+void moedi_transformer_set_results(moedi_transformer *t, void *results, int64_t *offsets);
+/* Losses from results and the choices from offsets, brought to host memory; offsets [in, out]: complete. */
+void moedi_transformer_read_results(const moedi_transformer *t, const void *results, int64_t *offsets, int64_t tokens, moedi_losses *out);
 /* Waits, and brings back the losses of the last forward. */
 moed_status moedi_transformer_losses(moedi_transformer *t, moedi_losses *out);
 /* Choices per expert in a layer of the last forward as running sums: (experts + 1) from 0. Valid after

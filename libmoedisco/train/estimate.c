@@ -8,6 +8,7 @@
 #include "checkpoint.h"
 #include "core/options.h"
 #include "corpus/corpus.h"
+#include "findings.h"
 #include "optimizer.h"
 #include "selection.h"
 #include "settings.h"
@@ -37,6 +38,8 @@ moed_status moedi_budget_compute(const moed_layout *l, const moed_backend_info *
     const int64_t shard = o->rows / o->micro_batches;
     const uint32_t flags = MOEDI_TRANSFORMER_TRAIN | (policy == MOED_POLICY_FULL ? MOEDI_TRANSFORMER_MASTERS : 0);
     MOEDI_TRY(moedi_transformer_bytes(l, numbers, shard, o->length, flags, trained, &b.weights, &b.gradients, &b.activations));
+    const int64_t staged = moedi_staged_bytes(o->rows * o->length), found = moedi_findings_bytes(&l->config, numbers, o->micro_batches);
+    b.activations += staged + found;
     b.workspace = workspace_bytes(&l->config, shard * o->length);
     b.gradients *= 1 + moedi_accumulator_extra(numbers, o->micro_batches);
     b.moments = moedi_optimizer_bytes(l, numbers, trained, policy);
@@ -45,7 +48,8 @@ moed_status moedi_budget_compute(const moed_layout *l, const moed_backend_info *
     const int64_t batch = 3 * o->rows * o->length * (int64_t)sizeof(int32_t);
     const int64_t loads = l->config.layers * l->config.experts * (int64_t)sizeof(int64_t);
     const int64_t lists = (int64_t)l->count + slices * (int64_t)(sizeof(moed_op_slice) + sizeof(size_t));
-    b.rest = batch + loads + lists + moedi_sampler_bytes(documents, o->length);
+    b.rest = staged + found + moedi_staged_bytes(shard * o->length) + batch + loads + lists +
+             moedi_sampler_bytes(documents, o->length);
     /* An evaluation has a sampler and rows of its own, a checkpoint pieces of tensors: not at the same time. */
     int64_t passing =
         o->held_out ? moedi_sampler_bytes(o->held_out->documents, o->length) + 3 * shard * o->length * (int64_t)sizeof(int32_t)

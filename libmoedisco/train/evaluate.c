@@ -109,7 +109,7 @@ moed_status moedi_evaluate(moedi_transformer *t, const moed_corpus *d, int64_t t
         MOEDI_GO(moedi_transformer_forward(t, &b, NULL, cancel));
         MOEDI_GO(moedi_transformer_losses(t, &losses));
         add_losses(&sums, &losses, labels);
-        moedi_loads_add(t, loads);
+        moedi_loads_add(c, moedi_transformer_offsets(t, 0), loads);
     }
     MOEDI_GO(finish_losses(&sums, moedi_clock_seconds() - started));
     sums.max_load = moedi_loads_most(c, loads);

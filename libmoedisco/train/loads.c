@@ -1,13 +1,10 @@
 /* train/loads.c - how often each expert was chosen. */
 #include "loads.h"
 
-void moedi_loads_add(const moedi_transformer *t, int64_t *loads)
+void moedi_loads_add(const moedi_config *c, const int64_t *offsets, int64_t *loads)
 {
-    const moedi_config *c = moedi_transformer_config(t);
-    for (int32_t layer = 0; layer < c->layers; layer++) {
-        const int64_t *offsets = moedi_transformer_offsets(t, layer);
+    for (int32_t layer = 0; layer < c->layers; layer++, offsets += c->experts + 1)
         for (int64_t e = 0; e < c->experts; e++) loads[layer * c->experts + e] += offsets[e + 1] - offsets[e];
-    }
 }
 
 double moedi_loads_most(const moedi_config *c, const int64_t *loads)

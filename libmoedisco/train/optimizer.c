@@ -81,7 +81,7 @@ static void place_slices(moedi_optimizer *o, const moed_layout *l, const uint8_t
 }
 
 moed_status moedi_optimizer_create(moedi_optimizer *out, moedi_transformer *t, const moed_layout *l, const uint8_t *trained,
-                                   double weight_decay, int32_t policy)
+                                   double weight_decay, int32_t policy, moed_step_scalars *scalars)
 {
     moed_status status = MOED_OK;
     const moedi_engine *e = moedi_transformer_engine(t);
@@ -90,11 +90,11 @@ moed_status moedi_optimizer_create(moedi_optimizer *out, moedi_transformer *t, c
     o.transformer = t;
     o.context = e->context;
     o.policy = policy;
+    o.scalars = scalars;
     for (size_t i = 0; i < l->count; i++) o.count += trained[i] != 0;
     const size_t bytes = (size_t)moedi_optimizer_bytes(l, &e->info, trained, policy);
     MOEDI_GO(MOEDI_NEW(o.context, o.count, &o.params));
     MOEDI_GO(MOEDI_NEW(o.context, o.count, &o.slices));
-    MOEDI_GO(e->table->alloc(e->self, sizeof *o.scalars, (void **)&o.scalars));
     MOEDI_GO(e->table->alloc(e->self, bytes, &o.moments));
     MOEDI_GO(e->table->zero(e->self, o.moments, bytes));
     place_slices(&o, l, trained, weight_decay);
@@ -110,7 +110,6 @@ void moedi_optimizer_destroy(moedi_optimizer *o)
     if (!o->transformer) return;
     const moedi_engine *e = moedi_transformer_engine(o->transformer);
     e->table->free(e->self, o->moments);
-    e->table->free(e->self, o->scalars);
     moedi_free(o->context, o->slices);
     moedi_free(o->context, o->params);
     memset(o, 0, sizeof *o);
@@ -128,8 +127,7 @@ static moed_op_update arguments(const moedi_optimizer *o, const moed_train_optio
     return u;
 }
 
-moed_status moedi_optimizer_measure(moedi_optimizer *o, const moed_train_options *options, int64_t step, double rate,
-                                    double scale, double *gradient_norm)
+moed_status moedi_optimizer_prepare(moedi_optimizer *o, const moed_train_options *options, int64_t step, double rate, double scale)
 {
     const moedi_engine *e = moedi_transformer_engine(o->transformer);
     moed_step_scalars scalars;
@@ -140,14 +138,16 @@ moed_status moedi_optimizer_measure(moedi_optimizer *o, const moed_train_options
     scalars.gradient_scale = scale;
     scalars.step = (uint64_t)step;
     scalars.random = moedi_random(options->seed, MOEDI_RANDOM_ROUNDING, (uint64_t)step, 0);
+    return e->table->upload(e->self, o->scalars, &scalars, sizeof scalars);
+}
+
+moed_status moedi_optimizer_measure(moedi_optimizer *o, const moed_train_options *options, const void *losses, int64_t count)
+{
+    const moedi_engine *e = moedi_transformer_engine(o->transformer);
     for (size_t i = 0; i < o->count; i++) o->slices[i].gradient = moedi_transformer_gradient(o->transformer, o->params[i]);
-    const moed_op_update u = arguments(o, options);
-    MOEDI_TRY(e->table->upload(e->self, o->scalars, &scalars, sizeof scalars));
-    MOEDI_TRY(e->table->gradient_norm(e->self, &u));
-    MOEDI_TRY(e->table->download(e->self, &scalars, o->scalars, sizeof scalars));
-    MOEDI_TRY(e->table->synchronize(e->self));
-    *gradient_norm = scalars.gradient_norm;
-    return MOED_OK;
+    moed_op_update u = arguments(o, options);
+    u.losses = losses, u.loss_count = count;
+    return e->table->gradient_norm(e->self, &u);
 }
 
 moed_status moedi_optimizer_apply(moedi_optimizer *o, const moed_train_options *options)

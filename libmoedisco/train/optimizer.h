@@ -12,13 +12,13 @@ typedef struct moedi_optimizer {
     moed_op_slice *slices;          /* (count); pointers on the device */
     size_t count;
     void *moments;                  /* device: what every slice keeps, in one block */
-    moed_step_scalars *scalars;     /* device */
+    moed_step_scalars *scalars;     /* device; borrowed */
     int64_t numbers;                /* that have moments */
     int32_t policy;                 /* MOED_POLICY_FULL or _LEAN */
 } moedi_optimizer;
 
 moed_status moedi_optimizer_create(moedi_optimizer *out, moedi_transformer *t, const moed_layout *l, const uint8_t *trained,
-                                   double weight_decay, int32_t policy);
+                                   double weight_decay, int32_t policy, moed_step_scalars *scalars);
 void moedi_optimizer_destroy(moedi_optimizer *o);
 /* Bytes of moments, scalars excluded. */
 int64_t moedi_optimizer_bytes(const moed_layout *l, const moed_backend_info *numbers, const uint8_t *trained, int32_t policy);
@@ -34,10 +34,11 @@ typedef struct moedi_moment {
 int moedi_optimizer_parts(int32_t policy);
 moedi_moment moedi_optimizer_part(const moedi_optimizer *o, size_t slice, int part);
 
-/* Norm of the gradients times scale, before clipping; waits for it. Nothing is changed yet: apply does that with the same step's
- * scalars. */
-moed_status moedi_optimizer_measure(moedi_optimizer *o, const moed_train_options *options, int64_t step, double rate,
-                                    double scale, double *gradient_norm);
+/* Brings up the numbers of optimizer step `step`: its rate, and scale, a factor of the gradients. */
+moed_status moedi_optimizer_prepare(moedi_optimizer *o, const moed_train_options *options, int64_t step, double rate, double scale);
+/* Norm of the gradients times scale, before clipping, to the scalars; NaN where one of losses (count, wide, on the device) is not finite.
+ * Nothing is changed yet: apply does that, unless the norm is not finite. Both only enqueue. */
+moed_status moedi_optimizer_measure(moedi_optimizer *o, const moed_train_options *options, const void *losses, int64_t count);
 moed_status moedi_optimizer_apply(moedi_optimizer *o, const moed_train_options *options);
 
 #endif

@@ -10,11 +10,11 @@
 /* Counted up when the same numbers come to mean something else. 2: `row` counts rows of an epoch in their drawn order. */
 enum { STATE_FORMAT = 2 };
 
-/* Fields that may change between a run and its continuation: they say what is written and watched, not what is computed. */
+/* Fields that may change between a run and its continuation: they say what is written, watched and how, not what is computed. */
 static int may_differ(const char *name)
 {
     static const char *const names[] = {"directory", "checkpoint_every", "keep", "evaluate_every", "evaluate_tokens", "held_out",
-                                        "progress", "progress_user", "policy" /* what it came to stands apart */};
+                                        "progress", "progress_user", "graph", "policy" /* what it came to stands apart */};
     for (size_t i = 0; i < sizeof names / sizeof names[0]; i++)
         if (strcmp(name, names[i]) == 0) return 1;
     return 0;

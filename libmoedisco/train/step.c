@@ -23,16 +23,22 @@ moed_status moedi_step_check(const moed_trainer *t)
     return MOED_OK;
 }
 
+/* Nothing waits for an update any more: the host's side. */
+static void forget(moed_trainer *t)
+{
+    memset(&t->pending, 0, sizeof t->pending);
+    memset(t->loads, 0, (size_t)(t->model->layout->config.layers * t->model->layout->config.experts) * sizeof *t->loads);
+}
+
 /* What was accumulated since the last update goes; the error on its way stays. */
 static moed_status drop(moed_trainer *t, moed_status status)
 {
     moedi_error kept;
     moedi_error_save(&kept);
-    memset(&t->pending, 0, sizeof t->pending);
-    memset(t->loads, 0, (size_t)(t->model->layout->config.layers * t->model->layout->config.experts) * sizeof *t->loads);
+    forget(t);
     if (moedi_accumulator_clear(&t->gradients) != MOED_OK) t->broken = 1;
-    if (status == MOED_OK) return MOED_OK;
-    return moedi_error_restore(&kept);
+    (void)moedi_error_restore(&kept);
+    return status;
 }
 
 /* ---- batches ---- */
@@ -50,62 +56,11 @@ static moed_status next_rows(moed_trainer *t, moed_batch *out)
     return MOED_OK;
 }
 
-static moed_batch cut_rows(const moed_batch *b, int64_t first, int64_t rows)
+/* b, or the stream's next rows, checked and brought to the device. */
+static moed_status stage(moed_trainer *t, const moed_batch *b)
 {
-    moed_batch part = *b;
-    const int64_t at = first * b->length;
-    part.tokens += at, part.labels += at, part.rows = rows;
-    if (part.weights) part.weights += at;
-    if (part.documents) part.documents += at;
-    return part;
-}
-
-/* ---- forward and backward ---- */
-
-/* The shard's part of the step's means goes to found. label_weight is the whole batch's. */
-static moed_status run_shard(moed_trainer *t, const moed_batch *b, double part, double label_weight, moedi_losses *found,
-                             const moed_cancel *cancel)
-{
-    /* The label mean is over the batch: sum / (label_weight * part) * part. The routers' losses are means over shards. */
-    const moedi_objective objective = {.load_balance = t->options.load_balance, .z_loss = t->options.z_loss, .scale = part,
-                                       .label_weight = label_weight * part};
-    moedi_losses losses;
-    MOEDI_TRY(moedi_accumulator_open(&t->gradients));
-    MOEDI_TRY(moedi_transformer_forward(t->transformer, b, &objective, cancel));
-    MOEDI_TRY(moedi_transformer_backward(t->transformer, cancel));
-    MOEDI_TRY(moedi_accumulator_close(&t->gradients));
-    MOEDI_TRY(moedi_transformer_losses(t->transformer, &losses));
-    found->loss += part * losses.loss;
-    found->load_balance += part * losses.load_balance;
-    found->z_loss += part * losses.z_loss;
-    if (!isfinite(losses.loss) || !isfinite(losses.load_balance) || !isfinite(losses.z_loss))
-        return moedi_fail(MOED_E_NUMERIC,
-                          "step %lld: the loss is %g (load balance %g, z-loss %g); nothing of this step was applied",
-                          (long long)t->step + 1, losses.loss, losses.load_balance, losses.z_loss);
-    moedi_loads_add(t->transformer, t->loads);
-    return MOED_OK;
-}
-
-static moed_status run_shards(moed_trainer *t, const moed_batch *b, double label_weight, moedi_losses *found,
-                              const moed_cancel *cancel)
-{
-    const int64_t shard = t->options.rows / t->options.micro_batches;
-    moedi_accumulator_begin(&t->gradients);
-    for (int64_t first = 0; first < b->rows; first += shard) {
-        const int64_t rows = b->rows - first < shard ? b->rows - first : shard;
-        const moed_batch part = cut_rows(b, first, rows);
-        MOEDI_TRY(moedi_cancel_check(cancel));
-        MOEDI_TRY(run_shard(t, &part, (double)rows / (double)b->rows, label_weight, found, cancel));
-    }
-    MOEDI_TRY(moedi_accumulator_finish(&t->gradients));
-    return moedi_cancel_check(cancel); /* the update that follows is not cut */
-}
-
-moed_status moedi_step_accumulate(moed_trainer *t, const moed_batch *b, moed_report *out, const moed_cancel *cancel)
-{
-    const double start = moedi_clock_seconds();
-    if (t->step >= t->options.steps)
-        return moedi_fail(MOED_E_STATE, "all %lld steps are done", (long long)t->options.steps);
+    const moed_train_options *o = &t->options;
+    if (t->step >= o->steps) return moedi_fail(MOED_E_STATE, "all %lld steps are done", (long long)o->steps);
     moed_batch next;
     if (!b) MOEDI_TRY(next_rows(t, &next));
     const moed_batch *batch = b ? b : &next;
@@ -113,63 +68,212 @@ moed_status moedi_step_accumulate(moed_trainer *t, const moed_batch *b, moed_rep
     double label_weight = 0;
     if (!batch->labels)
         return moedi_fail_parameter(MOED_E_ARGUMENT, "labels", "the batch has no labels: there is nothing to train on");
-    MOEDI_TRY(moedi_batch_check(batch, t->model->layout->config.vocabulary, t->options.rows, t->options.length, &labels,
-                                &label_weight));
+    MOEDI_TRY(moedi_batch_check(batch, t->model->layout->config.vocabulary, o->rows, o->length, &labels, &label_weight));
     if (!(label_weight > 0))
         return moedi_fail_parameter(MOED_E_ARGUMENT, "labels", "the batch has no label with a weight above 0");
+    return moedi_staged_upload(&t->batch, batch, o->rows / o->micro_batches, labels, label_weight);
+}
 
-    moedi_losses found;
-    memset(&found, 0, sizeof found);
-    const moed_status status = run_shards(t, batch, label_weight, &found, cancel);
-    if (status != MOED_OK) return drop(t, status);
+/* ---- what the device does in a step: enqueued, the host waits for nothing ---- */
 
+/* A shard's share of the batch. */
+static double part_of(const moedi_staged *b, int64_t shard)
+{
+    return (double)moedi_staged_shard(b, shard).rows / (double)b->rows;
+}
+
+static moed_status enqueue_shard(moed_trainer *t, int64_t shard, const moed_cancel *cancel)
+{
+    /* The label mean is over the batch: sum / (label_weight * part) * part. The routers' losses are means over shards. */
+    const double part = part_of(&t->batch, shard);
+    const moedi_objective objective = {.load_balance = t->options.load_balance, .z_loss = t->options.z_loss, .scale = part,
+                                       .label_weight = t->batch.label_weight * part};
+    moedi_findings_direct(&t->findings, shard);
+    MOEDI_TRY(moedi_accumulator_open(&t->gradients));
+    MOEDI_TRY(moedi_transformer_forward_shard(t->transformer, &t->batch, shard, &objective, cancel));
+    MOEDI_TRY(moedi_transformer_backward(t->transformer, cancel));
+    return moedi_accumulator_close(&t->gradients);
+}
+
+static moed_status enqueue_shards(moed_trainer *t, const moed_cancel *cancel)
+{
+    moedi_accumulator_begin(&t->gradients);
+    for (int64_t shard = 0; shard < moedi_staged_shards(&t->batch); shard++) {
+        MOEDI_TRY(moedi_cancel_check(cancel));
+        MOEDI_TRY(enqueue_shard(t, shard, cancel));
+    }
+    MOEDI_TRY(moedi_accumulator_finish(&t->gradients));
+    return moedi_cancel_check(cancel); /* the update that follows is not cut */
+}
+
+/* The gradient of the batch that is staged is added to what there is. */
+static moed_status enqueue_gradient(moed_trainer *t, const moed_cancel *cancel)
+{
+    const moed_status status = enqueue_shards(t, cancel);
+    moedi_findings_direct(&t->findings, -1);
+    return status;
+}
+
+/* Norm, clipping, AdamW, and gradients of zero. The device drops the step where a loss or the norm is not finite. begun [out]: from here on
+ * weights may have changed. */
+static moed_status enqueue_update(moed_trainer *t, int *begun)
+{
+    *begun = 0;
+    MOEDI_TRY(moedi_optimizer_measure(&t->optimizer, &t->options, moedi_findings_losses(&t->findings), 3 * moedi_staged_shards(&t->batch)));
+    *begun = 1;
+    MOEDI_TRY(moedi_optimizer_apply(&t->optimizer, &t->options));
+    return moedi_accumulator_clear(&t->gradients);
+}
+
+typedef struct step_work {
+    moed_trainer *trainer;
+    const moed_cancel *cancel;
+    int begun;
+} step_work;
+
+static moed_status enqueue_step(void *user)
+{
+    step_work *w = user;
+    w->begun = 0;
+    MOEDI_TRY(enqueue_gradient(w->trainer, w->cancel));
+    return enqueue_update(w->trainer, &w->begun);
+}
+
+/* The same work every step: what differs lies in the batch and the scalars that were brought up. A graph holds the label weight and
+ * whether rows are one document each. */
+static moed_status run_step(moed_trainer *t, const moed_cancel *cancel)
+{
+    const moedi_engine *e = moedi_transformer_engine(t->transformer);
+    step_work w = {.trainer = t, .cancel = cancel, .begun = 1};
+    const moed_status status =
+        t->options.graph && moedi_recording_possible(e)
+            ? moedi_recording_run(&t->recordings[t->batch.whole], e, t->batch.label_weight, enqueue_step, &w)
+            : enqueue_step(&w);
+    if (status != MOED_OK && w.begun) t->broken = 1;
+    return status;
+}
+
+static double rate_of_next(const moed_trainer *t, double factor)
+{
+    return moedi_schedule_rate(&t->options, t->step + 1) * factor;
+}
+
+/* ---- what it found ---- */
+
+/* The batch's losses and loads go to pending, or the first shard's that are not finite are told. */
+static moed_status read_losses(moed_trainer *t, moedi_losses *found)
+{
+    const moedi_staged *b = &t->batch;
+    memset(found, 0, sizeof *found);
+    for (int64_t shard = 0; shard < moedi_staged_shards(b); shard++) {
+        const double part = part_of(b, shard);
+        const int64_t *offsets;
+        moedi_losses losses;
+        moedi_findings_read(&t->findings, shard, moedi_staged_shard(b, shard).rows * b->length, &losses, &offsets);
+        found->loss += part * losses.loss;
+        found->load_balance += part * losses.load_balance;
+        found->z_loss += part * losses.z_loss;
+        if (!isfinite(losses.loss) || !isfinite(losses.load_balance) || !isfinite(losses.z_loss))
+            return moedi_fail(MOED_E_NUMERIC,
+                              "step %lld: the loss is %g (load balance %g, z-loss %g); nothing of this step was applied",
+                              (long long)t->step + 1, losses.loss, losses.load_balance, losses.z_loss);
+        moedi_loads_add(&t->model->layout->config, offsets, t->loads);
+    }
+    return MOED_OK;
+}
+
+static void note_losses(moed_trainer *t, const moedi_losses *found, int own_rows, double seconds)
+{
     moedi_pending *p = &t->pending;
-    const double seconds = moedi_clock_seconds() - start;
+    const moedi_staged *b = &t->batch;
     p->calls++;
-    if (!b) p->rows += batch->rows;
-    p->tokens += batch->rows * batch->length;
-    p->labels += labels;
-    p->loss += found.loss, p->load_balance += found.load_balance, p->z_loss += found.z_loss;
+    if (own_rows) p->rows += b->rows;
+    p->tokens += b->rows * b->length;
+    p->labels += b->labels;
+    p->loss += found->loss, p->load_balance += found->load_balance, p->z_loss += found->z_loss;
     p->seconds += seconds;
+}
+
+/* The step's place in the run moves on, and the report is made of what waited. */
+static moed_status finish_update(moed_trainer *t, double factor, double start, moed_report *out)
+{
+    const moedi_pending *p = &t->pending;
+    const double calls = (double)p->calls, norm = moedi_findings_read_scalars(&t->findings)->gradient_norm;
+    if (!isfinite(norm))
+        return moedi_fail(MOED_E_NUMERIC, "step %lld: the gradient's norm is %g; nothing of this step was applied", (long long)t->step + 1,
+                          norm);
     memset(out, 0, sizeof *out);
     out->struct_size = sizeof *out;
-    out->step = t->step, out->tokens = t->consumed, out->labels = labels;
+    out->learning_rate = rate_of_next(t, factor);
+    t->step++;
+    t->consumed += p->tokens;
+    t->row += p->rows;
+    out->step = t->step, out->tokens = t->consumed, out->labels = p->labels;
+    out->loss = p->loss / calls, out->load_balance = p->load_balance / calls, out->z_loss = p->z_loss / calls;
+    out->gradient_norm = norm;
+    out->max_load = moedi_loads_most(&t->model->layout->config, t->loads);
+    out->seconds = p->seconds + moedi_clock_seconds() - start;
+    out->tokens_per_second = out->seconds > 0 ? (double)p->tokens / out->seconds : 0;
+    return MOED_OK;
+}
+
+/* ---- a whole step, and its halves ---- */
+
+moed_status moedi_step_run(moed_trainer *t, moed_report *out, const moed_cancel *cancel)
+{
+    const double start = moedi_clock_seconds();
+    moedi_losses found;
+    MOEDI_TRY(stage(t, NULL));
+    moed_status status = moedi_optimizer_prepare(&t->optimizer, &t->options, t->step + 1, rate_of_next(t, 1), 1);
+    if (status == MOED_OK) status = run_step(t, cancel);
+    if (status != MOED_OK) return drop(t, status);
+    status = moedi_findings_download(&t->findings);
+    if (status != MOED_OK) t->broken = 1; /* who knows whether it was applied */
+    if (status == MOED_OK) status = read_losses(t, &found);
+    if (status == MOED_OK) {
+        note_losses(t, &found, 1, 0);
+        status = finish_update(t, 1, start, out);
+    }
+    forget(t);
+    return status == MOED_OK ? moedi_metrics_step(&t->metrics, out) : status;
+}
+
+moed_status moedi_step_accumulate(moed_trainer *t, const moed_batch *b, moed_report *out, const moed_cancel *cancel)
+{
+    const double start = moedi_clock_seconds();
+    moedi_losses found;
+    MOEDI_TRY(stage(t, b));
+    moed_status status = enqueue_gradient(t, cancel);
+    if (status == MOED_OK) status = moedi_findings_download(&t->findings);
+    if (status == MOED_OK) status = read_losses(t, &found);
+    if (status != MOED_OK) return drop(t, status);
+
+    const double seconds = moedi_clock_seconds() - start;
+    note_losses(t, &found, !b, seconds);
+    memset(out, 0, sizeof *out);
+    out->struct_size = sizeof *out;
+    out->step = t->step, out->tokens = t->consumed, out->labels = t->batch.labels;
     out->loss = found.loss, out->load_balance = found.load_balance, out->z_loss = found.z_loss;
     out->max_load = moedi_loads_most(&t->model->layout->config, t->loads);
     out->seconds = seconds;
-    out->tokens_per_second = seconds > 0 ? (double)(batch->rows * batch->length) / seconds : 0;
+    out->tokens_per_second = seconds > 0 ? (double)(t->batch.rows * t->batch.length) / seconds : 0;
     return MOED_OK;
 }
 
 moed_status moedi_step_update(moed_trainer *t, double factor, moed_report *out)
 {
     const double start = moedi_clock_seconds();
-    moedi_pending *p = &t->pending;
-    const double rate = moedi_schedule_rate(&t->options, t->step + 1) * factor, calls = (double)p->calls;
-    double norm = 0;
-    moed_status status = moedi_optimizer_measure(&t->optimizer, &t->options, t->step + 1, rate, 1.0 / calls, &norm);
-    if (status == MOED_OK && !isfinite(norm))
-        status = moedi_fail(MOED_E_NUMERIC, "step %lld: the gradient's norm is %g; nothing of this step was applied",
-                            (long long)t->step + 1, norm);
+    moed_status status =
+        moedi_optimizer_prepare(&t->optimizer, &t->options, t->step + 1, rate_of_next(t, factor), 1.0 / (double)t->pending.calls);
+    int begun = 0;
+    if (status == MOED_OK) status = enqueue_update(t, &begun);
+    if (status != MOED_OK && begun) t->broken = 1;
     if (status != MOED_OK) return drop(t, status);
-    status = moedi_optimizer_apply(&t->optimizer, &t->options);
-    if (status != MOED_OK) {
-        t->broken = 1;
-        return status;
-    }
-    t->step++;
-    t->consumed += p->tokens;
-    t->row += p->rows;
-    memset(out, 0, sizeof *out);
-    out->struct_size = sizeof *out;
-    out->step = t->step, out->tokens = t->consumed, out->labels = p->labels;
-    out->loss = p->loss / calls, out->load_balance = p->load_balance / calls, out->z_loss = p->z_loss / calls;
-    out->gradient_norm = norm, out->learning_rate = rate;
-    out->max_load = moedi_loads_most(&t->model->layout->config, t->loads);
-    out->seconds = p->seconds + moedi_clock_seconds() - start;
-    out->tokens_per_second = out->seconds > 0 ? (double)p->tokens / out->seconds : 0;
-    MOEDI_TRY(drop(t, MOED_OK));
-    return moedi_metrics_step(&t->metrics, out);
+    status = moedi_findings_download(&t->findings);
+    if (status != MOED_OK) t->broken = 1;
+    if (status == MOED_OK) status = finish_update(t, factor, start, out);
+    forget(t);
+    return status == MOED_OK ? moedi_metrics_step(&t->metrics, out) : status;
 }
 
 moed_status moedi_step_store(moed_trainer *t, moed_status status)

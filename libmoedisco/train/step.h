@@ -1,4 +1,4 @@
-/* train/step.h - one optimizer step in its two halves, for the trainer's loop and for foreign ones. */
+/* train/step.h - one optimizer step for the trainer's loop as a whole, for foreign ones in two halves. */
 #ifndef MOEDI_STEP_H
 #define MOEDI_STEP_H
 
@@ -6,6 +6,8 @@
 
 /* The handle can work: this process, nothing broken. */
 moed_status moedi_step_check(const moed_trainer *t);
+/* A whole step on the stream's next rows, of which the host waits once; afterwards as after the two halves. */
+moed_status moedi_step_run(moed_trainer *t, moed_report *out, const moed_cancel *cancel);
 /* Adds the gradient of b's mean loss (NULL: the stream's next rows). On any failure what was accumulated is dropped. */
 moed_status moedi_step_accumulate(moed_trainer *t, const moed_batch *b, moed_report *out, const moed_cancel *cancel);
 /* Norm, clipping, AdamW, and the line in the metrics. A norm that is not finite: MOED_E_NUMERIC, nothing applied. */

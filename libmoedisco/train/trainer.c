@@ -114,12 +114,19 @@ static moed_status build(moed_trainer *t)
     const uint32_t flags = MOEDI_TRANSFORMER_TRAIN | (t->policy == MOED_POLICY_FULL ? MOEDI_TRANSFORMER_MASTERS : 0);
     MOEDI_TRY(moedi_transformer_create(&t->transformer, t->model, o->rows / o->micro_batches, o->length, flags, t->trained));
     MOEDI_TRY(moedi_accumulator_create(&t->gradients, t->transformer, o->micro_batches));
-    return moedi_optimizer_create(&t->optimizer, t->transformer, t->model->layout, t->trained, o->weight_decay, t->policy);
+    MOEDI_TRY(moedi_findings_create(&t->findings, t->transformer, o->micro_batches));
+    MOEDI_TRY(moedi_optimizer_create(&t->optimizer, t->transformer, t->model->layout, t->trained, o->weight_decay, t->policy,
+                                     moedi_findings_scalars(&t->findings)));
+    return moedi_staged_create(&t->batch, moedi_transformer_engine(t->transformer), o->rows * o->length);
 }
 
 static void demolish(moed_trainer *t)
 {
+    for (int i = 0; t->transformer && i < 2; i++)
+        moedi_recording_destroy(&t->recordings[i], moedi_transformer_engine(t->transformer));
+    moedi_staged_destroy(&t->batch);
     moedi_optimizer_destroy(&t->optimizer);
+    moedi_findings_destroy(&t->findings);
     moedi_accumulator_destroy(&t->gradients);
     moedi_transformer_destroy(t->transformer);
     t->transformer = NULL;
@@ -340,8 +347,7 @@ static moed_status loop(moed_trainer *t, int64_t steps, moed_report *report, con
     MOEDI_TRY(do_due(t, cancel));
     for (int64_t i = 0; i < steps; i++) {
         MOEDI_TRY(moedi_cancel_check(cancel));
-        MOEDI_TRY(moedi_step_accumulate(t, NULL, report, cancel));
-        MOEDI_TRY(moedi_step_update(t, 1.0, report));
+        MOEDI_TRY(moedi_step_run(t, report, cancel));
         MOEDI_TRY(do_due(t, cancel));
         if (!t->options.progress) continue;
         const int32_t code = t->options.progress(report, t->options.progress_user);

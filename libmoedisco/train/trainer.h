@@ -4,8 +4,10 @@
 
 #include "accumulate.h"
 #include "corpus/corpus.h"
+#include "findings.h"
 #include "metrics.h"
 #include "optimizer.h"
+#include "recording.h"
 
 /* What the calls since the last update found. */
 typedef struct moedi_pending {
@@ -27,6 +29,9 @@ struct moed_trainer {
     moedi_transformer *transformer;
     moedi_accumulator gradients;
     moedi_optimizer optimizer;
+    moedi_staged batch;            /* of the step */
+    moedi_findings findings;
+    moedi_recording recordings[2]; /* of a step's work, by moedi_staged.whole */
     int32_t *tokens, *labels, *documents; /* (rows, length) of one step */
     int64_t *loads;                /* (layers, experts): choices since the last update */
     void *staging;                 /* one parameter, where device memory is not host memory */

@@ -1,7 +1,7 @@
 /* bench_step.c - training steps per second of the whole, as a user gets them: an MoE and its one-expert submodel, through the
  * public ABI. bench_step [THREADS [STEPS [DEVICE[,KERNELS] [POLICY] [MODEL...]]]]; 0 threads: all. POLICY: auto, full or lean. One line a model:
  * tokens/s (the best and the median step), model FLOP/s, memory of the host as it was, of the device as estimated. Models: moe, dense (small ones, the default); qwen-dense, qwen-4, qwen-64 (Qwen1.5-MoE's
- * sizes, for a large GPU). */
+ * sizes, for a large GPU). "graph" and "ordinary" say how the steps of the models behind them are done. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -49,7 +49,7 @@ static int compare(const void *a, const void *b)
         if ((call) != MOED_OK) return fprintf(stderr, "bench_step: %s\n", moed_last_error()), 1;     \
     } while (0)
 
-static int bench(moed_context *c, const moed_corpus *d, const shape *h, int32_t policy, int steps)
+static int bench(moed_context *c, const moed_corpus *d, const shape *h, int32_t policy, int graph, int steps)
 {
     char config[1024], shared[256] = "";
     moed_layout *l = NULL;
@@ -72,7 +72,7 @@ static int bench(moed_context *c, const moed_corpus *d, const shape *h, int32_t 
     CHECK(moed_model_init(&m, c, l, NULL));
     CHECK(moed_options_init(MOED_STRUCT_TRAIN_OPTIONS, &o, sizeof o));
     o.steps = steps + 2, o.rows = h->rows, o.length = h->length, o.micro_batches = h->micro_batches, o.document_mask = 0;
-    o.learning_rate = 1e-4, o.policy = policy;
+    o.learning_rate = 1e-4, o.policy = policy, o.graph = graph;
     CHECK(moed_train_estimate(l, NULL, &o, &e));
     CHECK(moed_trainer_create(&t, c, m, d, NULL, &o));
     double *seconds = calloc((size_t)steps, sizeof *seconds);
@@ -85,9 +85,9 @@ static int bench(moed_context *c, const moed_corpus *d, const shape *h, int32_t 
     qsort(seconds, (size_t)steps, sizeof *seconds, compare);
     CHECK(moed_context_get_info(c, &info));
     const double tokens = (double)h->rows * h->length, best = tokens / seconds[0], median = tokens / seconds[steps / 2];
-    printf("{\"bench\": \"step\", \"model\": \"%s\", \"policy\": \"%s\", \"tokens_per_second\": %.0f, \"median\": %.0f, \"gflops\": %.1f, \"peak_mb\": %.0f, "
+    printf("{\"bench\": \"step\", \"model\": \"%s\", \"policy\": \"%s\", \"graph\": %d, \"tokens_per_second\": %.0f, \"median\": %.0f, \"gflops\": %.1f, \"peak_mb\": %.0f, "
            "\"device_gib\": %.2f, \"loss\": %.4f}\n",
-           h->name, policies[e.policy], best, median, median * e.flops_per_token * 1e-9, (double)info.host_peak * 1e-6,
+           h->name, policies[e.policy], graph, best, median, median * e.flops_per_token * 1e-9, (double)info.host_peak * 1e-6,
            (double)e.device_bytes / 1073741824.0, r.loss);
     fflush(stdout);
     free(seconds);
@@ -116,10 +116,13 @@ int main(int count, char **arguments)
     int first = 4; /* of the models */
     for (int32_t i = 0; first == 4 && count > 4 && i < 3; i++)
         if (strcmp(arguments[4], policies[i]) == 0) policy = i, first = 5;
-    for (int i = 0; i < SHAPES; i++) {
-        int wanted = count <= first && !shapes[i].shared;
-        for (int k = first; k < count; k++) wanted |= strcmp(arguments[k], shapes[i].name) == 0;
-        if (wanted && bench(c, d, &shapes[i], policy, steps)) return 1;
+    for (int i = 0; count <= first && i < SHAPES; i++)
+        if (!shapes[i].shared && bench(c, d, &shapes[i], policy, 1, steps)) return 1;
+    for (int k = first, graph = 1; k < count; k++) {
+        if (strcmp(arguments[k], "graph") == 0) graph = 1;
+        if (strcmp(arguments[k], "ordinary") == 0) graph = 0;
+        for (int i = 0; i < SHAPES; i++)
+            if (strcmp(arguments[k], shapes[i].name) == 0 && bench(c, d, &shapes[i], policy, graph, steps)) return 1;
     }
     moed_corpus_destroy(d), moed_context_destroy(c);
     return 0;

@@ -1,5 +1,7 @@
 /* tests/gpu/test_gpu.c - the library on a GPU beside the same on the CPU: gradients, 300 steps, checkpoints that go from one to the other,
- * limits, cancel, embedding and k-means. MOED_TEST_DEVICE names the device (cuda:0). Run by `make check-gpu`. */
+ * steps as graphs, the caller's stream and allocator, limits, cancel, embedding and k-means. MOED_TEST_DEVICE names the device (cuda:0). Run by `make check-gpu`. */
+#include <dlfcn.h>
+
 #include "train_support.h"
 
 enum { WORDS = 64, DOCUMENTS = 400, DOCUMENT = 300 };
@@ -259,6 +261,166 @@ static void a_cancelled_step_leaves_nothing_behind(void **state)
     bench_close(&b);
 }
 
+/* ---- a step as a graph ---- */
+
+/* With the same options, twice in the ordinary way and once as graphs: bits where the ordinary way has them, else within noise. */
+static void a_step_as_a_graph_is_the_ordinary_one(void **state)
+{
+    int long_runs = 0, exact = 0, cases = 0;
+    (void)state;
+    for (int i = 0; i < 12; i++) {
+        moed_train_options o = tiny_options(POISONED_STEPS + 2);
+        o.micro_batches = i % 3 == 0 ? 1 : i % 3 == 1 ? 2 : 4, o.document_mask = i / 3 % 2, o.seed = (uint64_t)i;
+        float *numbers[3];
+        double losses[3][POISONED_STEPS];
+        int done[3];
+        size_t count[3];
+        for (int k = 0; k < 3; k++) {
+            moed_context *c = context_on(gpu(), i % 2 ? "bf16" : "f32", 0);
+            o.graph = k == 2;
+            numbers[k] = poisoned_steps(c, &o, losses[k], &done[k], &count[k]);
+            moed_context_destroy(c);
+        }
+        assert_true(done[1] == done[0] && done[2] == done[0] && count[2] == count[0]);
+        const size_t bytes = count[0] * sizeof(float);
+        const int same = !memcmp(numbers[0], numbers[1], bytes);
+        if (same) assert_memory_equal(numbers[2], numbers[0], bytes);
+        for (int s = 0; s < done[0]; s++) assert_true(fabs(losses[2][s] - losses[0][s]) <= (same ? 0 : 1e-3) * losses[0][s]);
+        for (int k = 0; k < 3; k++) free(numbers[k]);
+        exact += same, cases++;
+        long_runs += done[0] >= 3 && done[0] < POISONED_STEPS; /* the refused step was a graph */
+    }
+    print_message("the ordinary way gives the same bits twice in %d of %d cases; a graph refused a step in %d\n", exact, cases, long_runs);
+    assert_true(long_runs >= 3);
+}
+
+/* 20 steps with text: the largest difference of a loss, as a share. */
+static void twenty_steps_as_graphs_are_those_without(void **state)
+{
+    enum { STEPS = 20 };
+    double losses[2][STEPS];
+    (void)state;
+    for (int graph = 0; graph < 2; graph++) {
+        bench b = bench_on(gpu(), "bf16");
+        moed_train_options o = walk_options(STEPS);
+        moed_trainer *t;
+        moed_report r = empty_report();
+        o.graph = graph, o.micro_batches = 4, o.document_mask = 1;
+        assert_ok(moed_trainer_create(&t, b.context, b.model, b.corpus, NULL, &o));
+        for (int s = 0; s < STEPS; s++) {
+            assert_ok(moed_trainer_run(t, 1, &r, NULL));
+            losses[graph][s] = r.loss;
+            if (s == 9) assert_ok(moed_trainer_evaluate(t, b.corpus, 1000, &r, NULL)); /* takes other memory of the engine */
+        }
+        moed_trainer_destroy(t);
+        bench_close(&b);
+    }
+    double most = 0;
+    for (int s = 0; s < STEPS; s++) most = fmax(most, fabs(losses[1][s] / losses[0][s] - 1));
+    print_message("20 steps with and without a graph: losses differ by %.1e at most\n", most);
+    assert_true(most < 1e-2);
+}
+
+/* ---- the caller's stream, events and device allocator: the driver's own calls, as a host of the library would make them ---- */
+
+static struct driver {
+    int (*cuInit)(unsigned);
+    int (*cuDeviceGet)(int *, int);
+    int (*cuDevicePrimaryCtxRetain)(void **, int);
+    int (*cuDevicePrimaryCtxRelease_v2)(int);
+    int (*cuCtxSetCurrent)(void *);
+    int (*cuStreamCreate)(void **, unsigned);
+    int (*cuStreamSynchronize)(void *);
+    int (*cuStreamQuery)(void *);
+    int (*cuStreamDestroy_v2)(void *);
+    int (*cuEventCreate)(void **, unsigned);
+    int (*cuEventRecord)(void *, void *);
+    int (*cuEventQuery)(void *);
+    int (*cuEventDestroy_v2)(void *);
+    int (*cuMemAlloc_v2)(unsigned long long *, size_t);
+    int (*cuMemFree_v2)(unsigned long long);
+} driver;
+
+static int load_driver(void)
+{
+    static const char *const names[] = {"cuInit", "cuDeviceGet", "cuDevicePrimaryCtxRetain", "cuDevicePrimaryCtxRelease_v2", "cuCtxSetCurrent",
+                                        "cuStreamCreate", "cuStreamSynchronize", "cuStreamQuery", "cuStreamDestroy_v2", "cuEventCreate",
+                                        "cuEventRecord", "cuEventQuery", "cuEventDestroy_v2", "cuMemAlloc_v2", "cuMemFree_v2"};
+    void *library = dlopen("libcuda.so.1", RTLD_NOW | RTLD_LOCAL), **slots = (void **)&driver;
+    for (size_t i = 0; library && i < sizeof names / sizeof *names; i++)
+        if (!(slots[i] = dlsym(library, names[i]))) return 0;
+    return library != NULL;
+}
+
+typedef struct device_memory {
+    int64_t blocks, bytes, calls;
+    void *stream;
+} device_memory;
+
+static void *take(size_t size, void *stream, void *user)
+{
+    device_memory *m = user;
+    unsigned long long at = 0;
+    assert_ptr_equal(stream, m->stream);
+    if (driver.cuMemAlloc_v2(&at, size) != 0) return NULL;
+    m->blocks++, m->calls++, m->bytes += (int64_t)size;
+    return (void *)(uintptr_t)at;
+}
+static void give_back(void *memory, size_t size, void *stream, void *user)
+{
+    device_memory *m = user;
+    assert_ptr_equal(stream, m->stream);
+    m->blocks--, m->bytes -= (int64_t)size;
+    assert_int_equal(driver.cuMemFree_v2((unsigned long long)(uintptr_t)memory), 0);
+}
+
+static void stream_events_and_memory_are_the_callers(void **state)
+{
+    void *primary = NULL, *event = NULL;
+    int device = 0;
+    device_memory memory = {0};
+    moed_context *c = NULL;
+    moed_context_options o;
+    (void)state;
+    if (!load_driver() || strncmp(gpu(), "cuda:", 5) != 0) skip();
+    assert_int_equal(driver.cuInit(0), 0);
+    assert_int_equal(driver.cuDeviceGet(&device, atoi(gpu() + 5)), 0);
+    assert_int_equal(driver.cuDevicePrimaryCtxRetain(&primary, device), 0);
+    assert_int_equal(driver.cuCtxSetCurrent(primary), 0);
+    assert_int_equal(driver.cuStreamCreate(&memory.stream, 1), 0);
+    assert_int_equal(driver.cuEventCreate(&event, 2), 0);
+    assert_ok(moed_options_init(MOED_STRUCT_CONTEXT_OPTIONS, &o, sizeof o));
+    o.device = gpu(), o.kernels = "bf16", o.stream = memory.stream;
+    o.device_alloc = take, o.device_free = give_back, o.device_alloc_user = &memory;
+    assert_ok(moed_context_create(&c, &o));
+    moed_model *m = tiny_model_of(c, 64, 3, 4, TINY_VOCABULARY);
+    moed_corpus *d = tiny_corpus(c, NULL);
+    moed_train_options options = tiny_options(6);
+    options.document_mask = 0; /* the first step has met all shapes */
+    moed_trainer *t;
+    moed_report r = empty_report();
+    assert_int_equal(driver.cuEventRecord(event, memory.stream), 0);
+    assert_ok(moed_context_wait_event(c, event));
+    assert_ok(moed_trainer_create(&t, c, m, d, NULL, &options));
+    assert_true(memory.blocks > 0);
+    assert_ok(moed_trainer_run(t, 2, &r, NULL));
+    const int64_t calls = memory.calls;
+    assert_ok(moed_trainer_run(t, 0, &r, NULL));
+    assert_int_equal(memory.calls, calls);
+    assert_ok(moed_context_record_event(c, event));
+    assert_int_equal(driver.cuStreamSynchronize(memory.stream), 0);
+    assert_int_equal(driver.cuEventQuery(event), 0);
+    moed_trainer_destroy(t);
+    moed_corpus_destroy(d);
+    moed_model_destroy(m);
+    moed_context_destroy(c);
+    assert_true(memory.blocks == 0 && memory.bytes == 0);
+    assert_int_equal(driver.cuStreamQuery(memory.stream), 0); /* it is still there */
+    assert_int_equal(driver.cuEventDestroy_v2(event), 0);
+    assert_int_equal(driver.cuStreamDestroy_v2(memory.stream), 0);
+    assert_int_equal(driver.cuDevicePrimaryCtxRelease_v2(device), 0);
+}
+
 /* ---- embedding, clusters ---- */
 
 static void embedding_and_clusters_are_those_of_the_cpu(void **state)
@@ -300,6 +462,9 @@ int main(int count, char **arguments)
         cmocka_unit_test(a_lean_checkpoint_goes_from_gpu_to_cpu_and_back),
         cmocka_unit_test(a_device_limit_is_refused_with_the_figure),
         cmocka_unit_test(a_cancelled_step_leaves_nothing_behind),
+        cmocka_unit_test(a_step_as_a_graph_is_the_ordinary_one),
+        cmocka_unit_test(twenty_steps_as_graphs_are_those_without),
+        cmocka_unit_test(stream_events_and_memory_are_the_callers),
         cmocka_unit_test(embedding_and_clusters_are_those_of_the_cpu),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

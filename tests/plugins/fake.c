@@ -265,7 +265,9 @@ static moed_status graph_end(void *self, void **out)
 static moed_status graph_launch(void *self, void *recorded)
 {
     const graph *g = recorded;
+    const moed_host_api *host = ((fake *)self)->cpu->host;
     WHILE_NOT_RECORDING(self, "another was launched");
+    host->log(host->self, MOED_LOG_DEBUG, "a graph is launched");
     for (int64_t i = 0; i < g->count; i++) {
         const moed_status status = g->calls[i].run(((fake *)self)->cpu, g->calls[i].arguments);
         if (status != MOED_OK) return status;

@@ -1,6 +1,9 @@
 /* tests/bench/plugins/timed.c - a backend plug-in that stands before another one (TIMED_PLUGIN names its file) and waits for every operation, so
  * that each has a time of its own. When an engine closes it says on standard error what its operations took, by operation and shape. The
- * waiting costs some microseconds a call and hides what overlaps: the sum is above a real step's time. */
+ * waiting costs some microseconds a call and hides what overlaps: the sum is above a real step's time.
+ *
+ * With TIMED_COUNT set nothing is waited for and graphs are let through: it says how often the host brought something up or down, waited, or
+ * launched a graph. */
 #include <dlfcn.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -17,14 +20,18 @@ typedef struct kind {
     int64_t calls;
     double seconds, first;
 } kind;
+enum { UPLOADS, DOWNLOADS, WAITS, LAUNCHES, ALLOCATIONS, CALLS, COUNTERS };
 typedef struct timed {
     const moed_backend *table;
     void *self;
+    int64_t counts[COUNTERS];
     kind kinds[KINDS];
     int count;
 } timed;
 
 static const moed_backend *inner, table_of_this;
+static moed_backend counting; /* the same, and graphs where the other one has them */
+static int only_count;
 
 static double now(void)
 {
@@ -72,6 +79,8 @@ static void note(timed *t, const char *operation, int64_t a, int64_t b, int64_t 
     static moed_status slot(void *self, const moed_op_##arguments *a)           \
     {                                                                           \
         timed *t = self;                                                        \
+        t->counts[CALLS]++;                                                     \
+        if (only_count) return t->table->slot(t->self, a);                      \
         const double start = now();                                             \
         moed_status status = t->table->slot(t->self, a);                        \
         if (status == MOED_OK) status = t->table->synchronize(t->self);         \
@@ -82,6 +91,7 @@ OPERATIONS(WRAP)
 
 static moed_status allocate(void *self, size_t size, void **out)
 {
+    ((timed *)self)->counts[ALLOCATIONS]++;
     return ((timed *)self)->table->alloc(((timed *)self)->self, size, out);
 }
 static void release(void *self, void *memory)
@@ -90,15 +100,18 @@ static void release(void *self, void *memory)
 }
 static moed_status upload(void *self, void *device, const void *host, size_t size)
 {
+    ((timed *)self)->counts[UPLOADS]++;
     return ((timed *)self)->table->upload(((timed *)self)->self, device, host, size);
 }
 static moed_status download(void *self, void *host, const void *device, size_t size)
 {
+    ((timed *)self)->counts[DOWNLOADS]++;
     return ((timed *)self)->table->download(((timed *)self)->self, host, device, size);
 }
 static moed_status copy(void *self, void *to, const void *from, size_t size)
 {
     timed *t = self;
+    if (only_count) return t->table->copy(t->self, to, from, size);
     const double start = now();
     moed_status status = t->table->copy(t->self, to, from, size);
     if (status == MOED_OK) status = t->table->synchronize(t->self);
@@ -108,6 +121,7 @@ static moed_status copy(void *self, void *to, const void *from, size_t size)
 static moed_status zero(void *self, void *device, size_t size)
 {
     timed *t = self;
+    if (only_count) return t->table->zero(t->self, device, size);
     const double start = now();
     moed_status status = t->table->zero(t->self, device, size);
     if (status == MOED_OK) status = t->table->synchronize(t->self);
@@ -116,7 +130,26 @@ static moed_status zero(void *self, void *device, size_t size)
 }
 static moed_status synchronize(void *self)
 {
+    ((timed *)self)->counts[WAITS]++;
     return ((timed *)self)->table->synchronize(((timed *)self)->self);
+}
+
+static moed_status graph_begin(void *self)
+{
+    return ((timed *)self)->table->graph_begin(((timed *)self)->self);
+}
+static moed_status graph_end(void *self, void **graph)
+{
+    return ((timed *)self)->table->graph_end(((timed *)self)->self, graph);
+}
+static moed_status graph_launch(void *self, void *graph)
+{
+    ((timed *)self)->counts[LAUNCHES]++;
+    return ((timed *)self)->table->graph_launch(((timed *)self)->self, graph);
+}
+static void graph_free(void *self, void *graph)
+{
+    ((timed *)self)->table->graph_free(((timed *)self)->self, graph);
 }
 
 static int by_seconds(const void *a, const void *b)
@@ -128,6 +161,10 @@ static void close_engine(void *self)
 {
     timed *t = self;
     double total = 0;
+    if (only_count)
+        fprintf(stderr, "%lld operations, %lld uploads, %lld downloads, %lld waits, %lld graphs launched, %lld blocks of memory\n",
+                (long long)t->counts[CALLS], (long long)t->counts[UPLOADS], (long long)t->counts[DOWNLOADS], (long long)t->counts[WAITS],
+                (long long)t->counts[LAUNCHES], (long long)t->counts[ALLOCATIONS]);
     qsort(t->kinds, (size_t)t->count, sizeof *t->kinds, by_seconds);
     for (int i = 0; i < t->count; i++) total += t->kinds[i].seconds;
     for (int i = 0; i < t->count && t->kinds[i].calls; i++) {
@@ -155,7 +192,7 @@ static moed_status open_engine(const moed_host_api *host, const moed_backend_con
         free(t);
         return status;
     }
-    *self = t, *table = &table_of_this;
+    *self = t, *table = only_count ? &counting : &table_of_this;
     return MOED_OK;
 }
 static moed_status info(void *self, moed_backend_info *out)
@@ -176,5 +213,11 @@ const moed_backend *moed_backend_entry_v1(const moed_host_api *host)
     moed_backend_entry_fn entry = NULL;
     if (library) *(void **)&entry = dlsym(library, MOED_BACKEND_ENTRY);
     inner = entry ? entry(host) : NULL;
-    return inner ? &table_of_this : NULL;
+    only_count = getenv("TIMED_COUNT") != NULL;
+    counting = table_of_this;
+    if (inner && MOED_BACKEND_HAS(inner, graph_free)) {
+        counting.graph_begin = graph_begin, counting.graph_end = graph_end;
+        counting.graph_launch = graph_launch, counting.graph_free = graph_free;
+    }
+    return inner ? only_count ? &counting : &table_of_this : NULL;
 }
