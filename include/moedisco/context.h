@@ -25,7 +25,8 @@ typedef void (*moed_free_fn)(void *memory, size_t size, void *user);
 typedef void (*moed_task_fn)(void *argument, int64_t index);
 typedef void (*moed_executor_fn)(int64_t count, moed_task_fn task, void *argument, void *user);
 
-/* Device memory of `size` bytes, aligned to 256, for work on `stream` (moed_context_options.stream); NULL when there is none. Any thread. */
+/* Device memory of `size` bytes, aligned to 256, for work on `stream` (moed_context_options.stream, or
+ * where that is NULL one of the library's, which ends with its handle); NULL when there is none. Any thread. */
 typedef void *(*moed_device_alloc_fn)(size_t size, void *stream, void *user);
 /* Its counterpart. Work that was enqueued on the stream before may still use the memory: give it to others only in the stream's
  * order (cudaFreeAsync, an allocator that caches by stream), or wait for the stream first. */

@@ -71,7 +71,8 @@ typedef struct moed_train_options {
     moed_progress_fn progress; /* nullable */
     void *progress_user;
     int32_t policy;            /* MOED_POLICY_* */
-    int32_t graph;             /* 1: where the device can, a step's work is recorded once and launched as a whole; results are the same */
+    int32_t graph;             /* 1: where the device can, a step's work is recorded once and launched as a whole; the results are
+                                  the same */
 } moed_train_options;
 
 /* What a run will take, before it starts. */

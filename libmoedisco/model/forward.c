@@ -165,8 +165,8 @@ static moed_status forward_all(moedi_transformer *t)
     return t->now.labels ? forward_loss(t) : MOED_OK;
 }
 
-moed_status moedi_transformer_forward_shard(moedi_transformer *t, const moedi_staged *batch, int64_t shard, const moedi_objective *o,
-                                            const moed_cancel *cancel)
+moed_status moedi_transformer_forward_shard(moedi_transformer *t, const moedi_staged *batch, int64_t shard,
+                                            const moedi_objective *o, const moed_cancel *cancel)
 {
     t->now = moedi_staged_shard(batch, shard);
     t->last_rows = t->now.rows, t->last_length = batch->length, t->tokens_now = t->now.rows * batch->length;
@@ -218,7 +218,8 @@ void moedi_transformer_set_results(moedi_transformer *t, void *results, int64_t 
     for (int64_t l = 0; l < t->config->layers; l++) t->layers[l].offsets = t->offsets + l * (t->config->experts + 1);
 }
 
-void moedi_transformer_read_results(const moedi_transformer *t, const void *results, int64_t *offsets, int64_t tokens, moedi_losses *out)
+void moedi_transformer_read_results(const moedi_transformer *t, const void *results, int64_t *offsets, int64_t tokens,
+                                    moedi_losses *out)
 {
     const moedi_config *c = t->config;
     double numbers[3];

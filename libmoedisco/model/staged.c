@@ -40,7 +40,8 @@ void moedi_staged_destroy(moedi_staged *s)
     memset(s, 0, sizeof *s);
 }
 
-/* Positions restart in every row; attention starts at the row's first token, or at the first of the run of its document number. */
+/* Positions restart in every row; attention starts at the row's first token, or at the first of the run of its document
+ * number. */
 static void place(moedi_staged *s, const moed_batch *b)
 {
     const int64_t count = b->rows * b->length, shard = s->shard * b->length;

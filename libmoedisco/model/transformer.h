@@ -52,15 +52,16 @@ moed_status moedi_batch_check(const moed_batch *b, int64_t vocabulary, int64_t r
 moed_status moedi_transformer_forward(moedi_transformer *t, const moed_batch *b, const moedi_objective *o,
                                       const moed_cancel *cancel);
 /* The same for one shard of a batch that was checked and uploaded before: only enqueues. */
-moed_status moedi_transformer_forward_shard(moedi_transformer *t, const moedi_staged *batch, int64_t shard, const moedi_objective *o,
-                                            const moed_cancel *cancel);
+moed_status moedi_transformer_forward_shard(moedi_transformer *t, const moedi_staged *batch, int64_t shard,
+                                            const moedi_objective *o, const moed_cancel *cancel);
 /* After a forward with labels and objective in TRAIN mode, once: adds to the gradients. */
 moed_status moedi_transformer_backward(moedi_transformer *t, const moed_cancel *cancel);
-/* The next forwards leave what they find in the caller's device memory: results (3, wide) and offsets (layers, experts + 1), which an only
- * expert's do not touch. NULL, NULL: in the transformer's own. */
+/* The next forwards leave what they find in the caller's device memory: results (3, wide) and offsets (layers, experts + 1),
+ * which an only expert's do not touch. NULL, NULL: in the transformer's own. */
 void moedi_transformer_set_results(moedi_transformer *t, void *results, int64_t *offsets);
 /* Losses from results and the choices from offsets, brought to host memory; offsets [in, out]: complete. */
-void moedi_transformer_read_results(const moedi_transformer *t, const void *results, int64_t *offsets, int64_t tokens, moedi_losses *out);
+void moedi_transformer_read_results(const moedi_transformer *t, const void *results, int64_t *offsets, int64_t tokens,
+                                    moedi_losses *out);
 /* Waits, and brings back the losses of the last forward. */
 moed_status moedi_transformer_losses(moedi_transformer *t, moedi_losses *out);
 /* Choices per expert in a layer of the last forward as running sums: (experts + 1) from 0. Valid after

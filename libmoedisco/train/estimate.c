@@ -38,7 +38,8 @@ moed_status moedi_budget_compute(const moed_layout *l, const moed_backend_info *
     const int64_t shard = o->rows / o->micro_batches;
     const uint32_t flags = MOEDI_TRANSFORMER_TRAIN | (policy == MOED_POLICY_FULL ? MOEDI_TRANSFORMER_MASTERS : 0);
     MOEDI_TRY(moedi_transformer_bytes(l, numbers, shard, o->length, flags, trained, &b.weights, &b.gradients, &b.activations));
-    const int64_t staged = moedi_staged_bytes(o->rows * o->length), found = moedi_findings_bytes(&l->config, numbers, o->micro_batches);
+    const int64_t staged = moedi_staged_bytes(o->rows * o->length);
+    const int64_t found = moedi_findings_bytes(&l->config, numbers, o->micro_batches);
     b.activations += staged + found;
     b.workspace = workspace_bytes(&l->config, shard * o->length);
     b.gradients *= 1 + moedi_accumulator_extra(numbers, o->micro_batches);

@@ -77,8 +77,9 @@ static size_t offsets_at(const moedi_findings *f, int64_t shard)
 
 void moedi_findings_direct(const moedi_findings *f, int64_t shard)
 {
-    if (shard < 0) moedi_transformer_set_results(f->transformer, NULL, NULL);
-    else moedi_transformer_set_results(f->transformer, f->device + losses_at(f, shard), (int64_t *)(void *)(f->device + offsets_at(f, shard)));
+    void *losses = shard < 0 ? NULL : f->device + losses_at(f, shard);
+    void *offsets = shard < 0 ? NULL : f->device + offsets_at(f, shard);
+    moedi_transformer_set_results(f->transformer, losses, offsets);
 }
 
 moed_status moedi_findings_download(const moedi_findings *f)

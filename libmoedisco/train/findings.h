@@ -1,5 +1,5 @@
-/* train/findings.h - what a step finds on the device, in one block that comes back in one download: the step's scalars, and of each
- * shard the losses and the choices of experts. */
+/* train/findings.h - what a step finds on the device, in one block that comes back in one download: the step's scalars, and of
+ * each shard the losses and the choices of experts. */
 #ifndef MOEDI_FINDINGS_H
 #define MOEDI_FINDINGS_H
 

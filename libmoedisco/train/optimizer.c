@@ -127,7 +127,8 @@ static moed_op_update arguments(const moedi_optimizer *o, const moed_train_optio
     return u;
 }
 
-moed_status moedi_optimizer_prepare(moedi_optimizer *o, const moed_train_options *options, int64_t step, double rate, double scale)
+moed_status moedi_optimizer_prepare(moedi_optimizer *o, const moed_train_options *options, int64_t step, double rate,
+                                    double scale)
 {
     const moedi_engine *e = moedi_transformer_engine(o->transformer);
     moed_step_scalars scalars;

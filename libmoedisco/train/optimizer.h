@@ -35,9 +35,10 @@ int moedi_optimizer_parts(int32_t policy);
 moedi_moment moedi_optimizer_part(const moedi_optimizer *o, size_t slice, int part);
 
 /* Brings up the numbers of optimizer step `step`: its rate, and scale, a factor of the gradients. */
-moed_status moedi_optimizer_prepare(moedi_optimizer *o, const moed_train_options *options, int64_t step, double rate, double scale);
-/* Norm of the gradients times scale, before clipping, to the scalars; NaN where one of losses (count, wide, on the device) is not finite.
- * Nothing is changed yet: apply does that, unless the norm is not finite. Both only enqueue. */
+moed_status moedi_optimizer_prepare(moedi_optimizer *o, const moed_train_options *options, int64_t step, double rate,
+                                    double scale);
+/* Norm of the gradients times scale, before clipping, to the scalars; NaN where one of losses (count, wide, on the device) is not
+ * finite. Nothing is changed yet: apply does that, unless the norm is not finite. Both only enqueue. */
 moed_status moedi_optimizer_measure(moedi_optimizer *o, const moed_train_options *options, const void *losses, int64_t count);
 moed_status moedi_optimizer_apply(moedi_optimizer *o, const moed_train_options *options);
 

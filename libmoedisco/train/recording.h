@@ -15,7 +15,8 @@ typedef struct moedi_recording {
 typedef moed_status (*moedi_enqueue_fn)(void *user);
 
 int moedi_recording_possible(const moedi_engine *e);
-/* Does enqueue's work: the first time with this number in the ordinary way, the second time recording it, then by launching the graph. */
+/* Does enqueue's work: the first time with this number in the ordinary way, the second time recording it, then by launching the
+ * graph. */
 moed_status moedi_recording_run(moedi_recording *r, const moedi_engine *e, double number, moedi_enqueue_fn enqueue, void *user);
 void moedi_recording_destroy(moedi_recording *r, const moedi_engine *e);
 

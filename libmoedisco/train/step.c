@@ -114,12 +114,13 @@ static moed_status enqueue_gradient(moed_trainer *t, const moed_cancel *cancel)
     return status;
 }
 
-/* Norm, clipping, AdamW, and gradients of zero. The device drops the step where a loss or the norm is not finite. begun [out]: from here on
+/* Norm, clipping, AdamW, and gradients of zero. The device drops the step where a loss or the norm is not finite. begun [out]:
  * weights may have changed. */
 static moed_status enqueue_update(moed_trainer *t, int *begun)
 {
     *begun = 0;
-    MOEDI_TRY(moedi_optimizer_measure(&t->optimizer, &t->options, moedi_findings_losses(&t->findings), 3 * moedi_staged_shards(&t->batch)));
+    const int64_t losses = 3 * moedi_staged_shards(&t->batch);
+    MOEDI_TRY(moedi_optimizer_measure(&t->optimizer, &t->options, moedi_findings_losses(&t->findings), losses));
     *begun = 1;
     MOEDI_TRY(moedi_optimizer_apply(&t->optimizer, &t->options));
     return moedi_accumulator_clear(&t->gradients);
@@ -139,8 +140,8 @@ static moed_status enqueue_step(void *user)
     return enqueue_update(w->trainer, &w->begun);
 }
 
-/* The same work every step: what differs lies in the batch and the scalars that were brought up. A graph holds the label weight and
- * whether rows are one document each. */
+/* The same work every step: what differs lies in the batch and the scalars that were brought up. A graph holds the label weight
+ * and whether rows are one document each. */
 static moed_status run_step(moed_trainer *t, const moed_cancel *cancel)
 {
     const moedi_engine *e = moedi_transformer_engine(t->transformer);
@@ -200,8 +201,8 @@ static moed_status finish_update(moed_trainer *t, double factor, double start, m
     const moedi_pending *p = &t->pending;
     const double calls = (double)p->calls, norm = moedi_findings_read_scalars(&t->findings)->gradient_norm;
     if (!isfinite(norm))
-        return moedi_fail(MOED_E_NUMERIC, "step %lld: the gradient's norm is %g; nothing of this step was applied", (long long)t->step + 1,
-                          norm);
+        return moedi_fail(MOED_E_NUMERIC, "step %lld: the gradient's norm is %g; nothing of this step was applied",
+                          (long long)t->step + 1, norm);
     memset(out, 0, sizeof *out);
     out->struct_size = sizeof *out;
     out->learning_rate = rate_of_next(t, factor);

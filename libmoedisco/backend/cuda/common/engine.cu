@@ -202,6 +202,12 @@ static moed_status within_limit(moedi_cuda *e, size_t more)
     return MOED_OK;
 }
 
+static moed_status not_recording(moedi_cuda *e, size_t size)
+{
+    if (!e->recording) return MOED_OK;
+    return moedi_cuda_fail(e, MOED_E_STATE, "cuda:%d: %zu bytes are asked for while work is recorded", e->device, size);
+}
+
 static moed_status no_memory(moedi_cuda *e, cudaError_t error, size_t size)
 {
     char what[160];
@@ -217,6 +223,7 @@ moed_status moedi_cuda_device_alloc(moedi_cuda *e, size_t size, void **out)
 {
     void *memory = nullptr;
     cudaError_t error = cudaErrorMemoryAllocation;
+    MOEDI_CUDA_TRY(not_recording(e, size));
     MOEDI_CUDA_TRY(within_limit(e, size));
     if (!e->device_alloc) error = cudaMalloc(&memory, size);
     else if ((memory = e->device_alloc(size, e->stream, e->device_alloc_user)) != nullptr) error = cudaSuccess;
@@ -270,6 +277,7 @@ static void release(void *self, void *memory)
 moed_status moedi_cuda_scratch(moedi_cuda *e, size_t size, void **out)
 {
     if (size > e->scratch_size) {
+        MOEDI_CUDA_TRY(not_recording(e, size)); /* before what there is goes */
         moedi_cuda_device_free(e, e->scratch, e->scratch_size);
         e->scratch = nullptr, e->scratch_size = 0, e->moves++;
         MOEDI_CUDA_TRY(moedi_cuda_device_alloc(e, size, &e->scratch));
@@ -335,7 +343,8 @@ static moed_status graph_begin(void *self)
 {
     moedi_cuda *e = static_cast<moedi_cuda *>(self);
     const moedi_cuda_current current(e);
-    if (cudaStreamBeginCapture(e->stream, cudaStreamCaptureModeThreadLocal) == cudaSuccess) return MOED_OK;
+    e->recording = cudaStreamBeginCapture(e->stream, cudaStreamCaptureModeThreadLocal) == cudaSuccess;
+    if (e->recording) return MOED_OK;
     const cudaError_t error = cudaGetLastError();
     return moedi_cuda_fail(e, MOED_E_UNSUPPORTED, "cuda:%d: work on this stream cannot be recorded: %s", e->device, cudaGetErrorString(error));
 }
@@ -347,6 +356,7 @@ static moed_status graph_end(void *self, void **out)
     cudaGraph_t graph = nullptr;
     void *memory = nullptr;
     *out = nullptr;
+    e->recording = false;
     const cudaError_t error = cudaStreamEndCapture(e->stream, &graph);
     if (error != cudaSuccess) {
         if (graph) cudaGraphDestroy(graph);

@@ -29,6 +29,7 @@ struct moedi_cuda {
     void *scratch;                   /* of one operation at a time; grows to the largest need, kept until close */
     size_t scratch_size;
     int64_t limit, in_use;           /* bytes; limit 0 = none */
+    bool recording;                  /* a graph: no memory is taken meanwhile */
     int64_t moves;                   /* of memory that operations keep between calls: a recorded graph knows the old places */
     struct moedi_cuda_block *blocks; /* what was handed out, to count it back */
     moedi_cuda_gemm_plans *gemm_plans;
