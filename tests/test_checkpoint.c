@@ -705,8 +705,8 @@ static void running_out_of_memory_at_any_allocation_is_a_status(void **state)
         done = shortage >= 0;
         shortage = -1;
         if (status != MOED_OK && status != MOED_E_MEMORY) fail_msg("allocation %d: %s", (int)at, moed_last_error());
-        assert_true(done == (status == MOED_OK));
-        failures += !done;
+        assert_true(!done || status == MOED_OK); /* tidying up may go without */
+        failures += status != MOED_OK;
         moed_trainer_destroy(t);
         assert_ok(moed_context_get_info(j.context, &after));
         assert_int_equal(before.host_in_use, after.host_in_use);
