@@ -174,6 +174,7 @@ static void find_closing(balance *b)
 /* How many of the last change would have brought the excess to 0, were it a straight line: never far. */
 static double secant(double before, double excess)
 {
+    if (before == excess) return MOST_STEP;
     const double share = fabs(excess / (before - excess));
     return share < LEAST_STEP ? LEAST_STEP : share < MOST_STEP ? share : MOST_STEP;
 }
