@@ -154,10 +154,10 @@ refuse 1 'nan' train m c/text nan --steps 300 --learning-rate 100 --clip 0 --bet
 [ -d nan/checkpoints ] || wrong 'a loss that turned NaN left no checkpoint'
 has err 'step [0-9]'
 refuse 3 'memory' train m c/text limited --steps 3 --rows 64 --length 64 --host-limit 1000000 --quiet
-refuse 3 'would fit' train m c/text limited --steps 3 --rows 64 --host-limit 40000000 --quiet
+refuse 3 'would fit' train m c/text limited --steps 3 --rows 64 --host-limit 30000000 --quiet
 would_fit() { sed -n 's/.*; \(--.*\) would fit.*/\1/p' err; }
 # shellcheck disable=SC2046
-expect 0 train m c/text limited --steps 3 --rows 64 --host-limit 40000000 --quiet $(would_fit)
+expect 0 train m c/text limited --steps 3 --rows 64 --host-limit 30000000 --quiet $(would_fit)
 expect 0 eval t/model c/text --part held-out
 has out 'bits per byte'
 has out 'layer 1:'
