@@ -171,6 +171,8 @@ $(eval $(call fetched,nvidia-cutlass,4.2.0.0,f9599ada45c7bcb6bf53f7d3f0a7d154183
 $(filter %_sm90.o,$(CUDA_OBJECTS)): CUDA_CODE := -gencode=arch=compute_90a$(comma)code=sm_90a --expt-relaxed-constexpr \
     -isystem $(CUTLASS)/cutlass_library/source/include
 $(filter %_sm90.o,$(CUDA_OBJECTS)): | $(CUTLASS)
+# Numbers that must have the host's bits: no product and sum become one.
+$(CUDA_OUT)/libmoedisco/backend/cuda/common/blend.o: CUDA_CODE += -fmad=false
 # Templates over descriptors, called a few times a step: what -O1 leaves undone costs nothing, and halves the time to compile.
 $(CUDA_OUT)/%.o: %.cpp | $(CUDNN_FRONTEND)
 	@mkdir -p $(@D)

@@ -1,5 +1,5 @@
 #!/bin/sh
-# The C program in README.md compiles as it stands, and does what the text around it says.
+# The C program in README.md compiles as it stands, and does what the text around it says; C in docs/ compiles.
 set -eu
 root=$(cd "$(dirname "$0")/.." && pwd)
 work=$(mktemp -d)
@@ -19,3 +19,8 @@ if "$work/example" "$work/none" "$work/out2" 2>"$work/error"; then
     exit 1
 fi
 grep -q "$work/none" "$work/error"
+for page in "$root"/docs/*.md; do
+    echo '#include <moedisco.h>' >"$work/page.c"
+    awk '/^```c$/ {on = 1; next} /^```$/ {on = 0} on' "$page" >>"$work/page.c"
+    "${CC:-cc}" -std=c99 -pedantic -Wall -Wextra -Werror -Wno-unused-function -fsyntax-only -I"$root/include" "$work/page.c"
+done

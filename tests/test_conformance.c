@@ -673,6 +673,52 @@ static void test_kmeans(void **state)
     kmeans_case(200, 19, 10, 0, 1, 1);
 }
 
+/* ---- surgery ---- */
+
+/* A first term and `deltas` after it, over rows with gaps and blocks with gaps; every third on the first's source, some with a scale of 0. */
+static void blend_case(int32_t op, double scale, int64_t deltas, int64_t blocks, int64_t rows, int64_t width, int64_t gap)
+{
+    enum { MOST = 70, SOURCES = 3 };
+    const int64_t row = width + gap, block = rows * row + gap;
+    int source[SOURCES];
+    for (int i = 0; i < SOURCES; i++) source[i] = real_in("source", blocks * block + 8);
+    const int out = real_out("out", blocks * block);
+    upload_all();
+    for (int s_ = 0; s_ < SIDES; s_++) {
+        const int32_t real = sides[s_].dtype;
+        moed_op_term terms[MOST] = {{.op = op, .dtype = real, .source = op == MOED_PIECE_DRAW ? NULL : AT(source[0]), .block = block, .row = row,
+                                     .scale = scale, .key = UINT64_C(0x9E3779B97F4A7C15), .step = 3, .index = 1000003}};
+        assert_true(deltas < MOST);
+        for (int64_t i = 1; i <= deltas; i++)
+            terms[i] = (moed_op_term){.op = MOED_PIECE_DELTA, .dtype = real, .reference_dtype = real, .block = block, .row = row,
+                                      .source = AT_OFFSET(source[1], 4 * (i % 2)), .reference = AT_OFFSET(source[i % 3 ? 0 : 2], i % 5 ? 0 : 4),
+                                      .reference_block = block, .reference_row = row, .scale = i % 4 ? 0.5 / (double)i : 0.0};
+        const moed_op_blend a = {.out = AT(out), .terms = terms, .count = deltas + 1, .blocks = blocks, .rows = rows, .width = width,
+                                 .block = block, .row = row, .dtype = real};
+        side_ok(&sides[s_], sides[s_].table->blend(sides[s_].self, &a), "blend");
+    }
+    verify("blend", op == MOED_PIECE_COPY && scale == 1.0 && deltas == 0 ? 0 : 1e-6);
+    reset();
+}
+
+static void test_blend(void **state)
+{
+    (void)state;
+    if (!MOED_BACKEND_HAS(sides[1].table, blend)) skip();
+    for (int gap = 0; gap <= 4; gap += 2) {
+        blend_case(MOED_PIECE_COPY, 1.0, 0, 3, 5, 8, gap);
+        blend_case(MOED_PIECE_COPY, 1.0, 0, 2, 3, 7, gap);
+        blend_case(MOED_PIECE_COPY, 1.0, 4, 3, 5, 8, gap);
+        blend_case(MOED_PIECE_COPY, -1.75, 3, 2, 3, 7, gap);
+        blend_case(MOED_PIECE_COPY, 0.0, 2, 1, 1, 64, gap);
+        blend_case(MOED_PIECE_COPY, 1.0, 60, 2, 2, 16, gap);
+        blend_case(MOED_PIECE_DRAW, 0.5, 0, 2, 3, 33, gap);
+        blend_case(MOED_PIECE_DRAW, 0.5, 30, 2, 3, 8, gap);
+    }
+    blend_case(MOED_PIECE_COPY, 1.0, 5, 1, 3, 4100, 0);
+    blend_case(MOED_PIECE_COPY, 1.0, 2, 0, 3, 8, 0);
+}
+
 /* ---- memory, table ---- */
 
 static void test_memory_is_aligned_copied_and_zeroed(void **state)
@@ -755,6 +801,7 @@ static int run_table(const moed_backend *backend, const char *kernels, int32_t d
         ONE(test_adamw_with_codes),
         ONE(test_adamw_rounds_stochastically),
         ONE(test_kmeans),
+        ONE(test_blend),
     };
     int failed;
     for (int s = 1; s < SIDES; s++)

@@ -2,6 +2,8 @@
  * plug-in): the same bits as on the CPU, so nothing in model/, train/ and cluster/ reaches across the border. */
 #include "train_support.h"
 
+#include "device_pieces.h"
+
 static moed_context_options fake_options(void)
 {
     moed_context_options o;
@@ -225,12 +227,38 @@ static void a_stream_for_a_device_that_has_none_is_refused(void **state)
     assert_refused(moed_context_create(&c, &o), MOED_E_ARGUMENT, "together");
 }
 
+/* ---- surgery ---- */
+
+static void surgery_in_device_memory_gives_the_bits_of_the_host(void **state)
+{
+    (void)state;
+    moed_context *fake = fake_context();
+    check_device_surgery(fake);
+    moed_context_destroy(fake);
+}
+
+static void a_model_in_device_memory_is_for_surgery(void **state)
+{
+    (void)state;
+    moed_context *fake = fake_context();
+    moed_model *m = tiny_model_of(fake, 16, 1, 2, TINY_VOCABULARY);
+    float numbers[2 * TINY_VOCABULARY];
+    const moed_batch b = {.tokens = (const int32_t[]){1, 2}, .rows = 1, .length = 2};
+    moed_tensor out = {.data = numbers, .dtype = MOED_DTYPE_F32, .rank = 3, .shape = {1, 2, TINY_VOCABULARY},
+                       .strides = {2 * TINY_VOCABULARY, TINY_VOCABULARY, 1}};
+    check_computing(fake, m, &b, &out);
+    moed_model_destroy(m);
+    moed_context_destroy(fake);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(training_on_a_device_gives_the_bits_of_the_cpu),
         cmocka_unit_test(logits_routing_embedding_and_kmeans_work_on_a_device),
         cmocka_unit_test(a_step_as_a_graph_gives_the_bits_of_an_ordinary_one),
+        cmocka_unit_test(surgery_in_device_memory_gives_the_bits_of_the_host),
+        cmocka_unit_test(a_model_in_device_memory_is_for_surgery),
         cmocka_unit_test(device_memory_is_the_callers_and_all_of_it_comes_back),
         cmocka_unit_test(events_are_waited_for_and_recorded_on_the_callers_stream),
         cmocka_unit_test(a_stream_for_a_device_that_has_none_is_refused),

@@ -140,7 +140,7 @@ static inline moed_tensor model_tensor(const moed_model *m, size_t param)
 }
 static inline size_t tensor_bytes(const moed_tensor *t)
 {
-    size_t n = 4;
+    size_t n = (size_t)moed_dtype_bits(t->dtype) / 8;
     for (int32_t i = 0; i < t->rank; i++) n *= (size_t)t->shape[i];
     return n;
 }

@@ -213,11 +213,16 @@ MOED_API const char *moed_dtype_name(moed_dtype dtype);
 
 #define MOED_RANK_MAX 6
 
+enum { /* moed_tensor.device */
+    MOED_MEMORY_HOST = 0,
+    MOED_MEMORY_DEVICE = 1 /* of the context's device, where that has memory of its own */
+};
+
 /* A view of an array. Ownership: never transferred by this struct. */
 typedef struct moed_tensor {
     void *data;
     int32_t dtype;
-    int32_t device;                 /* 0 = host memory */
+    int32_t device;                 /* MOED_MEMORY_HOST or MOED_MEMORY_DEVICE */
     int32_t rank;                   /* 0..MOED_RANK_MAX */
     int32_t reserved;               /* 0 */
     int64_t shape[MOED_RANK_MAX];

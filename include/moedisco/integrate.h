@@ -42,7 +42,7 @@ typedef struct moed_integration_info {
     int32_t first_missing; /* -1 = none */
     int32_t reserved;
     double drift;          /* after finish: root mean square of (theta_k - base) over shared parameters and parts,
-                              relative to that of base; 0 before */
+                              relative to that of base; 0 before, and in device memory */
 } moed_integration_info;
 
 /* base: in memory or streamed; kept alive, like the split. o nullable. Since: 0.1. */
@@ -75,7 +75,9 @@ MOED_API moed_status moed_integration_set_gate(moed_integration *i, int32_t laye
 MOED_API moed_status moed_integration_set_scale(moed_integration *i, const double *weight, int32_t top_k);
 MOED_API moed_status moed_integration_get_info(const moed_integration *i, moed_integration_info *out);
 /* Makes the model: in memory (dir NULL) or streamed tensor by tensor to a directory, all or nothing, then opened with
- * MOED_MODEL_STREAM. out nullable when dir is given. Returns MOED_E_STATE naming the missing part. Since: 0.1. */
+ * MOED_MODEL_STREAM. out nullable when dir is given. In memory it is where the base is; in device memory the submodels must be
+ * there too, MOED_GATE_CENTROIDS (its rows are host memory) is refused, and drift is not measured. Returns MOED_E_STATE naming the
+ * missing part, MOED_E_ARGUMENT for memories mixed. Since: 0.1. */
 MOED_API moed_status moed_integration_finish(moed_model **out, moed_integration *i, const char *dir, const moed_cancel *cancel);
 
 #ifdef __cplusplus

@@ -59,13 +59,16 @@ MOED_API moed_status moed_layout_param(const moed_layout *l, size_t index, moed_
 MOED_API const char *moed_layout_config(const moed_layout *l);
 MOED_API void moed_layout_destroy(moed_layout *l);
 
-/* Executes pieces on contiguous tensors in host memory (what a foreign trainer does on its own shards, masters
- * and moments). pieces (count), all of one destination tensor; sources: one array of whole tensors per source number,
+/* Executes pieces on contiguous tensors (what a foreign trainer does on its own shards, masters and moments), all in host memory or
+ * all in the memory of the context's device (moed_tensor.device), with the same bits but for NaNs that arithmetic makes or converts. On a device
+ * the work is enqueued on the context's stream, nothing is copied to the host, and the call returns at once; with a stream of the
+ * library's own it returns when the work is done. pieces (count), all of one destination tensor; sources: one array of whole tensors per source number,
  * indexed by piece.source_param: sources[piece.source][piece.source_param] must exist or be behind a NULL array; dst the
  * whole tensor, or its shard when `shard` is given, and apart from the sources in memory. The bits are the same however a
  * tensor is cut into shards. Dtypes f64, f32, f16, bf16 in any mixture (any of whole bytes, for pure copies of equal dtype).
  * Everything is checked before dst is written.
- * Returns MOED_E_ARGUMENT, MOED_E_RANGE or MOED_E_UNSUPPORTED, naming the piece. Threads: one call per dst. Since: 0.1. */
+ * Returns MOED_E_ARGUMENT (memories mixed, too), MOED_E_RANGE or MOED_E_UNSUPPORTED, naming the piece, on a device MOED_E_MEMORY,
+ * MOED_E_LIMIT or MOED_E_DEVICE. Threads: one call per dst. Since: 0.1. */
 MOED_API moed_status moed_piece_apply(moed_context *c, const moed_piece *pieces, size_t count,
                                       const moed_tensor *const *sources, moed_tensor *dst, const moed_shard *shard);
 
@@ -86,7 +89,8 @@ MOED_API moed_status moed_model_init(moed_model **out, moed_context *c, const mo
  * the borrower's own on another handle; must not call the library. */
 typedef void (*moed_release_fn)(void *user);
 
-/* A model on the caller's arrays. tensors: one per parameter, in the layout's order, host memory.
+/* A model on the caller's arrays. tensors: one per parameter, in the layout's order, all in host memory or all in that of the context's
+ * device. A model in device memory is there for surgery and to be saved; logits, routing and training take one in host memory.
  * release nullable; not called when this call fails. Ownership: arrays stay the caller's and must
  * live until release. Since: 0.1. */
 MOED_API moed_status moed_model_borrow(moed_model **out, moed_context *c, const moed_layout *l, const moed_tensor *tensors,
@@ -94,7 +98,7 @@ MOED_API moed_status moed_model_borrow(moed_model **out, moed_context *c, const 
 
 /* Borrowed from the model. Since: 0.1. */
 MOED_API const moed_layout *moed_model_layout(const moed_model *m);
-/* A view of parameter `param`; writing through it changes the model (not while a trainer uses it).
+/* A view of parameter `param`, in the memory that its device names; writing through it changes the model (not while a trainer uses it).
  * MOED_E_STATE for a streamed model. Since: 0.1. */
 MOED_API moed_status moed_model_tensor(const moed_model *m, size_t param, moed_tensor *out);
 

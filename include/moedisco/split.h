@@ -49,7 +49,8 @@ MOED_API moed_status moed_split_pieces(moed_split *s, int32_t part, size_t param
                                        size_t *count);
 /* Makes the submodel, in the base's dtypes: in memory of its own (dir NULL), to be trained without touching the base,
  * or streamed to a Hugging Face directory, all or nothing, with a few MB of memory for a model of any size, and opened
- * with MOED_MODEL_STREAM. out nullable when dir is given. base: in memory or streamed, any dtypes. Returns
+ * with MOED_MODEL_STREAM. out nullable when dir is given. base: in memory or streamed, any dtypes. In memory the submodel is
+ * where the base is: in device memory (freed with the model), enqueued on the stream of the base's context, if the base is there. Returns
  * MOED_E_MISMATCH when base has another layout. Since: 0.1. */
 MOED_API moed_status moed_split_build(moed_model **out, moed_split *s, int32_t part, const moed_model *base, const char *dir,
                                       const moed_cancel *cancel);

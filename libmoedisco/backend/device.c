@@ -226,6 +226,7 @@ moed_status moed_context_create(moed_context **out, const moed_context_options *
     moed_context *c = calloc(1, sizeof *c); /* the one block outside its own allocator, with the executor's */
     if (!c) return moedi_fail(MOED_E_MEMORY, "no memory for a context");
     atomic_init(&c->references, 1);
+    pthread_mutex_init(&c->engine_lock, NULL);
     c->process = getpid();
     c->options = options;
     c->options.device = c->options.kernels = c->options.plugin_dir = NULL; /* until they are copies of our own */

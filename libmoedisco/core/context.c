@@ -21,6 +21,8 @@ moed_context *moedi_context_retain(const moed_context *c)
 void moedi_context_release(moed_context *c)
 {
     if (!c || atomic_fetch_sub(&c->references, 1) != 1) return;
+    if (c->process == getpid() && c->engine) moedi_engine_close(c->engine);
+    moedi_free(c, c->engine);
     if (c->process == getpid())
         moedi_executor_destroy(c->executor);
     else
@@ -28,6 +30,7 @@ void moedi_context_release(moed_context *c)
     free((void *)(uintptr_t)c->options.device);
     free((void *)(uintptr_t)c->options.kernels);
     free((void *)(uintptr_t)c->options.plugin_dir);
+    pthread_mutex_destroy(&c->engine_lock);
     free(c);
 }
 
@@ -316,4 +319,60 @@ moed_status moed_context_record_event(moed_context *context, void *event)
     MOEDI_TRY(check_event(context, event));
     const moed_backend_config config = config_of(context);
     return context->backend->record_event(&context->host, &config, event);
+}
+
+/* ---- the context's own engine ---- */
+
+static moed_status open_own(moed_context *c)
+{
+    if (c->engine) return MOED_OK;
+    moedi_engine *e = NULL;
+    MOEDI_TRY(MOEDI_NEW(c, 1, &e));
+    const moed_status status = moedi_engine_open(e, c);
+    if (status == MOED_OK) c->engine = e;
+    else moedi_free(c, e);
+    return status;
+}
+
+moed_status moedi_context_engine_borrow(const moed_context *context, moedi_engine **out)
+{
+    moed_context *c = (moed_context *)(uintptr_t)context;
+    pthread_mutex_lock(&c->engine_lock);
+    const moed_status status = open_own(c);
+    *out = c->engine;
+    if (status != MOED_OK) pthread_mutex_unlock(&c->engine_lock);
+    return status;
+}
+
+void moedi_context_engine_return(const moed_context *context)
+{
+    pthread_mutex_unlock(&((moed_context *)(uintptr_t)context)->engine_lock);
+}
+
+moed_status moedi_device_alloc(const moed_context *c, size_t size, void **out)
+{
+    moedi_engine *e;
+    MOEDI_TRY(moedi_context_engine_borrow(c, &e));
+    const moed_status status = e->table->alloc(e->self, size, out);
+    moedi_context_engine_return(c);
+    return status;
+}
+
+void moedi_device_free(const moed_context *c, void *memory)
+{
+    if (!memory || c->process != getpid()) return;
+    moedi_engine *e;
+    if (moedi_context_engine_borrow(c, &e) != MOED_OK) return; /* it gave the memory, so it is open */
+    e->table->free(e->self, memory);
+    moedi_context_engine_return(c);
+}
+
+moed_status moedi_device_read(const moed_context *c, void *host, const void *device, size_t size)
+{
+    moedi_engine *e;
+    MOEDI_TRY(moedi_context_engine_borrow(c, &e));
+    moed_status status = e->table->download(e->self, host, device, size);
+    if (status == MOED_OK) status = e->table->synchronize(e->self);
+    moedi_context_engine_return(c);
+    return status;
 }

@@ -2,6 +2,7 @@
 #ifndef MOEDI_CONTEXT_H
 #define MOEDI_CONTEXT_H
 
+#include <pthread.h>
 #include <stdatomic.h>
 
 #include "executor.h"
@@ -21,6 +22,8 @@ struct moed_context {
     char device[64];
     char reason[192];
     _Atomic int64_t in_use, peak;     /* host bytes */
+    pthread_mutex_t engine_lock;      /* of what follows: contexts are shared by threads, an engine is not */
+    struct moedi_engine *engine;      /* for work on device memory that belongs to no trainer; NULL until first borrowed */
 };
 
 moed_context *moedi_context_retain(const moed_context *c);
@@ -67,5 +70,14 @@ moed_status moedi_engine_open(moedi_engine *out, moed_context *c);
  * waited for. */
 moed_status moedi_engine_settle(const moedi_engine *e);
 void moedi_engine_close(moedi_engine *e);
+
+/* The context's own engine, opened when first asked for and kept until the context goes: for work on device memory that belongs to
+ * no trainer. Locked until it is returned. */
+moed_status moedi_context_engine_borrow(const moed_context *c, moedi_engine **out);
+void moedi_context_engine_return(const moed_context *c);
+/* Device memory of the context's device, and out of it to the host: done when they return. free(NULL) does nothing. */
+moed_status moedi_device_alloc(const moed_context *c, size_t size, void **out);
+void moedi_device_free(const moed_context *c, void *memory);
+moed_status moedi_device_read(const moed_context *c, void *host, const void *device, size_t size);
 
 #endif

@@ -24,7 +24,8 @@ void moed_model_destroy(moed_model *m)
     moedi_free(c, m->files);
     moedi_free(c, m->places);
     moedi_free(c, m->tensors);
-    moedi_free(c, m->arena);
+    if (m->device) moedi_device_free(c, m->arena);
+    else moedi_free(c, m->arena);
     moed_layout_destroy(m->layout);
     moedi_free(c, m);
     moedi_context_release(c);
@@ -49,18 +50,19 @@ moed_status moedi_model_shell(moed_model **out, moed_context *c, const moed_layo
     return MOED_OK;
 }
 
-moed_status moedi_model_create(moed_model **out, moed_context *c, const moed_layout *l)
+static moed_status create(moed_model **out, moed_context *c, const moed_layout *l, int32_t device)
 {
     moed_model *m = NULL;
     size_t size = 0;
     MOEDI_TRY(moedi_model_shell(&m, c, l));
+    m->device = device;
     /* Parameters follow each other without gaps, so that a slot's tensors are one matrix; only a change of dtype may leave
      * some. */
     for (size_t i = 0; i < l->count; i++) {
         const size_t item = moedi_dtype_size(l->params[i].dtype);
         size = (size + item - 1) / item * item + moedi_param_bytes(&l->params[i]);
     }
-    const moed_status status = moedi_alloc_array(c, (int64_t)size, 1, &m->arena);
+    const moed_status status = device ? moedi_device_alloc(c, size, &m->arena) : moedi_alloc_array(c, (int64_t)size, 1, &m->arena);
     if (status != MOED_OK) {
         moed_model_destroy(m);
         return status;
@@ -70,10 +72,21 @@ moed_status moedi_model_create(moed_model **out, moed_context *c, const moed_lay
         const size_t item = moedi_dtype_size(l->params[i].dtype);
         size = (size + item - 1) / item * item;
         m->tensors[i].data = (char *)m->arena + size;
+        m->tensors[i].device = device;
         size += moedi_param_bytes(&l->params[i]);
     }
     *out = m;
     return MOED_OK;
+}
+
+moed_status moedi_model_create(moed_model **out, moed_context *c, const moed_layout *l)
+{
+    return create(out, c, l, MOED_MEMORY_HOST);
+}
+
+moed_status moedi_model_create_device(moed_model **out, moed_context *c, const moed_layout *l)
+{
+    return create(out, c, l, MOED_MEMORY_DEVICE);
 }
 
 /* ---- initialisation ---- */
@@ -183,13 +196,16 @@ out:
 
 /* ---- borrowing ---- */
 
-static moed_status check_borrowed(const moed_param *p, const moed_tensor *t)
+static moed_status check_borrowed(const moed_context *c, const moed_param *p, const moed_tensor *t, int32_t device)
 {
     int64_t stride = 1;
 #define BAD(...) moedi_fail_parameter(MOED_E_MISMATCH, p->name, __VA_ARGS__)
     if (!t->data) return moedi_fail_parameter(MOED_E_ARGUMENT, p->name, "tensor %s: its data is NULL", p->name);
-    if (t->device != 0)
-        return BAD("tensor %s: on device %d, and models are borrowed from host memory (0)", p->name, (int)t->device);
+    if (t->device != MOED_MEMORY_HOST && (t->device != MOED_MEMORY_DEVICE || c->backend_info.host_memory))
+        return BAD("tensor %s: on device %d, and the context's device %s has %s", p->name, (int)t->device, c->device,
+                   c->backend_info.host_memory ? "no memory but the host's (0)" : "memory 1 alone beside the host's (0)");
+    if (t->device != device)
+        return BAD("tensor %s: in memory %d, the tensors before it in %d", p->name, (int)t->device, (int)device);
     if (t->dtype != p->dtype)
         return BAD("tensor %s: dtype %d is not the layout's %s", p->name, (int)t->dtype, moed_dtype_name(p->dtype));
     if (t->rank != p->rank) return BAD("tensor %s: rank %d is not the layout's %d", p->name, (int)t->rank, (int)p->rank);
@@ -219,9 +235,10 @@ moed_status moed_model_borrow(moed_model **out, moed_context *c, const moed_layo
     MOEDI_REQUIRE(tensors, "the tensors are NULL");
     MOEDI_TRY(moedi_context_check(c));
     if (count != l->count) return moedi_fail(MOED_E_MISMATCH, "%zu tensors for a layout of %zu parameters", count, l->count);
-    for (size_t i = 0; i < count; i++) MOEDI_TRY(check_borrowed(&l->params[i], &tensors[i]));
+    for (size_t i = 0; i < count; i++) MOEDI_TRY(check_borrowed(c, &l->params[i], &tensors[i], tensors[0].device));
     MOEDI_TRY(moedi_model_shell(&m, c, l));
-    for (size_t i = 0; i < count; i++) m->tensors[i].data = tensors[i].data;
+    m->device = count && tensors[0].device;
+    for (size_t i = 0; i < count; i++) m->tensors[i].data = tensors[i].data, m->tensors[i].device = m->device;
     m->borrowed = 1;
     m->release = release;
     m->release_user = user;
@@ -231,13 +248,21 @@ moed_status moed_model_borrow(moed_model **out, moed_context *c, const moed_layo
 
 /* ---- reading ---- */
 
-moed_status moedi_model_check_resident(const moed_model *m)
+static moed_status check_held(const moed_model *m)
 {
     if (m->drawn.on)
         return moedi_fail(MOED_E_STATE,
                           "the model's numbers are drawn when they are read: make it without MOED_MODEL_STREAM for this");
     return m->places ? moedi_fail(MOED_E_STATE, "the model's numbers are on disk: open it without MOED_MODEL_STREAM for this")
                      : MOED_OK;
+}
+
+moed_status moedi_model_check_resident(const moed_model *m)
+{
+    MOEDI_TRY(check_held(m));
+    if (!m->device) return MOED_OK;
+    return moedi_fail(MOED_E_STATE, "the model's numbers are in memory of the device %s: surgery and save take them from there, this takes a "
+                      "model in host memory", m->context->device);
 }
 
 moed_status moedi_model_read(const moed_model *m, size_t param, int64_t first, int64_t count, void *out)
@@ -248,6 +273,8 @@ moed_status moedi_model_read(const moed_model *m, size_t param, int64_t first, i
         draw_elements(&m->drawn, p, first, count, p->dtype, out);
         return MOED_OK;
     }
+    if (m->device)
+        return moedi_device_read(m->context, out, (const char *)m->tensors[param].data + (size_t)first * item, (size_t)count * item);
     if (!m->places) {
         memcpy(out, (const char *)m->tensors[param].data + (size_t)first * item, (size_t)count * item);
         return MOED_OK;
@@ -276,7 +303,7 @@ moed_status moed_model_tensor(const moed_model *m, size_t param, moed_tensor *ou
     MOEDI_REQUIRE(out, "out is NULL");
     if (param >= m->layout->count) return moedi_fail(MOED_E_RANGE, "parameter %zu of a model of %zu", param, m->layout->count);
     MOEDI_TRY(moedi_context_check(m->context));
-    MOEDI_TRY(moedi_model_check_resident(m));
+    MOEDI_TRY(check_held(m));
     *out = m->tensors[param];
     return MOED_OK;
 }

@@ -17,6 +17,7 @@ struct moed_model {
     struct moedi_place { int32_t file; const moedi_safetensors_entry *entry; } *places; /* streamed: (count) */
     struct moedi_drawn { int32_t on; uint64_t seed; double std; } drawn; /* on: no numbers are held, they are drawn when read */
     int32_t borrowed;
+    int32_t device;                 /* 1: tensors and arena are memory of the context's device */
     moed_release_fn release;        /* borrowed; nullable */
     void *release_user;
 };
@@ -26,13 +27,14 @@ moed_model *moedi_model_retain(const moed_model *m);
 moed_status moedi_model_shell(moed_model **out, moed_context *c, const moed_layout *l);
 /* Options with defaults (given nullable); refuses flags other than those. */
 moed_status moedi_model_options_read(const moed_model_options *given, uint32_t flags, moed_model_options *out);
-/* A model with owned memory for every parameter of l (retained, its dtypes), zeroed. */
+/* A model with owned memory for every parameter of l (retained, its dtypes): zeroed, or of the context's device and as it comes. */
 moed_status moedi_model_create(moed_model **out, moed_context *c, const moed_layout *l);
-/* Elements [first, first + count) of a parameter in the layout's dtype, from memory or disk. */
+moed_status moedi_model_create_device(moed_model **out, moed_context *c, const moed_layout *l);
+/* Elements [first, first + count) of a parameter in the layout's dtype, from memory, disk or device. */
 moed_status moedi_model_read(const moed_model *m, size_t param, int64_t first, int64_t count, void *out);
 /* Says that these will be read soon: a hint, which costs nothing when they are in memory. */
 void moedi_model_ahead(const moed_model *m, size_t param, int64_t first, int64_t count);
-/* A model whose numbers are in host memory: MOED_E_STATE for a streamed one. */
+/* A model whose numbers are in host memory: MOED_E_STATE for one that is streamed or on a device. */
 moed_status moedi_model_check_resident(const moed_model *m);
 
 /* Writes a model directory into `dir` (made already, e.g. a fresh directory's temporary): config.json from the layout, and the

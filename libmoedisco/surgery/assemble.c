@@ -7,10 +7,10 @@
 
 enum { SLICE = 1 << 22 }; /* elements between two looks at the cancel token */
 
-static moed_status plan_parameter(moedi_plan *out, const moedi_surgery *s, size_t param, int32_t dtype)
+static moed_status plan_parameter(moedi_plan *out, const moedi_surgery *s, size_t param, int32_t dtype, int32_t device)
 {
     const moed_param *p = &s->layout->params[param];
-    const moed_context *c = s->layout->context;
+    const moed_context *c = s->context;
     moed_status status = MOED_OK;
     moedi_piece_list list = {0};
     MOEDI_TRY(s->pieces(s->user, param, &list));
@@ -24,6 +24,7 @@ static moed_status plan_parameter(moedi_plan *out, const moedi_surgery *s, size_
                                   .name = p->name,
                                   .dtype = dtype,
                                   .rank = p->rank,
+                                  .device = device,
                                   .shape = p->shape,
                                   .resolve = s->resolve,
                                   .user = s->user,
@@ -40,22 +41,32 @@ static void close_plan(moedi_surgery *s, moedi_plan *plan)
     moedi_plan_destroy(plan);
 }
 
+static moed_status fill_slices(moedi_plan *plan, const moed_tensor *t, const moed_cancel *cancel)
+{
+    for (int64_t at = 0; at < plan->elements; at += SLICE) {
+        const int64_t count = plan->elements - at < SLICE ? plan->elements - at : SLICE;
+        MOEDI_TRY(moedi_cancel_check(cancel));
+        MOEDI_TRY(moedi_plan_fill(plan, at, count, (char *)t->data + (size_t)at * moedi_dtype_size(t->dtype)));
+    }
+    return MOED_OK;
+}
+
+static moed_status enqueue(moedi_plan *plan, const moed_tensor *t, const moed_cancel *cancel)
+{
+    MOEDI_TRY(moedi_cancel_check(cancel));
+    return moedi_plan_enqueue(plan, t->data);
+}
+
 static moed_status assemble_memory(moed_model **out, moedi_surgery *s, const moed_cancel *cancel)
 {
     moed_status status = MOED_OK;
     moed_model *m = NULL;
-    MOEDI_TRY(moedi_model_create(&m, s->layout->context, s->layout));
+    MOEDI_TRY(s->device ? moedi_model_create_device(&m, s->context, s->layout) : moedi_model_create(&m, s->context, s->layout));
     for (size_t i = 0; i < s->layout->count; i++) {
         const moed_tensor *t = &m->tensors[i];
         moedi_plan plan = {0};
-        MOEDI_GO(plan_parameter(&plan, s, i, t->dtype));
-        for (int64_t at = 0; at < plan.elements && status == MOED_OK; at += SLICE) {
-            int64_t count = plan.elements - at < SLICE ? plan.elements - at : SLICE;
-            status = moedi_cancel_check(cancel);
-            if (status == MOED_OK)
-                status = moedi_plan_fill(&plan, at, count,
-                                         (char *)t->data + (size_t)at * moedi_dtype_size(t->dtype));
-        }
+        MOEDI_GO(plan_parameter(&plan, s, i, t->dtype, t->device));
+        status = t->device ? enqueue(&plan, t, cancel) : fill_slices(&plan, t, cancel);
         close_plan(s, &plan);
         if (status != MOED_OK) goto out;
     }
@@ -85,7 +96,7 @@ static void close_open_plan(stream *s, open_plan *o)
 {
     if (!o->units) return;
     for (int64_t i = 0; i < o->units; i++) o->plan.moved += o->squares[2 * i], o->plan.original += o->squares[2 * i + 1];
-    moedi_free(s->surgery->layout->context, o->squares);
+    moedi_free(s->surgery->context, o->squares);
     close_plan(s->surgery, &o->plan);
     memset(o, 0, sizeof *o);
 }
@@ -93,12 +104,12 @@ static void close_open_plan(stream *s, open_plan *o)
 static moed_status open_next_plan(stream *s, size_t param)
 {
     const moed_param *p = &s->surgery->layout->params[param];
-    const moed_context *c = s->surgery->layout->context;
+    const moed_context *c = s->surgery->context;
     open_plan next = {.param = param};
     moed_status status;
     next.units = (moedi_param_elements(p) + MOEDI_PLAN_UNIT - 1) / MOEDI_PLAN_UNIT;
     MOEDI_TRY(MOEDI_NEW(c, 2 * next.units, &next.squares));
-    MOEDI_GO(plan_parameter(&next.plan, s->surgery, param, p->dtype));
+    MOEDI_GO(plan_parameter(&next.plan, s->surgery, param, p->dtype, MOED_MEMORY_HOST));
     s->latest = !s->latest;
     close_open_plan(s, &s->plans[s->latest]);
     s->plans[s->latest] = next;
@@ -134,7 +145,7 @@ static moed_status assemble_directory(moedi_surgery *s, const char *dir, const m
     stream state = {.surgery = s};
     const moedi_producer producer = {.prepare = stream_prepare, .produce = stream_produce, .user = &state};
     moed_status status =
-        moedi_model_save_from(s->layout->context, s->layout, dir, MOED_DTYPE_NONE, &producer, cancel);
+        moedi_model_save_from(s->context, s->layout, dir, MOED_DTYPE_NONE, &producer, cancel);
     close_open_plan(&state, &state.plans[!state.latest]); /* the older first */
     close_open_plan(&state, &state.plans[state.latest]);
     return status;
@@ -146,5 +157,5 @@ moed_status moedi_assemble(moed_model **out, moedi_surgery *s, const char *dir, 
     MOEDI_TRY(moedi_cancel_check(cancel));
     if (!dir) return assemble_memory(out, s, cancel);
     MOEDI_TRY(assemble_directory(s, dir, cancel));
-    return out ? moedi_model_open_as(out, s->layout->context, s->layout, dir, 1) : MOED_OK;
+    return out ? moedi_model_open_as(out, s->context, s->layout, dir, 1) : MOED_OK;
 }

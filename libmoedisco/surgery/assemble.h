@@ -6,12 +6,14 @@
 
 /* A surgery: how each parameter of the new model is made. */
 typedef struct moedi_surgery {
+    moed_context *context;         /* of the new model */
     const moed_layout *layout;     /* of the new model */
+    int32_t device;                /* in memory: MOED_MEMORY_HOST or MOED_MEMORY_DEVICE */
     /* Adds the pieces of parameter `param`; called with room for none first. */
     moed_status (*pieces)(void *user, size_t param, moedi_piece_list *list);
     moedi_piece_resolve_fn resolve;
     void *user;
-    int measure;                   /* 1: take the sums below, over shared parameters; see moedi_plan */
+    int measure;                   /* 1: take the sums below, over shared parameters, unless on a device; see moedi_plan */
     double moved, original;        /* out */
 } moedi_surgery;
 

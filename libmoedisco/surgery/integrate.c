@@ -518,8 +518,13 @@ moed_status moed_integration_finish(moed_model **out, moed_integration *i, const
     MOEDI_REQUIRE(!dir || dir[0], "the directory's name is empty");
     MOEDI_TRY(moedi_context_check(i->context));
     MOEDI_TRY(check_ready(i));
-    moedi_surgery surgery = {
-        .layout = i->base->layout, .pieces = list_pieces, .resolve = resolve, .user = i, .measure = 1};
+    moedi_surgery surgery = {.context = i->base->context,
+                             .layout = i->base->layout,
+                             .device = i->base->device,
+                             .pieces = list_pieces,
+                             .resolve = resolve,
+                             .user = i,
+                             .measure = 1};
     int32_t present = 0, missing = -1;
     double sum = 0.0;
     MOEDI_TRY(moedi_assemble(out, &surgery, dir, cancel));

@@ -15,13 +15,6 @@ enum {
     TASK = MOEDI_PLAN_UNIT /* elements of one parallel task */
 };
 
-typedef struct moedi_plan_piece {
-    moed_piece piece;
-    moedi_piece_source source, reference;
-    int exact;             /* bytes are copied as they are */
-    int on_reference;      /* DELTA: the COPY below it brings the reference's numbers, so that they need no second conversion */
-} moedi_plan_piece;
-
 /* ---- lists of pieces ---- */
 
 void moedi_piece_add(moedi_piece_list *list, const moed_piece *piece)
@@ -63,6 +56,7 @@ moed_status moedi_piece_source_model(const moed_model *m, int64_t param, moedi_p
     out->data = m->tensors ? m->tensors[param].data : NULL;
     out->dtype = out->data ? m->tensors[param].dtype : p->dtype;
     out->rank = p->rank, out->shape = p->shape;
+    out->device = m->device;
     out->model = m, out->param = (size_t)param;
     return MOED_OK;
 }
@@ -77,10 +71,24 @@ static place place_of(const moedi_plan_request *r, size_t index)
     return p;
 }
 
-static moed_status check_source(const moedi_plan_request *r, size_t index, const moedi_piece_source *s,
-                                int64_t from, const char *what)
+/* What is made on the device is made of what is there. In host memory a model's numbers can be read from anywhere. */
+static moed_status check_place(const moedi_plan_request *r, size_t index, moedi_piece_source *s, const char *what)
+{
+    const moed_context *c = r->context;
+    if (s->device && s->model && r->device == MOED_MEMORY_HOST) s->data = NULL, s->device = MOED_MEMORY_HOST;
+    if (s->device != r->device)
+        return moedi_fail(MOED_E_ARGUMENT, "%s: its %s is in %s memory, the destination in %s memory", place_of(r, index).text, what,
+                          s->device ? "device" : "host", r->device ? "device" : "host");
+    if (s->device && s->model && (s->model->context->backend != c->backend || s->model->context->device_index != c->device_index))
+        return moedi_fail(MOED_E_ARGUMENT, "%s: its %s is in memory of %s, the destination of %s", place_of(r, index).text, what,
+                          s->model->context->device, c->device);
+    return MOED_OK;
+}
+
+static moed_status check_source(const moedi_plan_request *r, size_t index, moedi_piece_source *s, int64_t from, const char *what)
 {
     const moed_piece *p = &r->pieces[index];
+    MOEDI_TRY(check_place(r, index, s, what));
     if (s->rank != r->rank)
         return moedi_fail(MOED_E_ARGUMENT, "%s: its %s has rank %d, the destination %d",
                           place_of(r, index).text, what, s->rank, r->rank);
@@ -511,12 +519,12 @@ out:
 
 /* ---- the public call ---- */
 
-static moed_status check_tensor(const moed_tensor *t, const char *what)
+static moed_status check_tensor(const moed_context *c, const moed_tensor *t, const char *what)
 {
     int64_t stride = 1;
-    if (t->device != 0)
-        return moedi_fail(MOED_E_UNSUPPORTED, "%s is on device %d: pieces are applied in host memory", what,
-                          t->device);
+    if (t->device != MOED_MEMORY_HOST && (t->device != MOED_MEMORY_DEVICE || c->backend_info.host_memory))
+        return moedi_fail(MOED_E_UNSUPPORTED, "%s is on device %d: the context's device %s has %s", what, t->device, c->device,
+                          c->backend_info.host_memory ? "no memory but the host's (0)" : "memory 1 alone beside the host's (0)");
     if (t->rank < 0 || t->rank > MOED_RANK_MAX || moedi_shape_elements(t->shape, t->rank) < 0)
         return moedi_fail(MOED_E_ARGUMENT, "%s: rank %d, or a negative or too large shape", what, t->rank);
     if (!t->data && moedi_shape_elements(t->shape, t->rank) > 0)
@@ -531,6 +539,7 @@ static moed_status check_tensor(const moed_tensor *t, const char *what)
 }
 
 typedef struct arrays {
+    const moed_context *context;
     const moed_tensor *const *sources;
     const moed_tensor *dst;
 } arrays;
@@ -543,13 +552,13 @@ static moed_status resolve_array(void *user, int32_t source, int64_t param, moed
     if (source < 0 || param < 0 || !a->sources || !a->sources[source])
         return moedi_fail(MOED_E_ARGUMENT, "%s was not given", what);
     const moed_tensor *t = &a->sources[source][param];
-    MOEDI_TRY(check_tensor(t, what));
+    MOEDI_TRY(check_tensor(a->context, t, what));
     const char *x = t->data, *y = a->dst->data;
     size_t x_size = moedi_dtype_size(t->dtype) * (size_t)moedi_shape_elements(t->shape, t->rank);
     size_t y_size = moedi_dtype_size(a->dst->dtype) * (size_t)moedi_shape_elements(a->dst->shape, a->dst->rank);
     if ((uintptr_t)x < (uintptr_t)y + y_size && (uintptr_t)y < (uintptr_t)x + x_size)
         return moedi_fail(MOED_E_ARGUMENT, "%s overlaps the destination", what);
-    out->dtype = t->dtype, out->rank = t->rank, out->shape = t->shape;
+    out->dtype = t->dtype, out->rank = t->rank, out->shape = t->shape, out->device = t->device;
     /* an empty tensor is never read, and needs no memory to say so */
     out->data = t->data ? t->data : (const void *)t;
     return MOED_OK;
@@ -561,8 +570,7 @@ moed_status moed_piece_apply(moed_context *c, const moed_piece *pieces, size_t c
     moedi_clear_error();
     MOEDI_REQUIRE(c && dst && (pieces || count == 0), "context, pieces or dst is NULL");
     MOEDI_TRY(moedi_context_check(c));
-    MOEDI_TRY(check_tensor(dst, "the destination"));
-    moed_status status = MOED_OK;
+    MOEDI_TRY(check_tensor(c, dst, "the destination"));
     moedi_plan plan = {0};
     int64_t shape[MOED_RANK_MAX] = {0};
     memcpy(shape, dst->shape, sizeof shape);
@@ -572,19 +580,19 @@ moed_status moed_piece_apply(moed_context *c, const moed_piece *pieces, size_t c
                               (long long)shard->count, shard->axis, (long long)dst->shape[shard->axis]);
         shape[shard->axis] = shard->whole;
     }
-    arrays a = {.sources = sources, .dst = dst};
+    arrays a = {.context = c, .sources = sources, .dst = dst};
     moedi_plan_request request = {.context = c,
                                   .pieces = pieces,
                                   .count = count,
                                   .dtype = dst->dtype,
                                   .rank = dst->rank,
+                                  .device = dst->device,
                                   .shape = shape,
                                   .shard = shard,
                                   .resolve = resolve_array,
                                   .user = &a};
     MOEDI_TRY(moedi_plan_create(&plan, &request));
-    MOEDI_GO(moedi_plan_fill(&plan, 0, plan.elements, dst->data));
-out:
+    const moed_status status = dst->device ? moedi_plan_enqueue(&plan, dst->data) : moedi_plan_fill(&plan, 0, plan.elements, dst->data);
     moedi_plan_destroy(&plan);
     return status;
 }

@@ -8,7 +8,8 @@
 typedef struct moedi_piece_source {
     int32_t dtype, rank;
     const int64_t *shape;
-    const void *data;              /* contiguous host memory; NULL: read through model */
+    const void *data;              /* contiguous memory; NULL: read through model */
+    int32_t device;                /* of data */
     const moed_model *model;
     size_t param;
 } moedi_piece_source;
@@ -25,12 +26,20 @@ typedef struct moedi_plan_request {
     size_t count;
     const char *name;              /* of the tensor, for errors; NULL = it has none */
     int32_t dtype, rank;
+    int32_t device;                /* where it is made: MOED_MEMORY_HOST, or the context's device and all sources there too */
     const int64_t *shape;          /* of the whole tensor */
     const moed_shard *shard;       /* nullable */
     moedi_piece_resolve_fn resolve;
     void *user;
     int measure;                   /* 1: take the sums of squares below */
 } moedi_plan_request;
+
+typedef struct moedi_plan_piece {
+    moed_piece piece;
+    moedi_piece_source source, reference;
+    int exact;                     /* bytes are copied as they are */
+    int on_reference;              /* DELTA: the COPY below it brings the reference's numbers, so that they need no second conversion */
+} moedi_plan_piece;
 
 /* Pieces that were checked, ready to be executed. */
 typedef struct moedi_plan {
@@ -40,8 +49,8 @@ typedef struct moedi_plan {
     int64_t elements;              /* at hand: of the shard when there is one */
     int64_t length, inner;         /* the whole tensor as (outer, length, inner) around the pieces' axis */
     struct { int64_t start, count, whole; } part; /* the shard's stretch of every row of `whole` elements */
-    struct moedi_plan_piece *bases;  /* COPY and DRAW: they tile [0, length) in ascending order */
-    struct moedi_plan_piece *deltas;
+    moedi_plan_piece *bases;       /* COPY and DRAW: they tile [0, length) in ascending order */
+    moedi_plan_piece *deltas;
     size_t base_count, delta_count;
     int bytes;                       /* 1: nothing but bytes are moved */
     double moved;                  /* out: sum over all DELTAs of (source - reference)^2 */
@@ -51,7 +60,9 @@ typedef struct moedi_plan {
 /* Checks everything: ranges, axes, ranks, shapes, types, tiling. Nothing was written when it refuses. */
 moed_status moedi_plan_create(moedi_plan *out, const moedi_plan_request *request);
 void moedi_plan_destroy(moedi_plan *plan);
-/* Makes elements [first, first + count) of what is at hand. The same bits for any number of threads and any way
+/* On the device: enqueues all of it on the context's stream, or waits where the context has none. Sums of squares are not taken. */
+moed_status moedi_plan_enqueue(const moedi_plan *plan, void *out);
+/* In host memory. Makes elements [first, first + count) of what is at hand. The same bits for any number of threads and any way
  * of cutting. */
 moed_status moedi_plan_fill(moedi_plan *plan, int64_t first, int64_t count, void *out);
 

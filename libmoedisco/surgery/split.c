@@ -455,7 +455,12 @@ moed_status moed_split_build(moed_model **out, moed_split *s, int32_t part, cons
     MOEDI_TRY(moedi_provenance_digest(base, digest));
     MOEDI_TRY(stamped_layout(s, part, digest, &layout));
     MOEDI_GO(take_dtypes(&layout, base->layout, b.made->base));
-    moedi_surgery surgery = {.layout = layout, .pieces = build_pieces, .resolve = build_resolve, .user = &b};
+    moedi_surgery surgery = {.context = base->context,
+                             .layout = layout,
+                             .device = base->device,
+                             .pieces = build_pieces,
+                             .resolve = build_resolve,
+                             .user = &b};
     MOEDI_GO(moedi_assemble(out, &surgery, dir, cancel));
 out:
     moed_layout_destroy(layout);

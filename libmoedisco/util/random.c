@@ -17,8 +17,7 @@ double moedi_random_uniform(uint64_t seed, uint32_t purpose, uint64_t step, uint
 
 double moedi_random_normal(uint64_t seed, uint32_t purpose, uint64_t step, uint64_t index)
 {
-    const double q = moedi_normal_quantile(moedi_random(seed, purpose, step, index));
-    return q >= -MOEDI_NORMAL_CENTRE && q <= MOEDI_NORMAL_CENTRE ? moedi_normal_centre(q) : moedi_normal_tail(q);
+    return moedi_normal(moedi_philox_key(seed, purpose), step, index);
 }
 
 void moedi_random_normals(double *out, uint64_t seed, uint32_t purpose, uint64_t step, uint64_t first, int64_t count)

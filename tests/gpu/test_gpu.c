@@ -4,6 +4,8 @@
 
 #include "train_support.h"
 
+#include "device_pieces.h"
+
 enum { WORDS = 64, DOCUMENTS = 400, DOCUMENT = 300 };
 
 /* ---- text with something to learn and something left over: a random walk in which each word has four successors ---- */
@@ -451,6 +453,16 @@ static void embedding_and_clusters_are_those_of_the_cpu(void **state)
     free(vectors[0]), free(vectors[1]);
 }
 
+/* ---- surgery ---- */
+
+static void surgery_in_gpu_memory_gives_the_bits_of_the_host(void **state)
+{
+    moed_context *c = context_on(gpu(), "bf16", 0);
+    (void)state;
+    check_device_surgery(c);
+    moed_context_destroy(c);
+}
+
 /* test_gpu [TEST]: a name, or one with * in it. */
 int main(int count, char **arguments)
 {
@@ -466,6 +478,7 @@ int main(int count, char **arguments)
         cmocka_unit_test(twenty_steps_as_graphs_are_those_without),
         cmocka_unit_test(stream_events_and_memory_are_the_callers),
         cmocka_unit_test(embedding_and_clusters_are_those_of_the_cpu),
+        cmocka_unit_test(surgery_in_gpu_memory_gives_the_bits_of_the_host),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

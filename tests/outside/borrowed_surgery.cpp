@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
 #include <vector>
 
 static void check(moed_status status, const char *what)
@@ -125,6 +126,21 @@ int main()
             if (params[i].role == MOED_ROLE_ROUTER) EXPECT(x[n] == was);
             if (params[i].role == MOED_ROLE_EXPERT) EXPECT(x[n] == was + 10.0f * static_cast<float>(expert + 1));
         }
+    }
+
+    // the same by pieces, into memory of the trainer's own
+    Arrays own(layout);
+    std::vector<const moed_tensor *> sources(1, base.tensors.data());
+    for (size_t k = 0; k < parts.size(); k++) sources.push_back(parts[k]->tensors.data());
+    for (size_t i = 0; i < own.data.size(); i++) {
+        moed_piece pieces[16];
+        size_t count = 0;
+        moed_tensor t;
+        CHECK(moed_integration_pieces(integration, i, pieces, 16, &count));
+        EXPECT(count <= 16);
+        CHECK(moed_piece_apply(context, pieces, count, sources.data(), &own.tensors[i], nullptr));
+        CHECK(moed_model_tensor(whole, i, &t));
+        EXPECT(std::memcmp(own.data[i].data(), t.data, own.data[i].size() * sizeof(float)) == 0);
     }
 
     // every handle goes, in no particular order; then, and once, the arrays come back

@@ -160,6 +160,41 @@ static moed_status adamw(void *self, const moed_op_update *a)
     return update(self, a, run_adamw);
 }
 
+/* The terms are a host array of device pointers: they travel with the call. */
+typedef struct blend_call {
+    moed_op_blend blend;
+    moed_op_term terms[];
+} blend_call;
+
+static moed_status run_blend(void *cpu, void *arguments)
+{
+    blend_call *b = arguments;
+    b->blend.terms = b->terms;
+    return moedi_reference_f32.blend(cpu, &b->blend);
+}
+
+static int untag_pointer(const void **p)
+{
+    if (*p && !is_tagged((uint64_t)(uintptr_t)*p)) return 0;
+    *p = untag(*p);
+    return 1;
+}
+
+static moed_status blend(void *self, const moed_op_blend *a)
+{
+    const size_t size = sizeof(blend_call) + (size_t)a->count * sizeof *a->terms;
+    blend_call *bare = malloc(size);
+    int device = is_tagged((uint64_t)(uintptr_t)a->out);
+    bare->blend = *a;
+    bare->blend.out = untag(a->out);
+    memcpy(bare->terms, a->terms, (size_t)a->count * sizeof *a->terms);
+    for (int64_t i = 0; i < a->count; i++)
+        device &= untag_pointer(&bare->terms[i].source) & untag_pointer(&bare->terms[i].reference);
+    const moed_status status = device ? submit(self, run_blend, bare, size) : fail(self, "a blend was given host memory");
+    free(bare);
+    return status;
+}
+
 static moed_status alloc(void *self, size_t size, void **out)
 {
     fake *f = self;
@@ -370,6 +405,7 @@ static const moed_backend table = {
     .graph_free = graph_free,
     .gradient_norm = gradient_norm,
     .adamw = adamw,
+    .blend = blend,
 #define SLOT(slot, arguments) .slot = slot,
     OPERATIONS(SLOT)
 };

@@ -345,6 +345,33 @@ typedef struct moed_op_kmeans_distances {
     int64_t count, width, clusters;
 } moed_op_kmeans_distances;
 
+/* What goes into a stretch of numbers, in order: the first term, a COPY or DRAW, sets them, DELTAs add to them (op: MOED_PIECE_COPY, ... of
+ * base.h). Element (b, r, c) of source and of reference lies at b * block + r * row + c, in elements; a DRAW's is scale *
+ * normal(key, step, index + b * block + r * row + c). */
+typedef struct moed_op_term {
+    int32_t op;
+    int32_t dtype, reference_dtype; /* F64, F32, F16 or BF16; of a lone COPY of scale 1 anything of whole bytes */
+    int32_t reserved;
+    const void *source, *reference;
+    int64_t block, row;
+    int64_t reference_block, reference_row;
+    double scale;
+    uint64_t key, step, index;
+} moed_op_term;
+
+/* Optional. out (blocks, rows, width; dtype) = terms, as base.h says of pieces: in double, over all terms of an element in order, rounded
+ * once; a sum of zero leaves the first term's bits alone, those of a COPY of scale 1 in out's dtype NaNs included. terms: a host
+ * array, read before the call returns. The same bits on every device: no products and sums contracted, and util/normal.h's numbers. */
+typedef struct moed_op_blend {
+    void *out;
+    const moed_op_term *terms;
+    int64_t count;            /* of terms, at least 1 */
+    int64_t blocks, rows, width;
+    int64_t block, row;       /* strides of out */
+    int32_t dtype;            /* of out */
+    int32_t reserved;
+} moed_op_blend;
+
 /* The table. Memory and every operation without "optional" must be there. */
 typedef struct moed_backend {
     uint32_t struct_size;
@@ -415,6 +442,9 @@ typedef struct moed_backend {
     moed_status (*graph_end)(void *self, void **graph);
     moed_status (*graph_launch)(void *self, void *graph);
     void (*graph_free)(void *self, void *graph);
+
+    /* Optional. */
+    moed_status (*blend)(void *self, const moed_op_blend *a);
 } moed_backend;
 
 /* A slot that a newer table has and an older plug-in may lack. */

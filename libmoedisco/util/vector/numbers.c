@@ -2,54 +2,12 @@
  * contraction of products and sums, so that every build gives the same bits. */
 #include "util/numbers.h"
 
-#include <string.h>
+#include "util/narrow.h"
 
 #define JOIN_(a, b) a##b
 #define JOIN(a, b) JOIN_(a, b)
 
 enum { CHUNK = 256 };
-
-static inline uint32_t float_bits(float x)
-{
-    uint32_t u;
-    memcpy(&u, &x, sizeof u);
-    return u;
-}
-
-static inline float bits_float(uint32_t u)
-{
-    float x;
-    memcpy(&x, &u, sizeof x);
-    return x;
-}
-
-static inline float from_f16(uint16_t h)
-{
-    const uint32_t sign = (uint32_t)(h & 0x8000) << 16, exponent = h >> 10 & 31, mantissa = h & 0x3FF;
-    if (exponent == 31) return bits_float(sign | 0x7F800000 | mantissa << 13);
-    if (exponent) return bits_float(sign | (exponent + 112) << 23 | mantissa << 13);
-    const float small = (float)mantissa * 0x1p-24f;
-    return sign ? -small : small;
-}
-
-static inline uint16_t to_f16(float x)
-{
-    const uint32_t u = float_bits(x), sign = u >> 16 & 0x8000, magnitude = u & 0x7FFFFFFF;
-    if (magnitude > 0x7F800000) return (uint16_t)(sign | 0x7E00 | (magnitude >> 13 & 0x3FF));
-    if (magnitude >= 0x477FF000) return (uint16_t)(sign | 0x7C00); /* rounds to 65520 or more */
-    if (magnitude < 0x38800000) { /* subnormal: the float addition rounds at 2^-24 */
-        const float shifted = bits_float(magnitude) + 0.5f;
-        return (uint16_t)(sign | (float_bits(shifted) - 0x3F000000));
-    }
-    return (uint16_t)(sign | ((magnitude + 0xFFF + (magnitude >> 13 & 1) - 0x38000000) >> 13));
-}
-
-static inline uint16_t to_bf16(uint32_t u)
-{
-    const uint32_t nan = u >> 16 | 0x40; /* NaN stays NaN */
-    const uint32_t rounded = (u + 0x7FFF + (u >> 16 & 1)) >> 16;
-    return (uint16_t)((u & 0x7FFFFFFF) > 0x7F800000 ? nan : rounded);
-}
 
 /* From double the narrow types are reached with one rounding: to odd in float, then to nearest. Bits of the floats; count <=
  * CHUNK. In three loops, each of numbers of one width: the compiler makes vectors of those. */
@@ -64,8 +22,7 @@ static inline void odd_floats(uint32_t *restrict out, const double *restrict x, 
     }
     memcpy(out, near, (size_t)count * sizeof *out);
     for (int64_t i = 0; i < count; i++) {
-        const uint32_t away = out[i] >> 31 ? 0u - (uint32_t)side[i] : (uint32_t)side[i];
-        out[i] += out[i] & 1 ? 0 : away;
+        out[i] = moedi_float_odd(out[i], side[i]);
     }
 }
 
@@ -79,10 +36,10 @@ static void to_double(double *to, const void *from, moed_dtype from_type, int64_
         for (int64_t i = 0; i < count; i++) to[i] = (double)single[i];
         break;
     case MOED_DTYPE_F16:
-        for (int64_t i = 0; i < count; i++) to[i] = (double)from_f16(half[i]);
+        for (int64_t i = 0; i < count; i++) to[i] = (double)moedi_from_f16(half[i]);
         break;
     case MOED_DTYPE_BF16:
-        for (int64_t i = 0; i < count; i++) to[i] = (double)bits_float((uint32_t)half[i] << 16);
+        for (int64_t i = 0; i < count; i++) to[i] = (double)moedi_bits_float((uint32_t)half[i] << 16);
         break;
     default: break;
     }
@@ -104,9 +61,9 @@ static void from_double(void *to, moed_dtype to_type, const double *from, int64_
             const int64_t n = count - at < CHUNK ? count - at : CHUNK;
             odd_floats(odd, from + at, n);
             if (to_type == MOED_DTYPE_BF16)
-                for (int64_t i = 0; i < n; i++) half[at + i] = to_bf16(odd[i]);
+                for (int64_t i = 0; i < n; i++) half[at + i] = moedi_to_bf16(odd[i]);
             else
-                for (int64_t i = 0; i < n; i++) half[at + i] = to_f16(bits_float(odd[i]));
+                for (int64_t i = 0; i < n; i++) half[at + i] = moedi_to_f16(moedi_bits_float(odd[i]));
         }
         break;
     default: break;

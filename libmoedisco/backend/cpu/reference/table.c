@@ -47,4 +47,5 @@ const moed_backend MOEDI_VARIED(reference) = {
     OPERATION(embed_mean),
     OPERATION(kmeans_assign),
     OPERATION(kmeans_accumulate),
+    OPERATION(blend),
 };
