@@ -153,11 +153,13 @@ refuse 2 'steps' train m c/text t --steps 13 $short
 refuse 1 'nan' train m c/text nan --steps 300 --learning-rate 100 --clip 0 --beta2 0 --checkpoint-every 1 $short
 [ -d nan/checkpoints ] || wrong 'a loss that turned NaN left no checkpoint'
 has err 'step [0-9]'
-refuse 3 'memory' train m c/text limited --steps 3 --rows 64 --length 64 --host-limit 1000000 --quiet
-refuse 3 'would fit' train m c/text limited --steps 3 --rows 64 --host-limit 30000000 --quiet
+half_of_need() { echo $(($(sed -n 's/.*training needs \([0-9]*\).* MB of memory.*/\1/p' err) * 500000)); }
 would_fit() { sed -n 's/.*; \(--.*\) would fit.*/\1/p' err; }
+refuse 3 'memory' train m c/text limited --steps 3 --rows 64 --host-limit 1000000 --quiet
+half=$(half_of_need)
+refuse 3 'would fit' train m c/text limited --steps 3 --rows 64 --host-limit "$half" --quiet
 # shellcheck disable=SC2046
-expect 0 train m c/text limited --steps 3 --rows 64 --host-limit 30000000 --quiet $(would_fit)
+expect 0 train m c/text limited --steps 3 --rows 64 --host-limit "$half" --quiet $(would_fit)
 expect 0 eval t/model c/text --part held-out
 has out 'bits per byte'
 has out 'layer 1:'
@@ -181,9 +183,10 @@ head -c 2000 text/1.c > little/a.c
 refuse 2 'too little text' try little --minutes 1 --output tried
 [ ! -e tried ] || wrong 'something is left of a try that was refused'
 # what would fit is named by try, whose own measurement needs too much, as by run
-refuse 3 'would fit' run disco runs --text text --host-limit 40000000 --quiet
+refuse 3 'choose a smaller one' try text --host-limit 6000000 --output tried --quiet
+half=$(half_of_need)
+refuse 3 'would fit' run disco runs --text text --host-limit "$half" --quiet
 nearest=$(would_fit)
-refuse 3 'would fit' try text --host-limit 40000000 --output tried --quiet
+refuse 3 'would fit' try text --host-limit "$half" --output tried --quiet
 [ -n "$nearest" ] && [ "$(would_fit)" = "$nearest" ] || wrong "run would fit with '$nearest', try with '$(would_fit)'"
-refuse 3 'choose a smaller one' try text --host-limit 10000000 --output tried --quiet
 [ $failed = 0 ]
