@@ -661,6 +661,12 @@ static void kmeans_case(int64_t count, int64_t width, int64_t clusters, int with
     for (int with_weights = 0; with_weights < 2; with_weights++)
         RUN(kmeans_accumulate, kmeans_accumulate, 1e-12, .sums = AT(sums), .totals = AT(totals), .counts = AT(counts), .x = AT(x),
             .weights = AT(with_weights ? weights : NONE), .labels = AT(labels), .count = count, .width = width, .clusters = clusters);
+    if (MOED_BACKEND_HAS(sides[0].table, kmeans_move) && MOED_BACKEND_HAS(sides[1].table, kmeans_move)) {
+        const int moving = buffer_new("moving", F32, SUM, clusters * width), moved = buffer_new("moved", F32, OUT, clusters);
+        settle(sums), settle(totals); /* clusters without rows among them: they stay */
+        RUN(kmeans_move, kmeans_move, 1e-6, .centroids = AT(moving), .moved = AT(moved), .sums = AT(sums), .totals = AT(totals),
+            .width = width, .clusters = clusters);
+    }
     reset();
 }
 

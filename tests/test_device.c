@@ -107,6 +107,38 @@ static void logits_routing_embedding_and_kmeans_work_on_a_device(void **state)
     for (int i = 0; i < 2; i++) free(logits[i]), free(vectors[i]);
 }
 
+/* Three starts that are one vector: two clusters are empty after the first step, and filled on the host. */
+static void clusters_that_empty_on_a_device_are_filled(void **state)
+{
+    (void)state;
+    enum { ROWS = 300, WIDTH = 5, CLUSTERS = 6 };
+    float x[ROWS * WIDTH], starts[CLUSTERS * WIDTH], centroids[2][CLUSTERS * WIDTH];
+    int32_t labels[2][ROWS];
+    moed_kmeans_info info[2];
+    for (int i = 0; i < ROWS * WIDTH; i++) x[i] = (float)((i * 7919 + i / WIDTH % 6 * 40000) % 104729) * 1e-3f;
+    for (int i = 0; i < CLUSTERS * WIDTH; i++) starts[i] = x[i < 3 * WIDTH ? i % WIDTH : i];
+    const moed_tensor vectors = support_tensor(x, MOED_DTYPE_F32, ROWS, WIDTH), first = support_tensor(starts, MOED_DTYPE_F32, CLUSTERS, WIDTH);
+    for (int i = 0; i < 2; i++) {
+        moed_context *c = i ? fake_context() : support_context("reference", 1);
+        moed_kmeans *k;
+        moed_kmeans_options o;
+        assert_ok(moed_options_init(MOED_STRUCT_KMEANS_OPTIONS, &o, sizeof o));
+        o.clusters = CLUSTERS, o.tolerance = 0;
+        assert_ok(moed_kmeans_create(&k, c, &o));
+        assert_ok(moed_kmeans_fit(k, &vectors, NULL, &first, NULL));
+        assert_ok(moed_kmeans_labels(k, labels[i], ROWS));
+        info[i] = (moed_kmeans_info){.struct_size = sizeof info[i]};
+        assert_ok(moed_kmeans_get_info(k, &info[i]));
+        memcpy(centroids[i], info[i].centroids, sizeof centroids[i]);
+        for (int n = 0; n < CLUSTERS; n++) assert_true(info[i].counts[n] > 0);
+        moed_kmeans_destroy(k);
+        moed_context_destroy(c);
+    }
+    assert_true(info[0].iterations > 2 && info[0].iterations == info[1].iterations && info[0].inertia == info[1].inertia);
+    assert_memory_equal(labels[0], labels[1], sizeof labels[0]);
+    assert_memory_equal(centroids[0], centroids[1], sizeof centroids[0]);
+}
+
 /* ---- a step as a graph ---- */
 
 static void count_launches(int32_t level, const char *line, void *user)
@@ -256,6 +288,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(training_on_a_device_gives_the_bits_of_the_cpu),
         cmocka_unit_test(logits_routing_embedding_and_kmeans_work_on_a_device),
+        cmocka_unit_test(clusters_that_empty_on_a_device_are_filled),
         cmocka_unit_test(a_step_as_a_graph_gives_the_bits_of_an_ordinary_one),
         cmocka_unit_test(surgery_in_device_memory_gives_the_bits_of_the_host),
         cmocka_unit_test(a_model_in_device_memory_is_for_surgery),

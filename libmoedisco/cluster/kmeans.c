@@ -238,6 +238,7 @@ static moed_status fill_empty(moedi_fit *f, int64_t *filled)
     *filled = 0;
     for (int64_t k = 0; k < f->clusters; k++) empty += !(f->totals[k] > 0);
     if (!empty) return MOED_OK;
+    if (moedi_lloyd_moves(&f->lloyd)) MOEDI_TRY(moedi_lloyd_fetch(&f->lloyd, f->centroids, f->sums));
     MOEDI_TRY(moedi_lloyd_assign(&f->lloyd, f->centroids, f->clusters, NULL, f->labels, f->distances));
     for (int64_t k = 0; k < f->clusters; k++) {
         if (f->totals[k] > 0) continue;
@@ -267,30 +268,51 @@ static moed_status fill_empty(moedi_fit *f, int64_t *filled)
     return MOED_OK;
 }
 
-/* Centroids from sums; returns the squared movement over all of them. */
-static double move_centroids(moedi_fit *f)
+double moedi_kmeans_move(float *centroids, const double *sums, const double *totals, int64_t clusters, int64_t width, float *moved)
 {
     double shift = 0;
-    for (int64_t k = 0; k < f->clusters; k++) {
+    for (int64_t k = 0; k < clusters; k++) {
         double square = 0;
-        f->moved[k] = 0;
-        if (!(f->totals[k] > 0)) continue; /* weights so far apart that sums lose the small ones */
-        for (int64_t j = 0; j < f->width; j++) {
-            float *c = &f->centroids[k * f->width + j];
-            const float next = (float)(f->sums[k * f->width + j] / f->totals[k]);
+        for (int64_t j = 0; totals[k] > 0 && j < width; j++) {
+            float *c = &centroids[k * width + j];
+            const float next = (float)(sums[k * width + j] / totals[k]);
             square += ((double)next - (double)*c) * ((double)next - (double)*c);
             *c = next;
         }
-        f->moved[k] = (float)(sqrt(square) * (1 + 1e-6));
+        if (moved) moved[k] = (float)(sqrt(square) * (1 + 1e-6));
         shift += square;
     }
     return shift;
+}
+static double move_on_host(moedi_fit *f)
+{
+    return moedi_kmeans_move(f->centroids, f->sums, f->totals, f->clusters, f->width, f->moved);
+}
+
+/* The labels and sums of a step. Sums stay with an engine that moves the centroids, until a cluster is empty. */
+static moed_status step(moedi_fit *f, int followed)
+{
+    double *sums = moedi_lloyd_moves(&f->lloyd) ? NULL : f->sums;
+    return moedi_lloyd_step(&f->lloyd, f->centroids, followed ? f->moved : NULL, sums, f->totals, f->counts);
+}
+
+/* What follows a step; filled: sums have changed on the host. */
+static moed_status move_centroids(moedi_fit *f, int64_t filled, double *shift)
+{
+    *shift = 0;
+    if (filled || !moedi_lloyd_moves(&f->lloyd)) {
+        *shift = move_on_host(f);
+        return MOED_OK;
+    }
+    MOEDI_TRY(moedi_lloyd_move(&f->lloyd, f->moved));
+    for (int64_t k = 0; k < f->clusters; k++) *shift += (double)f->moved[k] * (double)f->moved[k];
+    return MOED_OK;
 }
 
 moed_status moedi_kmeans_centre(moedi_fit *f)
 {
     MOEDI_TRY(moedi_lloyd_accumulate(&f->lloyd, f->labels, f->sums, f->totals, f->counts));
-    move_centroids(f);
+    move_on_host(f);
     return MOED_OK;
 }
 
@@ -299,9 +321,9 @@ moed_status moedi_kmeans_centre(moedi_fit *f)
 static moed_status finish(moedi_fit *f, int followed)
 {
     int64_t filled;
-    MOEDI_TRY(moedi_lloyd_step(&f->lloyd, f->centroids, followed ? f->moved : NULL, f->sums, f->totals, f->counts));
+    MOEDI_TRY(step(f, followed));
     MOEDI_TRY(fill_empty(f, &filled));
-    if (filled) move_centroids(f);
+    if (filled) move_on_host(f);
     else MOEDI_TRY(moedi_lloyd_labels(&f->lloyd, f->labels));
     return moedi_kmeans_measure(f);
 }
@@ -311,13 +333,13 @@ static moed_status iterate(moedi_fit *f, double limit)
     int64_t filled = 0;
     double shift = 0;
     for (f->iterations = 0; f->iterations < f->options.iterations;) {
-        MOEDI_TRY(moedi_lloyd_step(&f->lloyd, f->centroids, f->iterations && !filled ? f->moved : NULL, f->sums,
-                                   f->totals, f->counts));
+        MOEDI_TRY(step(f, f->iterations && !filled));
         MOEDI_TRY(fill_empty(f, &filled));
         f->iterations++;
-        shift = move_centroids(f);
+        MOEDI_TRY(move_centroids(f, filled, &shift));
         if (shift <= limit) break;
     }
+    if (f->lloyd.ahead) MOEDI_TRY(moedi_lloyd_fetch(&f->lloyd, f->centroids, f->sums));
     if (shift == 0 && !filled) { /* the labels are those of these centroids */
         MOEDI_TRY(moedi_lloyd_labels(&f->lloyd, f->labels));
         return moedi_kmeans_measure(f);

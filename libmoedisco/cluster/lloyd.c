@@ -56,10 +56,9 @@ moed_status moedi_lloyd_open(moedi_lloyd *l, moed_context *c, const float *x, co
         MOEDI_GO(MOEDI_NEW(c, clusters * (width + 1), &l->part));
         MOEDI_GO(MOEDI_NEW(c, clusters, &l->part_counts));
     }
-    if (bounded && clusters >= BOUNDED_CLUSTERS && MOED_BACKEND_HAS(t, kmeans_step)) {
-        MOEDI_GO(t->alloc(self, n * sizeof(float), &l->lower));
-        MOEDI_GO(t->alloc(self, k * sizeof(float), &l->moved));
-    }
+    bounded = bounded && clusters >= BOUNDED_CLUSTERS && MOED_BACKEND_HAS(t, kmeans_step);
+    if (bounded) MOEDI_GO(t->alloc(self, n * sizeof(float), &l->lower));
+    if (bounded || moedi_lloyd_moves(l)) MOEDI_GO(t->alloc(self, k * sizeof(float), &l->moved));
     return MOED_OK;
 out:
     moedi_lloyd_close(l);
@@ -140,7 +139,7 @@ static moed_status take_sums(moedi_lloyd *l, int first, double *sums, double *to
     const int64_t k = l->clusters, all = k * l->width;
     double *to_sums = first ? sums : l->part, *to_totals = first ? totals : l->part + all;
     int64_t *to_counts = first ? counts : l->part_counts;
-    MOEDI_TRY(t->download(self, to_sums, l->sums, (size_t)all * sizeof *sums));
+    if (sums) MOEDI_TRY(t->download(self, to_sums, l->sums, (size_t)all * sizeof *sums));
     MOEDI_TRY(t->download(self, to_totals, l->totals, (size_t)k * sizeof *totals));
     MOEDI_TRY(t->download(self, to_counts, l->counts, (size_t)k * sizeof *counts));
     MOEDI_TRY(t->synchronize(self));
@@ -191,12 +190,14 @@ moed_status moedi_lloyd_step(moedi_lloyd *l, const float *centroids, const float
     void *self = l->engine.self;
     const int64_t rows = part_rows(l, l->clusters);
     const int bounded = l->lower && moved;
-    MOEDI_TRY(put_centroids(l, centroids, l->clusters));
+    if (!l->ahead) {
+        MOEDI_TRY(put_centroids(l, centroids, l->clusters));
+        if (bounded) MOEDI_TRY(t->upload(self, l->moved, moved, (size_t)l->clusters * sizeof *moved));
+    }
     if (!MOED_BACKEND_HAS(t, kmeans_step)) {
         MOEDI_TRY(assign(l, l->clusters, 0, NULL));
         return accumulate(l, sums, totals, counts);
     }
-    if (bounded) MOEDI_TRY(t->upload(self, l->moved, moved, (size_t)l->clusters * sizeof *moved));
     for (int64_t from = 0; from < l->count; from += rows) {
         const moed_op_kmeans_step a = {
             .labels = (int32_t *)l->labels + from,
@@ -217,6 +218,31 @@ moed_status moedi_lloyd_step(moedi_lloyd *l, const float *centroids, const float
         MOEDI_TRY(take_sums(l, from == 0, sums, totals, counts));
     }
     return MOED_OK;
+}
+
+int moedi_lloyd_moves(const moedi_lloyd *l)
+{
+    return !l->engine.info.host_memory && MOED_BACKEND_HAS(l->engine.table, kmeans_move);
+}
+
+moed_status moedi_lloyd_move(moedi_lloyd *l, float *moved)
+{
+    const moed_backend *t = l->engine.table;
+    const moed_op_kmeans_move a = {l->centroids, l->moved, l->sums, l->totals, l->width, l->clusters};
+    MOEDI_TRY(t->kmeans_move(l->engine.self, &a));
+    l->ahead = 1;
+    MOEDI_TRY(t->download(l->engine.self, moved, l->moved, (size_t)l->clusters * sizeof *moved));
+    return t->synchronize(l->engine.self);
+}
+
+moed_status moedi_lloyd_fetch(moedi_lloyd *l, float *centroids, double *sums)
+{
+    const moed_backend *t = l->engine.table;
+    const size_t all = (size_t)(l->clusters * l->width);
+    if (l->ahead) MOEDI_TRY(t->download(l->engine.self, centroids, l->centroids, all * sizeof *centroids));
+    MOEDI_TRY(t->download(l->engine.self, sums, l->sums, all * sizeof *sums));
+    l->ahead = 0;
+    return t->synchronize(l->engine.self);
 }
 
 moed_status moedi_lloyd_labels(moedi_lloyd *l, int32_t *labels)

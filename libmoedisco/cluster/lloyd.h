@@ -12,7 +12,9 @@ typedef struct moedi_lloyd {
     void *own_x, *own_weights; /* the same where device memory is not host memory */
     void *labels, *distances, *centroids, *penalty, *sums, *totals, *counts;
     int64_t room;              /* numbers in distances, at least count */
-    void *lower, *moved;       /* of a bounded step; NULL = without */
+    void *lower;               /* of a bounded step; NULL = without */
+    void *moved;               /* (clusters) of a bounded step, or of moedi_lloyd_move */
+    int ahead;                 /* the engine's centroids have moved on from the host's */
     double *part;              /* (clusters, width + 1): host memory, for sums of several calls */
     int64_t *part_counts;
     const moed_cancel *cancel; /* asked between operations */
@@ -31,10 +33,16 @@ moed_status moedi_lloyd_assign(moedi_lloyd *l, const float *centroids, int64_t c
 /* Host arrays: sums (clusters, width), totals (clusters), counts (clusters). */
 moed_status moedi_lloyd_accumulate(moedi_lloyd *l, const int32_t *labels, double *sums, double *totals,
                                    int64_t *counts);
-/* Both at once; the labels stay with the engine. moved (clusters): how far each centroid has gone since the step
- * before; NULL: there was none, or its labels have been changed. */
+/* Both at once; the labels stay with the engine. centroids are those of the host, or the engine's own where moedi_lloyd_move has moved
+ * them on. moved (clusters): how far each centroid has gone since the step before; NULL: there was none, or its labels have been
+ * changed. sums NULL, where the engine moves centroids: they stay there. */
 moed_status moedi_lloyd_step(moedi_lloyd *l, const float *centroids, const float *moved, double *sums,
                              double *totals, int64_t *counts);
+/* Whether sums and centroids may stay with an engine whose memory is not the host's. Then, after a step: centroids from sums, moved to
+ * the host; and centroids and sums to the host, which has the centroids again. */
+int moedi_lloyd_moves(const moedi_lloyd *l);
+moed_status moedi_lloyd_move(moedi_lloyd *l, float *moved);
+moed_status moedi_lloyd_fetch(moedi_lloyd *l, float *centroids, double *sums);
 moed_status moedi_lloyd_labels(moedi_lloyd *l, int32_t *labels);
 /* Squared distances to all of `clusters` centroids, in a host array: row i's to centroid k at i * by_row + k * by_cluster.
  * Labels with the engine are lost. */

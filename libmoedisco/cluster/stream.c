@@ -166,14 +166,7 @@ static moed_status stream_step(stream *s, double *shift)
         for (int64_t i = 0; i < cells; i++) f->sums[i] += s->sums[i];
         for (int64_t k = 0; k < f->clusters; k++) f->totals[k] += s->totals[k];
     }
-    *shift = 0;
-    for (int64_t k = 0; k < f->clusters; k++)
-        for (int64_t j = 0; f->totals[k] > 0 && j < f->width; j++) {
-            float *c = &f->centroids[k * f->width + j];
-            const float next = (float)(f->sums[k * f->width + j] / f->totals[k]);
-            *shift += ((double)next - (double)*c) * ((double)next - (double)*c);
-            *c = next;
-        }
+    *shift = moedi_kmeans_move(f->centroids, f->sums, f->totals, f->clusters, f->width, NULL);
     return MOED_OK;
 }
 

@@ -338,6 +338,14 @@ typedef struct moed_op_kmeans_step {
     int64_t count, width, clusters;
 } moed_op_kmeans_step;
 
+/* Optional. centroids (clusters, width) = sums / totals where the total is above 0; the others stay. moved (clusters) = how far each has
+ * gone, not less. With it sums and centroids need not pass through the host between steps. */
+typedef struct moed_op_kmeans_move {
+    float *centroids, *moved;
+    const double *sums, *totals;
+    int64_t width, clusters;
+} moed_op_kmeans_move;
+
 /* Optional. distances (clusters, count) = ||x - centroid||^2; 0 for equal vectors. */
 typedef struct moed_op_kmeans_distances {
     float *distances;
@@ -445,6 +453,7 @@ typedef struct moed_backend {
 
     /* Optional. */
     moed_status (*blend)(void *self, const moed_op_blend *a);
+    moed_status (*kmeans_move)(void *self, const moed_op_kmeans_move *a);
 } moed_backend;
 
 /* A slot that a newer table has and an older plug-in may lack. */

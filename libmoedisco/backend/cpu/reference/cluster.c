@@ -39,3 +39,19 @@ MOEDI_REFERENCE(kmeans_accumulate, kmeans_accumulate)
     }
     return MOED_OK;
 }
+
+MOEDI_REFERENCE(kmeans_move, kmeans_move)
+{
+    (void)self;
+    for (int64_t k = 0; k < a->clusters; k++) {
+        double square = 0;
+        for (int64_t d = 0; d < a->width && a->totals[k] > 0; d++) {
+            float *c = &a->centroids[k * a->width + d];
+            const float next = (float)(a->sums[k * a->width + d] / a->totals[k]);
+            square += ((double)next - (double)*c) * ((double)next - (double)*c);
+            *c = next;
+        }
+        a->moved[k] = (float)(sqrt(square) * (1 + 1e-6));
+    }
+    return MOED_OK;
+}

@@ -41,6 +41,7 @@ MOEDI_REFERENCE(sum, sum);
 MOEDI_REFERENCE(add, add);
 MOEDI_REFERENCE(kmeans_assign, kmeans_assign);
 MOEDI_REFERENCE(kmeans_accumulate, kmeans_accumulate);
+MOEDI_REFERENCE(kmeans_move, kmeans_move);
 MOEDI_REFERENCE(blend, blend);
 
 #endif

@@ -48,4 +48,5 @@ const moed_backend MOEDI_VARIED(reference) = {
     OPERATION(kmeans_assign),
     OPERATION(kmeans_accumulate),
     OPERATION(blend),
+    OPERATION(kmeans_move),
 };

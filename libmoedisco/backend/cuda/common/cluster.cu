@@ -1,4 +1,4 @@
-/* cuda/common/cluster.cu - a step of Lloyd's k-means: labels by products of matrices, sums by sorted labels.
+/* cuda/common/cluster.cu - a step of Lloyd's k-means: labels by products of matrices, sums by sorted labels, centroids from them.
  *
  * ||x - c||^2 orders the centroids as base - 2 x.(c - m) does, where m is the centroids' mean and base = ||c||^2 - ||m||^2. The
  * products are of narrow numbers: up to 64 clusters by the kernel below, which streams x once and splits each float in two bf16;
@@ -529,3 +529,27 @@ template <typename T> moed_status moedi_cuda_kmeans_distances(moedi_cuda *e, con
     return moedi_cuda_launch(e, kernel, (unsigned)moedi_cuda_ceil(a->count, WARPS), THREADS, 0, *a);
 }
 MOEDI_CUDA_DEFINED(kmeans_distances, kmeans_distances)
+
+/* ---- centroids ---- */
+
+/* A block a centroid. */
+static __global__ void move_kernel(moed_op_kmeans_move a)
+{
+    const int64_t k = blockIdx.x;
+    const double total = a.totals[k];
+    double square = 0;
+    for (int64_t d = threadIdx.x; d < a.width && total > 0; d += THREADS) {
+        float *const c = a.centroids + k * a.width + d;
+        const float next = (float)(a.sums[k * a.width + d] / total);
+        const double away = (double)next - (double)*c;
+        square += away * away;
+        *c = next;
+    }
+    square = block_sum(square);
+    if (threadIdx.x == 0) a.moved[k] = (float)(sqrt(square) * (1 + 1e-6));
+}
+template <typename T> moed_status moedi_cuda_kmeans_move(moedi_cuda *e, const moed_op_kmeans_move *a)
+{
+    return moedi_cuda_launch(e, move_kernel, (unsigned)a->clusters, THREADS, 0, *a);
+}
+MOEDI_CUDA_DEFINED(kmeans_move, kmeans_move)
