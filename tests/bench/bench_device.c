@@ -51,7 +51,7 @@ static void release(bench *b)
 /* Numbers of `item` bytes of about a normal distribution, times scale: a piece from the host, repeated. */
 static void *numbers(bench *b, int64_t count, size_t item, double scale)
 {
-    enum { PIECE = 1 << 20 };
+    enum { PIECE = 1048573 }; /* a prime: no two rows are the same */
     const int64_t piece = count < PIECE ? count : PIECE;
     char *made = malloc((size_t)piece * item);
     uint64_t s = 88172645463325252u + (uint64_t)b->count;
@@ -210,25 +210,43 @@ static void loss(bench *b)
     free(labels);
 }
 
-/* The slot alone, vectors on the device and nothing known from the iteration before. The floor takes products as TF32's, at half the
- * rate of bf16's. */
+/* An iteration as a fit does it from its second on: labels, sums, centroids; to the host come totals, counts and how far each has moved.
+ * The floor takes products as TF32's, at half the rate of bf16's. */
+static moed_status kmeans_iteration(const bench *b, const moed_op_kmeans_step *a, void *host)
+{
+    const moed_op_kmeans_move move = {(float *)a->centroids, (float *)a->moved, a->sums, a->totals, a->width, a->clusters};
+    const size_t k = (size_t)a->clusters;
+    MOEDI_TRY(b->e.table->kmeans_step(b->e.self, a));
+    MOEDI_TRY(b->e.table->download(b->e.self, host, a->totals, k * 8));
+    MOEDI_TRY(b->e.table->download(b->e.self, host, a->counts, k * 8));
+    MOEDI_TRY(b->e.table->synchronize(b->e.self));
+    MOEDI_TRY(b->e.table->kmeans_move(b->e.self, &move));
+    MOEDI_TRY(b->e.table->download(b->e.self, host, a->moved, k * 4));
+    return b->e.table->synchronize(b->e.self);
+}
 static void kmeans(bench *b)
 {
     const double rate = b->rate;
     if (b->e.item == 2) b->rate /= 2;
     static const int64_t sizes[] = {64, 1024};
     const int64_t count = b->small ? 4096 : 1000000, width = b->small ? 64 : 2048;
-    if (!MOED_BACKEND_HAS(b->e.table, kmeans_step)) return;
+    if (!MOED_BACKEND_HAS(b->e.table, kmeans_step) || !MOED_BACKEND_HAS(b->e.table, kmeans_move)) return;
     float *x = numbers(b, count * width, sizeof *x, 1);
     for (int i = b->small ? 1 : 0; i < 2; i++) {
         const int64_t K = b->small ? 16 : sizes[i];
         const int kept = b->count;
         char what[64];
-        double seconds;
-        const moed_op_kmeans_step a = {.labels = array(b, count * 4), .sums = array(b, K * width * 8), .totals = array(b, K * 8),
-                                       .counts = array(b, K * 8), .x = x, .centroids = x, .count = count, .width = width, .clusters = K};
+        double seconds, host[1024];
+        moed_op_kmeans_step a = {.labels = array(b, count * 4), .sums = array(b, K * width * 8), .totals = array(b, K * 8),
+                                 .counts = array(b, K * 8), .lower = array(b, count * 4), .x = x, .count = count, .width = width, .clusters = K};
+        float *centroids = array(b, K * width * 4);
+        must(b->e.table->copy(b->e.self, centroids, x, (size_t)(K * width) * sizeof *x));
+        a.centroids = centroids;
+        must(b->e.table->kmeans_step(b->e.self, &a));
+        a.moved = array(b, K * 4);
+        must(b->e.table->zero(b->e.self, (void *)a.moved, (size_t)K * 4));
         snprintf(what, sizeof what, "k-means iteration, K %lld", (long long)K);
-        TIME(b, b->e.table->kmeans_step(b->e.self, &a), seconds);
+        TIME(b, kmeans_iteration(b, &a, host), seconds);
         row(b, what, seconds, 4.0 * (double)count * (double)width, 2.0 * (double)count * (double)width * (double)K);
         wait_for(b);
         while (b->count > kept) b->e.table->free(b->e.self, b->arrays[--b->count]);
