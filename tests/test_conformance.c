@@ -83,6 +83,8 @@ static void test_grouped_gemm(void **state)
         grouped_case(4, (const int64_t[]){0, 0, 5, 5, 12}, 24, 19, 0, reduce, transpose_b, accumulate); /* empty: first, middle */
         grouped_case(4, (const int64_t[]){0, 1, 34, 40, 40}, 33, 16, 3, reduce, transpose_b, accumulate); /* empty: last */
         grouped_case(6, (const int64_t[]){0, 300, 310, 311, 420, 420, 600}, 130, 100, 0, reduce, transpose_b, accumulate);
+        /* multiples of 8 throughout: what a tensor engine takes */
+        grouped_case(6, (const int64_t[]){0, 300, 310, 311, 420, 420, 600}, 72, 136, 8, reduce, transpose_b, accumulate);
     }
 }
 

@@ -522,10 +522,10 @@ static void call_surgery_and_training(const guest *g)
     moed_integration_info integration = {.struct_size = sizeof integration};
     moed_trainer_info trainer = {.struct_size = sizeof trainer};
     moed_report r = empty_report();
-    moed_tensor view;
     int32_t expert = 0, count32;
     size_t count;
     double numbers[2 * GUEST_PARTS] = {0};
+    moed_tensor view = {.data = numbers};
     CHILD(moed_split_create, &s, l, NULL);
     CHILD(moed_split_assign, g->split, 0, -1, &expert, 1);
     CHILD(moed_split_experts, g->split, 0, 0, NULL, 0, &count32);

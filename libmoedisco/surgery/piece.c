@@ -529,6 +529,9 @@ static moed_status check_tensor(const moed_context *c, const moed_tensor *t, con
         return moedi_fail(MOED_E_ARGUMENT, "%s: rank %d, or a negative or too large shape", what, t->rank);
     if (!t->data && moedi_shape_elements(t->shape, t->rank) > 0)
         return moedi_fail(MOED_E_ARGUMENT, "%s has no data", what);
+    const size_t item = moedi_dtype_size(t->dtype);
+    if (t->device != MOED_MEMORY_HOST && item && (uintptr_t)t->data % item != 0) /* a device that reads there is lost */
+        return moedi_fail(MOED_E_ARGUMENT, "%s: its data is not aligned to the %zu bytes of its dtype", what, item);
     for (int32_t a = t->rank; a-- > 0;) {
         if (t->shape[a] > 1 && t->strides[a] != stride)
             return moedi_fail(MOED_E_ARGUMENT, "%s: stride %lld along axis %d, and contiguous would be %lld",

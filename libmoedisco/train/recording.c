@@ -55,8 +55,9 @@ moed_status moedi_recording_run(moedi_recording *r, const moedi_engine *e, doubl
         e->table->graph_free(e->self, r->graph);
         r->graph = NULL;
     }
-    r->ordinary = 1;
-    return enqueue(user);
+    const moed_status status = enqueue(user);
+    if (status == MOED_OK) r->ordinary = 1; /* one that ended early has not met all shapes */
+    return status;
 }
 
 void moedi_recording_destroy(moedi_recording *r, const moedi_engine *e)

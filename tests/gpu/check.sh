@@ -7,6 +7,7 @@ plugin=${OUT:?}/moedisco-backends/libmoedisco-cuda.so
 device=${MOED_TEST_DEVICE:-cuda:0}
 failed=0
 [ -d "$OUT/lib" ] && export LD_LIBRARY_PATH="$OUT/lib${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}"
+export MOED_BACKEND_PATH="$OUT/moedisco-backends" # the tests are linked statically: nothing lies beside a library of theirs
 [ -f "$plugin" ] || { echo "check-gpu: the plug-in is not built: no CUDA toolkit was found, or CUDA=0 was given"; exit 2; }
 
 # WHAT TEXT COMMAND: the command fails, and says TEXT
@@ -30,7 +31,7 @@ without_cublas() {
     return "$code"
 }
 
-line=$("$OUT/moedisco" info | grep "^device $device ")
+line=$("$OUT/moedisco" info | grep -m 1 "^device $device ")
 case $line in
 '' | *'not usable'*)
     case $line in

@@ -331,6 +331,8 @@ static struct driver {
     int (*cuDevicePrimaryCtxRetain)(void **, int);
     int (*cuDevicePrimaryCtxRelease_v2)(int);
     int (*cuCtxSetCurrent)(void *);
+    int (*cuCtxGetCurrent)(void **);
+    int (*cuDevicePrimaryCtxGetState)(int, unsigned *, int *);
     int (*cuStreamCreate)(void **, unsigned);
     int (*cuStreamSynchronize)(void *);
     int (*cuStreamQuery)(void *);
@@ -346,7 +348,7 @@ static struct driver {
 static int load_driver(void)
 {
     static const char *const names[] = {"cuInit", "cuDeviceGet", "cuDevicePrimaryCtxRetain", "cuDevicePrimaryCtxRelease_v2", "cuCtxSetCurrent",
-                                        "cuStreamCreate", "cuStreamSynchronize", "cuStreamQuery", "cuStreamDestroy_v2", "cuEventCreate",
+                                        "cuCtxGetCurrent", "cuDevicePrimaryCtxGetState", "cuStreamCreate", "cuStreamSynchronize", "cuStreamQuery", "cuStreamDestroy_v2", "cuEventCreate",
                                         "cuEventRecord", "cuEventQuery", "cuEventDestroy_v2", "cuMemAlloc_v2", "cuMemFree_v2"};
     void *library = dlopen("libcuda.so.1", RTLD_NOW | RTLD_LOCAL), **slots = (void **)&driver;
     for (size_t i = 0; library && i < sizeof names / sizeof *names; i++)
@@ -374,6 +376,35 @@ static void give_back(void *memory, size_t size, void *stream, void *user)
     assert_ptr_equal(stream, m->stream);
     m->blocks--, m->bytes -= (int64_t)size;
     assert_int_equal(driver.cuMemFree_v2((unsigned long long)(uintptr_t)memory), 0);
+}
+
+/* What a thread had current it has afterwards: nothing, even. */
+static void the_current_context_is_left_alone(void **state)
+{
+    void *current = &current;
+    int device = 0, active = 0;
+    unsigned flags;
+    (void)state;
+    if (!load_driver() || strncmp(gpu(), "cuda:", 5) != 0) skip();
+    assert_int_equal(driver.cuInit(0), 0);
+    assert_int_equal(driver.cuCtxSetCurrent(NULL), 0);
+    moed_context *c = context_on(gpu(), "bf16", 0);
+    moed_model *m = tiny_model_of(c, 64, 3, 4, TINY_VOCABULARY);
+    moed_corpus *d = tiny_corpus(c, NULL);
+    const moed_train_options options = tiny_options(3);
+    moed_trainer *t;
+    assert_ok(moed_trainer_create(&t, c, m, d, NULL, &options));
+    assert_ok(moed_trainer_run(t, 0, NULL, NULL));
+    moed_trainer_destroy(t);
+    moed_corpus_destroy(d);
+    moed_model_destroy(m);
+    moed_context_destroy(c);
+    assert_int_equal(driver.cuCtxGetCurrent(&current), 0);
+    assert_null(current);
+    if (atoi(gpu() + 5) == 0) return; /* else device 0 was not touched, unless another test did */
+    assert_int_equal(driver.cuDeviceGet(&device, 0), 0);
+    assert_int_equal(driver.cuDevicePrimaryCtxGetState(device, &flags, &active), 0);
+    assert_int_equal(active, 0);
 }
 
 static void stream_events_and_memory_are_the_callers(void **state)
@@ -476,6 +507,7 @@ int main(int count, char **arguments)
         cmocka_unit_test(a_cancelled_step_leaves_nothing_behind),
         cmocka_unit_test(a_step_as_a_graph_is_the_ordinary_one),
         cmocka_unit_test(twenty_steps_as_graphs_are_those_without),
+        cmocka_unit_test(the_current_context_is_left_alone),
         cmocka_unit_test(stream_events_and_memory_are_the_callers),
         cmocka_unit_test(embedding_and_clusters_are_those_of_the_cpu),
         cmocka_unit_test(surgery_in_gpu_memory_gives_the_bits_of_the_host),

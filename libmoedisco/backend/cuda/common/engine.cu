@@ -99,6 +99,31 @@ static moed_status describe_device(const moed_host_api *host, int32_t index, moe
     return MOED_OK;
 }
 
+/* ---- the caller's context ---- */
+
+template <typename F> static F driver_call(const char *name)
+{
+    void *found = nullptr;
+    cudaDriverEntryPointQueryResult result;
+#if CUDART_VERSION >= 12050
+    const cudaError_t error = cudaGetDriverEntryPointByVersion(name, &found, 12000, cudaEnableDefault, &result);
+#else
+    const cudaError_t error = cudaGetDriverEntryPoint(name, &found, cudaEnableDefault, &result);
+#endif
+    if (error != cudaSuccess) (void)cudaGetLastError();
+    return error == cudaSuccess && result == cudaDriverEntryPointSuccess ? reinterpret_cast<F>(found) : nullptr;
+}
+
+const moedi_cuda_driver &moedi_cuda_driver_of_process()
+{
+    static const moedi_cuda_driver driver = [] {
+        moedi_cuda_driver d = {driver_call<decltype(d.get)>("cuCtxGetCurrent"), driver_call<decltype(d.set)>("cuCtxSetCurrent")};
+        if (!d.get) d.set = nullptr;
+        return d;
+    }();
+    return driver;
+}
+
 /* ---- engines ---- */
 
 extern const moed_backend moedi_cuda_bf16, moedi_cuda_f32;
@@ -132,6 +157,8 @@ static moed_status start_engine(moedi_cuda *e)
     const moedi_cuda_current current(e);
     MOEDI_CUDA_TRY(moedi_cuda_libraries(e->host));
     MOEDI_CUDA_CHECK(e, cudaGetDeviceProperties(&e->properties, e->device));
+    MOEDI_CUDA_CHECK(e, cudaFree(nullptr)); /* the context is there */
+    if (current.driver.set && current.driver.get(&e->context) != CUDA_SUCCESS) e->context = nullptr;
     if (e->properties.major < 8)
         return moedi_cuda_fail(e, MOED_E_BACKEND, "cuda:%d has compute capability %d.%d: 8.0 or newer is needed", e->device,
                                e->properties.major, e->properties.minor);
@@ -294,8 +321,9 @@ static moed_status upload(void *self, void *device, const void *host, size_t siz
     const moedi_cuda_current current(e);
     MOEDI_CUDA_CHECK(e, cudaMemcpyAsync(device, host, size, cudaMemcpyHostToDevice, e->stream));
     cudaPointerAttributes about;
-    if (cudaPointerGetAttributes(&about, host) == cudaSuccess && about.type == cudaMemoryTypeHost)
-        MOEDI_CUDA_CHECK(e, cudaStreamSynchronize(e->stream)); /* pinned: it would still be read */
+    if (cudaPointerGetAttributes(&about, host) != cudaSuccess) (void)cudaGetLastError();
+    else if (about.type != cudaMemoryTypeUnregistered)
+        MOEDI_CUDA_CHECK(e, cudaStreamSynchronize(e->stream)); /* pinned or managed: it would still be read */
     return MOED_OK;
 }
 
@@ -338,11 +366,17 @@ struct moedi_cuda_graph {
     int64_t moves;                   /* of the engine when it was recorded */
 };
 
-/* Of this thread alone: the host's other threads may do what they like meanwhile. Some streams cannot be recorded (the default one). */
+/* Of this thread alone: the host's other threads may do what they like meanwhile. So a stream that the legacy default stream waits for
+ * is not recorded: a cudaMemcpy of any thread would fail meanwhile, and end the recording. Nor is the default stream. */
 static moed_status graph_begin(void *self)
 {
     moedi_cuda *e = static_cast<moedi_cuda *>(self);
     const moedi_cuda_current current(e);
+    unsigned flags = 0;
+    MOEDI_CUDA_CHECK(e, cudaStreamGetFlags(e->stream, &flags));
+    if (!(flags & cudaStreamNonBlocking))
+        return moedi_cuda_fail(e, MOED_E_UNSUPPORTED, "cuda:%d: work on a stream without cudaStreamNonBlocking is not recorded",
+                               e->device);
     e->recording = cudaStreamBeginCapture(e->stream, cudaStreamCaptureModeThreadLocal) == cudaSuccess;
     if (e->recording) return MOED_OK;
     const cudaError_t error = cudaGetLastError();

@@ -6,6 +6,7 @@
 #define MOEDI_CUDA_ENGINE_H
 
 #include <cublasLt.h>
+#include <cuda.h>
 #include <cuda_bf16.h>
 #include <cuda_runtime.h>
 
@@ -18,6 +19,7 @@ struct moedi_cuda_update_plan;
 struct moedi_cuda {
     const moed_host_api *host;
     int device;
+    CUcontext context;               /* the device's primary one, once the engine has started */
     cudaDeviceProp properties;
     cudaStream_t stream;
     bool own_stream;                 /* else the caller's, which orders memory too: nothing of ours waits for it */
@@ -60,17 +62,29 @@ moed_status moedi_cuda_scratch(moedi_cuda *e, size_t size, void **out);
         if (error_ != cudaSuccess) return moedi_cuda_failed((e), error_, #call);      \
     } while (0)
 
-/* Makes the engine's device current while it lives. */
+/* Two calls of the driver; NULL where there is none. */
+struct moedi_cuda_driver {
+    decltype(&cuCtxGetCurrent) get;
+    decltype(&cuCtxSetCurrent) set;
+};
+const moedi_cuda_driver &moedi_cuda_driver_of_process();
+
+/* Makes the engine's device current while it lives, and then what the caller's thread had: any context, or none. By the driver: the
+ * runtime names a thread without a context device 0's, and giving that back would make a context there. */
 struct moedi_cuda_current {
-    int before = -1, mine;
-    explicit moedi_cuda_current(const moedi_cuda *e) : mine(e->device)
+    const moedi_cuda_driver &driver;
+    CUcontext before = nullptr;
+    bool changed = false;
+    explicit moedi_cuda_current(const moedi_cuda *e) : driver(moedi_cuda_driver_of_process())
     {
-        if (cudaGetDevice(&before) != cudaSuccess || before == mine) before = -1;
-        else cudaSetDevice(mine);
+        if (!driver.set || driver.get(&before) != CUDA_SUCCESS || (e->context && before == e->context)) return;
+        changed = true;
+        if (e->context) driver.set(e->context);
+        else cudaSetDevice(e->device);
     }
     ~moedi_cuda_current()
     {
-        if (before >= 0) cudaSetDevice(before);
+        if (changed) driver.set(before);
     }
 };
 

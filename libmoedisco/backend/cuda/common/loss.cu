@@ -5,9 +5,10 @@
 
 enum { THREADS = 1024, PIECE_BYTES = 1 << 29, PIECE_MULTIPLE = 128 };
 
-/* A block a row: its loss, and where scale is not 0 the gradient factor (p - onehot) in place of the logits. */
+/* A block a row: its loss, and with gradients scale * weight * (p - onehot) in place of the logits: zeros where scale is 0. */
 template <typename T, int V>
-__global__ void cross_entropy_kernel(float *losses, T *logits, const int32_t *labels, const float *weights, int64_t vocabulary, float scale)
+__global__ void cross_entropy_kernel(float *losses, T *logits, const int32_t *labels, const float *weights, int64_t vocabulary, bool gradients,
+                                     float scale)
 {
     const int64_t row = blockIdx.x;
     const int32_t label = labels[row];
@@ -15,7 +16,7 @@ __global__ void cross_entropy_kernel(float *losses, T *logits, const int32_t *la
     if (label < 0) {
         const float zero[V] = {};
         if (threadIdx.x == 0) losses[row] = 0;
-        for (int64_t c = (int64_t)threadIdx.x * V; scale != 0 && c < vocabulary; c += THREADS * V) store(x + c, zero);
+        for (int64_t c = (int64_t)threadIdx.x * V; gradients && c < vocabulary; c += THREADS * V) store(x + c, zero);
         return;
     }
     /* each thread's own highest, and the sum of exponentials below it */
@@ -34,7 +35,7 @@ __global__ void cross_entropy_kernel(float *losses, T *logits, const int32_t *la
     total = block_sum(highest == -INFINITY ? 0.0f : total * __expf(highest - all));
     const float weight = weights ? weights[row] : 1.0f, lse = all + logf(total);
     if (threadIdx.x == 0) losses[row] = weight * (lse - to_float(x[label]));
-    if (scale == 0) return;
+    if (!gradients) return;
     __syncthreads(); /* the label's logit has been read */
     const float factor = weight * scale;
     for (int64_t c = (int64_t)threadIdx.x * V; c < vocabulary; c += THREADS * V) {
@@ -64,7 +65,7 @@ template <typename T> moed_status moedi_cuda_cross_entropy(moedi_cuda *e, const 
         MOEDI_CUDA_TRY(moedi_cuda_gemm<T>(e, &g));
         MOEDI_CUDA_TRY(moedi_cuda_launch(e, wide ? cross_entropy_kernel<T, WIDE_ACCESS<T>> : cross_entropy_kernel<T, 1>, (unsigned)rows, THREADS,
                                          0, static_cast<float *>(a->losses) + at, static_cast<T *>(logits), a->labels + at,
-                                         a->weights ? a->weights + at : nullptr, V, a->d_h ? (float)a->scale : 0.0f));
+                                         a->weights ? a->weights + at : nullptr, V, a->d_h != nullptr, (float)a->scale));
         if (!a->d_h) continue;
         g = {};
         g.c = static_cast<T *>(a->d_h) + at * D, g.a = logits, g.b = a->head, g.m = rows, g.n = D, g.k = V, g.lda = V, g.ldb = D, g.ldc = D;

@@ -26,11 +26,12 @@ template <typename T> static moed_status add_parts(moedi_cuda *e, T *out, const 
 
 static moed_status room_for_sums(moedi_cuda *e, const void *kernel, int64_t width)
 {
-    const size_t bytes = (size_t)width * sizeof(float);
-    if (bytes > SHARED_MOST)
-        return moedi_cuda_fail(e, MOED_E_UNSUPPORTED, "rows of %lld numbers are wider than this backend takes (%d)", (long long)width,
-                               SHARED_MOST / 4);
-    MOEDI_CUDA_CHECK(e, cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, SHARED_MOST));
+    const int chip = (int)e->properties.sharedMemPerBlockOptin - 1024; /* for what is not dynamic */
+    const int most = chip < SHARED_MOST ? chip : SHARED_MOST;
+    if (width > most / (int64_t)sizeof(float))
+        return moedi_cuda_fail(e, MOED_E_UNSUPPORTED, "rows of %lld numbers are wider than this device takes (%d)", (long long)width,
+                               most / 4);
+    MOEDI_CUDA_CHECK(e, cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, most));
     return MOED_OK;
 }
 

@@ -164,8 +164,9 @@ __device__ static inline float unite(bf16 high, int16_t low)
 __device__ static inline void halve(bf16 *high, int16_t *low, float x)
 {
     const uint32_t bits = __float_as_uint(x);
-    *high = __ushort_as_bfloat16((unsigned short)((bits + 0x8000u) >> 16));
-    *low = (int16_t)(uint16_t)bits;
+    const bool number = (bits & 0x7fffffffu) <= 0x7f800000u; /* rounding would carry a NaN over to a zero */
+    *high = __ushort_as_bfloat16((unsigned short)(number ? (bits + 0x8000u) >> 16 : bits >> 16 | 0x40u));
+    *low = number ? (int16_t)(uint16_t)bits : 0;
 }
 template <int V> __device__ inline void load_numbers(float (&out)[V], const float *p, const int16_t *low, int i)
 {
