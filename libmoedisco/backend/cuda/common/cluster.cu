@@ -1,10 +1,11 @@
 /* cuda/common/cluster.cu - a step of Lloyd's k-means: labels by products of matrices, sums by sorted labels, centroids from them.
  *
  * ||x - c||^2 orders the centroids as base - 2 x.(c - m) does, where m is the centroids' mean and base = ||c||^2 - ||m||^2. The
- * products are of narrow numbers: up to 64 clusters by the kernel below, which streams x once and splits each float in two bf16;
- * more by cuBLAS in TF32. Every product comes with a bound of its error. What lies within the bounds of the lowest is decided
- * again by differences in float: labels are those of float, and a tie takes the lower cluster. Nothing depends on the order in
- * which threads run. */
+ * products are of halves (IEEE, 16 bits), scaled by powers of two: up to 64 clusters by the kernel below, which streams x once; more by
+ * cuBLAS. Every product comes with a bound of its error. What lies within the bounds of the lowest is decided again by differences in
+ * float: labels are those of float, and a tie takes the lower cluster. Nothing depends on the order in which threads run. */
+#include <cuda_fp16.h>
+
 #include "numbers.cuh"
 #include "operations.h"
 #include "sort.h"
@@ -13,66 +14,106 @@ enum { WARPS = 8, THREADS = 32 * WARPS };
 
 /* ---- what a step knows of the centroids ---- */
 
-/* The cost of a cluster is base - 2 x.c; its error is at most slack + 2 (row's a * norm + row's b * error). */
+/* The cost of a cluster is base - 2 x.c, where x.c is the product of the halves times `scale`; its error is at most what base is rounded
+ * by and 2 (row's a * norm + row's b * error). */
 struct alignas(16) screen {
-    float base, norm, error, slack;
+    float base, norm, error, scale;
 };
 /* Of a row: a, b above, rounded up. */
-typedef __nv_bfloat162 reach;
+struct alignas(8) reach {
+    float a, b;
+};
+/* Of all centroids, as bits: the order of floats that are not below 0, NaN the highest. Zeroed before. */
+struct extremes {
+    unsigned number, base, norm, error;
+};
 
 enum { STREAM_CLUSTERS = 64, STREAM_ROWS = 256, STREAM_STEP = 32, STREAM_X = STREAM_ROWS * STREAM_STEP / 4,
-       STREAM_STAGE = STREAM_X + STREAM_CLUSTERS * STREAM_STEP / 4 /* of 16 bytes */ };
+       STREAM_STAGE = STREAM_X + STREAM_CLUSTERS * STREAM_STEP / 8 /* of 16 bytes */ };
 
-static __global__ void mean_kernel(float *mean, const float *centroids, int64_t clusters, int64_t width)
+static __global__ void mean_kernel(float *mean, extremes *most, const float *centroids, int64_t clusters, int64_t width)
 {
     const int64_t d = (int64_t)blockIdx.x * THREADS + threadIdx.x;
-    float sum = 0;
-    if (d >= width) return;
+    float sum = 0, highest = 0;
 #pragma unroll 8
-    for (int64_t k = 0; k < clusters; k++) sum += centroids[k * width + d];
-    mean[d] = sum / (float)clusters;
+    for (int64_t k = 0; k < clusters && d < width; k++) {
+        const float c = centroids[k * width + d];
+        sum += c, highest = fmaxf(highest, fabsf(c));
+    }
+    if (d < width) mean[d] = sum / (float)clusters;
+    highest = block_max(highest);
+    if (threadIdx.x == 0) atomicMax(&most->number, __float_as_uint(highest));
 }
 
-__device__ static inline float tf32(float x)
+/* The power of two that brings numbers below 2^(exponent of highest + 1) below 2^(places + 1). */
+__device__ static inline float power_to(float highest, int places)
 {
-    uint32_t bits;
-    asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(bits) : "f"(x));
-    return __uint_as_float(bits);
+    const int exponent = (int)(__float_as_uint(highest) >> 23 & 255) - 127;
+    return __uint_as_float((unsigned)(127 + places - (exponent > -100 ? exponent : -100)) << 23);
+}
+/* Of x, whose numbers are taken to be about as large as the centroids': the largest of these comes to 1. Those over 2^15 times as large
+ * become no number, and their rows are decided by differences. */
+__device__ static inline float scale_of_x(const extremes *most)
+{
+    return power_to(__uint_as_float(most->number), 0);
 }
 
-/* Where the streaming kernel has bf16 halves of column d of centroid k: its lanes load 16 bytes for 8 clusters and 16 columns,
- * four high halves and then four low ones. Lane 4 g + t has centroid g and columns 4 t to 4 t + 3; x is loaded alike. */
+/* Where the streaming kernel has column d of centroid k: a lane loads 16 bytes for 8 clusters and 32 columns. Lane 4 g + t has centroid g,
+ * and columns 4 t to 4 t + 3 of the first and of the second 16; x is loaded alike. */
 __device__ static inline int64_t stream_place(int64_t k, int64_t d)
 {
-    return (((d / 16 * (STREAM_CLUSTERS / 8) + k / 8) * 32 + k % 8 * 4 + d % 16 / 4) * 8) + d % 4;
+    return ((d / 32 * (STREAM_CLUSTERS / 8) + k / 8) * 32 + k % 8 * 4 + d % 16 / 4) * 8 + d / 16 % 2 * 4 + d % 4;
 }
 
-/* A block a centroid. narrow: halves for the streaming kernel (zeroed before), or TF32. */
+/* The centroids of a step. lines: base of each, then -2 scale of each. halves (zeroed before): by stream_place, or rows `stride` apart. */
+struct prepared {
+    float *mean, *lines;
+    screen *screens;
+    extremes *most;
+    __half *halves;
+};
+
+/* A block a centroid. */
 template <bool STREAM>
-static __global__ void prepare_kernel(screen *screens, void *narrow, const float *centroids, const float *mean, const double *penalty, int64_t width)
+static __global__ void prepare_kernel(prepared p, const float *centroids, const double *penalty, int64_t width, int64_t stride)
 {
     const int64_t k = blockIdx.x;
     double base = 0, square = 0, lost = 0;
+    float highest = 0;
+    for (int64_t d = threadIdx.x; d < width; d += THREADS) highest = fmaxf(highest, fabsf(centroids[k * width + d] - p.mean[d]));
+    const float scale = power_to(block_max(highest), 14);
     for (int64_t d = threadIdx.x; d < width; d += THREADS) {
-        const float at = centroids[k * width + d], m = mean[d], c = at - m;
+        const float at = centroids[k * width + d], m = p.mean[d], c = at - m;
+        const __half rounded = __float2half_rn(c * scale);
+        const double rest = (double)c - (double)__half2float(rounded) / (double)scale;
         base += ((double)at - (double)m) * ((double)at + (double)m);
-        square += (double)c * (double)c;
-        if (STREAM) {
-            bf16 *const to = static_cast<bf16 *>(narrow) + stream_place(k, d);
-            const bf16 high = __float2bfloat16_rn(c);
-            to[0] = high;
-            to[4] = __float2bfloat16_rn(c - __bfloat162float(high));
-        } else {
-            const float rounded = tf32(c);
-            static_cast<float *>(narrow)[k * width + d] = rounded;
-            lost += ((double)c - (double)rounded) * ((double)c - (double)rounded);
-        }
+        square += (double)c * (double)c, lost += rest * rest;
+        p.halves[STREAM ? stream_place(k, d) : k * stride + d] = rounded;
     }
     base = block_sum(base), square = block_sum(square), lost = block_sum(lost);
     if (threadIdx.x) return;
     if (penalty) base += penalty[k];
-    const float slack = fabsf((float)base) * 0x1p-22f;
-    screens[k] = {(float)base, __double2float_ru(sqrt(square) * (1 + 0x1p-10)), __double2float_ru(sqrt(lost)), slack};
+    const screen s = {(float)base, __double2float_ru(sqrt(square) * (1 + 0x1p-10)), __double2float_ru(sqrt(lost)), 1 / scale / scale_of_x(p.most)};
+    p.screens[k] = s;
+    p.lines[k] = s.base, p.lines[gridDim.x + k] = -2.0f * s.scale;
+    atomicMax(&p.most->base, __float_as_uint(fabsf(s.base)));
+    atomicMax(&p.most->norm, __float_as_uint(s.norm));
+    atomicMax(&p.most->error, __float_as_uint(s.error));
+}
+
+/* A cluster's cost is at least `at` less `by`, at most `at` and `by`. */
+struct cost {
+    float at, by;
+};
+__device__ static inline cost cost_of(float dot, const screen &s, const reach &r)
+{
+    return {fmaf(-2.0f * s.scale, dot, s.base), fmaf(2.0f, fmaf(r.a, s.norm, r.b * s.error), fabsf(s.base) * 0x1p-22f)};
+}
+/* From sums of squares of a row's scaled numbers, and of what their halves lack of them. */
+__device__ static inline reach reach_of(float square, float lost, float scale, float precision)
+{
+    const float length = sqrtf(square) * (1 + 0x1p-9f) / scale;
+    return {(sqrtf(lost) / scale + precision * length) * (1 + 0x1p-9f), length};
 }
 
 /* ---- products, up to 64 clusters ---- */
@@ -86,39 +127,43 @@ __device__ static inline void copy_16(void *shared, const void *from, bool there
 /* c (16, 8) += a (16, 16) b (16, 8) */
 __device__ static inline void multiply(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1)
 {
-    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
         : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
-/* Two floats as two pairs of bf16: x = high + low to 2^-18 of it. */
-__device__ static inline void split(float x, float y, uint32_t &high, uint32_t &low)
+/* Two scaled floats as halves; what these are of them is added to the sums. */
+__device__ static inline uint32_t halve(float x, float y, float &square, float &lost)
 {
-    const __nv_bfloat162 h = __floats2bfloat162_rn(x, y);
-    const __nv_bfloat162 l = __floats2bfloat162_rn(x - __low2float(h), y - __high2float(h));
-    memcpy(&high, &h, sizeof high);
-    memcpy(&low, &l, sizeof low);
+    const __half2 h = __floats2half2_rn(x, y);
+    const float rest_x = x - __low2float(h), rest_y = y - __high2float(h);
+    uint32_t bits;
+    square = fmaf(x, x, fmaf(y, y, square)), lost = fmaf(rest_x, rest_x, fmaf(rest_y, rest_y, lost));
+    memcpy(&bits, &h, sizeof bits);
+    return bits;
 }
 
 struct stream_job {
-    float *dots; /* (count, clusters) */
-    reach *reaches;
+    uint64_t *candidates; /* (count): a bit for each cluster that may be the nearest */
     const float *x;
     const uint4 *centroids; /* by stream_place */
+    const screen *screens;
+    const extremes *most;
     int64_t count, width;
     int clusters;
     float precision; /* of a product, by the lengths of its factors */
 };
 
-/* A block has 256 rows, a warp 32 of them with all clusters: each number of x is split once. Steps of 32 columns come by
- * asynchronous copies, STAGES - 1 ahead. Odd rows have their halves of a step swapped, which spares conflicts of banks. */
+/* A block has 256 rows, a warp 32 of them with all clusters: each number of x is taken once. Steps of 32 columns come by asynchronous
+ * copies, STAGES - 1 ahead. Odd rows have their halves of a step swapped, which spares conflicts of banks. */
 template <int STAGES> static __global__ void __launch_bounds__(THREADS, 1) stream_kernel(const stream_job a)
 {
     extern __shared__ uint4 memory[];
     const int lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3, first_row = (threadIdx.x >> 5) * 32 + g;
     const int64_t first = (int64_t)blockIdx.x * STREAM_ROWS;
     const int steps = (int)((a.width + STREAM_STEP - 1) / STREAM_STEP);
-    float sums[2][8][4] = {}, squares[2][2] = {};
+    const float scale = scale_of_x(a.most);
+    float sums[2][8][4] = {}, squares[2][2] = {}, lost[2][2] = {};
 
     const auto fetch = [&](int step) {
         uint4 *const to = memory + step % STAGES * STREAM_STAGE;
@@ -143,55 +188,64 @@ template <int STAGES> static __global__ void __launch_bounds__(THREADS, 1) strea
         asm volatile("cp.async.wait_group %0;" ::"n"(STAGES - 2) : "memory");
         __syncthreads(); /* the step has come for all, and all are done with the one that is written over */
         fetch(step + STAGES - 1);
-        const uint4 *const from = memory + step % STAGES * STREAM_STAGE, *const centroids = from + STREAM_X + lane;
+        const uint4 *const from = memory + step % STAGES * STREAM_STAGE;
+        uint4 b[8];
+#pragma unroll
+        for (int n = 0; n < 8; n++) b[n] = from[STREAM_X + n * 32 + lane];
 #pragma unroll
         for (int half = 0; half < 2; half++) {
-            uint32_t high[2][4], low[2][4];
+            uint32_t x[2][4];
 #pragma unroll
             for (int m = 0; m < 2; m++)
 #pragma unroll
                 for (int r = 0; r < 2; r++) {
                     const int row = first_row + m * 16 + r * 8;
                     const float4 v = *reinterpret_cast<const float4 *>(from + row * 8 + ((half * 4 + t) ^ (g & 1) << 2));
-                    split(v.x, v.y, high[m][r], low[m][r]);
-                    split(v.z, v.w, high[m][r + 2], low[m][r + 2]);
-                    squares[m][r] += v.x * v.x + v.y * v.y + v.z * v.z + v.w * v.w;
+                    x[m][r] = halve(v.x * scale, v.y * scale, squares[m][r], lost[m][r]);
+                    x[m][r + 2] = halve(v.z * scale, v.w * scale, squares[m][r], lost[m][r]);
                 }
 #pragma unroll
-            for (int n = 0; n < 8; n += 4) {
-                uint4 b[4];
+            for (int n = 0; n < 8; n++)
 #pragma unroll
-                for (int i = 0; i < 4; i++) b[i] = centroids[(half * 8 + n + i) * 32];
-#pragma unroll
-                for (int i = 0; i < 8; i++) multiply(sums[i & 1][n + i / 2], low[i & 1], b[i / 2].x, b[i / 2].y);
-#pragma unroll
-                for (int i = 0; i < 8; i++) multiply(sums[i & 1][n + i / 2], high[i & 1], b[i / 2].z, b[i / 2].w);
-#pragma unroll
-                for (int i = 0; i < 8; i++) multiply(sums[i & 1][n + i / 2], high[i & 1], b[i / 2].x, b[i / 2].y);
-            }
+                for (int m = 0; m < 2; m++) multiply(sums[m][n], x[m], half ? b[n].z : b[n].x, half ? b[n].w : b[n].y);
         }
     }
+    /* four lanes have a row's clusters, 16 each */
 #pragma unroll
     for (int m = 0; m < 2; m++)
 #pragma unroll
         for (int r = 0; r < 2; r++) {
             const int64_t row = first + first_row + m * 16 + r * 8;
-            float square = squares[m][r];
-            square += __shfl_xor_sync(0xffffffffu, square, 1);
-            square += __shfl_xor_sync(0xffffffffu, square, 2);
-            if (row >= a.count) continue;
-            if (t == 0) a.reaches[row] = {__float2bfloat16_ru(a.precision * sqrtf(square)), __float2bfloat16_ru(0.0f)};
+            float square = squares[m][r], rest = lost[m][r], limit = INFINITY;
+            uint64_t near = 0;
 #pragma unroll
-            for (int n = 0; n < 8; n++)
+            for (int d = 1; d < 4; d <<= 1) square += __shfl_xor_sync(0xffffffffu, square, d), rest += __shfl_xor_sync(0xffffffffu, rest, d);
+            const reach own = reach_of(square, rest, scale, a.precision);
 #pragma unroll
-                for (int j = 0; j < 2; j++)
-                    if (n * 8 + t * 2 + j < a.clusters) a.dots[row * a.clusters + n * 8 + t * 2 + j] = sums[m][n][r * 2 + j];
+            for (int i = 0; i < 16; i++) {
+                const int k = i / 2 * 8 + t * 2 + i % 2;
+                if (k >= a.clusters) continue;
+                const cost c = cost_of(sums[m][i / 2][r * 2 + i % 2], a.screens[k], own);
+                limit = fminf(limit, c.at + c.by);
+            }
+#pragma unroll
+            for (int d = 1; d < 4; d <<= 1) limit = fminf(limit, __shfl_xor_sync(0xffffffffu, limit, d));
+#pragma unroll
+            for (int i = 0; i < 16; i++) {
+                const int k = i / 2 * 8 + t * 2 + i % 2;
+                if (k >= a.clusters) continue;
+                const cost c = cost_of(sums[m][i / 2][r * 2 + i % 2], a.screens[k], own);
+                if (!(c.at - c.by > limit)) near |= (uint64_t)1 << k; /* what is no number is decided again too */
+            }
+#pragma unroll
+            for (int d = 1; d < 4; d <<= 1) near |= __shfl_xor_sync(0xffffffffu, (unsigned long long)near, d);
+            if (t == 0 && row < a.count) a.candidates[row] = near;
         }
 }
 
 static moed_status stream_products(moedi_cuda *e, const stream_job &job)
 {
-    enum { MOST = 4, FEWEST = 2, BYTES = STREAM_STAGE * 16 };
+    enum { MOST = 5, FEWEST = 2, BYTES = STREAM_STAGE * 16 };
     const bool most = e->properties.sharedMemPerBlockOptin >= (size_t)MOST * BYTES;
     const auto kernel = most ? stream_kernel<MOST> : stream_kernel<FEWEST>;
     const int shared = (most ? MOST : FEWEST) * BYTES;
@@ -199,27 +253,35 @@ static moed_status stream_products(moedi_cuda *e, const stream_job &job)
     return moedi_cuda_launch(e, kernel, (unsigned)moedi_cuda_ceil(job.count, STREAM_ROWS), THREADS, (size_t)shared, job);
 }
 
-/* ---- products by cuBLAS ---- */
+/* ---- halves for products by cuBLAS ---- */
 
-/* A warp a row: how far cuBLAS' product may be off. Tensor cores drop what TF32 does not hold of x, or round it. */
-template <int V> static __global__ void reach_kernel(reach *reaches, const float *x, int64_t count, int64_t width, float precision)
+/* A warp a row: its halves (rows of `stride`, zeros behind the width), and how far products of them may be off. */
+template <int V>
+static __global__ void halve_kernel(__half *halves, reach *reaches, const float *x, const extremes *most, int64_t count, int64_t width, int64_t stride,
+                                    float precision)
 {
     const int lane = threadIdx.x & 31;
     const int64_t i = (int64_t)blockIdx.x * WARPS + (threadIdx.x >> 5);
+    const float scale = scale_of_x(most);
     float square = 0, lost = 0;
     if (i >= count) return;
-#pragma unroll 4
+#pragma unroll 8
     for (int64_t d = lane * V; d < width; d += 32 * V) {
         float v[V];
+        pack<__half, V> h;
         load(v, x + i * width + d);
 #pragma unroll
         for (int j = 0; j < V; j++) {
-            const float rest = v[j] - __uint_as_float(__float_as_uint(v[j]) & 0xffffe000u);
-            square += v[j] * v[j], lost += rest * rest;
+            const float at = v[j] * scale;
+            h.at[j] = __float2half_rn(at);
+            const float rest = at - __half2float(h.at[j]);
+            square = fmaf(at, at, square), lost = fmaf(rest, rest, lost);
         }
+        *reinterpret_cast<pack<__half, V> *>(halves + i * stride + d) = h;
     }
-    const float length = sqrtf(warp_sum(square)) * (1 + 0x1p-12f), rest = sqrtf(warp_sum(lost)) * (1 + 0x1p-12f);
-    if (lane == 0) reaches[i] = {__float2bfloat16_ru(rest + precision * length), __float2bfloat16_ru(length)};
+    for (int64_t d = width + lane; d < stride; d += 32) halves[i * stride + d] = __float2half_rn(0.0f);
+    square = warp_sum(square), lost = warp_sum(lost);
+    if (lane == 0) reaches[i] = reach_of(square, lost, scale, precision);
 }
 
 /* ---- decisions ---- */
@@ -243,150 +305,225 @@ __device__ static inline float warp_min(float x)
     return x;
 }
 
-/* A cluster's cost is at least `at` less `by`, at most `at` and `by`. */
-struct cost {
-    float at, by;
+/* A row's nearest so far, by differences: a warp together, clusters in order. */
+struct choice {
+    double lowest;
+    float distance;
+    int nearest;
 };
-__device__ static inline cost cost_of(float dot, const screen &s, float2 r)
+template <int V> __device__ static inline void consider(choice &c, const moed_op_kmeans_assign &a, int64_t row, int64_t k, int lane)
 {
-    return {fmaf(-2.0f, dot, s.base), fmaf(2.0f, fmaf(r.x, s.norm, r.y * s.error), s.slack)};
+    const float of = square_distance<V>(a.x + row * a.width, a.centroids + k * a.width, a.width, lane);
+    const double with = (double)of + (a.penalty ? a.penalty[k] : 0.0);
+    if (c.nearest < 0 || with < c.lowest) c = {with, of, (int)k};
 }
 
-/* A warp has ROWS rows. dots NULL: no product is known, every cluster may be the nearest. */
+/* A lane has a row; rows with more than one candidate, and all where distances are wanted, take the warp. candidates NULL: one cluster. */
+template <int V> static __global__ void decide_candidates_kernel(moed_op_kmeans_assign a, const uint64_t *candidates)
+{
+    const int lane = threadIdx.x & 31;
+    const int64_t first = ((int64_t)blockIdx.x * WARPS + (threadIdx.x >> 5)) * 32, row = first + lane;
+    const unsigned long long near = row >= a.count ? 0 : candidates ? candidates[row] : 1;
+    const bool alone = !(near & (near - 1));
+    if (row < a.count && alone) a.labels[row] = __ffsll((long long)near) - 1;
+    for (unsigned left = __ballot_sync(0xffffffffu, near && (!alone || a.distances)); left; left &= left - 1) {
+        const int from = __ffs((int)left) - 1;
+        choice best = {0, 0, -1};
+        for (unsigned long long bits = __shfl_sync(0xffffffffu, near, from); bits; bits &= bits - 1)
+            consider<V>(best, a, first + from, __ffsll((long long)bits) - 1, lane);
+        if (lane) continue;
+        a.labels[first + from] = best.nearest;
+        if (a.distances) a.distances[first + from] = best.distance;
+    }
+}
+
+/* The lowest of some costs, its cluster, and the lowest but for it. */
+struct lowest_two {
+    float first, second;
+    int cluster;
+};
+__device__ static inline void take(lowest_two &l, float cost, int k)
+{
+    l.second = fminf(l.second, fmaxf(l.first, cost));
+    if (cost < l.first) l.first = cost, l.cluster = k;
+}
+__device__ static inline lowest_two warp_lowest(lowest_two l)
+{
+#pragma unroll
+    for (int d = 16; d > 0; d >>= 1) {
+        const float first = __shfl_xor_sync(0xffffffffu, l.first, d), second = __shfl_xor_sync(0xffffffffu, l.second, d);
+        const int cluster = __shfl_xor_sync(0xffffffffu, l.cluster, d);
+        l.second = fminf(fminf(l.second, second), fmaxf(l.first, first));
+        if (first < l.first) l.first = first, l.cluster = cluster;
+    }
+    return l;
+}
+
+/* A row whose lowest two costs lie too near: each cluster with its own bound, and those left by differences. A warp together. */
+template <int V>
+__device__ static inline choice decide_row(const moed_op_kmeans_assign &a, const float *dots, const screen *screens, const reach &own, int64_t row, int lane)
+{
+    float limit = INFINITY;
+    choice best = {0, 0, -1};
+    for (int64_t k = lane; k < a.clusters; k += 32) {
+        const cost c = cost_of(dots[row * a.clusters + k], screens[k], own);
+        limit = fminf(limit, c.at + c.by);
+    }
+    limit = warp_min(limit);
+    for (int64_t from = 0; from < a.clusters; from += 32) {
+        const int64_t k = from + lane;
+        bool near = false;
+        if (k < a.clusters) {
+            const cost c = cost_of(dots[row * a.clusters + k], screens[k], own);
+            near = !(c.at - c.by > limit); /* what is no number is decided again too */
+        }
+        for (unsigned left = __ballot_sync(0xffffffffu, near); left; left &= left - 1)
+            consider<V>(best, a, row, from + __ffs((int)left) - 1, lane);
+    }
+    return best;
+}
+
+/* A warp has ROWS rows, a lane K clusters side by side. All clusters are first given the widest bound of any. */
 enum { ROWS = 4 };
-template <int V> static __global__ void decide_kernel(moed_op_kmeans_assign a, const float *dots, const screen *screens, const reach *reaches)
+template <int V, int K>
+static __global__ void decide_kernel(moed_op_kmeans_assign a, const float *dots, prepared p, const reach *reaches)
 {
     const int lane = threadIdx.x & 31;
     const int64_t first = ((int64_t)blockIdx.x * WARPS + (threadIdx.x >> 5)) * ROWS;
     const int rows = (int)(a.count - first < ROWS ? a.count - first : ROWS);
-    float limit[ROWS];
-    float2 r[ROWS];
-    int found[ROWS] = {}, nearest[ROWS] = {};
+    const float norm = __uint_as_float(p.most->norm), error = __uint_as_float(p.most->error), slack = __uint_as_float(p.most->base) * 0x1p-22f;
+    lowest_two l[ROWS];
     if (rows <= 0) return;
 #pragma unroll
-    for (int i = 0; i < ROWS; i++) limit[i] = INFINITY, r[i] = dots && i < rows ? __bfloat1622float2(reaches[first + i]) : float2{0, 0};
-    const auto candidate = [&](int i, int64_t k, const screen &s) {
-        const cost c = cost_of(dots[(first + i) * a.clusters + k], s, r[i]);
-        return !(c.at - c.by > limit[i]); /* what is no number is decided again too */
-    };
-    for (int64_t k = lane; dots && k < a.clusters; k += 32) {
-        const screen s = screens[k];
+    for (int i = 0; i < ROWS; i++) l[i] = {INFINITY, INFINITY, 0};
+#pragma unroll 2
+    for (int64_t k = lane * K; k < a.clusters; k += 32 * K) {
+        float dot[ROWS][K], base[K], scale[K];
+        load(base, p.lines + k), load(scale, p.lines + a.clusters + k);
 #pragma unroll
-        for (int i = 0; i < ROWS; i++) {
-            if (i >= rows) continue;
-            const cost c = cost_of(dots[(first + i) * a.clusters + k], s, r[i]);
-            limit[i] = fminf(limit[i], c.at + c.by);
-        }
-    }
+        for (int i = 0; i < ROWS; i++)
+            if (i < rows) load(dot[i], dots + (first + i) * a.clusters + k);
 #pragma unroll
-    for (int i = 0; i < ROWS; i++) limit[i] = warp_min(limit[i]);
-    for (int64_t from = 0; dots && from < a.clusters; from += 32) {
-        const int64_t k = from + lane;
-        const screen s = k < a.clusters ? screens[k] : screen{};
+        for (int j = 0; j < K; j++)
 #pragma unroll
-        for (int i = 0; i < ROWS; i++) {
-            const unsigned near = __ballot_sync(0xffffffffu, i < rows && k < a.clusters && candidate(i, k, s));
-            if (near && !found[i]) nearest[i] = (int)from + __ffs((int)near) - 1;
-            found[i] += __popc(near);
-        }
+            for (int i = 0; i < ROWS; i++)
+                if (i < rows) take(l[i], fmaf(scale[j], dot[i][j], base[j]), (int)k + j);
     }
 #pragma unroll
     for (int i = 0; i < ROWS; i++) {
         if (i >= rows) continue;
-        const float *const x = a.x + (first + i) * a.width;
-        float distance = 0;
-        if (found[i] == 1 || a.clusters == 1) {
-            if (a.distances) distance = square_distance<V>(x, a.centroids + nearest[i] * a.width, a.width, lane);
-        } else {
-            double lowest = 0;
-            nearest[i] = -1;
-            for (int64_t from = 0; from < a.clusters; from += 32) {
-                const int64_t own = from + lane;
-                unsigned near = __ballot_sync(0xffffffffu, own < a.clusters && (!dots || candidate(i, own, screens[own])));
-                for (; near; near &= near - 1) {
-                    const int64_t k = from + __ffs((int)near) - 1;
-                    const float of = square_distance<V>(x, a.centroids + k * a.width, a.width, lane);
-                    const double with = (double)of + (a.penalty ? a.penalty[k] : 0.0);
-                    if (nearest[i] < 0 || with < lowest) lowest = with, distance = of, nearest[i] = (int)k;
-                }
-            }
-        }
+        const reach own = reaches[first + i];
+        const lowest_two found = warp_lowest(l[i]);
+        const float by = fmaf(2.0f, fmaf(own.a, norm, own.b * error), slack);
+        choice best = {0, 0, found.cluster};
+        /* of equals, and of what is no number, none is far enough */
+        if (!(found.second - found.first > 2.0f * by * (1 + 0x1p-20f))) best = decide_row<V>(a, dots, p.screens, own, first + i, lane);
+        else if (a.distances) consider<V>(best = {0, 0, -1}, a, first + i, found.cluster, lane);
         if (lane) continue;
-        a.labels[first + i] = nearest[i];
-        if (a.distances) a.distances[first + i] = distance;
+        a.labels[first + i] = best.nearest;
+        if (a.distances) a.distances[first + i] = best.distance;
     }
-}
-
-static moed_status decide(moedi_cuda *e, const moed_op_kmeans_assign *a, const float *dots, const screen *screens, const reach *reaches)
-{
-    const auto kernel = packs<float>(a->width, a->x, a->centroids) ? decide_kernel<4> : decide_kernel<1>;
-    return moedi_cuda_launch(e, kernel, (unsigned)moedi_cuda_ceil(a->count, WARPS * ROWS), THREADS, 0, *a, dots, screens, reaches);
 }
 
 /* ---- labels ---- */
 
-/* Rows that are multiplied at a time: whole waves of blocks, as long as the products' bytes allow. */
-static int64_t rows_at_a_time(const moedi_cuda *e, bool stream, int64_t count, int64_t clusters)
+/* Sizes first, then memory, as of all pieces. */
+static prepared take_prepared(moedi_cuda_pieces *p, const moed_op_kmeans_assign *a, int64_t halves)
 {
-    const int64_t bytes = stream ? 128 << 20 : 200 << 20; /* of cuBLAS: measured, more at a time than stays in the L2 */
-    const int64_t wave = (int64_t)e->properties.multiProcessorCount * (stream ? STREAM_ROWS : 32);
-    const int64_t waves = bytes / 4 / clusters / wave, rows = waves > 0 ? waves * wave : wave;
+    return {p->take<float>(a->width), p->take<float>(2 * a->clusters), p->take<screen>(a->clusters), p->take<extremes>(1), p->take<__half>(halves)};
+}
+template <bool STREAM> static moed_status prepare(moedi_cuda *e, const moed_op_kmeans_assign *a, const prepared &p, int64_t halves, int64_t stride)
+{
+    MOEDI_CUDA_CHECK(e, cudaMemsetAsync(p.most, 0, sizeof *p.most, e->stream));
+    MOEDI_CUDA_CHECK(e, cudaMemsetAsync(p.halves, 0, (size_t)halves * sizeof *p.halves, e->stream));
+    MOEDI_CUDA_TRY(moedi_cuda_launch(e, mean_kernel, (unsigned)moedi_cuda_ceil(a->width, THREADS), THREADS, 0, p.mean, p.most, a->centroids,
+                                     a->clusters, a->width));
+    return moedi_cuda_launch(e, prepare_kernel<STREAM>, (unsigned)a->clusters, THREADS, 0, p, a->centroids, a->penalty, a->width,
+                             stride);
+}
+/* What every addition of a product to the sum so far may lose, and the roundings of the bounds. */
+static float precision_of(int64_t width)
+{
+    return 0x1p-18f + 0x1p-23f * (float)width / 8;
+}
+
+static moed_status decide_candidates(moedi_cuda *e, const moed_op_kmeans_assign *a, const uint64_t *candidates)
+{
+    const auto kernel = packs<float>(a->width, a->x, a->centroids) ? decide_candidates_kernel<4> : decide_candidates_kernel<1>;
+    return moedi_cuda_launch(e, kernel, (unsigned)moedi_cuda_ceil(a->count, THREADS), THREADS, 0, *a, candidates);
+}
+
+static moed_status assign_few(moedi_cuda *e, const moed_op_kmeans_assign *a)
+{
+    const int64_t halves = moedi_cuda_ceil(a->width, STREAM_STEP) * STREAM_STEP * STREAM_CLUSTERS;
+    moedi_cuda_pieces p;
+    prepared c;
+    uint64_t *candidates;
+    void *memory;
+    const auto lay = [&] { c = take_prepared(&p, a, halves), candidates = p.take<uint64_t>(a->count); };
+    lay();
+    MOEDI_CUDA_TRY(moedi_cuda_scratch(e, p.used, &memory));
+    p.base = static_cast<char *>(memory), p.used = 0;
+    lay();
+    MOEDI_CUDA_TRY(prepare<true>(e, a, c, halves, 0));
+    const stream_job job = {candidates, a->x, reinterpret_cast<const uint4 *>(c.halves), c.screens, c.most, a->count, a->width, (int)a->clusters,
+                            precision_of(a->width)};
+    MOEDI_CUDA_TRY(stream_products(e, job));
+    return decide_candidates(e, a, candidates);
+}
+
+/* Rows that are multiplied at a time: whole waves of blocks, as long as the bytes of each allow. Measured, K = 1024: 400 MB 15.7 ms, 1 GB
+ * 15.3; of slower kernels before, 400 MB 16.6, 128 MB 19.8. */
+enum { PRODUCT_BYTES = 400 << 20 };
+static int64_t rows_at_a_time(const moedi_cuda *e, int64_t count, int64_t bytes)
+{
+    const int64_t wave = (int64_t)e->properties.multiProcessorCount * 32;
+    const int64_t waves = PRODUCT_BYTES / bytes / wave, rows = waves > 0 ? waves * wave : wave;
     return rows < count ? rows : count;
 }
 
-/* kept: (count) for the rows' reaches, which depend on x alone; known: they are there. NULL: none is kept. */
-static moed_status assign(moedi_cuda *e, const moed_op_kmeans_assign *a, reach *kept, bool known)
+static moed_status assign_many(moedi_cuda *e, const moed_op_kmeans_assign *a)
 {
-    if (a->count <= 0) return MOED_OK;
-    if (a->clusters == 1) return decide(e, a, nullptr, nullptr, nullptr);
-    const bool stream = a->clusters <= STREAM_CLUSTERS && packs<float>(a->width, a->x);
-    const int64_t rows = rows_at_a_time(e, stream, a->count, a->clusters), steps = moedi_cuda_ceil(a->width, STREAM_STEP);
-    const int64_t room = stream ? steps * (STREAM_STAGE - STREAM_X) * 16 : a->clusters * a->width * (int64_t)sizeof(float);
+    const int64_t stride = moedi_cuda_ceil(a->width, 8) * 8, rows = rows_at_a_time(e, a->count, 4 * a->clusters + 2 * stride);
     moedi_cuda_pieces p;
-    float *mean, *dots;
-    screen *screens;
-    char *narrow;
+    prepared c;
+    float *dots;
+    __half *halves;
     reach *reaches;
     void *memory;
     const auto lay = [&] {
-        mean = p.take<float>(a->width), screens = p.take<screen>(a->clusters), narrow = p.take<char>(room);
-        dots = p.take<float>(rows * a->clusters), reaches = !stream && kept ? kept : p.take<reach>(a->count);
+        c = take_prepared(&p, a, a->clusters * stride);
+        dots = p.take<float>(rows * a->clusters), halves = p.take<__half>(rows * stride), reaches = p.take<reach>(rows);
     };
     lay();
     MOEDI_CUDA_TRY(moedi_cuda_scratch(e, p.used, &memory));
     p.base = static_cast<char *>(memory), p.used = 0;
     lay();
-    MOEDI_CUDA_TRY(moedi_cuda_launch(e, mean_kernel, (unsigned)moedi_cuda_ceil(a->width, THREADS), THREADS, 0, mean, a->centroids, a->clusters, a->width));
-    if (stream) MOEDI_CUDA_CHECK(e, cudaMemsetAsync(narrow, 0, (size_t)room, e->stream));
-    MOEDI_CUDA_TRY(moedi_cuda_launch(e, stream ? prepare_kernel<true> : prepare_kernel<false>, (unsigned)a->clusters, THREADS, 0, screens,
-                                     (void *)narrow, a->centroids, mean, a->penalty, a->width));
-    /* what is left out of the factors, and every addition of a product to the sum so far */
-    const float precision = 0x1p-16f + 0x1p-23f * (float)a->width * (stream ? 3.0f / 16 : 1.0f / 4);
-    if (!stream && !(kept && known)) {
-        const auto kernel = packs<float>(a->width, a->x) ? reach_kernel<4> : reach_kernel<1>;
-        MOEDI_CUDA_TRY(moedi_cuda_launch(e, kernel, (unsigned)moedi_cuda_ceil(a->count, WARPS), THREADS, 0, reaches, a->x, a->count, a->width, precision));
-    }
+    MOEDI_CUDA_TRY(prepare<false>(e, a, c, a->clusters * stride, stride));
+    const bool wide = packs<float>(a->width, a->x, a->centroids), four = a->clusters % 4 == 0;
+    const auto halve = wide ? halve_kernel<4> : halve_kernel<1>;
+    const auto decide = wide ? (four ? decide_kernel<4, 4> : decide_kernel<4, 1>) : four ? decide_kernel<1, 4> : decide_kernel<1, 1>;
     for (int64_t from = 0; from < a->count; from += rows) {
         moed_op_kmeans_assign part = *a;
+        moed_op_gemm product = {};
         part.labels += from, part.x += from * a->width, part.count = rows < a->count - from ? rows : a->count - from;
         if (part.distances) part.distances += from;
-        if (stream) {
-            const stream_job job = {dots, reaches + from, part.x, reinterpret_cast<const uint4 *>(narrow), part.count, a->width, (int)a->clusters, precision};
-            MOEDI_CUDA_TRY(stream_products(e, job));
-        } else {
-            moed_op_gemm product = {};
-            product.c = dots, product.a = part.x, product.b = narrow, product.transpose_b = 1;
-            product.m = part.count, product.n = a->clusters, product.k = a->width;
-            product.lda = product.ldb = a->width, product.ldc = a->clusters;
-            MOEDI_CUDA_TRY(moedi_cuda_gemm_tf32(e, &product));
-        }
-        MOEDI_CUDA_TRY(decide(e, &part, dots, screens, reaches + from));
+        product.c = dots, product.a = halves, product.b = c.halves, product.transpose_b = product.wide_c = 1;
+        product.m = part.count, product.n = product.ldc = a->clusters, product.k = product.lda = product.ldb = stride;
+        MOEDI_CUDA_TRY(moedi_cuda_launch(e, halve, (unsigned)moedi_cuda_ceil(part.count, WARPS), THREADS, 0, halves, reaches, part.x,
+                                         (const extremes *)c.most, part.count, a->width, stride, precision_of(a->width)));
+        MOEDI_CUDA_TRY(moedi_cuda_gemm_halves(e, &product));
+        MOEDI_CUDA_TRY(moedi_cuda_launch(e, decide, (unsigned)moedi_cuda_ceil(part.count, WARPS * ROWS), THREADS, 0, part, (const float *)dots, c,
+                                         (const reach *)reaches));
     }
     return MOED_OK;
 }
+
 template <typename T> moed_status moedi_cuda_kmeans_assign(moedi_cuda *e, const moed_op_kmeans_assign *a)
 {
-    return assign(e, a, nullptr, false);
+    if (a->count <= 0) return MOED_OK;
+    if (a->clusters == 1) return decide_candidates(e, a, nullptr);
+    return a->clusters <= STREAM_CLUSTERS && packs<float>(a->width, a->x) ? assign_few(e, a) : assign_many(e, a);
 }
 MOEDI_CUDA_DEFINED(kmeans_assign, kmeans_assign)
 
@@ -501,13 +638,12 @@ MOEDI_CUDA_DEFINED(kmeans_accumulate, kmeans_accumulate)
 
 /* ---- both, and distances alone ---- */
 
-/* Of `lower`, only the rows' reaches are made: they hold as long as x does. */
+/* Nothing is kept from step to step. */
 template <typename T> moed_status moedi_cuda_kmeans_step(moedi_cuda *e, const moed_op_kmeans_step *a)
 {
     const moed_op_kmeans_assign labels = {a->labels, nullptr, a->x, a->centroids, nullptr, a->count, a->width, a->clusters};
     const moed_op_kmeans_accumulate sums = {a->sums, a->totals, a->counts, a->x, a->weights, a->labels, a->count, a->width, a->clusters};
-    static_assert(sizeof(reach) == sizeof *a->lower, "a reach is kept where a float belongs");
-    MOEDI_CUDA_TRY(assign(e, &labels, reinterpret_cast<reach *>(a->lower), a->moved != nullptr));
+    MOEDI_CUDA_TRY(moedi_cuda_kmeans_assign<T>(e, &labels));
     return moedi_cuda_kmeans_accumulate<T>(e, &sums);
 }
 MOEDI_CUDA_DEFINED(kmeans_step, kmeans_step)

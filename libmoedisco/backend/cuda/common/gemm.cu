@@ -11,7 +11,7 @@ namespace {
 
 struct shape {
     int64_t m, n, k, lda, ldb, ldc;
-    int flags, alignment; /* transposes, accumulate, bias, wide, TF32; log2 bytes that all addresses are multiples of */
+    int flags, alignment; /* transposes, accumulate, bias, wide, halves; log2 bytes that all addresses are multiples of */
     bool operator==(const shape &o) const
     {
         return m == o.m && n == o.n && k == o.k && lda == o.lda && ldb == o.ldb && ldc == o.ldc && flags == o.flags && alignment == o.alignment;
@@ -46,10 +46,10 @@ int alignment_of(const moed_op_gemm *a)
     return __builtin_ctzll(together);
 }
 
-shape shape_of(const moed_op_gemm *a, cublasComputeType_t compute)
+shape shape_of(const moed_op_gemm *a, cudaDataType_t real)
 {
-    const int tf32 = compute == CUBLAS_COMPUTE_32F_FAST_TF32 ? 32 : 0;
-    const int flags = tf32 | (a->transpose_a ? 1 : 0) | (a->transpose_b ? 2 : 0) | (a->accumulate ? 4 : 0) | (a->bias ? 8 : 0) | (a->wide_c ? 16 : 0);
+    const int halves = real == CUDA_R_16F ? 32 : 0;
+    const int flags = halves | (a->transpose_a ? 1 : 0) | (a->transpose_b ? 2 : 0) | (a->accumulate ? 4 : 0) | (a->bias ? 8 : 0) | (a->wide_c ? 16 : 0);
     return {a->m, a->n, a->k, a->lda, a->ldb, a->ldc, flags, alignment_of(a)};
 }
 
@@ -58,12 +58,12 @@ template <typename V> bool set(cublasLtMatmulDesc_t d, cublasLtMatmulDescAttribu
     return moedi_cublas.cublasLtMatmulDescSetAttribute(d, what, &value, sizeof value) == CUBLAS_STATUS_SUCCESS;
 }
 
-bool describe(plan *p, const moed_op_gemm *a, cudaDataType_t real, cublasComputeType_t compute)
+bool describe(plan *p, const moed_op_gemm *a, cudaDataType_t real)
 {
     const cudaDataType_t to = a->wide_c ? CUDA_R_32F : real;
     /* first operand: b; op(b)^T (n, k) */
     const cublasOperation_t first = a->transpose_b ? CUBLAS_OP_T : CUBLAS_OP_N, second = a->transpose_a ? CUBLAS_OP_T : CUBLAS_OP_N;
-    if (moedi_cublas.cublasLtMatmulDescCreate(&p->product, compute, CUDA_R_32F) != CUBLAS_STATUS_SUCCESS) return false;
+    if (moedi_cublas.cublasLtMatmulDescCreate(&p->product, CUBLAS_COMPUTE_32F, CUDA_R_32F) != CUBLAS_STATUS_SUCCESS) return false;
     if (!set(p->product, CUBLASLT_MATMUL_DESC_TRANSA, first) || !set(p->product, CUBLASLT_MATMUL_DESC_TRANSB, second)) return false;
     if (a->bias) {
         const cublasLtEpilogue_t epilogue = CUBLASLT_EPILOGUE_BIAS;
@@ -108,14 +108,14 @@ void moedi_cuda_gemm_forget(moedi_cuda *e)
 }
 
 /* A plan for the shape: made at its first use. NULL where cuBLAS has none. */
-static plan *find_plan(moedi_cuda *e, const moed_op_gemm *a, cudaDataType_t real, cublasComputeType_t compute)
+static plan *find_plan(moedi_cuda *e, const moed_op_gemm *a, cudaDataType_t real)
 {
     if (!e->gemm_plans) e->gemm_plans = new moedi_cuda_gemm_plans;
-    const shape s = shape_of(a, compute);
+    const shape s = shape_of(a, real);
     const auto known = e->gemm_plans->all.find(s);
     if (known != e->gemm_plans->all.end()) return &known->second;
     plan *p = &e->gemm_plans->all[s];
-    if (describe(p, a, real, compute) && choose(e, p, s.alignment)) return p;
+    if (describe(p, a, real) && choose(e, p, s.alignment)) return p;
     e->gemm_plans->all.erase(s);
     return nullptr;
 }
@@ -126,12 +126,12 @@ static const void *addend_of(const moed_op_gemm *a)
     return a->addend ? a->addend : a->c;
 }
 
-static moed_status multiply(moedi_cuda *e, const moed_op_gemm *a, cudaDataType_t real, cublasComputeType_t compute)
+static moed_status multiply(moedi_cuda *e, const moed_op_gemm *a, cudaDataType_t real)
 {
     const float one = 1, beta = a->accumulate ? 1 : 0;
     plan *p = nullptr;
     try {
-        p = find_plan(e, a, real, compute);
+        p = find_plan(e, a, real);
     } catch (const std::bad_alloc &) {
         return moedi_cuda_fail(e, MOED_E_MEMORY, "out of memory for the plan of a matrix product");
     }
@@ -168,11 +168,11 @@ template <typename T> moed_status moedi_cuda_gemm(moedi_cuda *e, const moed_op_g
     if (a->k <= 0)
         return moedi_cuda_launch(e, fill_kernel<T, T>, blocks, 256, 0, static_cast<T *>(a->c), static_cast<const T *>(addend),
                                  static_cast<const T *>(a->bias), a->m, a->n, a->ldc);
-    return multiply(e, a, sizeof(T) == 2 ? CUDA_R_16BF : CUDA_R_32F, CUBLAS_COMPUTE_32F);
+    return multiply(e, a, sizeof(T) == 2 ? CUDA_R_16BF : CUDA_R_32F);
 }
 MOEDI_CUDA_DEFINED(gemm, gemm)
 
-moed_status moedi_cuda_gemm_tf32(moedi_cuda *e, const moed_op_gemm *a)
+moed_status moedi_cuda_gemm_halves(moedi_cuda *e, const moed_op_gemm *a)
 {
-    return multiply(e, a, CUDA_R_32F, CUBLAS_COMPUTE_32F_FAST_TF32);
+    return multiply(e, a, CUDA_R_16F);
 }

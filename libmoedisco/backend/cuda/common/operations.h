@@ -23,8 +23,8 @@ MOEDI_CUDA_OPERATIONS(MOEDI_CUDA_DECLARE)
     template moed_status moedi_cuda_##slot<float>(moedi_cuda *, const moed_op_##arguments *);        \
     template moed_status moedi_cuda_##slot<__nv_bfloat16>(moedi_cuda *, const moed_op_##arguments *);
 
-/* Of floats; both factors are taken as TF32: 10 bits after the leading one, the rest dropped or rounded. */
-moed_status moedi_cuda_gemm_tf32(moedi_cuda *e, const moed_op_gemm *a);
+/* Of halves (IEEE, 16 bits), summed in float; wide_c. */
+moed_status moedi_cuda_gemm_halves(moedi_cuda *e, const moed_op_gemm *a);
 
 /* What a datacenter chip does faster. They return MOED_E_UNSUPPORTED, and write nothing, where shape or chip is not theirs. */
 moed_status moedi_cuda_grouped_sm90(moedi_cuda *e, const moed_op_grouped_gemm *a);
