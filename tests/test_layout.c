@@ -173,6 +173,8 @@ static void bad_configs_are_refused_by_field(void **state)
         {QWEN, "{\"attention_dropout\": 0.1}", MOED_E_UNSUPPORTED, "attention_dropout"},
         {QWEN, "{\"quantization_config\": {\"bits\": 4}}", MOED_E_UNSUPPORTED, "quantization_config"},
         {QWEN, "{\"torch_dtype\": \"float8_e4m3fn\"}", MOED_E_UNSUPPORTED, "torch_dtype is \"float8_e4m3fn\""},
+        {QWEN, "{\"torch_dtype\": \"0123456789012345678901234567890123456789012345678901234567890123456789012345678901234567890\"}",
+         MOED_E_UNSUPPORTED, "is \"012345678901234567890123456789012345678901234567890123456789012345678901234..., and only"},
         {QWEN, "{\"tie_word_embeddings\": 1}", MOED_E_FORMAT, "tie_word_embeddings"},
         {MIXTRAL, "{\"sliding_window\": 63}", MOED_E_UNSUPPORTED, "sliding_window is 63"},
         {MIXTRAL, "{\"num_local_experts\": 0}", MOED_E_RANGE, "num_local_experts"},

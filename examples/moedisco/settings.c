@@ -23,7 +23,7 @@ static void shorten_reals(char *text)
             const double value = strtod(text, &end);
             snprintf(number, sizeof number, "%.15g", value);
             if (strtod(number, NULL) != value) number[0] = 0;
-            else if (!strpbrk(number, ".e")) strcat(number, ".0");
+            else if (!strpbrk(number, ".e")) snprintf(number, sizeof number, "%.15g.0", value);
         }
         if (number[0] && strlen(number) < length) {
             memcpy(out, number, strlen(number));

@@ -118,16 +118,15 @@ static moed_status next_centroid(draw *s, int64_t k)
 {
     moedi_fit *f = s->fit;
     const int64_t blocks = moedi_kmeans_blocks(f->count);
-    int64_t rows[MOST_TRIALS];
     int best = 0;
     double lowest = INFINITY;
     for (int t = 0; t < s->trials; t++) {
-        rows[t] = pick(s, s->nearest, s->shares);
-        if (rows[t] < 0) { /* all rows lie on centroids already: any will do */
+        const int64_t row = pick(s, s->nearest, s->shares);
+        if (row < 0) { /* all rows lie on centroids already: any will do */
             take(f, k, k);
             return MOED_OK;
         }
-        memcpy(s->rows + t * f->width, f->x + rows[t] * f->width, (size_t)f->width * sizeof *s->rows);
+        memcpy(s->rows + t * f->width, f->x + row * f->width, (size_t)f->width * sizeof *s->rows);
     }
     MOEDI_TRY(moedi_lloyd_distances(&f->lloyd, s->rows, s->trials, s->candidate, 1, f->count));
     MOEDI_TRY(moedi_kmeans_each_block(f, try_block, s));
@@ -136,7 +135,7 @@ static moed_status next_centroid(draw *s, int64_t k)
         for (int64_t b = 0; b < blocks; b++) with += s->part[b * s->trials + t];
         if (with < lowest) lowest = with, best = t;
     }
-    take(f, k, rows[best]);
+    memcpy(f->centroids + k * f->width, s->rows + best * f->width, (size_t)f->width * sizeof *s->rows);
     memcpy(s->nearest, s->candidate + best * f->count, (size_t)f->count * sizeof *s->nearest);
     for (int64_t b = 0; b < blocks; b++) s->shares[b] = s->part[b * s->trials + best];
     return MOED_OK;

@@ -2,7 +2,6 @@
  * named in /proc/self/cgroup is not there, and the root stands for it. */
 #include "limits.h"
 
-#include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>

@@ -24,12 +24,14 @@ moed_status moedi_fail_errno(const char *path, const char *verb);
 moed_status moedi_fail_callback(const char *which, int64_t code);
 
 #ifdef MOEDI_ANALYZE
-/* For `make analyze` and `make tidy`, which see one file at a time: failing never returns MOED_OK. */
-static inline moed_status moedi_failed(moed_status status)
-{
-    if (status == MOED_OK) __builtin_unreachable();
-    return status;
-}
+/* For `make analyze` and `make tidy`, which see one file at a time: failing never returns MOED_OK. No function, which clang would
+ * not look into from five calls deep. */
+#define moedi_failed(call)                                     \
+    ({                                                         \
+        const moed_status moedi_failed_ = (call);              \
+        if (moedi_failed_ == MOED_OK) __builtin_unreachable(); \
+        moedi_failed_;                                         \
+    })
 #define moedi_fail(...) moedi_failed((moedi_fail)(__VA_ARGS__))
 #define moedi_fail_file(...) moedi_failed((moedi_fail_file)(__VA_ARGS__))
 #define moedi_fail_parameter(...) moedi_failed((moedi_fail_parameter)(__VA_ARGS__))

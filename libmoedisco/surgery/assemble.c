@@ -119,24 +119,28 @@ out:
     return status;
 }
 
-static open_plan *find_plan(stream *s, size_t param)
+static int is_open(const open_plan *o, size_t param)
 {
-    for (int i = 0; i < 2; i++)
-        if (s->plans[i].units && s->plans[i].param == param) return &s->plans[i];
-    return NULL;
+    return o->units && o->param == param;
+}
+
+/* The plan of a parameter, which one of the two is. */
+static open_plan *plan_of(stream *s, size_t param)
+{
+    return &s->plans[is_open(&s->plans[1], param)];
 }
 
 static moed_status stream_prepare(void *user, size_t param, int64_t first, int64_t count)
 {
     stream *s = user;
-    if (!find_plan(s, param)) MOEDI_TRY(open_next_plan(s, param));
-    moedi_plan_ahead(&find_plan(s, param)->plan, first, count);
+    if (!is_open(plan_of(s, param), param)) MOEDI_TRY(open_next_plan(s, param));
+    moedi_plan_ahead(&plan_of(s, param)->plan, first, count);
     return MOED_OK;
 }
 
 static moed_status stream_produce(void *user, size_t param, int64_t first, int64_t count, void *out)
 {
-    const open_plan *o = find_plan(user, param);
+    const open_plan *o = plan_of(user, param);
     return moedi_plan_make(&o->plan, first, count, out, o->squares + 2 * (first / MOEDI_PLAN_UNIT));
 }
 

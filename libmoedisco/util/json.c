@@ -40,12 +40,27 @@ json_t *moedi_json_load(const char *text, size_t size, size_t flags, json_error_
     return o;
 }
 
+typedef struct line {
+    char *out;
+    size_t room, used;
+} line;
+
+static int take_part(const char *part, size_t size, void *user)
+{
+    line *l = user;
+    if (l->used < l->room) memcpy(l->out + l->used, part, size < l->room - l->used ? size : l->room - l->used);
+    l->used += size;
+    return 0;
+}
+
+/* Not json_dumpb, which leaves out a part that does not fit, and with it the bytes that would have. */
 size_t moedi_json_line(const json_t *o, char *out, size_t room, size_t flags)
 {
     const surroundings before = enter();
-    const size_t size = json_dumpb(o, out, room, flags);
+    line l = {out, room, 0};
+    const int failed = json_dump_callback(o, take_part, &l, flags);
     leave(&before);
-    return size;
+    return failed ? 0 : l.used;
 }
 
 /* Measured, then written: jansson's own growing text loses parts of itself, unseen, when it cannot grow. */

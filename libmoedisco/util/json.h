@@ -26,8 +26,8 @@ moed_status moedi_json_format(const json_t *o, const char *path, int64_t mine);
 
 /* Text by jansson's flags, without a final newline; free with moedi_free. */
 moed_status moedi_json_dump(const moed_context *c, const json_t *o, size_t flags, char **out, size_t *size);
-/* jansson's json_loadb and json_dumpb (bytes of the text, 0 on failure; at most `room` are written), untouched by the host's
- * locale and rounding. */
+/* jansson's json_loadb and json_dumpb (bytes of the text, 0 on failure; the first `room` of them are written), untouched by the
+ * host's locale and rounding. */
 json_t *moedi_json_load(const char *text, size_t size, size_t flags, json_error_t *error);
 size_t moedi_json_line(const json_t *o, char *out, size_t room, size_t flags);
 /* Text with two-space indent and a final newline; free with moedi_free. NULL text on failure. */

@@ -7,8 +7,8 @@
 #include "core/context.h"
 
 /* Sweeps what killed writers of `path` left, then makes a new temporary: a file to be written, or a directory. *fd holds its lock
- * until it is closed. *name: free with moedi_free. */
-moed_status moedi_temporary_make(const moed_context *c, const char *path, int directory, char **name, int *fd);
+ * until it is closed. *out: its name; free with moedi_free. */
+moed_status moedi_temporary_make(const moed_context *c, const char *path, int directory, char **out, int *fd);
 
 /* Renames what lies at `path` to a temporary name, for as long as something new takes its place; *name = NULL when nothing is
  * there. */

@@ -13,7 +13,8 @@ static matrix as_matrix(const real *data, int64_t stride, int transpose)
 }
 
 /* c (m, n; row stride ldc) = [addend (the same) +] a (m, k) * b (k, n) [+ bias (n)] */
-static void multiply(real *c, int64_t ldc, matrix a, matrix b, const real *bias, const real *addend, int64_t m, int64_t n, int64_t k)
+static void multiply(real *c, int64_t ldc, matrix a, matrix b, const real *bias, int accumulate, const real *addend, int64_t m,
+                     int64_t n, int64_t k)
 {
     for (int64_t i = 0; i < m; i++)
         for (int64_t j = 0; j < n; j++) {
@@ -21,7 +22,7 @@ static void multiply(real *c, int64_t ldc, matrix a, matrix b, const real *bias,
             for (int64_t p = 0; p < k; p++)
                 sum += (double)a.data[i * a.row + p * a.column] * (double)b.data[p * b.row + j * b.column];
             if (bias) sum += (double)bias[j];
-            if (addend) sum += (double)addend[i * ldc + j];
+            if (accumulate) sum += (double)addend[i * ldc + j];
             c[i * ldc + j] = (real)sum;
         }
 }
@@ -30,7 +31,7 @@ MOEDI_REFERENCE(gemm, gemm)
 {
     (void)self;
     multiply(a->c, a->ldc, as_matrix(a->a, a->lda, a->transpose_a), as_matrix(a->b, a->ldb, a->transpose_b), a->bias,
-             !a->accumulate ? NULL : a->addend ? a->addend : a->c, a->m, a->n, a->k);
+             a->accumulate, a->addend ? a->addend : a->c, a->m, a->n, a->k);
     return MOED_OK;
 }
 
@@ -40,13 +41,14 @@ MOEDI_REFERENCE(grouped_gemm, grouped_gemm)
     for (int64_t g = 0; g < a->groups; g++) {
         const int64_t first = a->offsets[g], count = a->offsets[g + 1] - first;
         const real *rows = (const real *)a->a + first * a->lda;
-        real *c = (real *)a->c + (a->reduce ? g * a->stride_c : first * a->ldc), *addend = a->accumulate ? c : NULL;
+        real *c = (real *)a->c + (a->reduce ? g * a->stride_c : first * a->ldc);
         if (a->reduce)
-            multiply(c, a->ldc, as_matrix(rows, a->lda, 1), as_matrix((const real *)a->b + first * a->ldb, a->ldb, 0), NULL, addend,
-                     a->m, a->n, count);
+            multiply(c, a->ldc, as_matrix(rows, a->lda, 1), as_matrix((const real *)a->b + first * a->ldb, a->ldb, 0), NULL,
+                     a->accumulate, c, a->m, a->n, count);
         else
             multiply(c, a->ldc, as_matrix(rows, a->lda, 0),
-                     as_matrix((const real *)a->b + g * a->stride_b, a->ldb, a->transpose_b), NULL, addend, count, a->n, a->k);
+                     as_matrix((const real *)a->b + g * a->stride_b, a->ldb, a->transpose_b), NULL, a->accumulate, c, count, a->n,
+                     a->k);
     }
     return MOED_OK;
 }
