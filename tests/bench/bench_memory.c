@@ -1,8 +1,8 @@
 /* bench_memory.c - what moed_train_estimate says against what a run takes, over a grid of shapes. bench_memory [threads [first
  * [count]]]. Each shape trains two steps with an evaluation and a checkpoint in a process of its own; one line each: the
- * estimate, the context's peak, and what the whole process had more than before the model (VmHWM), in MB. Then each shape again
- * under a limit just above and just below the estimate. Ends with the worst of all and exit code 1 where one is off by more than
- * 10% and 64 MiB, or a limit was not kept. */
+ * estimate, the context's peak, and what the whole process had more than before the model (VmHWM), in MB, with the policy full, then
+ * lean. Then again under a limit just above and just below the estimate. Ends with the worst of all and exit code 1 where one is off by
+ * more than 10% and 64 MiB, or a limit was not kept. */
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -109,7 +109,7 @@ typedef struct figures {
 } figures;
 
 /* Two steps, an evaluation and a checkpoint. limit 0: none. A refusal is only right at create. */
-static figures measure(const shape *s, int threads, int64_t limit, const char *directory)
+static figures measure(const shape *s, int32_t policy, int threads, int64_t limit, const char *directory)
 {
     char config[1024];
     figures f = {0};
@@ -136,7 +136,7 @@ static figures measure(const shape *s, int threads, int64_t limit, const char *d
     CHECK(moed_corpus_divide(&train, &held_out, d, 0.05, 1));
     CHECK(moed_options_init(MOED_STRUCT_TRAIN_OPTIONS, &o, sizeof o));
     o.steps = 2, o.rows = s->rows, o.length = s->length, o.micro_batches = s->micro_batches, o.train = s->train;
-    o.directory = directory, o.checkpoint_every = 2, o.held_out = held_out;
+    o.directory = directory, o.checkpoint_every = 2, o.held_out = held_out, o.policy = policy;
     CHECK(moed_train_estimate(l, NULL, &o, &e));
     f.estimate = (double)e.host_bytes;
     const double before = process_peak();
@@ -155,7 +155,7 @@ static figures measure(const shape *s, int threads, int64_t limit, const char *d
     return f;
 }
 
-static int apart(const shape *s, int threads, int64_t limit, figures *out)
+static int apart(const shape *s, int32_t policy, int threads, int64_t limit, figures *out)
 {
     int pipes[2], code = 1;
     const char *base = getenv("TMPDIR");
@@ -164,7 +164,7 @@ static int apart(const shape *s, int threads, int64_t limit, figures *out)
     if (pipe(pipes) || !mkdtemp(directory)) return 0;
     const pid_t child = fork();
     if (child == 0) {
-        const figures f = measure(s, threads, limit, directory);
+        const figures f = measure(s, policy, threads, limit, directory);
         _exit(write(pipes[1], &f, sizeof f) != sizeof f);
     }
     close(pipes[1]);
@@ -182,34 +182,41 @@ static int near_enough(double estimate, double truth)
     return off <= LIMIT_SHARE * truth || off <= LIMIT_BYTES;
 }
 
+typedef struct worst {
+    double to_peak, to_process;
+    int wrong;
+} worst;
+
+static int compare(const shape *s, int32_t policy, int threads, worst *w)
+{
+    figures f, fits, too_much;
+    if (!apart(s, policy, threads, 0, &f)) return 0;
+    const int ok = apart(s, policy, threads, (int64_t)(1.02 * f.estimate) + (2 << 20), &fits) &&
+                   apart(s, policy, threads, (int64_t)(0.9 * f.estimate), &too_much);
+    const int kept = ok && !fits.refused && fits.peak <= 1.02 * f.estimate + (2 << 20) &&
+                     (too_much.refused && too_much.peak <= 0.9 * f.estimate);
+    const int near = near_enough(f.estimate, f.peak) && near_enough(f.estimate, f.process);
+    printf("{\"bench\": \"memory\", \"layers\": %d, \"hidden\": %d, \"experts\": %d, \"top_k\": %d, \"vocabulary\": %d, \"rows\": %d, \"length\": %d, "
+           "\"micro_batches\": %d, \"train\": \"%s\", \"kernels\": \"%s\", \"policy\": \"%s\", \"estimate_mb\": %.1f, \"peak_mb\": %.1f, "
+           "\"process_mb\": %.1f, \"to_peak\": %.3f, \"to_process\": %.3f, \"limit_kept\": %s}\n",
+           s->layers, s->hidden, s->experts, s->top_k, s->vocabulary, s->rows, s->length, s->micro_batches, s->train ? s->train : "", s->kernels,
+           policy == MOED_POLICY_LEAN ? "lean" : "full", 1e-6 * f.estimate, 1e-6 * f.peak, 1e-6 * f.process, f.estimate / f.peak,
+           f.estimate / f.process, kept ? "true" : "false");
+    fflush(stdout);
+    w->wrong += !near + !kept;
+    if (fabs(f.estimate / f.peak - 1) > w->to_peak) w->to_peak = fabs(f.estimate / f.peak - 1);
+    if (fabs(f.estimate / f.process - 1) > w->to_process && f.process > LIMIT_BYTES) w->to_process = fabs(f.estimate / f.process - 1);
+    return 1;
+}
+
 int main(int count, char **arguments)
 {
     const int threads = count > 1 ? atoi(arguments[1]) : 2;
     const size_t first = count > 2 ? (size_t)atoi(arguments[2]) : 0, most = count > 3 ? (size_t)atoi(arguments[3]) : SHAPES;
-    double worst_peak = 0, worst_process = 0;
-    int wrong = 0;
-    for (size_t i = first; i < SHAPES && i - first < most; i++) {
-        const shape *s = &shapes[i];
-        figures f, fits, too_much;
-        if (!apart(s, threads, 0, &f)) return fprintf(stderr, "bench_memory: shape %zu did not run\n", i), 1;
-        const int ok = apart(s, threads, (int64_t)(1.02 * f.estimate) + (2 << 20), &fits) &&
-                       apart(s, threads, (int64_t)(0.9 * f.estimate), &too_much);
-        const int kept = ok && !fits.refused && fits.peak <= 1.02 * f.estimate + (2 << 20) &&
-                         (too_much.refused && too_much.peak <= 0.9 * f.estimate);
-        const int near = near_enough(f.estimate, f.peak) && near_enough(f.estimate, f.process);
-        printf(
-            "{\"bench\": \"memory\", \"layers\": %d, \"hidden\": %d, \"experts\": %d, \"top_k\": %d, \"vocabulary\": %d, \"rows\": %d, \"length\": %d, "
-            "\"micro_batches\": %d, \"train\": \"%s\", \"kernels\": \"%s\", \"estimate_mb\": %.1f, \"peak_mb\": %.1f, \"process_mb\": %.1f, "
-            "\"to_peak\": %.3f, \"to_process\": %.3f, \"limit_kept\": %s}\n",
-            s->layers, s->hidden, s->experts, s->top_k, s->vocabulary, s->rows, s->length, s->micro_batches,
-            s->train ? s->train : "", s->kernels, 1e-6 * f.estimate, 1e-6 * f.peak, 1e-6 * f.process, f.estimate / f.peak,
-            f.estimate / f.process, kept ? "true" : "false");
-        fflush(stdout);
-        wrong += !near + !kept;
-        if (fabs(f.estimate / f.peak - 1) > worst_peak) worst_peak = fabs(f.estimate / f.peak - 1);
-        if (fabs(f.estimate / f.process - 1) > worst_process && f.process > LIMIT_BYTES)
-            worst_process = fabs(f.estimate / f.process - 1);
-    }
-    printf("{\"bench\": \"memory\", \"worst_to_peak\": %.3f, \"worst_to_process_above_64_mib\": %.3f, \"wrong\": %d}\n", worst_peak, worst_process, wrong);
-    return wrong != 0;
+    worst w = {0};
+    for (size_t i = first; i < SHAPES && i - first < most; i++)
+        if (!compare(&shapes[i], MOED_POLICY_FULL, threads, &w) || !compare(&shapes[i], MOED_POLICY_LEAN, threads, &w))
+            return fprintf(stderr, "bench_memory: shape %zu did not run\n", i), 1;
+    printf("{\"bench\": \"memory\", \"worst_to_peak\": %.3f, \"worst_to_process_above_64_mib\": %.3f, \"wrong\": %d}\n", w.to_peak, w.to_process, w.wrong);
+    return w.wrong != 0;
 }
