@@ -15,6 +15,7 @@ enum {
     CHUNK = 512,                /* of the width, copied at a time */
     STRIDE = CHUNK + VECTOR,    /* no power of two: the rows would share cache sets */
     BATCH = 8 * ROWS,           /* rows that are labelled, then added up while in cache */
+    FEW = 8,                    /* clusters at most whose products are taken along the rows */
     BLOCKS = 32                 /* of sums that are added up in the end */
 };
 
@@ -22,9 +23,10 @@ typedef struct nearest {
     const float *x, *centroids;
     const double *penalty;
     int64_t width, clusters, padded;
+    bool few;      /* clusters: in panels they would leave most lanes empty */
     float *origin; /* (width) */
     float *bias;   /* (padded): ||c'||^2 + penalty, infinity past the clusters */
-    float *panels; /* -2 c': panels of COLUMNS clusters, (width, COLUMNS) each */
+    float *panels; /* -2 c': panels of COLUMNS clusters, (width, COLUMNS) each; few: (clusters, width) */
     float margin;  /* largest of |bias|, and of norms */
     float rounding;
 } nearest;
@@ -83,16 +85,17 @@ static void panel_task(void *argument, int64_t index)
     for (int64_t j = 0; j < COLUMNS; j++) {
         const int64_t k = first + j;
         if (k >= n->clusters) {
-            for (int64_t d = 0; d < n->width; d++) panel[d * COLUMNS + j] = 0;
+            for (int64_t d = 0; !n->few && d < n->width; d++) panel[d * COLUMNS + j] = 0;
             n->bias[k] = INFINITY;
             continue;
         }
+        float *to = panel + (n->few ? j * n->width : j);
         float norm = 0;
         for (int64_t from = 0; from < n->width; from += CHUNK) {
             float part[CHUNK];
             const int64_t depth = least_of(CHUNK, n->width - from);
             norm += subtract(part, n->centroids + k * n->width + from, n->origin + from, depth);
-            for (int64_t d = 0; d < depth; d++) panel[(from + d) * COLUMNS + j] = -2.0f * part[d];
+            for (int64_t d = 0; d < depth; d++) to[(from + d) * (n->few ? 1 : COLUMNS)] = -2.0f * part[d];
         }
         n->bias[k] = norm + (float)(n->penalty ? n->penalty[k] : 0.0);
     }
@@ -102,6 +105,7 @@ static void panel_task(void *argument, int64_t index)
 static void nearest_open(nearest *n, moedi_cpu *e, float *memory)
 {
     n->padded = round_up(n->clusters, VECTOR);
+    n->few = n->clusters <= FEW && n->clusters * (n->width / VECTOR + 9) < n->width; /* vector operations of a row, either way */
     n->origin = memory;
     n->bias = memory + round_up(n->width, 16);
     n->panels = n->bias + round_up(n->clusters, COLUMNS);
@@ -155,6 +159,41 @@ static __attribute__((noinline)) void half_tile(float *costs, int64_t stride, co
     tile(costs, stride, x, panel, bias, depth, more, 1);
 }
 
+/* The costs of a row, vectors along it; returns its squared length (of x'). */
+INLINE float few_costs(float *costs, const nearest *n, const float *x, const int clusters)
+{
+    vfloat sum[FEW], square = {0};
+    int64_t d = 0;
+    for (int k = 0; k < clusters; k++) sum[k] = (vfloat){0};
+    for (; d + VECTOR <= n->width; d += VECTOR) {
+        const vfloat away = load(x + d) - load(n->origin + d);
+        square += away * away;
+        for (int k = 0; k < clusters; k++) sum[k] += away * load(n->panels + k * n->width + d);
+    }
+    if (d < n->width) {
+        const int64_t left = n->width - d;
+        const vfloat away = load_part(x + d, left) - load_part(n->origin + d, left);
+        square += away * away;
+        for (int k = 0; k < clusters; k++) sum[k] += away * load_part(n->panels + k * n->width + d, left);
+    }
+    for (int k = 0; k < clusters; k++) costs[k] = lanes_sum(sum[k]) + n->bias[k];
+    for (int64_t k = clusters; k < n->padded; k++) costs[k] = INFINITY;
+    return lanes_sum(square);
+}
+static float costs_of_few(float *costs, const nearest *n, const float *x)
+{
+    switch (n->clusters) {
+    case 1: return few_costs(costs, n, x, 1);
+    case 2: return few_costs(costs, n, x, 2);
+    case 3: return few_costs(costs, n, x, 3);
+    case 4: return few_costs(costs, n, x, 4);
+    case 5: return few_costs(costs, n, x, 5);
+    case 6: return few_costs(costs, n, x, 6);
+    case 7: return few_costs(costs, n, x, 7);
+    default: return few_costs(costs, n, x, FEW);
+    }
+}
+
 /* Scratch of a task: rows (ROWS, STRIDE), then costs (ROWS, padded). */
 static int64_t group_floats(int64_t clusters)
 {
@@ -165,6 +204,10 @@ static int64_t group_floats(int64_t clusters)
 static void group_costs(const nearest *n, const int64_t *rows, int64_t count, float *scratch, float *lengths)
 {
     float *costs = scratch + ROWS * STRIDE;
+    if (n->few) {
+        for (int64_t r = 0; r < count; r++) lengths[r] = costs_of_few(costs + r * n->padded, n, n->x + rows[r] * n->width);
+        return;
+    }
     memset(lengths, 0, ROWS * sizeof *lengths);
     if (count < ROWS) memset(scratch + count * STRIDE, 0, (size_t)((ROWS - count) * STRIDE) * sizeof *scratch);
     for (int64_t from = 0; from < n->width; from += CHUNK) {
