@@ -67,6 +67,37 @@ static void training_on_a_device_gives_the_bits_of_the_cpu(void **state)
     moed_context_destroy(fake);
 }
 
+static void weights_of_a_device_may_come_to_the_model_at_the_end_alone(void **state)
+{
+    (void)state;
+    size_t count;
+    float *numbers[4];
+    for (int late = 0; late < 2; late++) {
+        moed_context *c = fake_context();
+        moed_model *m = tiny_model(c);
+        moed_corpus *d = tiny_corpus(c, NULL);
+        moed_train_options o = tiny_options(4);
+        moed_trainer *t;
+        o.store_late = late;
+        float *before = model_numbers(m, &count);
+        assert_ok(moed_trainer_create(&t, c, m, d, NULL, &o));
+        assert_ok(moed_trainer_run(t, 1, NULL, NULL));
+        assert_ok(moed_trainer_forward_backward(t, NULL, NULL));
+        assert_ok(moed_trainer_update(t, 1, NULL));
+        numbers[late] = model_numbers(m, &count);
+        assert_true((memcmp(before, numbers[late], count * sizeof *before) == 0) == late);
+        moed_trainer_destroy(t);
+        numbers[2 + late] = model_numbers(m, &count);
+        free(before);
+        moed_corpus_destroy(d);
+        moed_model_destroy(m);
+        moed_context_destroy(c);
+    }
+    assert_memory_equal(numbers[0], numbers[2], count * sizeof **numbers);
+    assert_memory_equal(numbers[0], numbers[3], count * sizeof **numbers);
+    for (int i = 0; i < 4; i++) free(numbers[i]);
+}
+
 static void logits_routing_embedding_and_kmeans_work_on_a_device(void **state)
 {
     (void)state;
@@ -287,6 +318,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(training_on_a_device_gives_the_bits_of_the_cpu),
+        cmocka_unit_test(weights_of_a_device_may_come_to_the_model_at_the_end_alone),
         cmocka_unit_test(logits_routing_embedding_and_kmeans_work_on_a_device),
         cmocka_unit_test(clusters_that_empty_on_a_device_are_filled),
         cmocka_unit_test(a_step_as_a_graph_gives_the_bits_of_an_ordinary_one),

@@ -73,6 +73,10 @@ typedef struct moed_train_options {
     int32_t policy;            /* MOED_POLICY_* */
     int32_t graph;             /* 1: where the device can, a step's work is recorded once and launched as a whole; the results are
                                   the same */
+    int32_t store_late;        /* 1: the model's own tensors follow a device's weights at the last of `steps` and at
+                                  moed_trainer_destroy alone, not after every moed_trainer_run and _update: for loops of many short
+                                  calls, each of which would bring all weights to the host */
+    int32_t reserved;
 } moed_train_options;
 
 /* What a run will take, before it starts. */
@@ -156,7 +160,8 @@ MOED_API void moed_trainer_destroy(moed_trainer *t);
 MOED_API moed_status moed_trainer_get_info(const moed_trainer *t, moed_trainer_info *out);
 /* steps more steps (0 = to the end of options.steps). last nullable. Evaluates held_out at the end, and saves there
  * when checkpoint_every is set. A loss or gradient that is NaN or infinite: MOED_E_NUMERIC naming the step; nothing of
- * that step is applied. Whatever stops a run, the trainer and the model's own tensors stay at its last whole step.
+ * that step is applied. Whatever stops a run, the trainer and (unless options.store_late) the model's own tensors stay at its last
+ * whole step.
  * MOED_E_EXISTS when options.directory holds another run's metrics or checkpoints and moed_trainer_resume was not
  * called, MOED_E_STATE when another trainer is writing there. Cancel: within an
  * operation, on the CPU within a few hundredths of a second; an update or a checkpoint that has begun is finished. A device gets the

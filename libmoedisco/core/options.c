@@ -147,6 +147,7 @@ static const field train_fields[] = {
     CHOICE(S, policy, MOED_POLICY_AUTO, 2, "auto|full|lean",
            "what the optimizer keeps: full = 32-bit numbers and moments, lean = 8-bit moments and no copies; auto = full if it fits"),
     SWITCH(S, graph, 1, "record a step's work once and launch it as a whole, where the device can"),
+    SWITCH(S, store_late, 0, "of a device: the host's copy of the weights follows at the end of the run alone"),
 };
 #undef S
 

@@ -14,7 +14,8 @@ enum { STATE_FORMAT = 2 };
 static int may_differ(const char *name)
 {
     static const char *const names[] = {"directory", "checkpoint_every", "keep", "evaluate_every", "evaluate_tokens", "held_out",
-                                        "progress", "progress_user", "graph", "policy" /* what it came to stands apart */};
+                                        "progress", "progress_user", "graph", "store_late",
+                                        "policy" /* what it came to stands apart */};
     for (size_t i = 0; i < sizeof names / sizeof names[0]; i++)
         if (strcmp(name, names[i]) == 0) return 1;
     return 0;

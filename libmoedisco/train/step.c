@@ -279,6 +279,8 @@ moed_status moedi_step_update(moed_trainer *t, double factor, moed_report *out)
 
 moed_status moedi_step_store(moed_trainer *t, moed_status status)
 {
+    t->behind = t->options.store_late && t->step < t->options.steps;
+    if (t->behind) return status;
     moedi_error kept;
     moedi_error_save(&kept);
     const moed_status stored = moedi_transformer_store(t->transformer);

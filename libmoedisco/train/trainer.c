@@ -211,6 +211,7 @@ void moed_trainer_destroy(moed_trainer *t)
     moedi_error_save(&kept);
     moed_context *c = t->context;
     moedi_metrics_close(&t->metrics);
+    if (t->behind && !t->broken && moedi_context_check(c) == MOED_OK) (void)moedi_transformer_store(t->transformer);
     demolish(t);
     moedi_sampler_destroy(t->sampler);
     void *owned[] = {t->tokens, t->labels, t->documents, t->loads, t->staging, t->trained};

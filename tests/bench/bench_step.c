@@ -72,7 +72,7 @@ static int bench(moed_context *c, const moed_corpus *d, const shape *h, int32_t 
     CHECK(moed_model_init(&m, c, l, NULL));
     CHECK(moed_options_init(MOED_STRUCT_TRAIN_OPTIONS, &o, sizeof o));
     o.steps = steps + 2, o.rows = h->rows, o.length = h->length, o.micro_batches = h->micro_batches, o.document_mask = 0;
-    o.learning_rate = 1e-4, o.policy = policy, o.graph = graph;
+    o.learning_rate = 1e-4, o.policy = policy, o.graph = graph, o.store_late = 1;
     CHECK(moed_train_estimate(l, NULL, &o, &e));
     CHECK(moed_trainer_create(&t, c, m, d, NULL, &o));
     double *seconds = calloc((size_t)steps, sizeof *seconds);
