@@ -256,6 +256,105 @@ static void device_memory_is_the_callers_and_all_of_it_comes_back(void **state)
     assert_true(memory.blocks == 0 && memory.bytes == 0);
 }
 
+/* ---- what a run takes there ---- */
+
+static moed_context *limited_context(int64_t limit)
+{
+    moed_context *c = NULL;
+    moed_context_options o = fake_options();
+    o.device_limit = limit;
+    assert_ok(moed_context_create(&c, &o));
+    return c;
+}
+static moed_model *model_to_plan(moed_context *c)
+{
+    return tiny_model_of(c, 32, 2, 4, 512);
+}
+static moed_estimate estimate_on(moed_context *c, const moed_device_info *d, const moed_train_options *o)
+{
+    moed_estimate e = {.struct_size = sizeof e};
+    moed_model *m = model_to_plan(c);
+    assert_ok(moed_train_estimate(moed_model_layout(m), d, o, &e));
+    moed_model_destroy(m);
+    return e;
+}
+
+/* Whole steps, an evaluation and all, under a limit that the engine keeps: it refuses what goes beyond. The policy that was
+ * taken, 0 where the start was refused. */
+static int32_t run_under(int64_t limit, const moed_train_options *options)
+{
+    moed_context *c = limited_context(limit);
+    moed_model *m = model_to_plan(c);
+    moed_corpus *d = tiny_corpus(c, NULL);
+    moed_train_options o = *options;
+    moed_trainer_info info = {.struct_size = sizeof info};
+    moed_report r = empty_report();
+    moed_trainer *t = NULL;
+    char figure[64];
+    snprintf(figure, sizeof figure, "on the device, the limit is %lld", (long long)limit);
+    const int32_t planned = estimate_on(c, NULL, &o).policy;
+    const moed_status status = moed_trainer_create(&t, c, m, d, NULL, &o);
+    if (status == MOED_OK) {
+        assert_ok(moed_trainer_run(t, 0, NULL, NULL));
+        assert_ok(moed_trainer_evaluate(t, d, 0, &r, NULL));
+        assert_ok(moed_trainer_get_info(t, &info));
+        assert_int_equal(info.policy, planned);
+    } else {
+        assert_int_equal(status, MOED_E_LIMIT);
+        assert_non_null(strstr(moed_last_error(), figure));
+    }
+    moed_trainer_destroy(t);
+    moed_corpus_destroy(d);
+    moed_model_destroy(m);
+    moed_context_destroy(c);
+    return info.policy;
+}
+
+/* The estimate itself is enough; a byte less is refused before the start, or is a reason to be lean. */
+static void a_device_limit_is_held_against_the_estimate(void **state)
+{
+    (void)state;
+    moed_context *c = fake_context();
+    moed_train_options o = tiny_options(3);
+    int64_t needs[3];
+    o.micro_batches = 2;
+    for (o.policy = MOED_POLICY_AUTO; o.policy <= MOED_POLICY_LEAN; o.policy++)
+        needs[o.policy] = estimate_on(c, NULL, &o).device_bytes;
+    moed_context_destroy(c);
+    assert_true(needs[MOED_POLICY_AUTO] == needs[MOED_POLICY_FULL] && needs[MOED_POLICY_LEAN] < needs[MOED_POLICY_FULL]);
+    for (o.policy = MOED_POLICY_FULL; o.policy <= MOED_POLICY_LEAN; o.policy++) {
+        assert_int_equal(run_under(needs[o.policy], &o), o.policy);
+        assert_int_equal(run_under(needs[o.policy] - 1, &o), 0);
+    }
+    o.policy = MOED_POLICY_AUTO;
+    assert_int_equal(run_under(needs[MOED_POLICY_FULL], &o), MOED_POLICY_FULL);
+    assert_int_equal(run_under(needs[MOED_POLICY_FULL] - 1, &o), MOED_POLICY_LEAN);
+    assert_int_equal(run_under(needs[MOED_POLICY_LEAN], &o), MOED_POLICY_LEAN);
+    assert_int_equal(run_under(needs[MOED_POLICY_LEAN] - 1, &o), 0);
+}
+
+/* A device is planned for from anywhere: its backend says what its operations keep, and one that nobody knows keeps nothing. */
+static void operations_room_is_the_devices_to_tell(void **state)
+{
+    (void)state;
+    moed_context *fake = fake_context(), *c = NULL;
+    moed_context_options options = fake_options();
+    options.device = "cpu", options.kernels = "reference";
+    assert_ok(moed_context_create(&c, &options));
+    const moed_train_options o = tiny_options(3);
+    moed_device_info d = {.struct_size = sizeof d, .backend = "fake"};
+    const moed_estimate own = estimate_on(fake, NULL, &o), planned = estimate_on(c, &d, &o), here = estimate_on(c, NULL, &o);
+    strcpy(d.backend, "nobody's");
+    const moed_estimate unknown = estimate_on(c, &d, &o);
+    assert_int_equal(own.device_bytes, own.weights + own.gradients + own.moments + own.activations);
+    assert_int_equal(planned.device_bytes, own.device_bytes);
+    assert_int_equal(planned.activations, here.activations); /* the fake one's operations are the CPU's */
+    assert_true(unknown.activations < own.activations);
+    assert_int_equal(own.activations - unknown.activations, own.device_bytes - unknown.device_bytes);
+    moed_context_destroy(fake);
+    moed_context_destroy(c);
+}
+
 static void events_are_waited_for_and_recorded_on_the_callers_stream(void **state)
 {
     (void)state;
@@ -325,6 +424,8 @@ int main(void)
         cmocka_unit_test(surgery_in_device_memory_gives_the_bits_of_the_host),
         cmocka_unit_test(a_model_in_device_memory_is_for_surgery),
         cmocka_unit_test(device_memory_is_the_callers_and_all_of_it_comes_back),
+        cmocka_unit_test(a_device_limit_is_held_against_the_estimate),
+        cmocka_unit_test(operations_room_is_the_devices_to_tell),
         cmocka_unit_test(events_are_waited_for_and_recorded_on_the_callers_stream),
         cmocka_unit_test(a_stream_for_a_device_that_has_none_is_refused),
     };

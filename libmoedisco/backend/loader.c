@@ -151,3 +151,23 @@ void moedi_backends(const char *explicit_dir, int use_environment, moedi_backend
     }
     visit_directory(&s, MOEDI_LIBDIR "/moedisco-backends");
 }
+
+typedef struct wanted {
+    const char *name;
+    const moed_backend *found;
+} wanted;
+
+static int is_wanted(const moed_backend *table, const char *path, const char *reason, void *user)
+{
+    wanted *w = user;
+    (void)path, (void)reason;
+    if (table && strcmp(table->name, w->name) == 0) w->found = table;
+    return w->found != NULL;
+}
+
+const moed_backend *moedi_backend_named(const char *explicit_dir, int use_environment, const char *name)
+{
+    wanted w = {.name = name};
+    moedi_backends(explicit_dir, use_environment, is_wanted, &w);
+    return w.found;
+}

@@ -13,6 +13,9 @@ typedef int (*moedi_backend_visitor)(const moed_backend *table, const char *path
  * directory. Plug-ins stay loaded. */
 void moedi_backends(const char *explicit_dir, int use_environment, moedi_backend_visitor visit, void *user);
 
+/* The first of them that is called `name`, or NULL. */
+const moed_backend *moedi_backend_named(const char *explicit_dir, int use_environment, const char *name);
+
 /* What a backend sees where there is no context: enough to describe its devices. All of it is there. */
 extern const moed_host_api moedi_bare_host;
 

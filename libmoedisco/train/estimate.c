@@ -4,7 +4,7 @@
 #include <string.h>
 
 #include "accumulate.h"
-#include "backend/cpu/blocks.h"
+#include "backend/loader.h"
 #include "checkpoint.h"
 #include "core/options.h"
 #include "corpus/corpus.h"
@@ -13,25 +13,27 @@
 #include "selection.h"
 #include "settings.h"
 
-/* Room that the CPU's operations keep: the largest is a piece of the logits with the panels of its products, or the experts'
- * panels. */
-static int64_t workspace_bytes(const moedi_config *c, int64_t tokens)
+/* Bytes that an engine of the backend keeps for the operations of a step. */
+static int64_t workspace_of(const moed_backend *backend, const moed_layout *l, const moed_backend_info *numbers,
+                            const moed_train_options *o, const uint8_t *trained)
 {
-    const size_t loss =
-        moedi_loss_logit_bytes(tokens, c->vocabulary) + moedi_loss_panel_bytes(tokens, c->vocabulary, c->hidden, 1, 1);
-    const int64_t E = c->experts, H = c->hidden, W = 2 * c->expert_width, places = tokens * c->top_k;
-    const size_t products[4] = {
-        /* there, back, and the gradients of the experts' two matrices */
-        moedi_grouped_bytes(E, places, places, W, H, 0, 1, 1), moedi_grouped_bytes(E, places, places, H, W, 0, 1, 1),
-        moedi_grouped_bytes(E, W, W, H, places, 1, 1, 1), moedi_grouped_bytes(E, H, H, W / 2, places, 1, 1, 1)};
-    size_t experts = 0;
-    for (int i = 0; i < 4; i++)
-        if (products[i] > experts) experts = products[i];
-    return (int64_t)(loss > experts ? loss : experts);
+    const moedi_config *c = &l->config;
+    moed_workload w = {
+        .struct_size = sizeof w, .dtype = numbers->dtype, .wide = numbers->wide, .masked = o->document_mask,
+        .rows = o->rows / o->micro_batches, .length = o->length, .hidden = c->hidden, .vocabulary = c->vocabulary,
+        .heads = c->heads, .kv_heads = c->kv_heads, .head_dim = c->head_dim, .experts = c->experts, .top_k = c->top_k,
+        .expert_width = c->expert_width, .shared_width = c->shared_width,
+    };
+    if (!backend || !MOED_BACKEND_HAS(backend, workspace)) return 0;
+    for (size_t i = 0; i < l->count; i++)
+        if (trained[i]) w.slices++, w.numbers += moedi_param_elements(&l->params[i]);
+    const int64_t bytes = backend->workspace(&w);
+    return bytes > 0 ? bytes : 0;
 }
 
-moed_status moedi_budget_compute(const moed_layout *l, const moed_backend_info *numbers, const moed_train_options *o, const uint8_t *trained,
-                                 int64_t documents, int32_t policy, moedi_budget *out)
+static moed_status compute(const moed_layout *l, const moed_backend_info *numbers, const moed_train_options *o,
+                           const uint8_t *trained, int64_t documents, const moed_backend *backend, int32_t policy,
+                           moedi_budget *out)
 {
     moedi_budget b;
     memset(&b, 0, sizeof b);
@@ -41,7 +43,7 @@ moed_status moedi_budget_compute(const moed_layout *l, const moed_backend_info *
     const int64_t staged = moedi_staged_bytes(o->rows * o->length);
     const int64_t found = moedi_findings_bytes(&l->config, numbers, o->micro_batches);
     b.activations += staged + found;
-    b.workspace = workspace_bytes(&l->config, shard * o->length);
+    b.workspace = workspace_of(backend, l, numbers, o, trained);
     b.gradients *= 1 + moedi_accumulator_extra(numbers, o->micro_batches);
     b.moments = moedi_optimizer_bytes(l, numbers, trained, policy);
     int64_t slices = 0;
@@ -68,7 +70,7 @@ const char *moedi_policy_name(int32_t policy)
     return names[policy];
 }
 
-/* Bytes a device is said to have; the rest is its driver's and the operations'. 0 = not known. */
+/* Of the bytes a device is said to have; the rest is its driver's and its libraries'. 0 = not known. */
 static int64_t device_memory(const moed_context *c, const moed_device_info *device)
 {
     moed_device_info own = {.struct_size = sizeof own};
@@ -76,10 +78,18 @@ static int64_t device_memory(const moed_context *c, const moed_device_info *devi
     return device ? device->memory / 16 * 15 : 0;
 }
 
+/* Of the device: the context's own, or one that is only asked about. */
+static const moed_backend *backend_of(const moed_context *c, const moed_device_info *device)
+{
+    if (!device || strcmp(device->backend, c->backend->name) == 0) return c->backend;
+    return moedi_backend_named(c->options.plugin_dir, !(c->options.flags & MOED_CONTEXT_NO_ENV), device->backend);
+}
+
 moedi_room moedi_room_of(const moed_context *c, const moed_device_info *device, int64_t used)
 {
     moedi_room r = {.host = INT64_MAX, .device = INT64_MAX};
     const int64_t memory = device_memory(c, device), limit = c->options.device_limit;
+    r.backend = backend_of(c, device);
     r.on_host = device ? strcmp(device->backend, "cpu") == 0 : c->backend_info.host_memory;
     if (c->options.host_limit > 0) r.host = c->options.host_limit - used;
     if (!r.on_host && memory > 0) r.device = memory;
@@ -89,8 +99,8 @@ moedi_room moedi_room_of(const moed_context *c, const moed_device_info *device, 
 
 moedi_room moedi_budget_place(const moedi_budget *b, const moedi_room *room)
 {
-    const int64_t work = b->gradients + b->moments + b->activations + (room->in_place ? 0 : b->weights);
-    if (room->on_host) return (moedi_room){.host = b->rest + work + b->workspace, .on_host = 1};
+    const int64_t work = b->gradients + b->moments + b->activations + b->workspace + (room->in_place ? 0 : b->weights);
+    if (room->on_host) return (moedi_room){.host = b->rest + work, .on_host = 1};
     return (moedi_room){.host = b->rest, .device = work};
 }
 
@@ -105,11 +115,11 @@ moed_status moedi_policy_choose(const moed_layout *l, const moed_backend_info *n
 {
     *policy = o->policy == MOED_POLICY_AUTO ? MOED_POLICY_FULL : o->policy;
     *reason = o->policy == MOED_POLICY_AUTO ? "it fits" : "asked for";
-    MOEDI_TRY(moedi_budget_compute(l, numbers, o, trained, documents, *policy, out));
+    MOEDI_TRY(compute(l, numbers, o, trained, documents, room->backend, *policy, out));
     if (o->policy != MOED_POLICY_AUTO || fits(out, room)) return MOED_OK;
     *policy = MOED_POLICY_LEAN;
     *reason = "full does not fit";
-    return moedi_budget_compute(l, numbers, o, trained, documents, *policy, out);
+    return compute(l, numbers, o, trained, documents, room->backend, *policy, out);
 }
 
 /* Of the model where it lies. */
@@ -157,8 +167,7 @@ moed_status moed_train_estimate(const moed_layout *l, const moed_device_info *d,
     moed_estimate e;
     memset(&e, 0, sizeof e);
     e.struct_size = sizeof e;
-    e.weights = b.weights, e.gradients = b.gradients, e.moments = b.moments, e.activations = b.activations;
-    if (room.on_host) e.activations += b.workspace;
+    e.weights = b.weights, e.gradients = b.gradients, e.moments = b.moments, e.activations = b.activations + b.workspace;
     e.host_bytes = needs.host + (room.on_host ? 0 : model_bytes(l));
     e.device_bytes = needs.device;
     e.disk_bytes = disk_bytes(l, &options, &b);

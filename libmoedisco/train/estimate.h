@@ -9,25 +9,23 @@ typedef struct moedi_budget {
     int64_t weights;               /* of the arithmetic's dtype, with their low halves */
     int64_t gradients, moments;
     int64_t activations;
-    int64_t workspace;             /* of the CPU's operations; other devices count it in their own memory */
+    int64_t workspace;             /* that an engine keeps for its operations */
     int64_t rest;                  /* host: rows, routing, lists, the order of the corpus' documents */
 } moedi_budget;
-
-/* numbers: of the context's backend; documents: of the corpus, 0 = not known; policy: FULL or LEAN. */
-moed_status moedi_budget_compute(const moed_layout *l, const moed_backend_info *numbers, const moed_train_options *o, const uint8_t *trained,
-                                 int64_t documents, int32_t policy, moedi_budget *out);
 
 /* Where a run computes, and the bytes it may take there: INT64_MAX where nothing is known to limit it. */
 typedef struct moedi_room {
     int64_t host, device;
     int32_t on_host;               /* device memory is host memory */
     int32_t in_place;              /* the weights are there already */
+    const moed_backend *backend;   /* of the device; NULL = not known here */
 } moedi_room;
 /* Of context c, of whose host memory `used` is taken. device (nullable): another than the context's own. */
 moedi_room moedi_room_of(const moed_context *c, const moed_device_info *device, int64_t used);
 /* What a budget takes in either memory. */
 moedi_room moedi_budget_place(const moedi_budget *b, const moedi_room *room);
-/* The policy that options.policy comes to in this room, its budget, and why, in a few words. */
+/* The policy that options.policy comes to in this room, its budget, and why, in a few words. numbers: of the context's backend;
+ * documents: of the corpus, 0 = not known. */
 moed_status moedi_policy_choose(const moed_layout *l, const moed_backend_info *numbers, const moed_train_options *o, const uint8_t *trained,
                                 int64_t documents, const moedi_room *room, int32_t *policy, moedi_budget *out, const char **reason);
 const char *moedi_policy_name(int32_t policy);

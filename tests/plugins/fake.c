@@ -407,6 +407,7 @@ static const moed_backend table = {
     .gradient_norm = gradient_norm,
     .adamw = adamw,
     .blend = blend,
+    .workspace = moedi_cpu_workspace,
 #define SLOT(slot, arguments) .slot = slot,
     OPERATIONS(SLOT)
 };

@@ -380,6 +380,19 @@ typedef struct moed_op_blend {
     int32_t reserved;
 } moed_op_blend;
 
+/* A training step by its sizes, for who asks before there is an engine. */
+typedef struct moed_workload {
+    uint32_t struct_size;
+    int32_t dtype, wide;      /* of the arithmetic, as moed_backend_info has them */
+    int32_t masked;           /* 1: rows hold several documents, which do not see each other */
+    int64_t rows, length;     /* of a micro-batch */
+    int64_t hidden, vocabulary;
+    int64_t heads, kv_heads, head_dim;
+    int64_t experts, top_k;   /* an only expert is not routed: its products are plain ones */
+    int64_t expert_width, shared_width; /* shared 0 = there is none */
+    int64_t slices, numbers;  /* that the optimizer updates: tensors, and numbers in all of them */
+} moed_workload;
+
 /* The table. Memory and every operation without "optional" must be there. */
 typedef struct moed_backend {
     uint32_t struct_size;
@@ -454,6 +467,11 @@ typedef struct moed_backend {
     /* Optional. */
     moed_status (*blend)(void *self, const moed_op_blend *a);
     moed_status (*kmeans_move)(void *self, const moed_op_kmeans_move *a);
+
+    /* Optional. Bytes of device memory, at most, that an engine takes and keeps for the operations of such a step, beside what
+     * is had by alloc: they count against its limit. A function of w alone, asked of the table that the entry gives, without an
+     * engine; a table that lacks it counts 0. */
+    int64_t (*workspace)(const moed_workload *w);
 } moed_backend;
 
 /* A slot that a newer table has and an older plug-in may lack. */

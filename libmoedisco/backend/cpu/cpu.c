@@ -1,5 +1,6 @@
 /* backend/cpu/cpu.c - the CPU as a device: engines, their memory, and the choice of kernel set. */
 #include "backend/cpu/cpu.h"
+#include "backend/cpu/blocks.h"
 #include "core/limits.h"
 
 #include <stdio.h>
@@ -223,6 +224,23 @@ moed_status moedi_cpu_scratch(moedi_cpu *e, size_t size, void **out)
     return MOED_OK;
 }
 
+/* The largest need of an operation: a piece of the logits with the panels of its products, or the experts' panels. */
+int64_t moedi_cpu_workspace(const moed_workload *w)
+{
+    const int64_t tokens = w->rows * w->length;
+    const size_t loss =
+        moedi_loss_logit_bytes(tokens, w->vocabulary) + moedi_loss_panel_bytes(tokens, w->vocabulary, w->hidden, 1, 1);
+    const int64_t E = w->experts, H = w->hidden, W = 2 * w->expert_width, places = tokens * w->top_k;
+    const size_t products[4] = {
+        /* there, back, and the gradients of the experts' two matrices */
+        moedi_grouped_bytes(E, places, places, W, H, 0, 1, 1), moedi_grouped_bytes(E, places, places, H, W, 0, 1, 1),
+        moedi_grouped_bytes(E, W, W, H, places, 1, 1, 1), moedi_grouped_bytes(E, H, H, W / 2, places, 1, 1, 1)};
+    size_t experts = 0;
+    for (int i = 0; i < 4; i++)
+        if (products[i] > experts) experts = products[i];
+    return (int64_t)(loss > experts ? loss : experts);
+}
+
 /* ---- copying and clearing: by all threads, since one of them does not fill the memory's channels ---- */
 
 enum { STRETCH = 1 << 18 }; /* bytes of a task */
@@ -276,7 +294,8 @@ moed_status moedi_cpu_synchronize(void *self)
     return MOED_OK;
 }
 
-/* What the registry lists: devices and open. The operations come from the table that open gives. */
+/* What the registry lists: devices, open, and what is asked without an engine. The operations come from the table that open
+ * gives. */
 const moed_backend moedi_cpu_backend = {
     .struct_size = sizeof(moed_backend),
     .abi = MOED_BACKEND_ABI,
@@ -284,4 +303,5 @@ const moed_backend moedi_cpu_backend = {
     .device = moedi_cpu_device,
     .open = moedi_cpu_open,
     .close = moedi_cpu_close,
+    .workspace = moedi_cpu_workspace,
 };

@@ -35,6 +35,8 @@ moed_status moedi_cpu_upload(void *self, void *device, const void *host, size_t 
 moed_status moedi_cpu_download(void *self, void *host, const void *device, size_t size);
 moed_status moedi_cpu_zero(void *self, void *device, size_t size);
 moed_status moedi_cpu_synchronize(void *self);
+/* Of every kernel set: those that take less are counted as if they took as much. */
+int64_t moedi_cpu_workspace(const moed_workload *w);
 moed_status moedi_cpu_info_f32(void *self, moed_backend_info *out);
 moed_status moedi_cpu_info_f64(void *self, moed_backend_info *out);
 

@@ -199,11 +199,15 @@ static moed_status info(void *self, moed_backend_info *out)
 {
     return ((timed *)self)->table->info(((timed *)self)->self, out);
 }
+static int64_t workspace(const moed_workload *w)
+{
+    return MOED_BACKEND_HAS(inner, workspace) ? inner->workspace(w) : 0;
+}
 
 #define FILL(slot, ...) .slot = slot,
 static const moed_backend table_of_this = {.struct_size = sizeof table_of_this, .abi = MOED_BACKEND_ABI, .name = "timed", .device = device,
     .open = open_engine, .close = close_engine, .info = info, .alloc = allocate, .free = release, .upload = upload, .download = download,
-    .copy = copy, .zero = zero, .synchronize = synchronize, OPERATIONS(FILL)};
+    .copy = copy, .zero = zero, .synchronize = synchronize, .workspace = workspace, OPERATIONS(FILL)};
 
 MOED_API const moed_backend *moed_backend_entry_v1(const moed_host_api *host);
 const moed_backend *moed_backend_entry_v1(const moed_host_api *host)
