@@ -124,6 +124,19 @@ template <typename T> moed_status moedi_cuda_attention(moedi_cuda *e, const moed
 }
 MOEDI_CUDA_DEFINED(attention, attention)
 
+/* A number for each query of each head. */
+static size_t delta_size(int64_t rows, int64_t length, int64_t heads)
+{
+    return (size_t)(heads * rows * length) * sizeof(float);
+}
+template <typename T> size_t moedi_cuda_attention_backward_room(const moed_workload *w)
+{
+    const size_t plain = delta_size(w->rows, w->length, w->heads);
+    const size_t fused = sizeof(T) == 2 ? moedi_cuda_attention_cudnn_room(w) : 0;
+    return plain > fused ? plain : fused;
+}
+MOEDI_CUDA_ROOM_DEFINED(attention_backward)
+
 template <typename T> moed_status moedi_cuda_attention_backward(moedi_cuda *e, const moed_op_attention *a)
 {
     if (sizeof(T) == 2) {
@@ -133,7 +146,7 @@ template <typename T> moed_status moedi_cuda_attention_backward(moedi_cuda *e, c
     void *delta;
     const int64_t N = a->rows * a->length;
     MOEDI_CUDA_TRY(check(e, a));
-    MOEDI_CUDA_TRY(moedi_cuda_scratch(e, (size_t)(a->heads * N) * sizeof(float), &delta));
+    MOEDI_CUDA_TRY(moedi_cuda_scratch(e, delta_size(a->rows, a->length, a->heads), &delta));
     const unsigned blocks = (unsigned)moedi_cuda_ceil(N, WARPS);
     MOEDI_CUDA_TRY(moedi_cuda_launch(e, query_backward_kernel<T>, dim3(blocks, (unsigned)a->heads), THREADS, 0, *a, static_cast<float *>(delta)));
     return moedi_cuda_launch(e, key_backward_kernel<T>, dim3(blocks, (unsigned)a->kv_heads), THREADS, 0, *a, static_cast<const float *>(delta));

@@ -80,10 +80,26 @@ static __global__ void place_kernel(moed_op_dispatch a, const int32_t *counts, i
         a.source[place] = (int32_t)(c / a.top_k);
     }
 }
+/* Choices of a chunk, and the number of chunks. */
+static int64_t chunk_of(int64_t choices)
+{
+    const int64_t even = moedi_cuda_ceil(choices, CHUNKS);
+    return even > CHUNK_LEAST ? even : CHUNK_LEAST;
+}
+static int64_t chunks_of(int64_t choices)
+{
+    return choices > 0 ? moedi_cuda_ceil(choices, chunk_of(choices)) : 1;
+}
+template <typename T> size_t moedi_cuda_dispatch_room(const moed_workload *w)
+{
+    return w->experts > 1 ? (size_t)(chunks_of(w->rows * w->length * w->top_k) * w->experts) * sizeof(int32_t) : 0;
+}
+MOEDI_CUDA_ROOM_DEFINED(dispatch)
+
 template <typename T> moed_status moedi_cuda_dispatch(moedi_cuda *e, const moed_op_dispatch *a)
 {
-    const int64_t choices = a->rows * a->top_k, even = moedi_cuda_ceil(choices, CHUNKS), chunk = even > CHUNK_LEAST ? even : CHUNK_LEAST;
-    const unsigned chunks = choices > 0 ? (unsigned)moedi_cuda_ceil(choices, chunk) : 1;
+    const int64_t choices = a->rows * a->top_k, chunk = chunk_of(choices);
+    const unsigned chunks = (unsigned)chunks_of(choices);
     const int experts = (int)a->experts;
     const size_t shared = (size_t)experts * sizeof(int32_t);
     void *memory;

@@ -38,6 +38,12 @@ __global__ void embedding_backward_kernel(T *d_table, const T *d_out, const int3
         store(to + c, old);
     }
 }
+template <typename T> size_t moedi_cuda_embedding_backward_room(const moed_workload *w)
+{
+    return (size_t)moedi_cuda_sort_most(w->rows * w->length);
+}
+MOEDI_CUDA_ROOM_DEFINED(embedding_backward)
+
 template <typename T> moed_status moedi_cuda_embedding_backward(moedi_cuda *e, const moed_op_embedding *a)
 {
     int64_t room;

@@ -458,6 +458,22 @@ static moed_status record_event(const moed_host_api *host, const moed_backend_co
     return MOED_OK;
 }
 
+/* ---- what a step takes, without an engine ---- */
+
+template <typename T> static int64_t room_for(const moed_workload *w)
+{
+    size_t most = 0; /* scratch is one operation's at a time */
+#define MOEDI_CUDA_MOST(slot) \
+    if (const size_t room = moedi_cuda_##slot##_room<T>(w); room > most) most = room;
+    MOEDI_CUDA_ROOMS(MOEDI_CUDA_MOST)
+    return (int64_t)(MOEDI_CUDA_WORKSPACE + most + moedi_cuda_update_room(w));
+}
+
+static int64_t workspace(const moed_workload *w)
+{
+    return w->dtype == MOED_DTYPE_BF16 ? room_for<__nv_bfloat16>(w) : room_for<float>(w);
+}
+
 /* ---- the tables ---- */
 
 template <typename T> struct slots {
@@ -478,6 +494,7 @@ template <typename T> struct slots {
         b.synchronize = synchronize;
         b.graph_begin = graph_begin, b.graph_end = graph_end, b.graph_launch = graph_launch, b.graph_free = graph_free;
         b.wait_event = wait_event, b.record_event = record_event;
+        b.workspace = workspace;
 #define MOEDI_CUDA_FILL(operation, arguments) b.operation = operation;
         MOEDI_CUDA_OPERATIONS(MOEDI_CUDA_FILL)
         return b;

@@ -68,6 +68,12 @@ template <typename T> __global__ void ragged_reduction_kernel(moed_op_grouped_ge
                   a.offsets[g + 1] - from, a.accumulate);
 }
 
+template <typename T> size_t moedi_cuda_grouped_gemm_room(const moed_workload *w)
+{
+    return sizeof(T) == 2 && w->experts > 1 ? moedi_cuda_grouped_sm90_room(w) : 0;
+}
+MOEDI_CUDA_ROOM_DEFINED(grouped_gemm)
+
 template <typename T> moed_status moedi_cuda_grouped_gemm(moedi_cuda *e, const moed_op_grouped_gemm *a)
 {
     if (a->m <= 0 || a->n <= 0 || a->groups <= 0) return MOED_OK;

@@ -47,12 +47,22 @@ __global__ void cross_entropy_kernel(float *losses, T *logits, const int32_t *la
     }
 }
 
+/* Rows of logits that are there at a time. */
+template <typename T> static int64_t rows_at_a_time(int64_t rows, int64_t vocabulary)
+{
+    const int64_t fitting = PIECE_BYTES / (int64_t)sizeof(T) / vocabulary / PIECE_MULTIPLE * PIECE_MULTIPLE;
+    const int64_t piece = fitting > PIECE_MULTIPLE ? fitting : PIECE_MULTIPLE;
+    return piece < rows ? piece : rows;
+}
+template <typename T> size_t moedi_cuda_cross_entropy_room(const moed_workload *w)
+{
+    return (size_t)(rows_at_a_time<T>(w->rows * w->length, w->vocabulary) * w->vocabulary) * sizeof(T);
+}
+MOEDI_CUDA_ROOM_DEFINED(cross_entropy)
+
 template <typename T> moed_status moedi_cuda_cross_entropy(moedi_cuda *e, const moed_op_cross_entropy *a)
 {
-    const int64_t D = a->width, V = a->vocabulary;
-    int64_t piece = PIECE_BYTES / (int64_t)sizeof(T) / V / PIECE_MULTIPLE * PIECE_MULTIPLE;
-    if (piece < PIECE_MULTIPLE) piece = PIECE_MULTIPLE;
-    if (piece > a->rows) piece = a->rows;
+    const int64_t D = a->width, V = a->vocabulary, piece = rows_at_a_time<T>(a->rows, V);
     void *logits;
     if (a->rows <= 0) return MOED_OK;
     MOEDI_CUDA_TRY(moedi_cuda_scratch(e, (size_t)(piece * V) * sizeof(T), &logits));

@@ -35,6 +35,29 @@ static moed_status room_for_sums(moedi_cuda *e, const void *kernel, int64_t widt
     return MOED_OK;
 }
 
+/* Blocks that sum `rows` rows, BLOCKS / share of them at most, and the bytes of their sums. */
+static int blocks_for(int64_t rows, int share)
+{
+    return rows < BLOCKS / share ? (int)rows : BLOCKS / share;
+}
+static size_t sums_size(int blocks, int64_t width)
+{
+    return (size_t)(blocks * width) * sizeof(float);
+}
+enum { NORM_SHARE = 1, BIAS_SHARE = 4 };
+
+template <typename T> size_t moedi_cuda_rmsnorm_backward_room(const moed_workload *w)
+{
+    return sums_size(blocks_for(w->rows * w->length, NORM_SHARE), w->hidden);
+}
+MOEDI_CUDA_ROOM_DEFINED(rmsnorm_backward)
+/* The bias of q, k and v, where a model has one. */
+template <typename T> size_t moedi_cuda_bias_backward_room(const moed_workload *w)
+{
+    return sums_size(blocks_for(w->rows * w->length, BIAS_SHARE), (w->heads + 2 * w->kv_heads) * w->head_dim);
+}
+MOEDI_CUDA_ROOM_DEFINED(bias_backward)
+
 /* ---- norm ---- */
 
 template <typename T, int V>
@@ -136,13 +159,13 @@ template <typename T, int V> static moed_status norm_backward(moedi_cuda *e, con
 {
     const int64_t threads = (moedi_cuda_ceil(a->width, V) + 31) / 32 * 32;
     const bool whole = threads <= 1024;
-    const int blocks = a->rows < BLOCKS ? (int)a->rows : BLOCKS;
+    const int blocks = blocks_for(a->rows, NORM_SHARE);
     T *d_weight = static_cast<T *>(a->d_weight);
     void *partial = nullptr;
     if (blocks == 0) return MOED_OK;
     if (d_weight) {
         if (!whole) MOEDI_CUDA_TRY(room_for_sums(e, (const void *)rmsnorm_backward_kernel<T, V>, a->width));
-        MOEDI_CUDA_TRY(moedi_cuda_scratch(e, (size_t)(blocks * a->width) * sizeof(float), &partial));
+        MOEDI_CUDA_TRY(moedi_cuda_scratch(e, sums_size(blocks, a->width), &partial));
     }
     MOEDI_CUDA_TRY(moedi_cuda_launch(e, whole ? rmsnorm_backward_whole<T, V> : rmsnorm_backward_kernel<T, V>, blocks,
                                      (unsigned)(whole ? threads : THREADS), whole || !d_weight ? 0 : (size_t)a->width * sizeof(float),
@@ -177,10 +200,10 @@ template <typename T, int V> __global__ void bias_backward_kernel(float *partial
 }
 template <typename T, int V> static moed_status bias_backward(moedi_cuda *e, const moed_op_bias_backward *a)
 {
-    const int blocks = a->m < BLOCKS / 4 ? (int)a->m : BLOCKS / 4;
+    const int blocks = blocks_for(a->m, BIAS_SHARE);
     void *partial;
     if (blocks == 0) return MOED_OK;
-    MOEDI_CUDA_TRY(moedi_cuda_scratch(e, (size_t)(blocks * a->n) * sizeof(float), &partial));
+    MOEDI_CUDA_TRY(moedi_cuda_scratch(e, sums_size(blocks, a->n), &partial));
     MOEDI_CUDA_TRY(moedi_cuda_launch(e, bias_backward_kernel<T, V>, dim3(blocks, (unsigned)moedi_cuda_ceil(a->n, THREADS * V)), THREADS, 0,
                                      static_cast<float *>(partial), static_cast<const T *>(a->d_out), a->m, a->n, a->ld));
     return add_parts<T>(e, static_cast<T *>(a->d_bias), partial, blocks, a->n);

@@ -23,6 +23,20 @@ MOEDI_CUDA_OPERATIONS(MOEDI_CUDA_DECLARE)
     template moed_status moedi_cuda_##slot<float>(moedi_cuda *, const moed_op_##arguments *);        \
     template moed_status moedi_cuda_##slot<__nv_bfloat16>(moedi_cuda *, const moed_op_##arguments *);
 
+/* template <typename T> size_t moedi_cuda_OPERATION_room(const moed_workload *): bytes that an operation asks of
+ * moedi_cuda_scratch in a step of w, at most, without a device. Each stands beside its operation, and both go by the same
+ * sizes; what is not here asks for nothing in a step. attention_backward's is that of attention too. */
+#define MOEDI_CUDA_ROOMS(X)                                                                                                   \
+    X(embedding_backward) X(rmsnorm_backward) X(bias_backward) X(grouped_gemm) X(attention_backward) X(router) X(dispatch)    \
+    X(cross_entropy)
+#define MOEDI_CUDA_DECLARE_ROOM(slot) template <typename T> size_t moedi_cuda_##slot##_room(const moed_workload *w);
+MOEDI_CUDA_ROOMS(MOEDI_CUDA_DECLARE_ROOM)
+#define MOEDI_CUDA_ROOM_DEFINED(slot)                                            \
+    template size_t moedi_cuda_##slot##_room<float>(const moed_workload *);      \
+    template size_t moedi_cuda_##slot##_room<__nv_bfloat16>(const moed_workload *);
+/* What the optimizer keeps on the device beside scratch. */
+size_t moedi_cuda_update_room(const moed_workload *w);
+
 /* Of halves (IEEE, 16 bits), summed in float; wide_c. */
 moed_status moedi_cuda_gemm_halves(moedi_cuda *e, const moed_op_gemm *a);
 
@@ -30,6 +44,9 @@ moed_status moedi_cuda_gemm_halves(moedi_cuda *e, const moed_op_gemm *a);
 moed_status moedi_cuda_grouped_sm90(moedi_cuda *e, const moed_op_grouped_gemm *a);
 moed_status moedi_cuda_attention_cudnn(moedi_cuda *e, const moed_op_attention *a);
 moed_status moedi_cuda_attention_backward_cudnn(moedi_cuda *e, const moed_op_attention *a);
+/* Their rooms; 0 where they are not built, or no step of w is theirs. */
+size_t moedi_cuda_grouped_sm90_room(const moed_workload *w);
+size_t moedi_cuda_attention_cudnn_room(const moed_workload *w);
 
 /* What engines keep between calls; NULL is nothing. */
 void moedi_cuda_gemm_forget(moedi_cuda *e);

@@ -39,6 +39,21 @@ void moedi_cuda_update_forget(moedi_cuda *e)
     e->update_plan = nullptr;
 }
 
+/* Where the parts of a plan lie; returns its size. */
+static size_t lay(int64_t slices, int64_t pieces, size_t *pieces_at, size_t *sums_at)
+{
+    *pieces_at = ((size_t)slices * sizeof(moed_op_slice) + 255) / 256 * 256;
+    *sums_at = *pieces_at + ((size_t)pieces * sizeof(piece) + 255) / 256 * 256;
+    return *sums_at + (size_t)(pieces + 1) * sizeof(double);
+}
+
+/* Each slice has one piece that is not whole, at most. */
+size_t moedi_cuda_update_room(const moed_workload *w)
+{
+    size_t pieces_at, sums_at;
+    return lay(w->slices, w->numbers / PIECE + w->slices, &pieces_at, &sums_at);
+}
+
 static moed_status make_plan(moedi_cuda *e, const moed_op_update *a)
 {
     moedi_cuda_update_forget(e);
@@ -50,9 +65,7 @@ static moed_status make_plan(moedi_cuda *e, const moed_op_update *a)
             pieces.push_back({(int32_t)s, (int32_t)(left < PIECE ? left : PIECE), at});
         }
     const size_t slices_size = (size_t)a->count * sizeof *a->slices, pieces_size = pieces.size() * sizeof(piece);
-    p->pieces_at = (slices_size + 255) / 256 * 256;
-    p->sums_at = p->pieces_at + (pieces_size + 255) / 256 * 256;
-    p->size = p->sums_at + (pieces.size() + 1) * sizeof(double);
+    p->size = lay(a->count, (int64_t)pieces.size(), &p->pieces_at, &p->sums_at);
     MOEDI_CUDA_TRY(moedi_cuda_device_alloc(e, p->size, &p->device));
     MOEDI_CUDA_CHECK(e, cudaMemcpyAsync(p->device, a->slices, slices_size, cudaMemcpyHostToDevice, e->stream));
     MOEDI_CUDA_CHECK(e, cudaMemcpyAsync(static_cast<char *>(p->device) + p->pieces_at, pieces.data(), pieces_size, cudaMemcpyHostToDevice, e->stream));

@@ -124,24 +124,42 @@ static __global__ void losses_kernel(moed_op_router a, int count, parts_of_losse
     losses[1] = (float)((double)losses[1] + z / (double)a.rows * a.loss_scale);
 }
 
+/* Rows of a block. */
+static int64_t rows_of_block(int64_t rows)
+{
+    const int64_t even = moedi_cuda_ceil(rows, PARTS);
+    return even > WARPS ? even : WARPS;
+}
+static parts_of_losses lay(moedi_cuda_pieces *p, int64_t blocks, int64_t experts)
+{
+    parts_of_losses parts;
+    parts.counts = p->take<int32_t>(blocks * experts);
+    parts.probability = p->take<double>(blocks * experts), parts.square = p->take<double>(blocks);
+    return parts;
+}
+/* More than router_backward's, which counts an expert's choices where it is not told their offsets. */
+template <typename T> size_t moedi_cuda_router_room(const moed_workload *w)
+{
+    const int64_t tokens = w->rows * w->length;
+    moedi_cuda_pieces p;
+    if (w->experts > 1) lay(&p, moedi_cuda_ceil(tokens, rows_of_block(tokens)), w->experts);
+    return p.used;
+}
+MOEDI_CUDA_ROOM_DEFINED(router)
+
 template <typename T> moed_status moedi_cuda_router(moedi_cuda *e, const moed_op_router *a)
 {
-    const int64_t even = moedi_cuda_ceil(a->rows, PARTS), each = even > WARPS ? even : WARPS;
+    const int64_t each = rows_of_block(a->rows);
     const unsigned blocks = (unsigned)moedi_cuda_ceil(a->rows, each);
     void *memory;
-    parts_of_losses parts = {};
     moedi_cuda_pieces p;
     if (a->experts > EXPERTS_MOST)
         return moedi_cuda_fail(e, MOED_E_UNSUPPORTED, "%lld experts are more than this backend takes (%d)", (long long)a->experts, EXPERTS_MOST);
     if (a->rows <= 0) return MOED_OK;
-    const auto lay = [&] {
-        parts.counts = p.take<int32_t>(blocks * a->experts);
-        parts.probability = p.take<double>(blocks * a->experts), parts.square = p.take<double>(blocks);
-    };
-    lay();
+    lay(&p, blocks, a->experts);
     MOEDI_CUDA_TRY(moedi_cuda_scratch(e, p.used, &memory));
-    p.base = static_cast<char *>(memory), p.used = 0;
-    lay();
+    p = moedi_cuda_pieces{static_cast<char *>(memory), 0};
+    const parts_of_losses parts = lay(&p, blocks, a->experts);
     MOEDI_CUDA_TRY(moedi_cuda_launch(e, router_kernel, blocks, THREADS, (size_t)a->experts * sizeof(int32_t), *a, each, parts));
     return a->losses ? moedi_cuda_launch(e, losses_kernel, 1, SIDE * SIDE, 0, *a, (int)blocks, parts) : MOED_OK;
 }

@@ -44,6 +44,12 @@ moed_status moedi_cuda_sort_room(moedi_cuda *e, int64_t count, int64_t limit, in
     return MOED_OK;
 }
 
+/* CUB takes the keys and places once more, and for each tile (of 6528 keys or more) and each pass 256 counts. */
+int64_t moedi_cuda_sort_most(int64_t count)
+{
+    return (int64_t)lay(nullptr, count, (size_t)(8 * count + count / 4 + (64 << 10))).used;
+}
+
 moed_status moedi_cuda_sort(moedi_cuda *e, const int32_t *keys, int64_t count, int64_t limit, void *memory, moedi_cuda_sorted *out)
 {
     size_t work = 0;

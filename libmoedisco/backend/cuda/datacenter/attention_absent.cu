@@ -11,6 +11,11 @@ moed_status moedi_cuda_attention_backward_cudnn(moedi_cuda *, const moed_op_atte
     return MOED_E_UNSUPPORTED;
 }
 
+size_t moedi_cuda_attention_cudnn_room(const moed_workload *)
+{
+    return 0;
+}
+
 void moedi_cuda_attention_forget(moedi_cuda *)
 {
 }

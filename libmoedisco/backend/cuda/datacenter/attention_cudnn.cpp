@@ -180,6 +180,37 @@ static const plan &plan_of(moedi_cuda *e, moedi_cuda_attention_plans *plans, con
 
 /* ---- calls ---- */
 
+/* Scratch of a call: the plan's workspace behind what is made for cuDNN first. */
+struct scratch {
+    float *lse = nullptr;
+    char *bias = nullptr, *workspace = nullptr;
+};
+static scratch lay(moedi_cuda_pieces *pieces, const shape &s, int64_t workspace)
+{
+    scratch at;
+    if (s.backward) at.lse = pieces->take<float>(s.heads * s.rows * s.length);
+    if (!s.whole) at.bias = pieces->take<char>(2 * s.rows * s.length * moedi_cuda_bias_stride(s.length));
+    at.workspace = pieces->take<char>(workspace);
+    return at;
+}
+
+/* A plan says what it takes only where there is a device. A bound for backward's, which takes more than forward's:
+ * deterministic kernels write down the gradients of the scores, 16 bits each, queries and keys filled up to whole tiles; a float
+ * for each query of a head; and sums in float of d_q, and of each head's part of d_k and d_v where heads share them. */
+static int64_t workspace_most(const shape &s)
+{
+    const int64_t filled = (s.length + 127) / 128 * 128, queries = s.rows * s.heads * filled, sums = s.kv_heads < s.heads ? 3 : 1;
+    return queries * (2 * filled + 4 + 4 * sums * s.head_dim) + (1 << 20);
+}
+
+size_t moedi_cuda_attention_cudnn_room(const moed_workload *w)
+{
+    const shape s = {w->rows, w->length, w->heads, w->kv_heads, w->head_dim, 0, 0, !w->masked, 1};
+    moedi_cuda_pieces pieces;
+    if (s.head_dim % 8 == 0 && s.length > 1) lay(&pieces, s, workspace_most(s));
+    return pieces.used;
+}
+
 /* What reads 16 bytes at once must find them aligned. */
 static bool suits(const moed_op_attention *a, bool backward)
 {
@@ -200,26 +231,21 @@ static moed_status attend(moedi_cuda *e, const moed_op_attention *a, bool backwa
     const plan &p = plan_of(e, plans, s);
     if (!p.graph) return MOED_E_UNSUPPORTED;
 
-    float *lse = static_cast<float *>(a->lse);
-    char *bias = nullptr, *workspace = nullptr;
+    void *base;
     moedi_cuda_pieces pieces;
-    for (int pass = 0; pass < 2; pass++) {
-        if (backward) lse = pieces.take<float>(s.heads * s.rows * s.length);
-        if (!s.whole) bias = pieces.take<char>(2 * s.rows * s.length * moedi_cuda_bias_stride(s.length));
-        workspace = pieces.take<char>(p.workspace);
-        if (pass == 1) break;
-        void *base;
-        MOEDI_CUDA_TRY(moedi_cuda_scratch(e, pieces.used, &base));
-        pieces.base = static_cast<char *>(base), pieces.used = 0;
-    }
-    if (backward) MOEDI_CUDA_TRY(moedi_cuda_lse_by_row(e, lse, static_cast<const float *>(a->lse), s.rows, s.heads, s.length));
-    if (!s.whole) MOEDI_CUDA_TRY(moedi_cuda_document_bias(e, bias, a->start, s.rows, s.length));
+    lay(&pieces, s, p.workspace);
+    MOEDI_CUDA_TRY(moedi_cuda_scratch(e, pieces.used, &base));
+    pieces = moedi_cuda_pieces{static_cast<char *>(base), 0};
+    const scratch at = lay(&pieces, s, p.workspace);
+    void *const lse = backward ? at.lse : a->lse;
+    if (backward) MOEDI_CUDA_TRY(moedi_cuda_lse_by_row(e, at.lse, static_cast<const float *>(a->lse), s.rows, s.heads, s.length));
+    if (!s.whole) MOEDI_CUDA_TRY(moedi_cuda_document_bias(e, at.bias, a->start, s.rows, s.length));
 
     std::unordered_map<int64_t, void *> places = {{Q, const_cast<void *>(a->q)}, {K, const_cast<void *>(a->k)},
                                                   {V, const_cast<void *>(a->v)}, {OUT, a->out}, {LSE, lse}};
     if (backward) places.insert({{D_Q, a->d_q}, {D_K, a->d_k}, {D_V, a->d_v}, {D_OUT, const_cast<void *>(a->d_out)}});
-    if (!s.whole) places.insert({DOCUMENT_BIAS, bias});
-    fe::error_t error = p.graph->execute(plans->handle, places, workspace);
+    if (!s.whole) places.insert({DOCUMENT_BIAS, at.bias});
+    fe::error_t error = p.graph->execute(plans->handle, places, at.workspace);
     if (error.is_good()) return MOED_OK;
     (void)cudaGetLastError();
     const std::string why = error.get_message();

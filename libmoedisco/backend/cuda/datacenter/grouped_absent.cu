@@ -5,3 +5,8 @@ moed_status moedi_cuda_grouped_sm90(moedi_cuda *, const moed_op_grouped_gemm *)
 {
     return MOED_E_UNSUPPORTED;
 }
+
+size_t moedi_cuda_grouped_sm90_room(const moed_workload *)
+{
+    return 0;
+}

@@ -52,7 +52,17 @@ template <class LayoutA, class LayoutB, class Tile = Shape<_128, _128, _64>> str
     static_assert(sizeof(stride_a) == 8 && sizeof(stride_b) == 8 && sizeof(stride_c) == 8, "one number; constants take no room");
 
     static moed_status run(moedi_cuda *e, const moed_op_grouped_gemm *a);
+    static size_t room(int64_t groups);
 };
+
+/* Scratch of a product; returns CUTLASS' part of it, a descriptor or two of each multiprocessor. */
+char *lay(moedi_cuda_pieces *pieces, tables *t, int64_t groups, size_t workspace)
+{
+    t->sizes = pieces->take<group_size>(groups);
+    t->a = pieces->take<const real *>(groups), t->b = pieces->take<const real *>(groups), t->c = pieces->take<real *>(groups);
+    t->lda = pieces->take<int64_t>(groups), t->ldb = pieces->take<int64_t>(groups), t->ldc = pieces->take<int64_t>(groups);
+    return pieces->take<char>(int64_t(workspace));
+}
 
 /* Fills the tables. The groups without rows are no products; of a reduction, their c is zeroed here. */
 __global__ void prepare_kernel(moed_op_grouped_gemm a, tables t)
@@ -85,20 +95,12 @@ moed_status product<LayoutA, LayoutB, Tile>::run(moedi_cuda *e, const moed_op_gr
     const size_t workspace_size = kernel::get_workspace_size(arguments);
 
     tables t;
-    char *workspace = nullptr;
+    void *base;
     moedi_cuda_pieces pieces;
-    for (int pass = 0; pass < 2; pass++) {
-        if (pass) {
-            void *base;
-            MOEDI_CUDA_TRY(moedi_cuda_scratch(e, pieces.used, &base));
-            pieces = moedi_cuda_pieces{static_cast<char *>(base), 0};
-        }
-        t.sizes = pieces.take<group_size>(a->groups);
-        t.a = pieces.take<const real *>(a->groups), t.b = pieces.take<const real *>(a->groups);
-        t.c = pieces.take<real *>(a->groups);
-        t.lda = pieces.take<int64_t>(a->groups), t.ldb = pieces.take<int64_t>(a->groups), t.ldc = pieces.take<int64_t>(a->groups);
-        workspace = pieces.take<char>(int64_t(workspace_size));
-    }
+    lay(&pieces, &t, a->groups, workspace_size);
+    MOEDI_CUDA_TRY(moedi_cuda_scratch(e, pieces.used, &base));
+    pieces = moedi_cuda_pieces{static_cast<char *>(base), 0};
+    char *const workspace = lay(&pieces, &t, a->groups, workspace_size);
     arguments.problem_shape.problem_shapes = t.sizes;
     arguments.mainloop = {t.a, reinterpret_cast<stride_a *>(t.lda), t.b, reinterpret_cast<stride_b *>(t.ldb)};
     arguments.epilogue.ptr_C = const_cast<const real **>(t.c), arguments.epilogue.ptr_D = t.c;
@@ -120,6 +122,16 @@ moed_status product<LayoutA, LayoutB, Tile>::run(moedi_cuda *e, const moed_op_gr
     return MOED_OK;
 }
 
+template <class LayoutA, class LayoutB, class Tile> size_t product<LayoutA, LayoutB, Tile>::room(int64_t groups)
+{
+    typename kernel::Arguments arguments{};
+    arguments.hw_info.sm_count = 2 * 132; /* no Hopper has half as many */
+    tables t;
+    moedi_cuda_pieces pieces;
+    lay(&pieces, &t, groups, kernel::get_workspace_size(arguments));
+    return pieces.used;
+}
+
 /* What the copy engine can address: it reads nothing past a row's end, but writes whole 16 bytes. Sizes are int to CUTLASS. */
 bool is_ours(const moedi_cuda *e, const moed_op_grouped_gemm *a)
 {
@@ -137,4 +149,13 @@ moed_status moedi_cuda_grouped_sm90(moedi_cuda *e, const moed_op_grouped_gemm *a
     if (!is_ours(e, a)) return MOED_E_UNSUPPORTED;
     if (a->reduce) return product<column_major, row_major>::run(e, a);
     return a->transpose_b ? product<row_major, column_major>::run(e, a) : product<row_major, row_major>::run(e, a);
+}
+
+size_t moedi_cuda_grouped_sm90_room(const moed_workload *w)
+{
+    const size_t forward = product<row_major, column_major>::room(w->experts);
+    const size_t backward = product<row_major, row_major>::room(w->experts);
+    const size_t reduction = product<column_major, row_major>::room(w->experts);
+    const size_t most = forward > backward ? forward : backward;
+    return most > reduction ? most : reduction;
 }
