@@ -56,14 +56,20 @@ typedef struct bench {
     moed_model *model;
 } bench;
 
-static bench bench_on(const char *device, const char *kernels)
+static moed_corpus *walk_corpus(moed_context *c)
 {
-    bench b = {.context = context_on(device, kernels, 0)};
+    moed_corpus *d;
     const moed_documents documents = {.struct_size = sizeof documents, .count = DOCUMENTS, .length = walk_length, .read = walk_read};
     moed_corpus_options o;
     assert_ok(moed_options_init(MOED_STRUCT_CORPUS_OPTIONS, &o, sizeof o));
     o.vocabulary = WORDS, o.end_token = WORDS - 1;
-    assert_ok(moed_corpus_wrap(&b.corpus, b.context, &documents, &o));
+    assert_ok(moed_corpus_wrap(&d, c, &documents, &o));
+    return d;
+}
+static bench bench_on(const char *device, const char *kernels)
+{
+    bench b = {.context = context_on(device, kernels, 0)};
+    b.corpus = walk_corpus(b.context);
     b.model = tiny_model_of(b.context, 64, 3, 4, WORDS);
     return b;
 }
@@ -240,6 +246,41 @@ static void a_device_limit_is_refused_with_the_figure(void **state)
     moed_corpus_destroy(d);
     moed_model_destroy(m);
     moed_context_destroy(c);
+}
+
+/* What is computed beforehand is enough: the engine refuses what goes beyond the limit. Logits, attention and the sums of the
+ * norm's gradients have the most scratch in turn. */
+static void a_run_takes_no_more_than_the_estimate(void **state)
+{
+    static const struct { const char *kernels; int vocabulary; int64_t rows, length; int32_t masked, policy; } cases[] = {
+        {"bf16", 120000, 16, 256, 0, MOED_POLICY_FULL}, {"bf16", WORDS, 64, 256, 0, MOED_POLICY_FULL},
+        {"bf16", WORDS, 16, 250, 1, MOED_POLICY_LEAN},  {"bf16", WORDS, 2, 8, 1, MOED_POLICY_FULL},
+        {"f32", 120000, 16, 256, 1, MOED_POLICY_LEAN},  {"f32", WORDS, 16, 256, 1, MOED_POLICY_FULL},
+    };
+    (void)state;
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        moed_estimate e = {.struct_size = sizeof e};
+        moed_train_options o = walk_options(3);
+        moed_trainer *t = NULL;
+        o.rows = cases[i].rows, o.length = cases[i].length, o.document_mask = cases[i].masked, o.policy = cases[i].policy;
+        moed_context *c = context_on(gpu(), cases[i].kernels, 0);
+        moed_model *m = tiny_model_of(c, 64, 3, 4, cases[i].vocabulary);
+        assert_ok(moed_train_estimate(moed_model_layout(m), NULL, &o, &e));
+        moed_model_destroy(m);
+        moed_context_destroy(c);
+        print_message("%s, vocabulary %d, %d x %d: %.1f MB, of them %.1f activations and workspace\n", cases[i].kernels,
+                      cases[i].vocabulary, (int)o.rows, (int)o.length, 1e-6 * (double)e.device_bytes,
+                      1e-6 * (double)e.activations);
+        c = context_on(gpu(), cases[i].kernels, e.device_bytes);
+        m = tiny_model_of(c, 64, 3, 4, cases[i].vocabulary);
+        moed_corpus *d = walk_corpus(c);
+        assert_ok(moed_trainer_create(&t, c, m, d, NULL, &o));
+        assert_ok(moed_trainer_run(t, 0, NULL, NULL));
+        moed_trainer_destroy(t);
+        moed_corpus_destroy(d);
+        moed_model_destroy(m);
+        moed_context_destroy(c);
+    }
 }
 
 static void a_cancelled_step_leaves_nothing_behind(void **state)
@@ -504,6 +545,7 @@ int main(int count, char **arguments)
         cmocka_unit_test(a_checkpoint_goes_from_gpu_to_cpu_and_back_without_losing_a_bit),
         cmocka_unit_test(a_lean_checkpoint_goes_from_gpu_to_cpu_and_back),
         cmocka_unit_test(a_device_limit_is_refused_with_the_figure),
+        cmocka_unit_test(a_run_takes_no_more_than_the_estimate),
         cmocka_unit_test(a_cancelled_step_leaves_nothing_behind),
         cmocka_unit_test(a_step_as_a_graph_is_the_ordinary_one),
         cmocka_unit_test(twenty_steps_as_graphs_are_those_without),
