@@ -11,6 +11,7 @@
 #include <signal.h>
 #include <sys/resource.h>
 
+#include "json_referee.h"
 #include "util/dtype.h"
 #include "util/file.h"
 #include "util/hash.h"
@@ -505,12 +506,12 @@ static void json_faults_name_file_and_field(void **state)
     json_decref(o);
 }
 
-/* 0: left to jansson; 1: taken, and jansson reads the same. *known: jansson finds the field. */
+/* 0: left to moedi_json_parse; 1: taken, and jansson reads the same. *known: jansson finds the field. */
 static int field_taken(const char *line, int64_t size, int *known)
 {
     moedi_json_string found;
     json_error_t error;
-    json_t *o = moedi_json_load(line, (size_t)size, JSON_REJECT_DUPLICATES, &error);
+    json_t *o = json_loadb(line, (size_t)size, JSON_REJECT_DUPLICATES, &error);
     const json_t *text = json_is_object(o) ? json_object_get(o, "text") : NULL;
     const int taken = moedi_json_field(line, size, "text", &found);
     *known = json_is_string(text);
@@ -555,9 +556,23 @@ static void a_field_of_a_line_is_what_jansson_reads(void **state)
     assert_false(field_taken("{\"text\": \"a\0\"}", 14, &known));
 }
 
-static void changed_lines_are_taken_only_as_jansson_takes_them(void **state)
+/* One byte of `line` is taken out, replaced, doubled or moved; *draw goes on. */
+static size_t change(char *line, size_t size, uint32_t *draw)
 {
     static const char bytes[] = "{}[]\",:\\ueE+-.0159 truefalsn\t\n\x01\x7f\x80\xbf\xc3\xe0\xed\xf0\xf4\xff";
+    *draw = *draw * 1664525u + 1013904223u;
+    const size_t at = (*draw >> 8) % size, kind = *draw >> 30;
+    *draw = *draw * 1664525u + 1013904223u;
+    const char byte = bytes[(*draw >> 8) % sizeof bytes]; /* the zero at its end too */
+    if (kind == 0) memmove(line + at, line + at + 1, --size - at);
+    else if (kind == 1) line[at] = byte;
+    else if (kind == 2) memmove(line + at + 1, line + at, size++ - at), line[at] = byte;
+    else line[at] = line[(*draw >> 8) % size];
+    return size;
+}
+
+static void changed_lines_are_taken_only_as_jansson_takes_them(void **state)
+{
     uint32_t draw = 1;
     int taken = 0, readable = 0;
     (void)state;
@@ -566,21 +581,191 @@ static void changed_lines_are_taken_only_as_jansson_takes_them(void **state)
         const char *from = usual_lines[round % USUAL];
         size_t size = strlen(from);
         memcpy(line, from, size);
-        for (int changes = round / USUAL % 4; changes > 0; changes--) {
-            draw = draw * 1664525u + 1013904223u;
-            const size_t at = (draw >> 8) % size, kind = draw >> 30;
-            draw = draw * 1664525u + 1013904223u;
-            const char byte = bytes[(draw >> 8) % sizeof bytes]; /* the zero at its end too */
-            if (kind == 0) memmove(line + at, line + at + 1, --size - at);
-            else if (kind == 1) line[at] = byte;
-            else if (kind == 2) memmove(line + at + 1, line + at, size++ - at), line[at] = byte;
-            else line[at] = line[(draw >> 8) % size];
-        }
+        for (int changes = round / USUAL % 4; changes > 0; changes--) size = change(line, size, &draw);
         int known;
         taken += field_taken(line, (int64_t)size, &known);
         readable += known;
     }
     assert_true(readable > 20000 && taken > readable / 10 * 9);
+}
+
+/* Every one an object to both readers. */
+static const char *const good_texts[] = {
+    "{}", " \t\r\n{ } \n", "{\"\": \"\"}", "{\"a\": {\"a\": {\"a\": [{\"a\": 1}, {\"a\": 1}]}}}", "{\"a\":[],\"b\":[[],[[]],{}]}",
+    "{\"a\": [true,false , null\t,true]}", "{\"a\": 0, \"b\": -0, \"c\": -0.0, \"d\": 0e0, \"e\": 0E-5}",
+    "{\"most\": 9223372036854775807, \"least\": -9223372036854775808}",
+    "{\"a\": [1e5, 1E+5, 1.5e-7, -1.25E2, 123456789012345678901e0]}",
+    "{\"a\": 1.7976931348623157e308, \"b\": -1.7976931348623157e308, \"c\": 5e-324, \"d\": 1e-999, \"e\": 2.22507385850720e-308}",
+    "{\"a\": 0.1000000000000000055511151231257827021181583404541015625000001, \"b\": 9007199254740993.0}",
+    "{\"a\": 8.5e0000000000000000000000000000000000000000000000007}",
+    "{\"\\\"\\\\\\/\\b\\f\\n\\r\\t\": \"\\\"\\\\\\/\\b\\f\\n\\r\\t\"}",
+    "{\"\\u0041\\u00e9\\u20AC\": \"\\ud83d\\ude00\\uDBFF\\uDFFF\\uffff\"}",
+    "{\"\xc3\xa9\": \"\x7f\xc2\x80\xe0\xa0\x80\xed\x9f\xbf\xef\xbf\xbf\xf0\x90\x80\x80\xf4\x8f\xbf\xbf\"}",
+    "{\"a\": \"b\", \"b\": \"a\", \"aa\": \"\", \"A\": 1}",
+    "{\"\\u0061\": 1, \"\\u0062\": \"\\u0063\", \"c\": [\"\\u0061\", \"\\u0061\"]}",
+};
+
+/* None is. */
+static const char *const bad_texts[] = {
+    "", " ", "{", "}", "[", "{\"a\"", "{\"a\":", "{\"a\":1", "{\"a\":1,", "{\"a\":1,}", "{,}", "{\"a\" 1}", "{\"a\":}",
+    "{\"a\":1 \"b\":2}", "{1:2}", "{a:1}", "{'a':1}", "{\"a\":1}}", "{\"a\":1} {}", "{} x", "{\"a\":[1,]}", "{\"a\":[,1]}",
+    "{\"a\":[1 2]}", "{\"a\":[1}", "{\"a\":{]}", "{\"a\":[1:2]}", "{\"a\":1]", "[]", "[{}]", "1", "\"a\"", "true", "null",
+    "{\"a\":tru}", "{\"a\":truex}", "{\"a\":True}", "{\"a\":nul", "{\"a\":NaN}", "{\"a\":Infinity}", "{\"a\":-Infinity}",
+    "{\"a\":01}", "{\"a\":-}", "{\"a\":-01}", "{\"a\":+1}", "{\"a\":.5}", "{\"a\":1.}", "{\"a\":1.e5}", "{\"a\":1e}",
+    "{\"a\":1e+}", "{\"a\":1e5.5}", "{\"a\":0x10}", "{\"a\":1_000}", "{\"a\":1a}", "{\"a\":--1}", "{\"a\":9223372036854775808}",
+    "{\"a\":-9223372036854775809}", "{\"a\":99999999999999999999999999999999999999}", "{\"a\":1e309}", "{\"a\":-1e309}",
+    "{\"a\":1.7976931348623159e308}", "{\"a\":1,\"a\":1}", "{\"a\":1,\"\\u0061\":2}", "{\"\\u0061\":1,\"a\":2}",
+    "{\"b\":{\"a\":1,\"c\":2,\"a\":3}}", "{\"\":1,\"\":2}", "{\"/\":1,\"\\/\":2}", "{\"\xc3\xa9\":1,\"\\u00E9\":2}",
+    "{\"a\":\"\\u0000\"}", "{\"\\u0000\":1}", "{\"a\":\"\\ud800\"}", "{\"a\":\"\\udc00\"}", "{\"a\":\"\\ud800x\"}",
+    "{\"a\":\"\\ud800\\n\"}", "{\"a\":\"\\ud800\\u0041\"}", "{\"a\":\"\\ud800\\ud800\"}", "{\"a\":\"\\udc00\\ud800\"}",
+    "{\"a\":\"\\ud800\\u", "{\"a\":\"\\ud83d\\ude0\"}", "{\"a\":\"\\u12\"}", "{\"a\":\"\\u12g4\"}", "{\"a\":\"\\U0041\"}",
+    "{\"a\":\"\\x41\"}", "{\"a\":\"\\", "{\"a\":\"\\u", "{\"a\":\"b", "{\"a\":\"b\\\"}", "{\"a\":\"\n\"}", "{\"a\":\"\x1f\"}",
+    "{\"a\t\":1}", "{\"a\":\"\xff\"}", "{\"\xff\":1}", "{\"a\":\"\xc0\x80\"}", "{\"a\":\"\xc1\xbf\"}", "{\"a\":\"\xe0\x9f\xbf\"}",
+    "{\"a\":\"\xed\xa0\x80\"}", "{\"a\":\"\xf0\x8f\xbf\xbf\"}", "{\"a\":\"\xf4\x90\x80\x80\"}", "{\"a\":\"\xf5\x80\x80\x80\"}",
+    "{\"a\":\"\x80\"}", "{\"a\":\"\xc3\"}", "{\"a\":\"\xc3\\u0041\"}", "{\"a\":\"\xe2\x82", "\xef\xbb\xbf{}", "{}\xc2\xa0",
+    "{\v}", "{\f}", "{/**/}", "{\"a\":1//\n}",
+};
+
+enum { GOOD = sizeof good_texts / sizeof *good_texts, BAD = sizeof bad_texts / sizeof *bad_texts };
+
+static void both_readers_take_and_refuse_the_same(void **state)
+{
+    (void)state;
+    for (size_t i = 0; i < GOOD; i++)
+        if (!json_compare(good_texts[i], strlen(good_texts[i]))) fail_msg("%s: %s", good_texts[i], moed_last_error());
+    for (size_t i = 0; i < BAD; i++)
+        if (json_compare(bad_texts[i], strlen(bad_texts[i]))) fail_msg("taken: %s", bad_texts[i]);
+    static const char zeros[] = "{\"a\":\"b\0c\", \"d\0\":1}\0";
+    assert_false(json_compare(zeros, sizeof zeros - 1));
+    assert_false(json_compare("{}\0", 3));
+    for (size_t i = 0; i < GOOD; i++) /* cut anywhere it ends too early */
+        for (size_t size = 0; size < strlen(good_texts[i]); size++)
+            if (json_compare(good_texts[i], size) && i != 1) fail_msg("taken: %.*s", (int)size, good_texts[i]);
+}
+
+static void both_readers_take_and_refuse_the_same_changed_texts(void **state)
+{
+    uint32_t draw = 2;
+    int taken = 0;
+    (void)state;
+    for (int round = 0; round < 20000; round++) {
+        char text[512];
+        const size_t number = (size_t)round % (GOOD + BAD);
+        const char *from = number < GOOD ? good_texts[number] : bad_texts[number - GOOD];
+        size_t size = strlen(from);
+        memcpy(text, from, size);
+        for (int changes = 1 + round / (GOOD + BAD) % 3; changes > 0 && size > 0; changes--) size = change(text, size, &draw);
+        taken += json_compare(text, size);
+    }
+    assert_true(taken > 500 && taken < 10000);
+}
+
+static void deep_nesting_is_taken_to_its_limit(void **state)
+{
+    (void)state;
+    for (int list = 0; list < 2; list++)
+        for (int depth = MOEDI_JSON_DEPTH - 1; depth <= MOEDI_JSON_DEPTH + 1; depth++) {
+            char text[16 * MOEDI_JSON_DEPTH] = "{\"a\":";
+            for (int i = 1; i < depth; i++) strcat(text, list ? "[" : "{\"a\":");
+            if (!list) strcat(text, "1");
+            for (int i = 1; i < depth; i++) strcat(text, list ? "]" : "}");
+            strcat(text, "}");
+            assert_int_equal(json_compare(text, strlen(text)), depth <= MOEDI_JSON_DEPTH);
+        }
+}
+
+static void a_fault_of_json_is_told_with_its_byte(void **state)
+{
+    static const struct {
+        const char *text, *words;
+        int64_t offset;
+    } faults[] = {
+        {"", "ends too early", 0},
+        {"{\"a\": \"b", "ends too early", 8},
+        {"{\"a\": 1 2}", "a comma or } was expected", 8},
+        {"{\"a\": [1}", "a comma or ] was expected", 8},
+        {"{\"a\" 1}", "a colon was expected", 5},
+        {"{1}", "a name in quotes was expected", 1},
+        {"{\"a\": }", "a value was expected", 6},
+        {"{\"a\": nul}", "a value was expected", 6},
+        {"{\"a\": 1.}", "a digit was expected", 8},
+        {"{} x", "something follows its end", 3},
+        {"{\"a\": \"b\nc\"}", "a control character", 8},
+        {"{\"a\": \"b\xc3\x28\"}", "not UTF-8", 9},
+        {"{\"a\": \"b\\x\"}", "a backslash", 8},
+        {"{\"a\": \"b\\ud800\"}", "surrogate", 8},
+        {"{\"a\": \"b\\u0000\"}", "zero character", 8},
+        {"{\"a\": 1, \"\\u0061\": 2}", "this name twice", 9},
+        {"{\"a\": 9223372036854775808}", "does not fit in 64 bits", 6},
+        {"{\"a\": 1e999}", "too large", 6},
+    };
+    (void)state;
+    for (size_t i = 0; i < sizeof faults / sizeof *faults; i++) {
+        json_t *o;
+        moed_error_info e = {.struct_size = sizeof e};
+        assert_refused(moedi_json_parse(&o, faults[i].text, strlen(faults[i].text), "f.json"), MOED_E_FORMAT, faults[i].words);
+        assert_ok(moed_last_error_get(&e));
+        if (e.offset != faults[i].offset) fail_msg("%s: at %d", faults[i].text, (int)e.offset);
+    }
+}
+
+static int64_t blocks_before_failure, blocks_held;
+static int failures_go_on;
+
+static void *failing_memory(size_t size)
+{
+    const int64_t left = blocks_before_failure--;
+    void *block = left == 0 || (left < 0 && failures_go_on) ? NULL : malloc(size);
+    blocks_held += block != NULL;
+    return block;
+}
+static void counted_free(void *block)
+{
+    blocks_held -= block != NULL;
+    free(block);
+}
+
+/* Every allocation fails in turn: alone, or with all that follow. The last reading, in which none does, is taken or refused. */
+static int64_t fail_in_turn(const char *text, moed_status end)
+{
+    for (int64_t n = 0;; n++) {
+        json_t *o = NULL;
+        blocks_before_failure = n, blocks_held = 0;
+        const moed_status status = moedi_json_parse(&o, text, strlen(text), "f.json");
+        const int failed = blocks_before_failure < 0;
+        if (failed) assert_refused(status, MOED_E_MEMORY, "f.json: no memory to parse");
+        else assert_int_equal(status, end);
+        assert_true((o != NULL) == (status == MOED_OK));
+        json_decref(o);
+        assert_int_equal(blocks_held, 0);
+        if (!failed) return n;
+    }
+}
+
+/* Where jansson's reader ends the process, or loses characters: long numbers, words and strings. */
+static void a_lack_of_memory_is_told_wherever_it_is_met(void **state)
+{
+    static const char digits[] = "1234567890123456789012345678901234567890", word[] = "truetruetruetruetruetruetruetruetruetrue";
+    (void)state;
+    json_set_alloc_funcs(failing_memory, counted_free);
+    for (failures_go_on = 0; failures_go_on < 2; failures_go_on++) {
+        for (int size = 1; size <= 40; size++) {
+            char text[4096];
+            snprintf(text, sizeof text, "{\"a\": %.*s, \"b\": 1}", size, digits);
+            fail_in_turn(text, size < 20 ? MOED_OK : MOED_E_FORMAT);
+            snprintf(text, sizeof text, "{\"a\": [-%.*s.5e-1 ]}", size, digits);
+            assert_true(fail_in_turn(text, MOED_OK) > 3);
+            snprintf(text, sizeof text, "{\"a\": %.*s}", size, word);
+            fail_in_turn(text, size == 4 ? MOED_OK : MOED_E_FORMAT);
+            snprintf(text, sizeof text, "{\"\\n%.*s\": \"\\u00e9%.*s\"}", size, word, size, digits);
+            assert_true(fail_in_turn(text, MOED_OK) > 3);
+        }
+        char many[4096] = "{";
+        for (int i = 0; i < 40; i++) sprintf(many + strlen(many), "\"name %d\": [[], {\"a\": [%d]}, true], ", i, i);
+        strcat(many, "\"numbers\": [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17]}");
+        assert_true(fail_in_turn(many, MOED_OK) > 100);
+    }
+    json_set_alloc_funcs(malloc, free);
 }
 
 static void printed_numbers_are_short_and_read_back_exactly(void **state)
@@ -766,6 +951,11 @@ int main(void)
         cmocka_unit_test(json_faults_name_file_and_field),
         cmocka_unit_test(a_field_of_a_line_is_what_jansson_reads),
         cmocka_unit_test(changed_lines_are_taken_only_as_jansson_takes_them),
+        cmocka_unit_test(both_readers_take_and_refuse_the_same),
+        cmocka_unit_test(both_readers_take_and_refuse_the_same_changed_texts),
+        cmocka_unit_test(deep_nesting_is_taken_to_its_limit),
+        cmocka_unit_test(a_fault_of_json_is_told_with_its_byte),
+        cmocka_unit_test(a_lack_of_memory_is_told_wherever_it_is_met),
         cmocka_unit_test(printed_numbers_are_short_and_read_back_exactly),
         cmocka_unit_test(numbers_read_back_whatever_the_host_rounds_to),
         cmocka_unit_test(safetensors_round_trip_in_pieces_and_any_order),

@@ -1,44 +1,12 @@
-/* util/json.c - typed, checked reading of JSON objects over jansson. */
+/* util/json.c - fields of JSON objects, read with their type and range checked; objects printed. */
 #include "json.h"
 
-#include <fenv.h>
-#include <locale.h>
-#include <math.h>
-#include <stdlib.h>
 #include <string.h>
 
 #include "file.h"
+#include "surroundings.h"
 
 enum { LARGEST_FILE = 100 << 20 };
-
-/* Decimals are read and printed by this thread alone in the C locale, whatever another thread sets meanwhile, and rounded to the
- * nearest whatever the host rounds to: a number reads back as it was printed. */
-typedef struct surroundings {
-    locale_t locale;
-    int rounding;
-} surroundings;
-
-static surroundings enter(void)
-{
-    const locale_t plain = newlocale(LC_ALL_MASK, "C", (locale_t)0); /* static in the C library: nothing to free */
-    const surroundings before = {.locale = uselocale(plain), .rounding = fegetround()};
-    fesetround(FE_TONEAREST);
-    return before;
-}
-
-static void leave(const surroundings *before)
-{
-    fesetround(before->rounding);
-    uselocale(before->locale);
-}
-
-json_t *moedi_json_load(const char *text, size_t size, size_t flags, json_error_t *error)
-{
-    const surroundings before = enter();
-    json_t *o = json_loadb(text, size, flags, error);
-    leave(&before);
-    return o;
-}
 
 typedef struct line {
     char *out;
@@ -56,10 +24,10 @@ static int take_part(const char *part, size_t size, void *user)
 /* Not json_dumpb, which leaves out a part that does not fit, and with it the bytes that would have. */
 size_t moedi_json_line(const json_t *o, char *out, size_t room, size_t flags)
 {
-    const surroundings before = enter();
+    const moedi_surroundings before = moedi_surroundings_enter();
     line l = {out, room, 0};
     const int failed = json_dump_callback(o, take_part, &l, flags);
-    leave(&before);
+    moedi_surroundings_leave(&before);
     return failed ? 0 : l.used;
 }
 
@@ -77,39 +45,6 @@ moed_status moedi_json_dump(const moed_context *c, const json_t *o, size_t flags
     text[needed] = 0;
     *out = text;
     *size = needed;
-    return MOED_OK;
-}
-
-/* jansson reports a lack of memory as any error or none of its own: what a parse of `size` bytes takes is asked for to find
- * out. */
-static int memory_is_short(size_t size)
-{
-    void *volatile probe = malloc(65536 + 16 * size); /* volatile, or the compiler sees that nothing comes of it */
-    const int is = !probe;
-    free(probe);
-    return is;
-}
-
-/* jansson's reader loses characters of a text, unseen, when a buffer of it cannot grow: what two readings have in common is
- * true. */
-moed_status moedi_json_parse(json_t **out, const char *text, size_t size, const char *path)
-{
-    json_error_t error;
-    json_t *o = moedi_json_load(text, size, JSON_REJECT_DUPLICATES, &error),
-           *again = moedi_json_load(text, size, JSON_REJECT_DUPLICATES, &error);
-    const int same = o && again && json_equal(o, again);
-    const int refused = !o && !again && !memory_is_short(size);
-    json_decref(again);
-    if (!same && !refused) {
-        json_decref(o);
-        return moedi_fail(MOED_E_MEMORY, "%s: no memory to parse %zu bytes of JSON", path, size);
-    }
-    if (!o) return moedi_fail_file(MOED_E_FORMAT, path, error.position, "is not JSON: %s", error.text);
-    if (!json_is_object(o)) {
-        json_decref(o);
-        return moedi_fail_file(MOED_E_FORMAT, path, -1, "is JSON, but not an object");
-    }
-    *out = o;
     return MOED_OK;
 }
 

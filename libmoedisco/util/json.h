@@ -1,4 +1,4 @@
-/* util/json.h - typed, checked reading of JSON objects (jansson does the parsing). Errors name file and field. */
+/* util/json.h - typed, checked reading of JSON objects, whose values are jansson's. Errors name file and field. */
 #ifndef MOEDI_JSON_H
 #define MOEDI_JSON_H
 
@@ -6,8 +6,9 @@
 
 #include "core/context.h"
 
-/* Parses an object; duplicates, trailing text, bad UTF-8 and deep nesting are errors with the byte. path names the source in
- * errors. */
+/* Parses an object; what is no JSON, names that stand twice, zero characters, bad UTF-8, deep nesting (json_scan.h) and numbers
+ * that int64_t or double cannot hold are errors with the byte. A number with a point or an exponent is a real. The text need not
+ * end with a zero. path names the source in errors. */
 moed_status moedi_json_parse(json_t **out, const char *text, size_t size, const char *path);
 moed_status moedi_json_open(json_t **out, const moed_context *c, const char *path); /* a file of at most 100 MB */
 
@@ -26,9 +27,8 @@ moed_status moedi_json_format(const json_t *o, const char *path, int64_t mine);
 
 /* Text by jansson's flags, without a final newline; free with moedi_free. */
 moed_status moedi_json_dump(const moed_context *c, const json_t *o, size_t flags, char **out, size_t *size);
-/* jansson's json_loadb and json_dumpb (bytes of the text, 0 on failure; the first `room` of them are written), untouched by the
- * host's locale and rounding. */
-json_t *moedi_json_load(const char *text, size_t size, size_t flags, json_error_t *error);
+/* jansson's json_dumpb (bytes of the text, 0 on failure; the first `room` of them are written), untouched by the host's locale
+ * and rounding. */
 size_t moedi_json_line(const json_t *o, char *out, size_t room, size_t flags);
 /* Text with two-space indent and a final newline; free with moedi_free. NULL text on failure. */
 moed_status moedi_json_print(const moed_context *c, const json_t *o, char **out, size_t *size);

@@ -2,20 +2,10 @@
 #ifndef MOEDI_JSON_FIELD_H
 #define MOEDI_JSON_FIELD_H
 
-#include <stdint.h>
-
-/* Between its quotes. */
-typedef struct moedi_json_string {
-    const char *text;
-    int64_t size;
-    int escaped; /* it has backslashes */
-} moedi_json_string;
+#include "json_scan.h"
 
 /* 1: text is a JSON object that moedi_json_parse takes, and its field is this string. 0: it is not, or has something unusual
  * (deep nesting, many fields, escaped names, long numbers), and moedi_json_parse knows. Allocates nothing. */
 int moedi_json_field(const char *text, int64_t size, const char *field, moedi_json_string *out);
-
-/* A string that moedi_json_field found, its backslashes resolved in place; the new size. */
-int64_t moedi_json_unescape(char *text, int64_t size);
 
 #endif

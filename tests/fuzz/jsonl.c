@@ -1,14 +1,16 @@
 /* tests/fuzz/jsonl.c - JSON lines from a stranger become a corpus that opens and holds what the report says, or nothing. */
 #include "corpus.h"
+#include "json_referee.h"
 #include "util/json_field.h"
 
-/* The input as one line: taken by the scanner, it is what jansson reads. */
-static void compare_readers(const uint8_t *data, size_t size)
+/* The input as one line: both readers make the same of it, and what the field finder takes is what jansson reads. */
+static void compare_readers(const char *line, size_t size)
 {
     moedi_json_string found;
-    json_error_t error;
-    if (!moedi_json_field((const char *)data, (int64_t)size, "text", &found)) return;
-    json_t *o = moedi_json_load((const char *)data, size, JSON_REJECT_DUPLICATES, &error);
+    const int known = json_compare(line, size);
+    if (!moedi_json_field(line, (int64_t)size, "text", &found)) return;
+    assert_true(known);
+    json_t *o = json_loadb(line, size, JSON_REJECT_DUPLICATES, NULL);
     const json_t *text = json_object_get(o, "text");
     assert_true(json_is_string(text));
     char *own = malloc((size_t)found.size + 1);
@@ -23,7 +25,7 @@ static void compare_readers(const uint8_t *data, size_t size)
 FUZZ_TARGET(jsonl)
 {
     fuzz_begin();
-    compare_readers(data, size);
+    compare_readers((const char *)data, size);
     const char *lines = fuzz_file("in.jsonl", data, size), *built = support_path(fuzz_dir, "built");
     moed_corpus_report report = {.struct_size = sizeof report};
     const moed_status status = moed_corpus_build(fuzz_context, &lines, 1, built, NULL, &report, NULL);
