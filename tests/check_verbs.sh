@@ -18,6 +18,12 @@ refuse 2 'mixtral|qwen2_moe' init m --family gpt
 refuse 2 'needs a value' init m --hidden
 expect 0 info
 has out 'kernels'
+# the folder that is named is looked in, and what does not load there is listed
+mkdir plugins
+echo rubbish > plugins/libmoedisco-rubbish.so
+expect 0 info --plugin-dir plugins
+has out 'libmoedisco-rubbish.so.*not usable'
+rm -r plugins
 expect 0 run --help
 has out 'run upcycle'
 expect 0 help run disco
