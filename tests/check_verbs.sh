@@ -107,6 +107,11 @@ fi
 "$moedisco" --help | : || wrong 'a reader that leaves is a fault'
 
 # ---- model, clusters, split, train, integrate ----
+# a limit on file sizes ends a write with a sentence, not the process with a signal
+(ulimit -f 2; "$moedisco" init limited --preset tiny > out 2> err)
+[ $? = 2 ] || wrong 'not exit 2 at a limit on file sizes'
+has err 'limited.*cannot write: File too large'
+[ -z "$(ls -d limited* 2> /dev/null)" ] || wrong "a limit on file sizes leaves $(ls -d limited*)"
 expect 0 init m --preset tiny
 refuse 2 'holds a model already' init m --preset tiny
 expect 0 info m
