@@ -18,6 +18,12 @@ refuse 2 'mixtral|qwen2_moe' init m --family gpt
 refuse 2 'needs a value' init m --hidden
 expect 0 info
 has out 'kernels'
+# the folder that is named is looked in, and what does not load there is listed
+mkdir plugins
+echo rubbish > plugins/libmoedisco-rubbish.so
+expect 0 info --plugin-dir plugins
+has out 'libmoedisco-rubbish.so.*not usable'
+rm -r plugins
 expect 0 run --help
 has out 'run upcycle'
 expect 0 help run disco
@@ -101,6 +107,11 @@ fi
 "$moedisco" --help | : || wrong 'a reader that leaves is a fault'
 
 # ---- model, clusters, split, train, integrate ----
+# a limit on file sizes ends a write with a sentence, not the process with a signal
+(ulimit -f 2; "$moedisco" init limited --preset tiny > out 2> err)
+[ $? = 2 ] || wrong 'not exit 2 at a limit on file sizes'
+has err 'limited.*cannot write: File too large'
+[ -z "$(ls -d limited* 2> /dev/null)" ] || wrong "a limit on file sizes leaves $(ls -d limited*)"
 expect 0 init m --preset tiny
 refuse 2 'holds a model already' init m --preset tiny
 expect 0 info m

@@ -26,7 +26,8 @@ void layout_tell(const char *name, const moed_layout *l)
                    (json_int_t)i.shared, "bytes", (json_int_t)i.bytes, "forward_flops", i.forward_flops));
 }
 
-static int tell_machine(moed_context *context)
+/* Devices are looked for where the context looked. */
+static int tell_machine(moed_context *context, const char *plugin_dir)
 {
     moed_context_info i = {.struct_size = sizeof i};
     size_t count = 0;
@@ -34,11 +35,11 @@ static int tell_machine(moed_context *context)
     if (status) return fail_status(status);
     say("%s", moed_build_info());
     say("here: device %s, kernels %s, %d threads; %s", i.device, i.kernels, i.threads, i.reason);
-    status = moed_device_list(NULL, 0, &count, NULL);
+    status = moed_device_list(NULL, 0, &count, plugin_dir);
     if (status) return fail_status(status);
     moed_device_info *devices = must(calloc(count + 1, sizeof *devices));
     for (size_t k = 0; k < count; k++) devices[k].struct_size = sizeof *devices;
-    status = moed_device_list(devices, count, &count, NULL);
+    status = moed_device_list(devices, count, &count, plugin_dir);
     for (size_t k = 0; k < count && !status; k++) {
         const moed_device_info *d = &devices[k];
         char memory[32];
@@ -160,7 +161,7 @@ int verb_info(const verb *v, int argc, char **argv)
     int code = flags_parse(&f, v, argc, argv, 0, 1);
     if (code >= 0) return code;
     if ((code = common_open(&c, &context))) return code;
-    code = f.positional_count ? tell(context, f.positionals[0]) : tell_machine(context);
+    code = f.positional_count ? tell(context, f.positionals[0]) : tell_machine(context, c.context.plugin_dir);
     moed_context_destroy(context);
     return code;
 }

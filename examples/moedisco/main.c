@@ -188,6 +188,7 @@ int main(int argc, char **argv)
 {
     fill_standard_streams();
     signal(SIGPIPE, SIG_IGN);
+    signal(SIGXFSZ, SIG_IGN); /* ulimit -f: the write fails instead and is told as a full disk is; workers inherit it */
     int code = run(argc, argv);
     if ((fflush(stdout) || ferror(stdout)) && !reader_left() && code == EXIT_DONE)
         code = fail(EXIT_OTHER, "standard output could not be written");

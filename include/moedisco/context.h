@@ -41,7 +41,7 @@ enum {
 };
 
 /* Environment read at create unless MOED_CONTEXT_NO_ENV (secure_getenv): MOED_THREADS, MOED_KERNELS,
- * MOED_BACKEND_PATH; each only where the field is at its default. */
+ * MOED_BACKEND_PATH (absolute folders, with : between); each only where the field is at its default. */
 typedef struct moed_context_options {
     uint32_t struct_size;
     uint32_t flags;
