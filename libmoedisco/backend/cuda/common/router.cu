@@ -128,20 +128,14 @@ template <typename T> moed_status moedi_cuda_router(moedi_cuda *e, const moed_op
 {
     const int64_t even = moedi_cuda_ceil(a->rows, PARTS), each = even > WARPS ? even : WARPS;
     const unsigned blocks = (unsigned)moedi_cuda_ceil(a->rows, each);
-    void *memory;
     parts_of_losses parts = {};
-    moedi_cuda_pieces p;
     if (a->experts > EXPERTS_MOST)
         return moedi_cuda_fail(e, MOED_E_UNSUPPORTED, "%lld experts are more than this backend takes (%d)", (long long)a->experts, EXPERTS_MOST);
     if (a->rows <= 0) return MOED_OK;
-    const auto lay = [&] {
+    MOEDI_CUDA_TRY(moedi_cuda_lay(e, [&](moedi_cuda_pieces &p) {
         parts.counts = p.take<int32_t>(blocks * a->experts);
         parts.probability = p.take<double>(blocks * a->experts), parts.square = p.take<double>(blocks);
-    };
-    lay();
-    MOEDI_CUDA_TRY(moedi_cuda_scratch(e, p.used, &memory));
-    p.base = static_cast<char *>(memory), p.used = 0;
-    lay();
+    }));
     MOEDI_CUDA_TRY(moedi_cuda_launch(e, router_kernel, blocks, THREADS, (size_t)a->experts * sizeof(int32_t), *a, each, parts));
     return a->losses ? moedi_cuda_launch(e, losses_kernel, 1, SIDE * SIDE, 0, *a, (int)blocks, parts) : MOED_OK;
 }

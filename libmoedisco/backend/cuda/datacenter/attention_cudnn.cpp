@@ -202,16 +202,11 @@ static moed_status attend(moedi_cuda *e, const moed_op_attention *a, bool backwa
 
     float *lse = static_cast<float *>(a->lse);
     char *bias = nullptr, *workspace = nullptr;
-    moedi_cuda_pieces pieces;
-    for (int pass = 0; pass < 2; pass++) {
+    MOEDI_CUDA_TRY(moedi_cuda_lay(e, [&](moedi_cuda_pieces &pieces) {
         if (backward) lse = pieces.take<float>(s.heads * s.rows * s.length);
         if (!s.whole) bias = pieces.take<char>(2 * s.rows * s.length * moedi_cuda_bias_stride(s.length));
         workspace = pieces.take<char>(p.workspace);
-        if (pass == 1) break;
-        void *base;
-        MOEDI_CUDA_TRY(moedi_cuda_scratch(e, pieces.used, &base));
-        pieces.base = static_cast<char *>(base), pieces.used = 0;
-    }
+    }));
     if (backward) MOEDI_CUDA_TRY(moedi_cuda_lse_by_row(e, lse, static_cast<const float *>(a->lse), s.rows, s.heads, s.length));
     if (!s.whole) MOEDI_CUDA_TRY(moedi_cuda_document_bias(e, bias, a->start, s.rows, s.length));
 

@@ -86,19 +86,13 @@ moed_status product<LayoutA, LayoutB, Tile>::run(moedi_cuda *e, const moed_op_gr
 
     tables t;
     char *workspace = nullptr;
-    moedi_cuda_pieces pieces;
-    for (int pass = 0; pass < 2; pass++) {
-        if (pass) {
-            void *base;
-            MOEDI_CUDA_TRY(moedi_cuda_scratch(e, pieces.used, &base));
-            pieces = moedi_cuda_pieces{static_cast<char *>(base), 0};
-        }
+    MOEDI_CUDA_TRY(moedi_cuda_lay(e, [&](moedi_cuda_pieces &pieces) {
         t.sizes = pieces.take<group_size>(a->groups);
         t.a = pieces.take<const real *>(a->groups), t.b = pieces.take<const real *>(a->groups);
         t.c = pieces.take<real *>(a->groups);
         t.lda = pieces.take<int64_t>(a->groups), t.ldb = pieces.take<int64_t>(a->groups), t.ldc = pieces.take<int64_t>(a->groups);
         workspace = pieces.take<char>(int64_t(workspace_size));
-    }
+    }));
     arguments.problem_shape.problem_shapes = t.sizes;
     arguments.mainloop = {t.a, reinterpret_cast<stride_a *>(t.lda), t.b, reinterpret_cast<stride_b *>(t.ldb)};
     arguments.epilogue.ptr_C = const_cast<const real **>(t.c), arguments.epilogue.ptr_D = t.c;
