@@ -114,8 +114,8 @@ help:
 	    'crash            200 runs killed at random instants, and every fault in turn' \
 	    'fuzz             each target in tests/fuzz for FUZZ_SECONDS (600); fuzz-merge keeps what is new' \
 	    'bench            the bench programs                     bench-methods  the methods against each other' \
-    'bench-gpu        on a GPU, beside PyTorch (PEERS, ROWS) check-gpu CHECK=sanitize   under compute-sanitizer' \
-    'gpu-pack DIR=    both for a machine with a GPU and without this tree' \
+	    'bench-gpu        on a GPU, beside PyTorch (PEERS, ROWS) check-gpu CHECK=sanitize   under compute-sanitizer' \
+	    'gpu-pack DIR=    both for a machine with a GPU and without this tree' \
 	    'install uninstall dist clean' \
 	    'variables: CC CXX CFLAGS CPPFLAGS LDFLAGS PREFIX LIBDIR INCLUDEDIR BINDIR DESTDIR BUILD SANITIZE FUZZ_SECONDS' \
 	    '           V=1 (commands)  WERROR=1 (warnings are errors)  YES=1 (install packages without asking)'
