@@ -3,6 +3,7 @@
 #include <sys/file.h>
 
 #include "support.h"
+#include "fixture.h"
 
 #include <fenv.h>
 #include <math.h>
@@ -19,21 +20,6 @@
 #include "util/numbers.h"
 #include "util/random.h"
 #include "util/safetensors.h"
-
-static moed_context *context;
-
-static int setup(void **state)
-{
-    (void)state;
-    context = support_context("reference", 1);
-    return 0;
-}
-static int teardown(void **state)
-{
-    (void)state;
-    support_close(context);
-    return 0;
-}
 
 static int entries_in(const char *dir)
 {
