@@ -187,12 +187,12 @@ $(CUDA_PLUGIN): $(CUDA_OBJECTS) libmoedisco/backend/cuda/plugin.map
 $(CUDA_BENCHES): %: %.o $(CUDA_OBJECTS)
 	$(call say,LD,$@)$(NVCC) -cudart static -o $@ $^ -ldl -lpthread
 endif
-GPU_BENCHES := $(patsubst %,$(OUT)/tests/bench/%,bench_device bench_step bench_kmeans)
+GPU_BENCHES := $(patsubst %,$(OUT)/tests/bench/%,bench_device bench_step bench_kmeans bench_pieces)
 bench-gpu: all $(GPU_BENCHES)
 	@sh tests/bench/gpu.sh $(abspath $(OUT)) $(ROWS)
 # For a machine with a GPU and without this tree.
 gpu-pack: all $(OUT)/tests/test_conformance $(OUT)/tests/gpu/test_gpu $(GPU_BENCHES) $(CUDA_BENCHES) $(OUT)/tests/bench/plugins/libmoedisco-timed.so
-	@sh tests/gpu/pack.sh $(abspath $(OUT)) '$(DIR)' $(CUDA_BENCHES)
+	@sh tests/gpu/pack.sh $(abspath $(OUT)) '$(DIR)' $(abspath $(GPU_BENCHES) $(CUDA_BENCHES))
 
 $(COMMAND): $(COMMAND_SOURCES:%.c=$(OUT)/%.o) $(SHARED)
 	$(call say,LD,$@)$(CC) $(FLAGS) $(LDFLAGS) -o $@ $(filter %.o,$^) -L$(OUT) -lmoedisco $(LIBS) \
