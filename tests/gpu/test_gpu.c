@@ -1,5 +1,6 @@
 /* tests/gpu/test_gpu.c - the library on a GPU beside the same on the CPU: gradients, 300 steps, checkpoints that go from one to the
- * other, steps as graphs, the caller's stream and allocator, limits, cancel, embedding and k-means. MOED_TEST_DEVICE names the device (cuda:0). Run by `make check-gpu`. */
+ * other, steps as graphs, the caller's stream and allocator, limits, cancel, embedding, k-means and surgery. MOED_TEST_DEVICE names
+ * the device (cuda:0). Run by `make check-gpu`. */
 #include <dlfcn.h>
 
 #include "train_support.h"
