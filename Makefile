@@ -114,8 +114,8 @@ help:
 	    'crash            200 runs killed at random instants, and every fault in turn' \
 	    'fuzz             each target in tests/fuzz for FUZZ_SECONDS (600); fuzz-merge keeps what is new' \
 	    'bench            the bench programs                     bench-methods  the methods against each other' \
-    'bench-gpu        on a GPU, beside PyTorch (PEERS, ROWS) check-gpu CHECK=sanitize   under compute-sanitizer' \
-    'gpu-pack DIR=    both for a machine with a GPU and without this tree' \
+	    'bench-gpu        on a GPU, beside PyTorch (PEERS, ROWS) check-gpu CHECK=sanitize   under compute-sanitizer' \
+	    'gpu-pack DIR=    both for a machine with a GPU and without this tree' \
 	    'install uninstall dist clean' \
 	    'variables: CC CXX CFLAGS CPPFLAGS LDFLAGS PREFIX LIBDIR INCLUDEDIR BINDIR DESTDIR BUILD SANITIZE FUZZ_SECONDS' \
 	    '           V=1 (commands)  WERROR=1 (warnings are errors)  YES=1 (install packages without asking)'
@@ -187,12 +187,12 @@ $(CUDA_PLUGIN): $(CUDA_OBJECTS) libmoedisco/backend/cuda/plugin.map
 $(CUDA_BENCHES): %: %.o $(CUDA_OBJECTS)
 	$(call say,LD,$@)$(NVCC) -cudart static -o $@ $^ -ldl -lpthread
 endif
-GPU_BENCHES := $(patsubst %,$(OUT)/tests/bench/%,bench_device bench_step bench_kmeans)
+GPU_BENCHES := $(patsubst %,$(OUT)/tests/bench/%,bench_device bench_step bench_kmeans bench_pieces)
 bench-gpu: all $(GPU_BENCHES)
 	@sh tests/bench/gpu.sh $(abspath $(OUT)) $(ROWS)
 # For a machine with a GPU and without this tree.
 gpu-pack: all $(OUT)/tests/test_conformance $(OUT)/tests/gpu/test_gpu $(GPU_BENCHES) $(CUDA_BENCHES) $(OUT)/tests/bench/plugins/libmoedisco-timed.so
-	@sh tests/gpu/pack.sh $(abspath $(OUT)) '$(DIR)' $(CUDA_BENCHES)
+	@sh tests/gpu/pack.sh $(abspath $(OUT)) '$(DIR)' $(abspath $(GPU_BENCHES) $(CUDA_BENCHES))
 
 $(COMMAND): $(COMMAND_SOURCES:%.c=$(OUT)/%.o) $(SHARED)
 	$(call say,LD,$@)$(CC) $(FLAGS) $(LDFLAGS) -o $@ $(filter %.o,$^) -L$(OUT) -lmoedisco $(LIBS) \

@@ -1,5 +1,7 @@
 /* test_corpus.c - building, opening, damaging, viewing, dividing and sampling corpora. */
 #include "support.h"
+
+#define FIXTURE_FOLDER
 #include "fixture.h"
 
 #include <errno.h>

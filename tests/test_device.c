@@ -186,9 +186,8 @@ static void a_step_as_a_graph_gives_the_bits_of_an_ordinary_one(void **state)
     moed_context_options logged = fake_options();
     logged.log = count_launches, logged.log_user = &launches, logged.log_level = MOED_LOG_DEBUG;
     assert_ok(moed_context_create(&contexts[2], &logged));
-    for (int i = 0; i < 12; i++) {
-        moed_train_options o = tiny_options(POISONED_STEPS + 2);
-        o.micro_batches = i % 3 == 0 ? 1 : i % 3 == 1 ? 2 : 4, o.document_mask = i / 3 % 2, o.seed = (uint64_t)i;
+    for (int i = 0; i < POISONED_CASES; i++) {
+        moed_train_options o = poisoned_options(i);
         float *numbers[3];
         double losses[3][POISONED_STEPS];
         int done[3];
@@ -202,7 +201,7 @@ static void a_step_as_a_graph_gives_the_bits_of_an_ordinary_one(void **state)
             assert_memory_equal(numbers[k], numbers[0], count[0] * sizeof(float));
         }
         for (int k = 0; k < 3; k++) free(numbers[k]);
-        if (!o.document_mask && done[0] < POISONED_STEPS) assert_int_equal(launches, (done[0] >= 1 ? done[0] : 0) + 1);
+        if (!o.document_mask && done[0] < POISONED_STEPS) assert_int_equal(launches, done[0] + 1);
         long_runs += done[0] >= 3 && done[0] < POISONED_STEPS; /* the refused step was a graph */
     }
     assert_true(long_runs >= 3);

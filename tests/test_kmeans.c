@@ -1,21 +1,8 @@
 /* test_kmeans.c - k-means: starts, Lloyd, balance, the embedding of documents, and what is refused. */
 #include "support.h"
+#include "fixture.h"
 
 #include "cluster/lloyd.h"
-
-static moed_context *context;
-static int setup(void **state)
-{
-    (void)state;
-    context = support_context("reference", 1);
-    return 0;
-}
-static int teardown(void **state)
-{
-    (void)state;
-    support_close(context);
-    return 0;
-}
 
 static moed_kmeans_options options(int32_t clusters, int32_t method)
 {
@@ -620,7 +607,6 @@ static void running_out_of_memory_anywhere_is_survived(void **state)
     free(x);
 }
 
-#define T(f) cmocka_unit_test_setup_teardown(f, setup, teardown)
 int main(void)
 {
     const struct CMUnitTest tests[] = {

@@ -1,5 +1,6 @@
 /* Layouts: by hand and from config.json; what is refused, what is counted, what is compared. */
 #include "support.h"
+#include "fixture.h"
 
 #include <jansson.h>
 
@@ -427,33 +428,20 @@ static void experts_with_tensors_of_their_own_must_be_all_there(void **state)
     assert_refused(moed_layout_create(&l, *state, p, 3), MOED_E_ARGUMENT, "expert 1 of 3 has no parameter");
 }
 
-static int setup(void **state)
-{
-    *state = support_context("reference", 1);
-    return 0;
-}
-
-static int teardown(void **state)
-{
-    support_close(*state);
-    return 0;
-}
-
 int main(void)
 {
-#define TEST(f) cmocka_unit_test_setup_teardown(f, setup, teardown)
     const struct CMUnitTest tests[] = {
-        TEST(family_parameters_lie_in_slot_order),
-        TEST(roles_flags_and_shapes_of_a_family),
-        TEST(config_fields_of_several_generations_are_read),
-        TEST(bad_configs_are_refused_by_field),
-        TEST(sizes_of_published_models_are_exact),
-        TEST(totals_of_a_small_model_are_those_counted_by_hand),
-        TEST(unknown_fields_of_a_config_are_kept),
-        TEST(layouts_differ_by_name),
-        TEST(a_layout_by_hand_is_what_was_said),
-        TEST(bad_layouts_by_hand_are_refused_by_parameter),
-        TEST(experts_with_tensors_of_their_own_must_be_all_there),
+        T(family_parameters_lie_in_slot_order),
+        T(roles_flags_and_shapes_of_a_family),
+        T(config_fields_of_several_generations_are_read),
+        T(bad_configs_are_refused_by_field),
+        T(sizes_of_published_models_are_exact),
+        T(totals_of_a_small_model_are_those_counted_by_hand),
+        T(unknown_fields_of_a_config_are_kept),
+        T(layouts_differ_by_name),
+        T(a_layout_by_hand_is_what_was_said),
+        T(bad_layouts_by_hand_are_refused_by_parameter),
+        T(experts_with_tensors_of_their_own_must_be_all_there),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

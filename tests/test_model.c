@@ -1,6 +1,9 @@
 /* Models: fresh, borrowed, saved and opened; hostile directories. */
 #include "support.h"
 
+#define FIXTURE_THREADS 2
+#include "fixture.h"
+
 #include <jansson.h>
 
 #include "model/model.h"
@@ -545,22 +548,15 @@ static void wrong_arguments_are_refused(void **state)
     moed_layout_destroy(l);
 }
 
-static int setup(void **state)
-{
-    *state = support_context("reference", 2);
-    return 0;
-}
-
-static int teardown(void **state)
+static int end(void **state)
 {
     while (path_count > 0) free(paths[--path_count]);
-    support_close(*state);
-    return 0;
+    return teardown(state);
 }
 
 int main(void)
 {
-#define TEST(f) cmocka_unit_test_setup_teardown(f, setup, teardown)
+#define TEST(f) cmocka_unit_test_setup_teardown(f, setup, end)
     const struct CMUnitTest tests[] = {
         TEST(a_fresh_model_has_normal_weights_unit_norms_and_zero_biases),
         TEST(weights_depend_on_seed_and_name_alone),

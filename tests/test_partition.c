@@ -1,5 +1,7 @@
 /* test_partition.c - document -> cluster: files, views, and what does not belong together. */
 #include "support.h"
+
+#define FIXTURE_FOLDER
 #include "fixture.h"
 
 #include <signal.h>

@@ -1,22 +1,11 @@
 /* Pieces against a naive implementation, over dtypes, axes, shards and threads; and what is refused. */
 #include "pieces.h"
 
+#define FIXTURE_KERNELS "auto"
+#define FIXTURE_THREADS 2
+#include "fixture.h"
+
 #include "util/random.h"
-
-static moed_context *context;
-
-static int setup(void **state)
-{
-    (void)state;
-    context = support_context("auto", 2);
-    return 0;
-}
-static int teardown(void **state)
-{
-    (void)state;
-    moed_context_destroy(context);
-    return 0;
-}
 
 static double number(const moed_tensor *t, const int64_t *at)
 {

@@ -1,6 +1,10 @@
 /* Split and integrate: families and hand-made layouts, in memory and through directories. */
 #include "support.h"
 
+#define FIXTURE_KERNELS "auto"
+#define FIXTURE_THREADS 2
+#include "fixture.h"
+
 #include "model/model.h"
 
 static const char qwen[] =
@@ -11,23 +15,6 @@ static const char mixtral[] =
     "{\"model_type\": \"mixtral\", \"vocab_size\": 61, \"hidden_size\": 16, \"num_hidden_layers\": 2, \"num_attention_heads\": 4,"
     " \"num_key_value_heads\": 2, \"num_local_experts\": 6, \"num_experts_per_tok\": 2, \"intermediate_size\": 12,"
     " \"max_position_embeddings\": 64, \"tie_word_embeddings\": true}";
-
-static moed_context *context;
-
-static int setup(void **state)
-{
-    (void)state;
-    context = support_context("auto", 2);
-    return 0;
-}
-static int teardown(void **state)
-{
-    moed_context_info info = {.struct_size = sizeof info};
-    (void)state;
-    moed_context_get_info(context, &info);
-    moed_context_destroy(context);
-    return info.host_in_use == 0 ? 0 : -1; /* everything was given back */
-}
 
 /* ---- models ---- */
 

@@ -3,6 +3,7 @@
 #include <sys/file.h>
 
 #include "support.h"
+#include "fixture.h"
 
 #include <fenv.h>
 #include <math.h>
@@ -15,25 +16,11 @@
 #include "util/dtype.h"
 #include "util/file.h"
 #include "util/hash.h"
+#include "util/item.h"
 #include "util/json_field.h"
 #include "util/numbers.h"
 #include "util/random.h"
 #include "util/safetensors.h"
-
-static moed_context *context;
-
-static int setup(void **state)
-{
-    (void)state;
-    context = support_context("reference", 1);
-    return 0;
-}
-static int teardown(void **state)
-{
-    (void)state;
-    support_close(context);
-    return 0;
-}
 
 static int entries_in(const char *dir)
 {
@@ -136,6 +123,13 @@ static void vectors_of_every_width_give_the_same_bits(void **state)
         n->add_squares(others, a, COUNT);
         assert_memory_equal(lanes, others, sizeof lanes);
     }
+}
+
+static void kernels_know_the_size_of_every_type(void **state)
+{
+    (void)state;
+    for (moed_dtype dtype = MOED_DTYPE_NONE; dtype <= MOED_DTYPE_C64 + 1; dtype++)
+        assert_int_equal(moedi_item_bytes(dtype), moedi_dtype_size(dtype));
 }
 
 /* A value whose sum is zero keeps the bits it has, whatever they are; what did not move adds nothing, where it is not a number too. */
@@ -929,6 +923,7 @@ static void files_of_the_formats_own_collection_are_judged_as_expected(void **st
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(kernels_know_the_size_of_every_type),
         cmocka_unit_test(every_half_survives_the_way_to_double_and_back),
         cmocka_unit_test(narrowing_rounds_once_to_nearest_even),
         cmocka_unit_test(vectors_of_every_width_give_the_same_bits),

@@ -179,7 +179,14 @@ static inline size_t model_find(const moed_model *m, const char *name)
     return 0;
 }
 
-enum { POISONED_STEPS = 8 };
+enum { POISONED_STEPS = 8, POISONED_CASES = 12 };
+/* All of micro-batches and document masks, each with a seed of its own, which meets the poison at another step. */
+static inline moed_train_options poisoned_options(int number)
+{
+    moed_train_options o = tiny_options(POISONED_STEPS + 2);
+    o.micro_batches = 1 << number % 3, o.document_mask = number / 3 % 2, o.seed = (uint64_t)number;
+    return o;
+}
 /* Steps one by one until one is refused, or all: their losses, and how many there were. A refused one is refused again, and a foreign
  * loop gets past it. The model's numbers then; free() them. */
 static inline float *poisoned_steps(moed_context *c, const moed_train_options *o, double *losses, int *done, size_t *count)

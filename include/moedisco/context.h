@@ -60,6 +60,7 @@ typedef struct moed_context_options {
     moed_log_fn log;        /* NULL = silent */
     void *log_user;
     void *stream;           /* the device stream all work is enqueued on (CUDA: a cudaStream_t; the default one is cudaStreamLegacy);
+                               the caller's to destroy, once the context and its handles are gone.
                                NULL = streams of the library's own, and calls return when their work is done */
     moed_device_alloc_fn device_alloc; /* both or neither; NULL = the device's */
     moed_device_free_fn device_free;

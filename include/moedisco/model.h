@@ -60,12 +60,12 @@ MOED_API const char *moed_layout_config(const moed_layout *l);
 MOED_API void moed_layout_destroy(moed_layout *l);
 
 /* Executes pieces on contiguous tensors (what a foreign trainer does on its own shards, masters and moments), all in host memory or
- * all in the memory of the context's device (moed_tensor.device), with the same bits but for NaNs that arithmetic makes or converts. On a device
- * the work is enqueued on the context's stream, nothing is copied to the host, and the call returns at once; with a stream of the
- * library's own it returns when the work is done. pieces (count), all of one destination tensor; sources: one array of whole tensors per source number,
- * indexed by piece.source_param: sources[piece.source][piece.source_param] must exist or be behind a NULL array; dst the
- * whole tensor, or its shard when `shard` is given, and apart from the sources in memory. The bits are the same however a
- * tensor is cut into shards. Dtypes f64, f32, f16, bf16 in any mixture (any of whole bytes, for pure copies of equal dtype).
+ * all in the memory of the context's device (moed_tensor.device), with the same bits but for NaNs that arithmetic makes or converts.
+ * On a device the work is enqueued on the context's stream, nothing is copied to the host, and the call returns at once; with a
+ * stream of the library's own it returns when the work is done. pieces (count), all of one destination tensor; sources: one array of
+ * whole tensors per source number, indexed by piece.source_param: sources[piece.source][piece.source_param] must exist or be behind a
+ * NULL array; dst the whole tensor, or its shard when `shard` is given, and apart from the sources in memory. The bits are the same
+ * however a tensor is cut into shards. Dtypes f64, f32, f16, bf16 in any mixture (any of whole bytes, for pure copies of equal dtype).
  * Everything is checked before dst is written.
  * Returns MOED_E_ARGUMENT (memories mixed, too), MOED_E_RANGE or MOED_E_UNSUPPORTED, naming the piece, on a device MOED_E_MEMORY,
  * MOED_E_LIMIT or MOED_E_DEVICE. Threads: one call per dst. Since: 0.1. */
@@ -92,7 +92,8 @@ typedef void (*moed_release_fn)(void *user);
 /* A model on the caller's arrays. tensors: one per parameter, in the layout's order, all in host memory or all in that of the context's
  * device. A model in device memory is there for surgery and to be saved; logits, routing and training take one in host memory.
  * release nullable; not called when this call fails. Ownership: arrays stay the caller's and must
- * live until release. Since: 0.1. */
+ * live until release; in device memory work on the context's stream may still read them then: free them in its order.
+ * Since: 0.1. */
 MOED_API moed_status moed_model_borrow(moed_model **out, moed_context *c, const moed_layout *l, const moed_tensor *tensors,
                                        size_t count, moed_release_fn release, void *user);
 

@@ -131,7 +131,8 @@ moed_status moedi_lloyd_assign(moedi_lloyd *l, const float *centroids, int64_t c
     return t->synchronize(self);
 }
 
-/* What the engine has summed over a part, added to what the parts before gave. */
+/* What the engine has summed over a part, added to what the parts before gave. sums NULL: they stay there; then there is one part,
+ * as everywhere but on the CPU. */
 static moed_status take_sums(moedi_lloyd *l, int first, double *sums, double *totals, int64_t *counts)
 {
     const moed_backend *t = l->engine.table;

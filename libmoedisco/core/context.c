@@ -321,7 +321,14 @@ moed_status moed_context_record_event(moed_context *context, void *event)
     return context->backend->record_event(&context->host, &config, event);
 }
 
-/* ---- the context's own engine ---- */
+/* ---- device memory, and the context's own engine ---- */
+
+const char *moedi_context_lacks_memory(const moed_context *c, int32_t memory)
+{
+    const int own = !c->backend_info.host_memory;
+    if (memory == MOED_MEMORY_HOST || (memory == MOED_MEMORY_DEVICE && own)) return NULL;
+    return own ? "memory 1 alone beside the host's (0)" : "no memory but the host's (0)";
+}
 
 static moed_status open_own(moed_context *c)
 {

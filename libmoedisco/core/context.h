@@ -52,6 +52,9 @@ moed_status moedi_parallel_try(const moed_context *c, int64_t count, moedi_task_
 
 void moedi_log(const moed_context *c, int32_t level, const char *format, ...) MOEDI_PRINTF(3, 4);
 
+/* NULL where `memory` (moed_tensor.device) is one that the context's device works on; else what memory it has, to end a sentence. */
+const char *moedi_context_lacks_memory(const moed_context *c, int32_t memory);
+
 static inline int moedi_backend_has_streams(const moed_backend *b)
 {
     return MOED_BACKEND_HAS(b, wait_event) && MOED_BACKEND_HAS(b, record_event);

@@ -152,7 +152,7 @@ static moed_status forward_loss(moedi_transformer *t)
 static moed_status forward_all(moedi_transformer *t)
 {
     const moedi_config *c = t->config;
-    MOEDI_TRY(t->engine.table->zero(t->engine.self, t->results, 3 * t->wide));
+    MOEDI_TRY(t->engine.table->zero(t->engine.self, t->results, MOEDI_RESULTS * t->wide));
     MOEDI_OP(t, embedding, moed_op_embedding, .out = t->layers[0].x,
              .table = moedi_group_embedding(t)->weight, .tokens = t->now.tokens, .count = t->tokens_now,
              .width = c->hidden, .vocabulary = c->vocabulary);
@@ -222,8 +222,8 @@ void moedi_transformer_read_results(const moedi_transformer *t, const void *resu
                                     moedi_losses *out)
 {
     const moedi_config *c = t->config;
-    double numbers[3];
-    moedi_to_double(numbers, results, t->engine.info.wide, 3);
+    double numbers[MOEDI_RESULTS];
+    moedi_to_double(numbers, results, t->engine.info.wide, MOEDI_RESULTS);
     for (int64_t l = 0; c->experts == 1 && l < c->layers; l++) offsets[2 * l] = 0, offsets[2 * l + 1] = tokens;
     *out = (moedi_losses){.loss = numbers[0], .load_balance = c->experts > 1 ? numbers[1] : 1, .z_loss = numbers[2]};
 }
@@ -231,9 +231,9 @@ void moedi_transformer_read_results(const moedi_transformer *t, const void *resu
 moed_status moedi_transformer_losses(moedi_transformer *t, moedi_losses *out)
 {
     const moedi_config *c = t->config;
-    char raw[3 * sizeof(double)];
+    char raw[MOEDI_RESULTS * sizeof(double)];
     MOEDI_TRY(check_forwarded(t));
-    MOEDI_TRY(t->engine.table->download(t->engine.self, raw, t->results, 3 * t->wide));
+    MOEDI_TRY(t->engine.table->download(t->engine.self, raw, t->results, MOEDI_RESULTS * t->wide));
     if (c->experts > 1) {
         MOEDI_TRY(t->engine.table->download(t->engine.self, t->host_offsets, t->offsets,
                                             (size_t)(c->layers * (c->experts + 1)) * sizeof *t->offsets));

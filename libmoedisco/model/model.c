@@ -201,9 +201,8 @@ static moed_status check_borrowed(const moed_context *c, const moed_param *p, co
     int64_t stride = 1;
 #define BAD(...) moedi_fail_parameter(MOED_E_MISMATCH, p->name, __VA_ARGS__)
     if (!t->data) return moedi_fail_parameter(MOED_E_ARGUMENT, p->name, "tensor %s: its data is NULL", p->name);
-    if (t->device != MOED_MEMORY_HOST && (t->device != MOED_MEMORY_DEVICE || c->backend_info.host_memory))
-        return BAD("tensor %s: on device %d, and the context's device %s has %s", p->name, (int)t->device, c->device,
-                   c->backend_info.host_memory ? "no memory but the host's (0)" : "memory 1 alone beside the host's (0)");
+    const char *has = moedi_context_lacks_memory(c, t->device);
+    if (has) return BAD("tensor %s: on device %d, and the context's device %s has %s", p->name, (int)t->device, c->device, has);
     if (t->device != device)
         return BAD("tensor %s: in memory %d, the tensors before it in %d", p->name, (int)t->device, (int)device);
     if (t->dtype != p->dtype)
@@ -261,7 +260,8 @@ moed_status moedi_model_check_resident(const moed_model *m)
 {
     MOEDI_TRY(check_held(m));
     if (!m->device) return MOED_OK;
-    return moedi_fail(MOED_E_STATE, "the model's numbers are in memory of the device %s: surgery and save take them from there, this takes a "
+    return moedi_fail(MOED_E_STATE,
+                      "the model's numbers are in memory of the device %s: surgery and save take them from there, this takes a "
                       "model in host memory", m->context->device);
 }
 

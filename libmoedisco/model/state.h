@@ -76,7 +76,7 @@ struct moedi_transformer {
     moedi_shard now;                /* the batch of this pass */
     void *cosine, *sine;            /* (length, head_dim / 2) */
     void *final_x, *final_rstd, *final_h; /* (N, D), (N), (N, D) */
-    void *token_losses, *results;   /* (N), (3): loss, load balance, z */
+    void *token_losses, *results;   /* (N), (MOEDI_RESULTS) */
     int64_t *offsets;               /* (layers, E + 1) */
     void *own_results;              /* these two, unless the caller has another place for them */
     int64_t *own_offsets;

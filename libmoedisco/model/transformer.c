@@ -196,7 +196,7 @@ static void plan(arena *a, moedi_transformer *t)
     const int64_t tokens = t->rows * t->length;
     t->cosine = take(a, t->length, c->head_dim / 2, t->wide);
     t->sine = take(a, t->length, c->head_dim / 2, t->wide);
-    t->own_results = take(a, 3, 1, t->wide);
+    t->own_results = take(a, MOEDI_RESULTS, 1, t->wide);
     t->token_losses = take(a, tokens, 1, t->wide);
     t->own_offsets = take(a, c->layers, c->experts + 1, sizeof *t->own_offsets);
     /* Narrow reals are there to spare memory: two norms more a layer are less than a hundredth of its time. */

@@ -20,6 +20,8 @@ typedef struct moedi_objective {
     double label_weight;         /* sum of the label weights the loss is a mean over; 0 = this batch's own */
 } moedi_objective;
 
+enum { MOEDI_RESULTS = 3 };     /* what a forward pass leaves on the device, wide: loss, load balance, z-loss */
+
 /* What one forward pass found; host numbers, valid after moedi_transformer_losses. */
 typedef struct moedi_losses {
     double loss;                 /* sum of label losses / label_weight */
@@ -56,8 +58,8 @@ moed_status moedi_transformer_forward_shard(moedi_transformer *t, const moedi_st
                                             const moedi_objective *o, const moed_cancel *cancel);
 /* After a forward with labels and objective in TRAIN mode, once: adds to the gradients. */
 moed_status moedi_transformer_backward(moedi_transformer *t, const moed_cancel *cancel);
-/* The next forwards leave what they find in the caller's device memory: results (3, wide) and offsets (layers, experts + 1),
- * which an only expert's do not touch. NULL, NULL: in the transformer's own. */
+/* The next forwards leave what they find in the caller's device memory: results (MOEDI_RESULTS, wide) and offsets (layers,
+ * experts + 1), which an only expert's do not touch. NULL, NULL: in the transformer's own. */
 void moedi_transformer_set_results(moedi_transformer *t, void *results, int64_t *offsets);
 /* Losses from results and the choices from offsets, brought to host memory; offsets [in, out]: complete. */
 void moedi_transformer_read_results(const moedi_transformer *t, const void *results, int64_t *offsets, int64_t tokens,

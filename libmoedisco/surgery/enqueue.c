@@ -1,7 +1,6 @@
-/* surgery/enqueue.c - executes checked pieces on a device: along the pieces' axis the tensor is cut where any piece begins or ends, and each
- * stretch is one operation of the backend, over what a shard has of it. */
+/* surgery/enqueue.c - executes checked pieces on a device: along the pieces' axis the tensor is cut where any piece begins or ends,
+ * and each stretch is one operation of the backend, over what a shard has of it. */
 #include <stdlib.h>
-#include <string.h>
 
 #include "surgery/piece.h"
 #include "util/normal.h"
@@ -36,11 +35,11 @@ static window window_of(const moedi_plan *p)
     return w;
 }
 
-/* A stretch of indices [from, to) along the axis, as it is made. */
+/* A stretch of indices along the axis, as it is made. */
 typedef struct stretch {
     const moedi_plan *plan;
     window window;
-    int64_t lo, hi;                /* elements of a row of the whole that are made, before the shard within an index */
+    int64_t first;                 /* element of a row of the whole that is made first; per_index: of the whole index */
     moed_op_term *terms;
 } stretch;
 
@@ -49,7 +48,7 @@ static void place(const stretch *s, int64_t indices, int64_t from, int64_t at, i
 {
     const moedi_plan *p = s->plan;
     const int64_t wide = indices * p->inner, whole_row = p->length * p->inner;
-    *first = (from - at) * p->inner + s->lo;
+    *first = (from - at) * p->inner + s->first;
     if (s->window.per_index) {
         *first += p->part.start;
         *row = p->part.whole, *block = wide;
@@ -90,37 +89,48 @@ static moed_op_term term_of(const stretch *s, const moedi_plan_piece *p)
     return t;
 }
 
-/* Rows that follow each other everywhere are one, and strides that lead nowhere 0. */
-static void join_rows(moed_op_blend *a, moed_op_term *terms)
+/* Whether the rows of all arrays follow each other without gaps. */
+static int rows_adjoin(const moed_op_blend *a)
 {
+    int adjoin = a->row == a->width;
+    for (int64_t i = 0; i < a->count && adjoin; i++) {
+        const moed_op_term *t = &a->terms[i];
+        adjoin = t->row == a->width && (t->op != MOED_PIECE_DELTA || t->reference_row == a->width);
+    }
+    return adjoin;
+}
+
+/* The plainest shape of the same work: rows that adjoin are one, and strides that lead nowhere are those of one row and block. */
+static void simplify(moed_op_blend *a, moed_op_term *terms)
+{
+    const int one_row = a->rows == 1 || rows_adjoin(a);
+    if (one_row) a->width *= a->rows, a->rows = 1, a->row = a->width;
     if (a->blocks == 1) a->block = 0;
-    for (int64_t i = 0; i < a->count && a->blocks == 1; i++) terms[i].block = terms[i].reference_block = 0;
-    int rows = a->rows == 1 || a->row == a->width;
-    for (int64_t i = 0; i < a->count && rows && a->rows > 1; i++)
-        rows = terms[i].row == a->width && (terms[i].op != MOED_PIECE_DELTA || terms[i].reference_row == a->width);
-    if (!rows) return;
-    a->width *= a->rows, a->rows = 1;
-    for (int64_t i = 0; i < a->count; i++) terms[i].row = terms[i].reference_row = a->width;
-    a->row = a->width;
+    for (int64_t i = 0; i < a->count; i++) {
+        if (one_row) terms[i].row = terms[i].reference_row = a->width;
+        if (a->blocks == 1) terms[i].block = terms[i].reference_block = 0;
+    }
 }
 
 /* One stretch between two cuts, made of one base and the deltas that cover it. */
-static moed_status make_stretch(stretch *s, const moedi_engine *e, const moedi_plan_piece *base, int64_t from, int64_t to, void *out)
+static moed_status make_stretch(stretch *s, const moedi_engine *e, const moedi_plan_piece *base, int64_t from, int64_t to,
+                                void *out)
 {
     const moedi_plan *p = s->plan;
     const window *w = &s->window;
-    moed_op_blend a = {.terms = s->terms, .dtype = p->dtype, .blocks = w->blocks, .rows = w->rows, .block = w->block, .row = w->row};
-    int64_t at;
-    s->lo = from * p->inner, s->hi = to * p->inner;
+    moed_op_blend a = {.terms = s->terms, .dtype = p->dtype, .blocks = w->blocks, .rows = w->rows, .block = w->block,
+                       .row = w->row};
+    int64_t at, end = to * p->inner;
+    s->first = from * p->inner;
     if (w->per_index) {
         a.rows *= to - from, a.width = p->part.count;
         at = from * w->rows * w->row;
     } else {
-        if (s->lo < w->first) s->lo = w->first;
-        if (s->hi > w->end) s->hi = w->end;
-        if (s->lo >= s->hi) return MOED_OK;
-        a.width = s->hi - s->lo;
-        at = s->lo - w->first;
+        if (s->first < w->first) s->first = w->first;
+        if (end > w->end) end = w->end;
+        if (s->first >= end) return MOED_OK;
+        a.width = end - s->first;
+        at = s->first - w->first;
     }
     s->terms[a.count++] = term_of(s, base);
     for (size_t i = 0; i < p->delta_count; i++) {
@@ -128,7 +138,7 @@ static moed_status make_stretch(stretch *s, const moedi_engine *e, const moedi_p
         if (d->at <= from && to <= d->at + d->count) s->terms[a.count++] = term_of(s, &p->deltas[i]);
     }
     a.out = (char *)out + at * (int64_t)moedi_dtype_size(p->dtype);
-    join_rows(&a, s->terms);
+    simplify(&a, s->terms);
     return e->table->blend(e->self, &a);
 }
 

@@ -522,9 +522,9 @@ out:
 static moed_status check_tensor(const moed_context *c, const moed_tensor *t, const char *what)
 {
     int64_t stride = 1;
-    if (t->device != MOED_MEMORY_HOST && (t->device != MOED_MEMORY_DEVICE || c->backend_info.host_memory))
-        return moedi_fail(MOED_E_UNSUPPORTED, "%s is on device %d: the context's device %s has %s", what, t->device, c->device,
-                          c->backend_info.host_memory ? "no memory but the host's (0)" : "memory 1 alone beside the host's (0)");
+    const char *has = moedi_context_lacks_memory(c, t->device);
+    if (has)
+        return moedi_fail(MOED_E_UNSUPPORTED, "%s is on device %d: the context's device %s has %s", what, t->device, c->device, has);
     if (t->rank < 0 || t->rank > MOED_RANK_MAX || moedi_shape_elements(t->shape, t->rank) < 0)
         return moedi_fail(MOED_E_ARGUMENT, "%s: rank %d, or a negative or too large shape", what, t->rank);
     if (!t->data && moedi_shape_elements(t->shape, t->rank) > 0)

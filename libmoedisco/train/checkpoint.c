@@ -362,7 +362,8 @@ out:
     return status;
 }
 
-/* Compares and checks first: a checkpoint of another run, or one that lacks something, changes nothing. */
+/* Compares and checks first: a checkpoint of another run changes nothing, one that lacks something at most the policy that AUTO came
+ * to. */
 static moed_status restore(moed_trainer *t, const char *dir)
 {
     moedi_state at;

@@ -3,7 +3,7 @@
 
 #include <string.h>
 
-enum { LOSSES = 3, ALIGNMENT = 64 };
+enum { ALIGNMENT = 64 };
 
 static size_t aligned(size_t size)
 {
@@ -19,7 +19,7 @@ static void lay_out(moedi_findings *f, const moedi_config *c, const moed_backend
 {
     f->shards = shards;
     f->losses_at = aligned(sizeof(moed_step_scalars));
-    f->offsets_at = f->losses_at + aligned((size_t)(LOSSES * shards) * moedi_dtype_size(numbers->wide));
+    f->offsets_at = f->losses_at + aligned((size_t)(MOEDI_RESULTS * shards) * moedi_dtype_size(numbers->wide));
     f->bytes = f->offsets_at + (size_t)(shards * offsets_of_shard(c)) * sizeof(int64_t);
 }
 
@@ -67,7 +67,7 @@ const void *moedi_findings_losses(const moedi_findings *f)
 
 static size_t losses_at(const moedi_findings *f, int64_t shard)
 {
-    return f->losses_at + (size_t)(LOSSES * shard) * moedi_transformer_engine(f->transformer)->wide_item;
+    return f->losses_at + (size_t)(MOEDI_RESULTS * shard) * moedi_transformer_engine(f->transformer)->wide_item;
 }
 
 static size_t offsets_at(const moedi_findings *f, int64_t shard)

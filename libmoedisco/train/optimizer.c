@@ -9,6 +9,12 @@
 
 enum { ALIGNMENT = 64 };
 
+/* Blocks of codes of a tensor, the last one shorter. */
+static int64_t blocks_of(int64_t count)
+{
+    return (count + MOEDI_LEAN_BLOCK - 1) / MOEDI_LEAN_BLOCK;
+}
+
 int moedi_optimizer_parts(int32_t policy)
 {
     return policy == MOED_POLICY_LEAN ? 4 : 2;
@@ -20,7 +26,7 @@ static moedi_moment describe(int32_t policy, moed_dtype wide, int64_t count, int
     static const char *const names[MOEDI_MOMENT_PARTS] = {"m", "v", "m_scale", "v_scale"};
     if (policy != MOED_POLICY_LEAN) return (moedi_moment){names[part], wide, count, NULL};
     if (part < 2) return (moedi_moment){names[part], MOED_DTYPE_U8, count, NULL};
-    return (moedi_moment){names[part], MOED_DTYPE_F32, (count + MOEDI_LEAN_BLOCK - 1) / MOEDI_LEAN_BLOCK, NULL};
+    return (moedi_moment){names[part], MOED_DTYPE_F32, blocks_of(count), NULL};
 }
 
 static int64_t part_bytes(const moedi_moment *m)
@@ -76,7 +82,7 @@ static void place_slices(moedi_optimizer *o, const moed_layout *l, const uint8_t
         }
         slice->m = memory[0], slice->v = memory[1], slice->m_scale = memory[2], slice->v_scale = memory[3];
         o->numbers += slice->count;
-        blocks += (slice->count + MOEDI_LEAN_BLOCK - 1) / MOEDI_LEAN_BLOCK;
+        blocks += blocks_of(slice->count);
     }
 }
 

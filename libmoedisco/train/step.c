@@ -119,7 +119,7 @@ static moed_status enqueue_gradient(moed_trainer *t, const moed_cancel *cancel)
 static moed_status enqueue_update(moed_trainer *t, int *begun)
 {
     *begun = 0;
-    const int64_t losses = 3 * moedi_staged_shards(&t->batch);
+    const int64_t losses = MOEDI_RESULTS * moedi_staged_shards(&t->batch);
     MOEDI_TRY(moedi_optimizer_measure(&t->optimizer, &t->options, moedi_findings_losses(&t->findings), losses));
     *begun = 1;
     MOEDI_TRY(moedi_optimizer_apply(&t->optimizer, &t->options));

@@ -45,7 +45,7 @@ struct moed_trainer {
     int32_t claimed;               /* the directory is this run's */
     int32_t resuming;              /* resume was asked for: what lies in the directory may be cut back */
     int32_t behind;                /* the model's own tensors are: options.store_late */
-    int32_t broken;                /* a restore ended half-way: weights are not to be trusted */
+    int32_t broken;                /* a restore, an update or a change of policy ended half-way: weights are not to be trusted */
     char resumed_from[256];
 };
 

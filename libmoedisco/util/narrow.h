@@ -50,11 +50,11 @@ MOEDI_EVERYWHERE uint16_t moedi_to_bf16(uint32_t u)
     return (uint16_t)((u & 0x7FFFFFFF) > 0x7F800000 ? nan : rounded);
 }
 
-/* A double becomes a narrow number with one rounding: to odd in float, then to nearest. near: the bits of the nearest float; side: where the
+/* A double becomes a narrow number with one rounding: to odd in float, then to nearest. near: the bits of the nearest float; lies: where the
  * double lies of it, 1 above, -1 below, 0 on it. */
-MOEDI_EVERYWHERE uint32_t moedi_float_odd(uint32_t near, int32_t side)
+MOEDI_EVERYWHERE uint32_t moedi_float_odd(uint32_t near, int32_t lies)
 {
-    const uint32_t away = near >> 31 ? 0u - (uint32_t)side : (uint32_t)side;
+    const uint32_t away = near >> 31 ? 0u - (uint32_t)lies : (uint32_t)lies;
     return near + (near & 1 ? 0 : away);
 }
 

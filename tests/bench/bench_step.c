@@ -1,7 +1,8 @@
 /* bench_step.c - training steps per second of the whole, as a user gets them: an MoE and its one-expert submodel, through the
- * public ABI. bench_step [THREADS [STEPS [DEVICE[,KERNELS] [POLICY] [MODEL...]]]]; 0 threads: all. POLICY: auto, full or lean. One line a model:
- * tokens/s (the best and the median step), model FLOP/s, memory of the host as it was, of the device as estimated. Models: moe, dense (small ones, the default); qwen-dense, qwen-4, qwen-64 (Qwen1.5-MoE's
- * sizes, for a large GPU). "graph" and "ordinary" say how the steps of the models behind them are done. */
+ * public ABI. bench_step [THREADS [STEPS [DEVICE[,KERNELS] [POLICY] [MODEL...]]]]; 0 threads: all. POLICY: auto, full or lean. One
+ * line a model: tokens/s (the best and the median step), model FLOP/s, memory of the host as it was, of the device as estimated.
+ * Models: moe, dense (small ones, the default); qwen-dense, qwen-4, qwen-64 (Qwen1.5-MoE's sizes, for a large GPU). "graph" and
+ * "ordinary" say how the steps of the models behind them are done. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>

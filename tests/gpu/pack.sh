@@ -1,6 +1,6 @@
 #!/bin/sh
-# gpu/pack.sh OUT DIRECTORY [BENCH...] - what check-gpu and bench-gpu run, for a machine with a GPU and without this tree: programs, the plug-in,
-# scripts, and the shared libraries that such a machine may lack. There: sh DIRECTORY/check.sh, sh DIRECTORY/bench.sh.
+# gpu/pack.sh OUT DIRECTORY BENCH... - what check-gpu and bench-gpu run, for a machine with a GPU and without this tree: programs,
+# the plug-in, scripts, and the shared libraries that such a machine may lack. There: sh DIRECTORY/check.sh, sh DIRECTORY/bench.sh.
 set -eu
 out=${1:?the directory of the build}
 to=${2:?the folder to be made: make gpu-pack DIR=FOLDER}
@@ -12,9 +12,8 @@ ln -sf libmoedisco.so "$to/libmoedisco.so.0"
 cp "$out/moedisco-backends/libmoedisco-cuda.so" "$to/moedisco-backends/"
 cp "$out/tests/test_conformance" "$to/tests/"
 cp "$out/tests/gpu/test_gpu" "$here/check.sh" "$to/tests/gpu/"
-for bench in bench_device bench_step bench_kmeans; do cp "$out/tests/bench/$bench" "$to/tests/bench/"; done
 cp "$out/tests/bench/plugins/libmoedisco-timed.so" "$to/tests/bench/plugins/"
-[ $# -eq 0 ] || cp "$@" "$to/tests/bench/"
+cp "$@" "$to/tests/bench/"
 cp "$here/../bench/gpu.sh" "$to/tests/bench/"
 cp "$here"/../peers/torch_cuda_*.py "$to/tests/peers/"
 for program in libmoedisco.so tests/test_conformance; do ldd "$to/$program"; done | awk '/libjansson|libcmocka/ { print $3 }' | sort -u |

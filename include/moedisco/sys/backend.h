@@ -104,7 +104,8 @@ typedef struct moed_op_rmsnorm {
 } moed_op_rmsnorm;
 
 /* c (m, n) = [c +] op(a) (m, k) * op(b) (k, n) [+ bias (n)]. transpose_a: a is stored (k, m); transpose_b: b is stored (n, k).
- * Row strides lda, ldb, ldc; wide_c: c is wide, and there is no bias. accumulate adds c, or addend (as c is) where it is given. A linear layer y = x w^T: transpose_b; its d_x = d_y w: neither; its d_w += d_y^T x: transpose_a. */
+ * Row strides lda, ldb, ldc; wide_c: c is wide, and there is no bias. accumulate adds c, or addend (shape, stride and type of c) where it
+ * is given. A linear layer y = x w^T: transpose_b; its d_x = d_y w: neither; its d_w += d_y^T x: transpose_a. */
 typedef struct moed_op_gemm {
     void *c;
     const void *a, *b, *bias;
@@ -216,8 +217,8 @@ typedef struct moed_op_gather {
     int64_t rows, top_k, width;
 } moed_op_gather;
 
-/* out (rows, width) = out, or addend where it is given, + sum_j weights[row][j] * y[slot[row][j]]; backward: d_y[slot] = weight * d_out[row],
- * d_weights[row][j] = d_out[row] . y[slot]. weights and d_weights are wide. */
+/* out (rows, width) = out, or addend (the same shape) where it is given, + sum_j weights[row][j] * y[slot[row][j]];
+ * backward: d_y[slot] = weight * d_out[row], d_weights[row][j] = d_out[row] . y[slot]. weights and d_weights are wide. */
 typedef struct moed_op_combine {
     void *out;
     const void *y, *weights;

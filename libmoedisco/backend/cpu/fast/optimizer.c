@@ -107,7 +107,7 @@ static uint32_t largest_bits(const float *x, int64_t count)
 {
     uint32_t most = 0;
     for (int64_t i = 0; i < count; i++) {
-        const uint32_t bits = moedi_lean_bits(x[i]) & 0x7fffffffu;
+        const uint32_t bits = moedi_float_bits(x[i]) & 0x7fffffffu;
         most = bits > most ? bits : most;
     }
     return most;
@@ -128,8 +128,8 @@ static void step_block(const moed_op_slice *slice, const rates *r, uint64_t rand
         root[i] = sqrtf(r->beta2 * was * was + r->rest2 * g * g);
         p[i] -= r->rate * m[i] / (root[i] * r->root + r->epsilon) + r->keep * p[i];
     }
-    const float m_scale = moedi_lean_scale(moedi_lean_float(largest_bits(m, count))), m_inverse = moedi_lean_inverse(m_scale);
-    const float v_scale = moedi_lean_scale(moedi_lean_float(largest_bits(root, count))), v_inverse = moedi_lean_inverse(v_scale);
+    const float m_scale = moedi_lean_scale(moedi_bits_float(largest_bits(m, count))), m_inverse = moedi_lean_inverse(m_scale);
+    const float v_scale = moedi_lean_scale(moedi_bits_float(largest_bits(root, count))), v_inverse = moedi_lean_inverse(v_scale);
     const uint32_t key = moedi_lean_key(random, slice->block + index);
     for (int64_t i = 0; i < count; i++) {
         const uint32_t bits = moedi_lean_random(key, (uint32_t)i);

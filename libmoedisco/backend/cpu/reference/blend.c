@@ -1,30 +1,13 @@
 /* backend/cpu/reference/blend.c - stretches of numbers made of others: one number after the other. */
 #include "reference.h"
 
+#include "util/item.h"
 #include "util/narrow.h"
 #include "util/normal.h"
 
-static size_t size_of(int32_t dtype)
-{
-    switch (dtype) {
-    case MOED_DTYPE_C64:
-    case MOED_DTYPE_F64:
-    case MOED_DTYPE_I64:
-    case MOED_DTYPE_U64: return 8;
-    case MOED_DTYPE_F32:
-    case MOED_DTYPE_I32:
-    case MOED_DTYPE_U32: return 4;
-    case MOED_DTYPE_F16:
-    case MOED_DTYPE_BF16:
-    case MOED_DTYPE_I16:
-    case MOED_DTYPE_U16: return 2;
-    default: return 1;
-    }
-}
-
 static double number_at(const void *array, int32_t dtype, int64_t index)
 {
-    const char *at = (const char *)array + index * (int64_t)size_of(dtype);
+    const char *at = (const char *)array + index * moedi_item_bytes(dtype);
     uint16_t half;
     float single;
     double x;
@@ -57,15 +40,16 @@ static void make_number(char *out, const moed_op_blend *a, int64_t b, int64_t r,
 {
     const moed_op_term *first = &a->terms[0];
     const int64_t from = b * first->block + r * first->row + c;
-    const size_t size = size_of(a->dtype);
+    const int64_t size = moedi_item_bytes(a->dtype);
     double value = 0.0, sum = 0.0;
-    char *to = out + (size_t)(b * a->block + r * a->row + c) * size;
+    char *to = out + (b * a->block + r * a->row + c) * size;
     if (first->op == MOED_PIECE_COPY && first->scale == 1.0 && first->dtype == a->dtype) {
-        memcpy(to, (const char *)first->source + (size_t)from * size, size);
+        memcpy(to, (const char *)first->source + from * size, (size_t)size);
     } else {
         if (first->scale != 0.0)
-            value = first->scale * (first->op == MOED_PIECE_DRAW ? moedi_normal(first->key, first->step, first->index + (uint64_t)from)
-                                                                 : number_at(first->source, first->dtype, from));
+            value = first->scale * (first->op == MOED_PIECE_DRAW
+                                        ? moedi_normal(first->key, first->step, first->index + (uint64_t)from)
+                                        : number_at(first->source, first->dtype, from));
         put_number(to, a->dtype, value);
     }
     if (a->count == 1) return;

@@ -2,6 +2,7 @@
  * so that the bits are the host's. Memory speed is the bound: each number of a source is read once. */
 #include "numbers.cuh"
 #include "operations.h"
+#include "util/item.h"
 #include "util/narrow.h"
 #include "util/normal.h"
 
@@ -27,24 +28,6 @@ struct target {
 };
 
 /* ---- numbers of a type known at run time ---- */
-
-static int size_of(int32_t dtype)
-{
-    switch (dtype) {
-    case MOED_DTYPE_C64:
-    case MOED_DTYPE_F64:
-    case MOED_DTYPE_I64:
-    case MOED_DTYPE_U64: return 8;
-    case MOED_DTYPE_F32:
-    case MOED_DTYPE_I32:
-    case MOED_DTYPE_U32: return 4;
-    case MOED_DTYPE_F16:
-    case MOED_DTYPE_BF16:
-    case MOED_DTYPE_I16:
-    case MOED_DTYPE_U16: return 2;
-    default: return 1;
-    }
-}
 
 template <int V, typename U> __device__ static inline pack<U, V> load_bits(const void *array, int64_t at)
 {
@@ -226,7 +209,7 @@ template <typename U> static moed_status copy_units(moedi_cuda *e, const moed_op
 
 static moed_status copy_bytes(moedi_cuda *e, const moed_op_blend *a)
 {
-    const int64_t bytes = size_of(a->dtype);
+    const int64_t bytes = moedi_item_bytes(a->dtype);
     const moed_op_term &s = a->terms[0];
     const uint64_t together = reinterpret_cast<uintptr_t>(a->out) | reinterpret_cast<uintptr_t>(s.source) |
                               uint64_t((a->block | a->row | a->width | s.block | s.row) * bytes);
@@ -281,10 +264,12 @@ static moed_status put_terms(moedi_cuda *e, const moed_op_blend *a, term **out, 
 /* Whether every row of an array begins where packs may be read. */
 static bool packs_fit(const void *array, int32_t dtype, int64_t block, int64_t row)
 {
-    const uintptr_t access = uintptr_t(PACK * size_of(dtype) < 16 ? PACK * size_of(dtype) : 16);
+    const int64_t bytes = PACK * moedi_item_bytes(dtype);
+    const uintptr_t access = uintptr_t(bytes < 16 ? bytes : 16);
     return reinterpret_cast<uintptr_t>(array) % access == 0 && block % PACK == 0 && row % PACK == 0;
 }
 
+/* Of all arrays: numbers that are drawn come one by one. */
 static bool all_packs_fit(const moed_op_blend *a)
 {
     bool fit = a->width % PACK == 0 && packs_fit(a->out, a->dtype, a->block, a->row);
@@ -305,10 +290,10 @@ static int32_t one_dtype(const moed_op_blend *a)
     return same ? a->dtype : 0;
 }
 
-template <bool MANY> static auto kernel_for(const moed_op_blend *a)
+template <bool MANY> static auto kernel_for(const moed_op_blend *a, bool packed)
 {
     if (a->terms[0].op == MOED_PIECE_DRAW) return blend_kernel<1, 0, true, MANY>;
-    if (!all_packs_fit(a)) return blend_kernel<1, 0, false, MANY>;
+    if (!packed) return blend_kernel<1, 0, false, MANY>;
     switch (one_dtype(a)) {
     case MOED_DTYPE_BF16: return blend_kernel<PACK, MOED_DTYPE_BF16, false, MANY>;
     case MOED_DTYPE_F16: return blend_kernel<PACK, MOED_DTYPE_F16, false, MANY>;
@@ -323,16 +308,16 @@ template <typename T> moed_status moedi_cuda_blend(moedi_cuda *e, const moed_op_
     if (a->blocks <= 0 || a->rows <= 0 || a->width <= 0) return MOED_OK;
     const moed_op_term &first = a->terms[0];
     const bool exact = first.op == MOED_PIECE_COPY && first.scale == 1.0 && first.dtype == a->dtype;
-    const int V = first.op != MOED_PIECE_DRAW && all_packs_fit(a) ? PACK : 1;
     if (exact && a->count == 1) return copy_bytes(e, a);
+    const bool packed = all_packs_fit(a);
     target t = {};
     t.out = a->out, t.block = a->block, t.row = a->row, t.rows = a->rows, t.width = a->width;
-    t.packs = a->blocks * a->rows * (a->width / V), t.dtype = a->dtype, t.exact = exact;
+    t.packs = a->blocks * a->rows * (packed ? a->width / PACK : a->width), t.dtype = a->dtype, t.exact = exact;
     few_terms few = {};
     term *many = nullptr;
     int64_t index = 0, count = next_terms(&few, a, &index);
     if (index < a->count) MOEDI_CUDA_TRY(put_terms(e, a, &many, &count));
-    const auto kernel = many ? kernel_for<true>(a) : kernel_for<false>(a);
+    const auto kernel = many ? kernel_for<true>(a, packed) : kernel_for<false>(a, packed);
     return moedi_cuda_launch(e, kernel, (unsigned)moedi_cuda_ceil(t.packs, THREADS), THREADS, 0, t, few, (const term *)many, count);
 }
 MOEDI_CUDA_DEFINED(blend, blend)

@@ -427,10 +427,10 @@ static __global__ void decide_kernel(moed_op_kmeans_assign a, const float *dots,
 
 /* ---- labels ---- */
 
-/* Sizes first, then memory, as of all pieces. */
-static prepared take_prepared(moedi_cuda_pieces *p, const moed_op_kmeans_assign *a, int64_t halves)
+static prepared take_prepared(moedi_cuda_pieces &p, const moed_op_kmeans_assign *a, int64_t halves)
 {
-    return {p->take<float>(a->width), p->take<float>(2 * a->clusters), p->take<screen>(a->clusters), p->take<extremes>(1), p->take<__half>(halves)};
+    return {p.take<float>(a->width), p.take<float>(2 * a->clusters), p.take<screen>(a->clusters), p.take<extremes>(1),
+            p.take<__half>(halves)};
 }
 template <bool STREAM> static moed_status prepare(moedi_cuda *e, const moed_op_kmeans_assign *a, const prepared &p, int64_t halves, int64_t stride)
 {
@@ -456,15 +456,11 @@ static moed_status decide_candidates(moedi_cuda *e, const moed_op_kmeans_assign 
 static moed_status assign_few(moedi_cuda *e, const moed_op_kmeans_assign *a)
 {
     const int64_t halves = moedi_cuda_ceil(a->width, STREAM_STEP) * STREAM_STEP * STREAM_CLUSTERS;
-    moedi_cuda_pieces p;
     prepared c;
     uint64_t *candidates;
-    void *memory;
-    const auto lay = [&] { c = take_prepared(&p, a, halves), candidates = p.take<uint64_t>(a->count); };
-    lay();
-    MOEDI_CUDA_TRY(moedi_cuda_scratch(e, p.used, &memory));
-    p.base = static_cast<char *>(memory), p.used = 0;
-    lay();
+    MOEDI_CUDA_TRY(moedi_cuda_lay(e, [&](moedi_cuda_pieces &p) {
+        c = take_prepared(p, a, halves), candidates = p.take<uint64_t>(a->count);
+    }));
     MOEDI_CUDA_TRY(prepare<true>(e, a, c, halves, 0));
     const stream_job job = {candidates, a->x, reinterpret_cast<const uint4 *>(c.halves), c.screens, c.most, a->count, a->width, (int)a->clusters,
                             precision_of(a->width)};
@@ -485,20 +481,14 @@ static int64_t rows_at_a_time(const moedi_cuda *e, int64_t count, int64_t bytes)
 static moed_status assign_many(moedi_cuda *e, const moed_op_kmeans_assign *a)
 {
     const int64_t stride = moedi_cuda_ceil(a->width, 8) * 8, rows = rows_at_a_time(e, a->count, 4 * a->clusters + 2 * stride);
-    moedi_cuda_pieces p;
     prepared c;
     float *dots;
     __half *halves;
     reach *reaches;
-    void *memory;
-    const auto lay = [&] {
-        c = take_prepared(&p, a, a->clusters * stride);
+    MOEDI_CUDA_TRY(moedi_cuda_lay(e, [&](moedi_cuda_pieces &p) {
+        c = take_prepared(p, a, a->clusters * stride);
         dots = p.take<float>(rows * a->clusters), halves = p.take<__half>(rows * stride), reaches = p.take<reach>(rows);
-    };
-    lay();
-    MOEDI_CUDA_TRY(moedi_cuda_scratch(e, p.used, &memory));
-    p.base = static_cast<char *>(memory), p.used = 0;
-    lay();
+    }));
     MOEDI_CUDA_TRY(prepare<false>(e, a, c, a->clusters * stride, stride));
     const bool wide = packs<float>(a->width, a->x, a->centroids), four = a->clusters % 4 == 0;
     const auto halve = wide ? halve_kernel<4> : halve_kernel<1>;
@@ -607,19 +597,15 @@ static __global__ void whole_kernel(moed_op_kmeans_accumulate a, const double *p
 template <typename T> moed_status moedi_cuda_kmeans_accumulate(moedi_cuda *e, const moed_op_kmeans_accumulate *a)
 {
     int64_t sorting;
-    void *memory;
     MOEDI_CUDA_TRY(moedi_cuda_sort_room(e, a->count, a->clusters, &sorting));
     const int64_t pieces = moedi_cuda_ceil(a->count, PIECE);
     const int columns = packs<float>(a->width, a->x) ? 4 : 1;
-    moedi_cuda_pieces p;
     moedi_cuda_sorted sorted;
     double *parts;
     char *work;
-    const auto lay = [&] { parts = p.take<double>((pieces + a->clusters) * a->width), work = p.take<char>(sorting); };
-    lay();
-    MOEDI_CUDA_TRY(moedi_cuda_scratch(e, p.used, &memory));
-    p.base = static_cast<char *>(memory), p.used = 0;
-    lay();
+    MOEDI_CUDA_TRY(moedi_cuda_lay(e, [&](moedi_cuda_pieces &p) {
+        parts = p.take<double>((pieces + a->clusters) * a->width), work = p.take<char>(sorting);
+    }));
     MOEDI_CUDA_TRY(moedi_cuda_sort(e, a->labels, a->count, a->clusters, work, &sorted));
     const unsigned slices = (unsigned)moedi_cuda_ceil(a->width, SUM_THREADS * columns);
     const unsigned most = 1 << 15; /* a grid's y has 16 bits: pieces from `first` on */

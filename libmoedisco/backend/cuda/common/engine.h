@@ -99,7 +99,7 @@ moed_status moedi_cuda_launch(moedi_cuda *e, void (*kernel)(Parameters...), dim3
     return error == cudaSuccess ? MOED_OK : moedi_cuda_failed(e, error, "the launch of a kernel");
 }
 
-/* Pieces of device scratch for one operation, each aligned to 256 bytes: sizes first, then memory, then the pieces again in order. */
+/* Pieces of device memory, each aligned to 256 bytes: without a base only their sizes are added up. */
 struct moedi_cuda_pieces {
     char *base = nullptr;
     size_t used = 0;
@@ -110,6 +110,17 @@ struct moedi_cuda_pieces {
         return at;
     }
 };
+/* Scratch for one operation: lay(pieces) takes all that it needs, once for the sizes, then for the memory. */
+template <typename F> moed_status moedi_cuda_lay(moedi_cuda *e, F lay)
+{
+    moedi_cuda_pieces sizes, pieces;
+    void *memory;
+    lay(sizes);
+    MOEDI_CUDA_TRY(moedi_cuda_scratch(e, sizes.used, &memory));
+    pieces.base = static_cast<char *>(memory);
+    lay(pieces);
+    return MOED_OK;
+}
 
 static inline int64_t moedi_cuda_ceil(int64_t n, int64_t by)
 {

@@ -151,15 +151,11 @@ template <typename T> moed_status moedi_cuda_router(moedi_cuda *e, const moed_op
 {
     const int64_t each = rows_of_block(a->rows);
     const unsigned blocks = (unsigned)moedi_cuda_ceil(a->rows, each);
-    void *memory;
-    moedi_cuda_pieces p;
+    parts_of_losses parts = {};
     if (a->experts > EXPERTS_MOST)
         return moedi_cuda_fail(e, MOED_E_UNSUPPORTED, "%lld experts are more than this backend takes (%d)", (long long)a->experts, EXPERTS_MOST);
     if (a->rows <= 0) return MOED_OK;
-    lay(&p, blocks, a->experts);
-    MOEDI_CUDA_TRY(moedi_cuda_scratch(e, p.used, &memory));
-    p = moedi_cuda_pieces{static_cast<char *>(memory), 0};
-    const parts_of_losses parts = lay(&p, blocks, a->experts);
+    MOEDI_CUDA_TRY(moedi_cuda_lay(e, [&](moedi_cuda_pieces &p) { parts = lay(&p, blocks, a->experts); }));
     MOEDI_CUDA_TRY(moedi_cuda_launch(e, router_kernel, blocks, THREADS, (size_t)a->experts * sizeof(int32_t), *a, each, parts));
     return a->losses ? moedi_cuda_launch(e, losses_kernel, 1, SIDE * SIDE, 0, *a, (int)blocks, parts) : MOED_OK;
 }

@@ -231,12 +231,8 @@ static moed_status attend(moedi_cuda *e, const moed_op_attention *a, bool backwa
     const plan &p = plan_of(e, plans, s);
     if (!p.graph) return MOED_E_UNSUPPORTED;
 
-    void *base;
-    moedi_cuda_pieces pieces;
-    lay(&pieces, s, p.workspace);
-    MOEDI_CUDA_TRY(moedi_cuda_scratch(e, pieces.used, &base));
-    pieces = moedi_cuda_pieces{static_cast<char *>(base), 0};
-    const scratch at = lay(&pieces, s, p.workspace);
+    scratch at = {};
+    MOEDI_CUDA_TRY(moedi_cuda_lay(e, [&](moedi_cuda_pieces &pieces) { at = lay(&pieces, s, p.workspace); }));
     void *const lse = backward ? at.lse : a->lse;
     if (backward) MOEDI_CUDA_TRY(moedi_cuda_lse_by_row(e, at.lse, static_cast<const float *>(a->lse), s.rows, s.heads, s.length));
     if (!s.whole) MOEDI_CUDA_TRY(moedi_cuda_document_bias(e, at.bias, a->start, s.rows, s.length));

@@ -95,12 +95,8 @@ moed_status product<LayoutA, LayoutB, Tile>::run(moedi_cuda *e, const moed_op_gr
     const size_t workspace_size = kernel::get_workspace_size(arguments);
 
     tables t;
-    void *base;
-    moedi_cuda_pieces pieces;
-    lay(&pieces, &t, a->groups, workspace_size);
-    MOEDI_CUDA_TRY(moedi_cuda_scratch(e, pieces.used, &base));
-    pieces = moedi_cuda_pieces{static_cast<char *>(base), 0};
-    char *const workspace = lay(&pieces, &t, a->groups, workspace_size);
+    char *workspace = nullptr;
+    MOEDI_CUDA_TRY(moedi_cuda_lay(e, [&](moedi_cuda_pieces &pieces) { workspace = lay(&pieces, &t, a->groups, workspace_size); }));
     arguments.problem_shape.problem_shapes = t.sizes;
     arguments.mainloop = {t.a, reinterpret_cast<stride_a *>(t.lda), t.b, reinterpret_cast<stride_b *>(t.ldb)};
     arguments.epilogue.ptr_C = const_cast<const real **>(t.c), arguments.epilogue.ptr_D = t.c;
