@@ -6,6 +6,7 @@
 
 #include "budget.h"
 #include "cost.h"
+#include "json_file.h"
 #include "output.h"
 #include "settings.h"
 #include "training.h"

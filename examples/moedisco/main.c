@@ -7,6 +7,7 @@
 #include <unistd.h>
 
 #include "app.h"
+#include "json_file.h"
 
 moed_cancel *app_cancel;
 static volatile sig_atomic_t stopped;
@@ -187,6 +188,7 @@ static int run(int argc, char **argv)
 int main(int argc, char **argv)
 {
     fill_standard_streams();
+    json_begin();
     signal(SIGPIPE, SIG_IGN);
     signal(SIGXFSZ, SIG_IGN); /* ulimit -f: the write fails instead and is told as a full disk is; workers inherit it */
     int code = run(argc, argv);

@@ -9,6 +9,7 @@
 #include <unistd.h>
 
 #include "cost.h"
+#include "json_file.h"
 #include "output.h"
 #include "phases.h"
 #include "report.h"

@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "cost.h"
+#include "json_file.h"
 #include "output.h"
 #include "report.h"
 #include "settings.h"

@@ -1,96 +1,14 @@
 /* settings.c - run.json. */
-#include <errno.h>
-#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 #include "cost.h"
+#include "json_file.h"
 #include "output.h"
 #include "settings.h"
 
 enum { RUN_FORMAT = 1 };
-
-/* Seventeen digits make 0.45 into 0.45000000000000001: fifteen do where they read back the same. Rewrites text in place. */
-static void shorten_reals(char *text)
-{
-    char *out = text;
-    for (int quoted = 0; *text;) {
-        const size_t length = quoted ? 0 : strspn(text, "0123456789+-.eE");
-        char number[40] = "", *end;
-        if (*text != 'e' && length < sizeof number && memchr(text, '.', length)) { /* the e of true and false is no number */
-            const double value = strtod(text, &end);
-            snprintf(number, sizeof number, "%.15g", value);
-            if (strtod(number, NULL) != value) number[0] = 0;
-            else if (!strpbrk(number, ".e")) snprintf(number, sizeof number, "%.15g.0", value);
-        }
-        if (number[0] && strlen(number) < length) {
-            memcpy(out, number, strlen(number));
-            out += strlen(number);
-            text += length;
-            continue;
-        }
-        const size_t plain = length ? length : quoted && *text == '\\' ? 2 : 1;
-        if (!length && *text == '"') quoted = !quoted;
-        memmove(out, text, plain);
-        out += plain;
-        text += plain;
-    }
-    *out = 0;
-}
-
-static char *printed(const json_t *o)
-{
-    char *text = json_line(o, JSON_INDENT(2) | JSON_REAL_PRECISION(17)), *lines;
-    shorten_reals(text);
-    lines = text_format("%s\n", text);
-    free(text);
-    return lines;
-}
-
-/* 0, or errno. */
-static int write_synced(const char *path, const char *text)
-{
-    const int file = open_again(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC);
-    if (file < 0) return errno;
-    int reason = write_whole(file, text, strlen(text)) ? errno : 0;
-    while (!reason && fsync(file)) {
-        if (errno != EINTR) reason = errno;
-    }
-    if (close(file) && errno != EINTR && !reason) reason = errno;
-    return reason;
-}
-
-int write_json(const char *path, json_t *o)
-{
-    char *temporary = text_format("%s.tmp", path), *text = printed(o);
-    json_decref(o);
-    int reason = write_synced(temporary, text);
-    if (!reason && rename(temporary, path)) reason = errno;
-    if (reason) unlink(temporary);
-    const int code = reason ? fail_errno(path, "cannot be written", reason) : EXIT_DONE;
-    free(temporary);
-    free(text);
-    return code;
-}
-
-json_t *read_json(const char *path)
-{
-    json_error_t e;
-    size_t size;
-    char *text = read_text(path, &size);
-    if (!text) return NULL;
-    json_t *o = json_loadb(text, size, JSON_REJECT_DUPLICATES, &e), *again = json_loadb(text, size, JSON_REJECT_DUPLICATES, &e);
-    free(must(malloc(65536 + 16 * size)));  /* jansson takes a lack of memory for a fault of the text, or loses parts of it */
-    if ((o || again) && !(o && again && json_equal(o, again))) must(NULL);
-    json_decref(again);
-    free(text);
-    if (json_is_object(o)) return o;
-    json_decref(o);
-    fail(EXIT_INPUT, "%s: is no JSON object: %s at byte %d", path, e.text, e.position);
-    return NULL;
-}
 
 int settings_write(const pipeline *p, const flags *f)
 {

@@ -9,11 +9,6 @@ int settings_write(const pipeline *p, const flags *f);
 /* Reads DIR/run.json: settings that were not given are taken from it; one that was given and differs is refused. */
 int settings_read(pipeline *p, flags *f);
 
-/* A JSON file, whole or not at all; takes o. */
-int write_json(const char *path, json_t *o);
-/* An object of a file, NULL after telling why not. */
-json_t *read_json(const char *path);
-
 /* corpus/source.json: the text that a run directory's corpus was built from. */
 int settings_write_source(const char *path, const char *text);
 int settings_same_source(const char *path, const char *text);
