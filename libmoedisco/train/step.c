@@ -279,6 +279,7 @@ moed_status moedi_step_update(moed_trainer *t, double factor, moed_report *out)
 
 moed_status moedi_step_store(moed_trainer *t, moed_status status)
 {
+    if (t->broken) return status; /* half a step is not the last whole one */
     t->behind = t->options.store_late && t->step < t->options.steps;
     if (t->behind) return status;
     moedi_error kept;

@@ -211,7 +211,7 @@ static void loss(bench *b)
 }
 
 /* An iteration as a fit does it from its second on: labels, sums, centroids; to the host come totals, counts and how far each has moved.
- * The floor takes products as TF32's, at half the rate of bf16's. */
+ * The floor's products are of 16 bits, as the engine's are; a peer in TF32 has half that rate. */
 static moed_status kmeans_iteration(const bench *b, const moed_op_kmeans_step *a, void *host)
 {
     const moed_op_kmeans_move move = {(float *)a->centroids, (float *)a->moved, a->sums, a->totals, a->width, a->clusters};
@@ -226,8 +226,6 @@ static moed_status kmeans_iteration(const bench *b, const moed_op_kmeans_step *a
 }
 static void kmeans(bench *b)
 {
-    const double rate = b->rate;
-    if (b->e.item == 2) b->rate /= 2;
     static const int64_t sizes[] = {64, 1024};
     const int64_t count = b->small ? 4096 : 1000000, width = b->small ? 64 : 2048;
     if (!MOED_BACKEND_HAS(b->e.table, kmeans_step) || !MOED_BACKEND_HAS(b->e.table, kmeans_move)) return;
@@ -251,7 +249,6 @@ static void kmeans(bench *b)
         wait_for(b);
         while (b->count > kept) b->e.table->free(b->e.self, b->arrays[--b->count]);
     }
-    b->rate = rate;
     release(b);
 }
 

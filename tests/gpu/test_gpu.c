@@ -2,6 +2,7 @@
  * other, steps as graphs, the caller's stream and allocator, limits, cancel, embedding, k-means and surgery. MOED_TEST_DEVICE names
  * the device (cuda:0). Run by `make check-gpu`. */
 #include <dlfcn.h>
+#include <fnmatch.h>
 
 #include "train_support.h"
 
@@ -539,7 +540,6 @@ static void surgery_in_gpu_memory_gives_the_bits_of_the_host(void **state)
 /* test_gpu [TEST]: a name, or one with * in it. */
 int main(int count, char **arguments)
 {
-    if (count > 1) cmocka_set_test_filter(arguments[1]);
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(gradients_are_those_of_the_cpu),
         cmocka_unit_test(three_hundred_steps_end_where_the_cpu_ends),
@@ -555,5 +555,9 @@ int main(int count, char **arguments)
         cmocka_unit_test(embedding_and_clusters_are_those_of_the_cpu),
         cmocka_unit_test(surgery_in_gpu_memory_gives_the_bits_of_the_host),
     };
+    size_t chosen = 0;
+    for (size_t i = 0; count > 1 && i < sizeof tests / sizeof *tests; i++) chosen += !fnmatch(arguments[1], tests[i].name, 0);
+    if (count > 1 && chosen == 0) return fprintf(stderr, "test_gpu: no test is called %s\n", arguments[1]), 2;
+    if (count > 1) cmocka_set_test_filter(arguments[1]);
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
