@@ -142,6 +142,30 @@ static void write_file(const char *clusters, const char *corpus, const char *for
     json_decref(metadata);
 }
 
+static void a_flipped_bit_of_labels_or_centroids_is_told(void **state)
+{
+    (void)state;
+    moed_partition *p = NULL;
+    const int32_t labels[4] = {0, 1, 1, 0};
+    float numbers[2] = {1, 2};
+    const moed_tensor centroids = support_tensor(numbers, MOED_DTYPE_F32, 2, 1);
+    for (long back = 1; back <= 24; back += 4) { /* of every number, from the end of the file on */
+        assert_ok(moed_partition_create(&p, context, labels, 4, 2, &centroids, NULL));
+        assert_ok(moed_partition_save(p, support_path(dir, "p")));
+        moed_partition_destroy(p);
+        p = NULL;
+        FILE *f = fopen(support_path(dir, "p"), "r+b");
+        assert_non_null(f);
+        assert_int_equal(fseek(f, back <= 8 ? -back : -back + 1 - 4, SEEK_END), 0); /* a centroid's exponent, a label's lowest byte */
+        const int byte = fgetc(f);
+        assert_int_equal(fseek(f, -1, SEEK_CUR), 0);
+        assert_int_not_equal(fputc(byte ^ 1, f), EOF);
+        assert_int_equal(fclose(f), 0);
+        assert_refused(moed_partition_open(&p, context, support_path(dir, "p")), MOED_E_CHECKSUM, "is damaged");
+        assert_null(p);
+    }
+}
+
 static void damaged_files_are_named(void **state)
 {
     (void)state;
@@ -209,6 +233,7 @@ int main(void)
         T(another_corpus_is_refused_with_both_fingerprints),
         T(bad_arguments_are_refused),
         T(damaged_files_are_named),
+        T(a_flipped_bit_of_labels_or_centroids_is_told),
         T(a_full_disk_leaves_nothing),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -112,7 +112,8 @@ typedef struct moed_partition_info {
 MOED_API moed_status moed_partition_create(moed_partition **out, moed_context *c, const int32_t *labels, int64_t count,
                                            int64_t clusters, const moed_tensor *centroids, const moed_corpus *corpus);
 /* A safetensors file: assignments I32 (documents), centroids F32 (clusters, width; may be absent); metadata: format
- * "moedisco-partition", version "1", clusters, corpus (the fingerprint or ""). Everything is checked. Since: 0.1. */
+ * "moedisco-partition", version "1", clusters, corpus (the fingerprint or ""), digest (of the numbers; may be absent). Everything is
+ * checked; MOED_E_CHECKSUM for numbers that are not the digest's. Since: 0.1. */
 MOED_API moed_status moed_partition_open(moed_partition **out, moed_context *c, const char *path);
 MOED_API moed_status moed_partition_save(const moed_partition *p, const char *path);
 MOED_API moed_status moed_partition_get_info(const moed_partition *p, moed_partition_info *out);

@@ -9,6 +9,7 @@
 #include "corpus/corpus.h"
 #include "moedisco/cluster.h"
 #include "util/dtype.h"
+#include "util/hash.h"
 #include "util/safetensors.h"
 
 #define FORMAT "moedisco-partition"
@@ -124,6 +125,25 @@ moed_status moed_partition_get_info(const moed_partition *p, moed_partition_info
 
 /* ---- the file ---- */
 
+/* 32 hex digits for the labels, 32 more for the centroids where there are any. */
+static void print_digest(const moed_partition *p, char out[65])
+{
+    moedi_digest_print(moedi_hash_bytes(p->labels, (size_t)p->info.documents * sizeof *p->labels), out);
+    if (!p->centroids) return;
+    moedi_digest_print(moedi_hash_bytes(p->centroids, (size_t)(p->info.clusters * p->info.width) * sizeof *p->centroids), out + 32);
+}
+
+/* Files of other programs have no digest. */
+static moed_status check_digest(const moed_partition *p, const json_t *metadata, const char *path)
+{
+    char own[65];
+    const char *told = json_string_value(json_object_get(metadata, "digest"));
+    if (!told) return MOED_OK;
+    print_digest(p, own);
+    if (strcmp(told, own) == 0) return MOED_OK;
+    return moedi_fail_file(MOED_E_CHECKSUM, path, -1, "is damaged: its numbers have the digest %s, not %.64s", own, told);
+}
+
 static moed_status metadata_text(const json_t *metadata, const char *path, const char *field, const char **out)
 {
     const json_t *value = json_object_get(metadata, field);
@@ -198,6 +218,7 @@ moed_status moed_partition_open(moed_partition **out, moed_context *c, const cha
     if (centroids) MOEDI_GO(moedi_safetensors_read(&s, centroids, 0, p->centroids, (size_t)centroids->bytes));
     memcpy(p->info.fingerprint, fingerprint, sizeof fingerprint);
     MOEDI_GO(check_content(p, path));
+    MOEDI_GO(check_digest(p, s.metadata, path));
     *out = p;
     p = NULL;
 out:
@@ -209,7 +230,7 @@ out:
 moed_status moed_partition_save(const moed_partition *p, const char *path)
 {
     moedi_safetensors_writer w;
-    char clusters[32];
+    char clusters[32], digest[65];
     moedi_clear_error();
     MOEDI_REQUIRE(p, "the partition is NULL");
     MOEDI_REQUIRE(path && path[0], "path is NULL or empty");
@@ -219,8 +240,9 @@ moed_status moed_partition_save(const moed_partition *p, const char *path)
         {.name = "centroids", .dtype = MOED_DTYPE_F32, .rank = 2, .shape = {p->info.clusters, p->info.width}},
     };
     snprintf(clusters, sizeof clusters, "%lld", (long long)p->info.clusters);
-    json_t *metadata = json_pack("{s:s, s:s, s:s, s:s}", "format", FORMAT, "version", VERSION, "clusters",
-                                 clusters, "corpus", p->info.fingerprint);
+    print_digest(p, digest);
+    json_t *metadata = json_pack("{s:s, s:s, s:s, s:s, s:s}", "format", FORMAT, "version", VERSION, "clusters",
+                                 clusters, "corpus", p->info.fingerprint, "digest", digest);
     if (!metadata) return moedi_fail(MOED_E_MEMORY, "no memory for the metadata of %s", path);
     moed_status status =
         moedi_safetensors_create(&w, p->context, path, entries, p->centroids ? 2 : 1, metadata);
