@@ -33,8 +33,8 @@ JANSSON_CFLAGS := $(shell $(PKG_CONFIG) --cflags jansson 2>/dev/null)
 JANSSON_LIBS   := $(or $(shell $(PKG_CONFIG) --libs jansson 2>/dev/null),-ljansson)
 LIBS := $(JANSSON_LIBS) -lpthread -ldl -lm
 BASE_FLAGS := -std=c11 -D_GNU_SOURCE -fPIC -fvisibility=hidden -ffp-contract=off -fno-math-errno -pthread \
-    -Iinclude -Ilibmoedisco $(JANSSON_CFLAGS) -DMOEDI_LIBDIR='"$(LIBDIR)"' $(WARNINGS)
-FLAGS = $(BASE_FLAGS) $(CPPFLAGS) $(CFLAGS) $(SANITIZE)
+    -Iinclude -Ilibmoedisco $(JANSSON_CFLAGS) $(WARNINGS)
+FLAGS = $(BASE_FLAGS) $(OF_OBJECT) $(CPPFLAGS) $(CFLAGS) $(SANITIZE)
 FLAG_HASH := $(shell printf '%s' '$(CC) $(FLAGS) $(LDFLAGS)' | cksum | cut -d' ' -f1)
 BUILD ?= build
 OUT := $(BUILD)/$(FLAG_HASH)
@@ -123,6 +123,13 @@ help:
 $(OUT)/%.o: %.c
 	@mkdir -p $(@D)
 	$(call say,CC,$<)$(CC) $(FLAGS) -MMD -MP -c -o $@ $<
+# Where installed plug-ins lie is known to one object alone: installing somewhere else builds that one anew.
+LOADER := $(OUT)/libmoedisco/backend/loader.o
+LIBDIR_STAMP := $(OUT)/libdir-$(shell printf '%s' '$(LIBDIR)' | cksum | cut -d' ' -f1)
+$(LOADER) $(LOADER:.o=.tidy): private OF_OBJECT := -DMOEDI_LIBDIR='"$(LIBDIR)"'
+$(LOADER): $(LIBDIR_STAMP)
+$(LIBDIR_STAMP):
+	@mkdir -p $(@D) && rm -f $(OUT)/libdir-* && touch $@
 # $(1) folder, $(2) variant
 define variant
 OBJECTS += $(patsubst $(CPU)/$(1)/%.c,$(OUT)/$(CPU)/$(1)/%.$(2).o,$(wildcard $(CPU)/$(1)/*.c))
