@@ -118,7 +118,7 @@ static int bad_value(const flag *item, const char *text)
     if (d->type == MOED_FIELD_CHOICE) return fail(EXIT_INPUT, "--%s %s: must be one of %s", item->name, text, d->choices);
     if (d->type == MOED_FIELD_SWITCH) return fail(EXIT_INPUT, "--%s=%s: must be 0 or 1", item->name, text);
     const char *kind = d->type == MOED_FIELD_F64 ? "a number" : "a whole number";
-    if (d->maximum >= 1e15 && d->type != MOED_FIELD_U64)
+    if (d->maximum >= 1e15 && d->type != MOED_FIELD_U64 && !(strtod(text, NULL) > d->maximum))
         return fail(EXIT_INPUT, "--%s %s: must be %s, at least %.10g", item->name, text, kind, d->minimum);
     if (d->maximum > d->minimum && d->type != MOED_FIELD_U64)
         return fail(EXIT_INPUT, "--%s %s: must be %s from %.10g to %.10g", item->name, text, kind, d->minimum, d->maximum);
