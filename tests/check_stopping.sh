@@ -22,6 +22,8 @@ for signal in TERM KILL TERM KILL TERM; do
     if [ $got = 75 ]; then has err 'the same command'; fi
 done
 # shellcheck disable=SC2086
+[ -e broken/disco/model ] || refuse 3 'keeps its settings' run disco broken --text text $tiny $steps --host-limit 3000000
+# shellcheck disable=SC2086
 expect 0 run disco broken --text text $tiny $steps
 same left/disco/model/model.safetensors broken/disco/model/model.safetensors 'killed and gone on'
 # one, two and four workers at once give the same submodels

@@ -291,6 +291,21 @@ static int start_fresh(pipeline *p, flags *f)
     return settings_write(p, f);
 }
 
+/* A started run whose last phase has less memory than it needs says so before the others are spent. */
+static int still_fits(const pipeline *p)
+{
+    char needs[32], allowed[32], *model = path_join(p->dir, "model");
+    const int trained = path_exists(model);
+    const moed_train_options last = final_options(p);
+    moed_estimate e;
+    free(model);
+    const int code = trained ? EXIT_DONE : training_estimate(p->layout, &last, &e);
+    const int64_t room = trained || code ? 0 : training_room(p->context, p->train_view, 0);
+    if (trained || code || e.host_bytes <= room) return code;
+    return fail(EXIT_FIT, "training needs %s of memory and %s are allowed; a started run keeps its settings: allow more, or start another with --name",
+                human_bytes(e.host_bytes, needs), human_bytes(room, allowed));
+}
+
 static int go_on(pipeline *p, flags *f)
 {
     flag *corpus = flags_find(f, "corpus");
@@ -302,7 +317,7 @@ static int go_on(pipeline *p, flags *f)
     if (code) return code;
     if (p->text && !strncmp(p->corpus, "../corpus/", 10) && (code = shared_corpus(p))) return code;
     if ((code = open_data(p)) || (code = open_layouts(p))) return code;
-    return EXIT_DONE;
+    return still_fits(p);
 }
 
 int pipeline_open(pipeline *p, flags *f, const char *dir)
