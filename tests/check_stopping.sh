@@ -22,10 +22,18 @@ for signal in TERM KILL TERM KILL TERM; do
     if [ $got = 75 ]; then has err 'the same command'; fi
 done
 # shellcheck disable=SC2086
-[ -e broken/disco/model ] || refuse 3 'keeps its settings' run disco broken --text text $tiny $steps --host-limit 3000000
-# shellcheck disable=SC2086
 expect 0 run disco broken --text text $tiny $steps
 same left/disco/model/model.safetensors broken/disco/model/model.safetensors 'killed and gone on'
+# a run that has begun, and now has too little memory for its last phase
+# shellcheck disable=SC2086
+"$moedisco" run disco begun --text text $tiny --branch-steps 100000 --steps 10 > out 2> err &
+process=$!
+waited=0
+while [ ! -e begun/disco/run.json ] && [ $waited -lt 600 ]; do sleep 0.1; waited=$((waited + 1)); done
+kill -TERM $process
+wait $process
+# shellcheck disable=SC2086
+refuse 3 'keeps its settings' run disco begun --text text $tiny --branch-steps 100000 --steps 10 --host-limit 3000000
 # one, two and four workers at once give the same submodels
 # shellcheck disable=SC2086
 expect 0 run disco serial --text text $tiny $steps --workers 1 --threads 3
