@@ -169,7 +169,8 @@ int pipeline_layouts(pipeline *p, int64_t vocabulary)
     const moed_status status = moed_split_create(&p->split, p->layout, &o);
     if (status) return fail_status(status);
     p->dense = moed_split_layout(p->split, 0);
-    if (!p->dense) return fail(EXIT_INPUT, "%s", moed_last_error());
+    moed_error_info why = {.struct_size = sizeof why};
+    if (!p->dense) return moed_last_error_get(&why), fail_status(why.status);
     p->clusters.kmeans.clusters = (int32_t)info.experts;
     if (p->train.length > info.context_length)
         return fail(EXIT_INPUT, "--length %lld: longer than the model's context of %lld", (long long)p->train.length,

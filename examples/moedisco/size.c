@@ -102,6 +102,7 @@ char *read_text(const char *path, size_t *size)
 {
     FILE *file = fopen(path, "rb");
     if (!file) {
+        if (errno == ENOMEM) must(NULL);
         fail(EXIT_INPUT, "%s: cannot be read: %s", path, strerror(errno));
         return NULL;
     }
