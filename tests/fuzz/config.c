@@ -34,10 +34,14 @@ FUZZ_TARGET(config)
     free(text);
     if (status != MOED_OK) return fuzz_end(status, NULL);
     const char *config = moed_layout_config(l);
-    assert_ok(moed_layout_from_config(&again, fuzz_context, config, strlen(config)));
-    char a[33], b[33];
-    moedi_layout_fingerprint(l, a), moedi_layout_fingerprint(again, b);
-    assert_string_equal(a, b);
+    const moed_status second = moed_layout_from_config(&again, fuzz_context, config, strlen(config));
+    if (second == MOED_OK) {
+        char a[33], b[33];
+        moedi_layout_fingerprint(l, a), moedi_layout_fingerprint(again, b);
+        assert_string_equal(a, b);
+    } else {
+        assert_int_equal(second, MOED_E_LIMIT); /* of tens of thousands of parameters, two do not fit at once */
+    }
     moed_layout_destroy(again);
     use_layout(l);
     moed_layout_destroy(l);
