@@ -274,40 +274,60 @@ static moed_status hand_layout(const moed_split *s, int32_t part, moed_layout **
 }
 
 /* In a family's layout the n-th parameter of one expert is to it what the n-th of another is to that one. */
-static int64_t expert_parameter(const moed_layout *l, int32_t layer, int32_t expert, size_t nth)
+enum { EACH = 4 }; /* parameters of an expert at most */
+typedef struct expert_index {
+    int32_t experts;  /* of a layer at most */
+    uint8_t *counts;  /* (layers, experts) met so far */
+    int64_t *numbers; /* (layers, experts, EACH); -1 = there is none */
+} expert_index;
+
+static moed_status index_experts(expert_index *x, const moed_layout *l)
 {
-    for (size_t i = 0; i < l->count; i++)
-        if (l->params[i].layer == layer && l->params[i].expert == expert && nth-- == 0) return (int64_t)i;
-    return -1;
+    for (int32_t n = 0; n < l->layers; n++)
+        if (l->experts[n] > x->experts) x->experts = l->experts[n];
+    const int64_t all = (int64_t)l->layers * x->experts;
+    MOEDI_TRY(MOEDI_NEW(l->context, all, &x->counts));
+    MOEDI_TRY(MOEDI_NEW(l->context, all * EACH, &x->numbers));
+    for (int64_t i = 0; i < all * EACH; i++) x->numbers[i] = -1;
+    for (size_t i = 0; i < l->count; i++) {
+        const moed_param *p = &l->params[i];
+        const int64_t at = (int64_t)p->layer * x->experts + p->expert;
+        if (p->expert >= 0 && x->counts[at] < EACH) x->numbers[at * EACH + x->counts[at]++] = (int64_t)i;
+    }
+    memset(x->counts, 0, (size_t)all);
+    return MOED_OK;
 }
 
-static size_t rank_in_expert(const moed_layout *l, size_t param)
+/* The base's parameter that this one of a part is, parameters in order. */
+static int64_t expert_parameter(expert_index *x, const moed_split *s, int32_t part, const moed_param *p)
 {
-    const moed_param *p = &l->params[param];
-    size_t n = 0;
-    for (size_t i = 0; i < param; i++) n += l->params[i].layer == p->layer && l->params[i].expert == p->expert;
-    return n;
+    const int64_t in_base = (int64_t)p->layer * x->experts + list_of(s, part, p->layer)[p->expert];
+    return x->counts[in_base] < EACH ? x->numbers[in_base * EACH + x->counts[in_base]++] : -1;
 }
 
 static moed_status map_parameters(const moed_split *s, int32_t part, moedi_part *made)
 {
     const moed_layout *l = s->layout;
-    MOEDI_TRY(MOEDI_NEW(s->context, made->layout->count, &made->base));
-    MOEDI_TRY(MOEDI_NEW(s->context, l->count, &made->own));
+    expert_index x = {0};
+    moed_status status = MOED_OK;
+    MOEDI_GO(MOEDI_NEW(s->context, made->layout->count, &made->base));
+    MOEDI_GO(MOEDI_NEW(s->context, l->count, &made->own));
+    if (l->family) MOEDI_GO(index_experts(&x, l));
     for (size_t i = 0; i < l->count; i++) made->own[i] = SIZE_MAX;
     for (size_t i = 0; i < made->layout->count; i++) {
         const moed_param *p = &made->layout->params[i];
-        int64_t base = l->family && p->expert >= 0
-                           ? expert_parameter(l, p->layer, list_of(s, part, p->layer)[p->expert],
-                                              rank_in_expert(made->layout, i))
-                           : moedi_layout_find(l, p->name);
-        if (base < 0)
-            return moedi_fail(MOED_E_INTERNAL, "tensor \"%s\" of part %d has no counterpart in the base",
-                              p->name, part);
+        const int64_t base = l->family && p->expert >= 0 ? expert_parameter(&x, s, part, p) : moedi_layout_find(l, p->name);
+        if (base < 0) {
+            status = moedi_fail(MOED_E_INTERNAL, "tensor \"%s\" of part %d has no counterpart in the base", p->name, part);
+            goto out;
+        }
         made->base[i] = (size_t)base;
         made->own[base] = i;
     }
-    return MOED_OK;
+out:
+    moedi_free(s->context, x.counts);
+    moedi_free(s->context, x.numbers);
+    return status;
 }
 
 /* The layout of a part that says which base (nullable) it is of. */
