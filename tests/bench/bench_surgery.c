@@ -1,6 +1,7 @@
 /* bench_surgery.c FOLDER [MEGABYTES [THREADS]] - init, split into four and integrate of a bf16 model of that size on the disk that FOLDER is on.
- * Integrated twice: as split, and after every number of the submodels moved. Beside them the same bytes copied by read, write and fsync:
- * for split the submodels, for integrate all that it reads, read, and the model, copied. Everything below FOLDER is removed after. */
+ * Done twice: integrated as split, and after every number of the submodels moved. Beside them the same bytes copied by read, write and fsync,
+ * in turns, ours first and the copy first: for split the submodels, for integrate all that it reads, read, and the model, copied.
+ * A row is the mean of both turns. FOLDER needs room for nine times the size; what is made below it is removed after. */
 #include <fcntl.h>
 #include <sys/resource.h>
 #include <unistd.h>
@@ -89,68 +90,112 @@ static void move_numbers(const char *dir, char *buffer)
     if (fsync(f) || close(f)) exit(1);
 }
 
-static int time_integration(moed_context *c, moed_split *s, const moed_model *base, char part_dir[PARTS][4000], const char *to, double *seconds)
+typedef struct folders {
+    char base[4000], part[PARTS][4000], whole[4000], copied[PARTS + 1][4000];
+} folders;
+
+/* Seconds of one pass over each task, ours and the copy of the same bytes; bytes read and written by each. */
+typedef struct figures {
+    double split, split_copy, integrate, integrate_copy, split_bytes, read_bytes, whole_bytes;
+} figures;
+
+static int split(moed_split **out, moed_context *c, const folders *f, double *seconds)
+{
+    moed_model *base = NULL;
+    moed_split_options o;
+    const double t = bench_now();
+    if (open_stream(&base, c, f->base)) return 1;
+    CHECK(moed_options_init(MOED_STRUCT_SPLIT_OPTIONS, &o, sizeof o));
+    o.parts = PARTS;
+    CHECK(moed_split_create(out, moed_model_layout(base), &o));
+    for (int k = 0; k < PARTS; k++) CHECK(moed_split_build(NULL, *out, k, base, f->part[k], NULL));
+    moed_model_destroy(base);
+    *seconds += bench_now() - t;
+    return 0;
+}
+
+static int integrate(moed_context *c, moed_split *s, const folders *f, double *seconds)
 {
     moed_integration *i = NULL;
-    moed_model *part = NULL;
+    moed_model *base = NULL, *part = NULL;
     const double t = bench_now();
+    if (open_stream(&base, c, f->base)) return 1;
     CHECK(moed_integration_create(&i, s, base, NULL));
     for (int k = 0; k < PARTS; k++) {
-        if (open_stream(&part, c, part_dir[k])) return 1;
+        if (open_stream(&part, c, f->part[k])) return 1;
         CHECK(moed_integration_add(i, k, part, 1.0));
         moed_model_destroy(part);
     }
-    CHECK(moed_integration_finish(NULL, i, to, NULL));
-    moed_integration_destroy(i);
-    *seconds = bench_now() - t;
+    CHECK(moed_integration_finish(NULL, i, f->whole, NULL));
+    moed_integration_destroy(i), moed_model_destroy(base);
+    *seconds += bench_now() - t;
+    return 0;
+}
+
+static void copy_parts(const folders *f, figures *at, char *buffer)
+{
+    const double t = bench_now();
+    for (int k = 0; k < PARTS; k++) at->split_bytes += copy(f->part[k], f->copied[k], buffer);
+    at->split_copy += bench_now() - t;
+}
+
+static void copy_whole(const folders *f, figures *at, char *buffer)
+{
+    const double t = bench_now();
+    for (int k = 0; k < PARTS; k++) at->read_bytes += copy(f->part[k], NULL, buffer);
+    at->whole_bytes += copy(f->base, f->copied[PARTS], buffer);
+    at->integrate_copy += bench_now() - t;
+}
+
+/* Once ours first and once the copy first: a virtual disk may write blocks that it has never held far slower than others. */
+static int measure(moed_context *c, const folders *f, int copy_first, int moved, figures *at, char *buffer)
+{
+    moed_split *s = NULL;
+    double untimed = 0;
+    if (copy_first) { /* the copy reads the submodels, so they are made, untimed, and removed with what was copied */
+        if (split(&s, c, f, &untimed)) return 1;
+        copy_parts(f, at, buffer);
+        for (int k = 0; k < PARTS; k++) CHECK(moedi_directory_remove(f->part[k]));
+        moed_split_destroy(s);
+    }
+    if (split(&s, c, f, &at->split)) return 1;
+    if (!copy_first) copy_parts(f, at, buffer);
+    for (int k = 0; moved && k < PARTS; k++) move_numbers(f->part[k], buffer);
+    if (copy_first) copy_whole(f, at, buffer);
+    if (integrate(c, s, f, &at->integrate)) return 1;
+    if (!copy_first) copy_whole(f, at, buffer);
+    moed_split_destroy(s);
+    for (int k = 0; k < PARTS; k++) CHECK(moedi_directory_remove(f->part[k]));
+    CHECK(moedi_directory_remove(f->whole));
+    for (int k = 0; k <= PARTS; k++) unlink(f->copied[k]);
     return 0;
 }
 
 static int bench(moed_context *c, const char *folder, double megabytes, char *buffer)
 {
-    char base_dir[4000], whole_dir[4000], copied[4000], part_dir[PARTS][4000], note[96];
-    moed_model *base = NULL;
-    moed_split *s = NULL;
-    moed_split_options o;
-    double bytes = 0, read = 0, t;
-    snprintf(base_dir, sizeof base_dir, "%s/base", folder);
-    snprintf(whole_dir, sizeof whole_dir, "%s/whole", folder);
-    snprintf(copied, sizeof copied, "%s/copy", folder);
-    for (int k = 0; k < PARTS; k++) snprintf(part_dir[k], sizeof part_dir[k], "%s/%d", folder, k);
+    folders f;
+    char note[96];
+    snprintf(f.base, sizeof f.base, "%s/base", folder);
+    snprintf(f.whole, sizeof f.whole, "%s/whole", folder);
+    for (int k = 0; k < PARTS; k++) snprintf(f.part[k], sizeof f.part[k], "%s/%d", folder, k);
+    for (int k = 0; k <= PARTS; k++) snprintf(f.copied[k], sizeof f.copied[k], "%s/copy%d", folder, k);
 
-    t = bench_now();
-    if (make_model(c, base_dir, megabytes)) return 1;
-    const double init = bench_now() - t;
-    const double size = copy(base_dir, NULL, buffer);
+    const double t = bench_now();
+    if (make_model(c, f.base, megabytes)) return 1;
+    const double init = bench_now() - t, size = copy(f.base, NULL, buffer);
     snprintf(note, sizeof note, "%.0f MB, %.1f M numbers/s", size * 1e-6, size / 2 / init * 1e-6);
     bench_row("init of bf16 on disk", init, 0, 0, note);
 
-    t = bench_now();
-    if (open_stream(&base, c, base_dir)) return 1;
-    CHECK(moed_options_init(MOED_STRUCT_SPLIT_OPTIONS, &o, sizeof o));
-    o.parts = PARTS;
-    CHECK(moed_split_create(&s, moed_model_layout(base), &o));
-    for (int k = 0; k < PARTS; k++) CHECK(moed_split_build(NULL, s, k, base, part_dir[k], NULL));
-    const double split = bench_now() - t;
-    t = bench_now();
-    for (int k = 0; k < PARTS; k++) bytes += copy(part_dir[k], copied, buffer);
-    const double copy_split = bench_now() - t;
-    snprintf(note, sizeof note, "%.0f MB written, %.0f MB/s; peak %.0f MiB", bytes * 1e-6, bytes / split * 1e-6, peak_mib());
-    bench_row("split into 4 (peer: synced copy)", split, 0, copy_split, note);
-
-    double integrate[2];
-    if (time_integration(c, s, base, part_dir, whole_dir, &integrate[0])) return 1;
-    for (int k = 0; k < PARTS; k++) move_numbers(part_dir[k], buffer);
-    if (time_integration(c, s, base, part_dir, whole_dir, &integrate[1])) return 1;
-    t = bench_now();
-    for (int k = 0; k < PARTS; k++) read += copy(part_dir[k], NULL, buffer);
-    read += copy(base_dir, copied, buffer);
-    const double copy_integrate = bench_now() - t;
-    snprintf(note, sizeof note, "%.0f MB read, %.0f MB written; peak %.0f MiB", read * 1e-6, size * 1e-6, peak_mib());
-    bench_row("integrate 4 as split (peer: reading, copy)", integrate[0], 0, copy_integrate, note);
-    bench_row("integrate 4, every number moved", integrate[1], 0, copy_integrate, "");
-    bench_row("split + integrate, every number moved", split + integrate[1], 0, copy_split + copy_integrate, "");
-    moed_split_destroy(s), moed_model_destroy(base);
+    for (int moved = 0; moved < 2; moved++) {
+        figures at = {0};
+        for (int copy_first = 0; copy_first < 2; copy_first++)
+            if (measure(c, &f, copy_first, moved, &at, buffer)) return 1;
+        snprintf(note, sizeof note, "%.0f MB written, %.0f MB/s; peak %.0f MiB", at.split_bytes / 2e6, at.split_bytes * 1e-6 / at.split, peak_mib());
+        bench_row("split into 4 (peer: synced copy)", at.split / 2, 0, at.split_copy / 2, note);
+        snprintf(note, sizeof note, "%.0f MB read, %.0f MB written; peak %.0f MiB", (at.read_bytes + at.whole_bytes) / 2e6, at.whole_bytes / 2e6, peak_mib());
+        bench_row(moved ? "integrate 4, every number moved" : "integrate 4 as split (peer: reading, copy)", at.integrate / 2, 0, at.integrate_copy / 2, note);
+        bench_row("split + integrate", (at.split + at.integrate) / 2, 0, (at.split_copy + at.integrate_copy) / 2, "");
+    }
     return 0;
 }
 
