@@ -67,7 +67,7 @@ CUDA_HOME := $(patsubst %/bin/nvcc,%,$(NVCC))
 # cuDNN is loaded at run time; its headers, where they are installed, let attention be compiled for it. Kernels of one chip (*_sm90.cu)
 # are compiled for it alone. What is not there, or not asked for, is stood in for by *_absent.cu.
 CUDNN := $(firstword $(wildcard $(CUDA_HOME)/include/cudnn.h /usr/local/include/cudnn.h /usr/include/cudnn.h /usr/include/*/cudnn.h))
-CUDA_LEFT_OUT := $(if $(filter 90a,$(CUDA_ARCHS)),%/grouped_absent.cu,%_sm90.cu) $(if $(CUDNN),%/attention_absent.cu)
+CUDA_LEFT_OUT := $(if $(filter 90a,$(CUDA_ARCHS)),%/grouped_absent.cu %/kmeans_assign_absent.cu,%_sm90.cu) $(if $(CUDNN),%/attention_absent.cu)
 CUDA_SOURCES := $(sort $(filter-out $(CUDA_LEFT_OUT),$(wildcard libmoedisco/backend/cuda/*/*.cu)) \
     $(if $(CUDNN),$(wildcard libmoedisco/backend/cuda/*/*.cpp)))
 CUDA_NEWEST  := $(lastword $(CUDA_ARCHS))

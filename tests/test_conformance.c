@@ -674,11 +674,13 @@ static void kmeans_case(int64_t count, int64_t width, int64_t clusters, int with
 
 static void test_kmeans(void **state)
 {
-    static const int64_t shapes[][3] = {{1, 1, 1}, {1, 17, 4}, {100, 16, 1}, {50, 33, 7}, {1200, 40, 12}, {500, 136, 80}, {70, 65, 130}};
+    static const int64_t shapes[][3] = {{1, 1, 1}, {1, 17, 4}, {100, 16, 1}, {50, 33, 7}, {1200, 40, 12}, {500, 136, 80}, {70, 65, 130},
+                                        {700, 68, 300}, {4500, 72, 520}};
     (void)state;
     for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++)
         for (int mode = 0; mode < 4; mode += MODE_STEP) kmeans_case(shapes[i][0], shapes[i][1], shapes[i][2], mode & 1, mode >> 1, 0);
     kmeans_case(200, 19, 10, 0, 1, 1);
+    kmeans_case(300, 20, 100, 0, 1, 1);
 }
 
 /* ---- surgery ---- */

@@ -117,7 +117,8 @@ template <typename F> static F driver_call(const char *name)
 const moedi_cuda_driver &moedi_cuda_driver_of_process()
 {
     static const moedi_cuda_driver driver = [] {
-        moedi_cuda_driver d = {driver_call<decltype(d.get)>("cuCtxGetCurrent"), driver_call<decltype(d.set)>("cuCtxSetCurrent")};
+        moedi_cuda_driver d = {driver_call<decltype(d.get)>("cuCtxGetCurrent"), driver_call<decltype(d.set)>("cuCtxSetCurrent"),
+                               driver_call<decltype(d.describe)>("cuTensorMapEncodeTiled")};
         if (!d.get) d.set = nullptr;
         return d;
     }();

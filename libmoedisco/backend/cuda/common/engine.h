@@ -62,10 +62,11 @@ moed_status moedi_cuda_scratch(moedi_cuda *e, size_t size, void **out);
         if (error_ != cudaSuccess) return moedi_cuda_failed((e), error_, #call);      \
     } while (0)
 
-/* Two calls of the driver; NULL where there is none. */
+/* Calls of the driver; NULL where there is none. */
 struct moedi_cuda_driver {
     decltype(&cuCtxGetCurrent) get;
     decltype(&cuCtxSetCurrent) set;
+    decltype(&cuTensorMapEncodeTiled) describe;
 };
 const moedi_cuda_driver &moedi_cuda_driver_of_process();
 

@@ -42,6 +42,7 @@ moed_status moedi_cuda_gemm_halves(moedi_cuda *e, const moed_op_gemm *a);
 
 /* What a datacenter chip does faster. They return MOED_E_UNSUPPORTED, and write nothing, where shape or chip is not theirs. */
 moed_status moedi_cuda_grouped_sm90(moedi_cuda *e, const moed_op_grouped_gemm *a);
+moed_status moedi_cuda_kmeans_assign_sm90(moedi_cuda *e, const moed_op_kmeans_assign *a);
 moed_status moedi_cuda_attention_cudnn(moedi_cuda *e, const moed_op_attention *a);
 moed_status moedi_cuda_attention_backward_cudnn(moedi_cuda *e, const moed_op_attention *a);
 /* Their rooms; 0 where they are not built, or no step of w is theirs. */

@@ -1,105 +1,11 @@
-/* cuda/common/cluster.cu - a step of Lloyd's k-means: labels by products of matrices, sums by sorted labels, centroids from them.
+/* cuda/common/kmeans_assign.cu - the nearest centroid of each row, by products of halves and their bounds (kmeans_screen.cuh).
  *
- * ||x - c||^2 orders the centroids as base - 2 x.(c - m) does, where m is the centroids' mean and base = ||c||^2 - ||m||^2. The
- * products are of halves (IEEE, 16 bits), scaled by powers of two: up to 64 clusters by the kernel below, which streams x once; more by
- * cuBLAS. Every product comes with a bound of its error. What lies within the bounds of the lowest is decided again by differences in
- * float: labels are those of float, and a tie takes the lower cluster. Nothing depends on the order in which threads run. */
-#include <cuda_fp16.h>
-
-#include "numbers.cuh"
-#include "operations.h"
-#include "sort.h"
+ * Up to 64 clusters the kernel below streams x once; more are multiplied by a kernel of the chip where there is one, else by cuBLAS.
+ * What lies within the bounds of the lowest cost is decided again by differences in float: labels are those of float, and a tie takes
+ * the lower cluster. Nothing depends on the order in which threads run. */
+#include "kmeans_screen.cuh"
 
 enum { WARPS = 8, THREADS = 32 * WARPS };
-
-/* ---- what a step knows of the centroids ---- */
-
-/* The cost of a cluster is base - 2 x.c, where x.c is the product of the halves times `scale`; its error is at most what base is rounded
- * by and 2 (row's a * norm + row's b * error). */
-struct alignas(16) screen {
-    float base, norm, error, scale;
-};
-/* Of a row: a, b above, rounded up. */
-struct alignas(8) reach {
-    float a, b;
-};
-/* Of all centroids, as bits: the order of floats that are not below 0, NaN the highest. Zeroed before. */
-struct extremes {
-    unsigned number, base, norm, error;
-};
-
-enum { STREAM_CLUSTERS = 64, STREAM_ROWS = 256, STREAM_STEP = 32, STREAM_X = STREAM_ROWS * STREAM_STEP / 4,
-       STREAM_STAGE = STREAM_X + STREAM_CLUSTERS * STREAM_STEP / 8 /* of 16 bytes */ };
-
-static __global__ void mean_kernel(float *mean, extremes *most, const float *centroids, int64_t clusters, int64_t width)
-{
-    const int64_t d = (int64_t)blockIdx.x * THREADS + threadIdx.x;
-    float sum = 0, highest = 0;
-#pragma unroll 8
-    for (int64_t k = 0; k < clusters && d < width; k++) {
-        const float c = centroids[k * width + d];
-        sum += c, highest = fmaxf(highest, fabsf(c));
-    }
-    if (d < width) mean[d] = sum / (float)clusters;
-    highest = block_max(highest);
-    if (threadIdx.x == 0) atomicMax(&most->number, __float_as_uint(highest));
-}
-
-/* The power of two that brings numbers below 2^(exponent of highest + 1) below 2^(places + 1). */
-__device__ static inline float power_to(float highest, int places)
-{
-    const int exponent = (int)(__float_as_uint(highest) >> 23 & 255) - 127;
-    return __uint_as_float((unsigned)(127 + places - (exponent > -100 ? exponent : -100)) << 23);
-}
-/* Of x, whose numbers are taken to be about as large as the centroids': the largest of these comes to 1. Those over 2^15 times as large
- * become no number, and their rows are decided by differences. */
-__device__ static inline float scale_of_x(const extremes *most)
-{
-    return power_to(__uint_as_float(most->number), 0);
-}
-
-/* Where the streaming kernel has column d of centroid k: a lane loads 16 bytes for 8 clusters and 32 columns. Lane 4 g + t has centroid g,
- * and columns 4 t to 4 t + 3 of the first and of the second 16; x is loaded alike. */
-__device__ static inline int64_t stream_place(int64_t k, int64_t d)
-{
-    return ((d / 32 * (STREAM_CLUSTERS / 8) + k / 8) * 32 + k % 8 * 4 + d % 16 / 4) * 8 + d / 16 % 2 * 4 + d % 4;
-}
-
-/* The centroids of a step. lines: base of each, then -2 scale of each. halves (zeroed before): by stream_place, or rows `stride` apart. */
-struct prepared {
-    float *mean, *lines;
-    screen *screens;
-    extremes *most;
-    __half *halves;
-};
-
-/* A block a centroid. */
-template <bool STREAM>
-static __global__ void prepare_kernel(prepared p, const float *centroids, const double *penalty, int64_t width, int64_t stride)
-{
-    const int64_t k = blockIdx.x;
-    double base = 0, square = 0, lost = 0;
-    float highest = 0;
-    for (int64_t d = threadIdx.x; d < width; d += THREADS) highest = fmaxf(highest, fabsf(centroids[k * width + d] - p.mean[d]));
-    const float scale = power_to(block_max(highest), 14);
-    for (int64_t d = threadIdx.x; d < width; d += THREADS) {
-        const float at = centroids[k * width + d], m = p.mean[d], c = at - m;
-        const __half rounded = __float2half_rn(c * scale);
-        const double rest = (double)c - (double)__half2float(rounded) / (double)scale;
-        base += ((double)at - (double)m) * ((double)at + (double)m);
-        square += (double)c * (double)c, lost += rest * rest;
-        p.halves[STREAM ? stream_place(k, d) : k * stride + d] = rounded;
-    }
-    base = block_sum(base), square = block_sum(square), lost = block_sum(lost);
-    if (threadIdx.x) return;
-    if (penalty) base += penalty[k];
-    const screen s = {(float)base, __double2float_ru(sqrt(square) * (1 + 0x1p-10)), __double2float_ru(sqrt(lost)), 1 / scale / scale_of_x(p.most)};
-    p.screens[k] = s;
-    p.lines[k] = s.base, p.lines[gridDim.x + k] = -2.0f * s.scale;
-    atomicMax(&p.most->base, __float_as_uint(fabsf(s.base)));
-    atomicMax(&p.most->norm, __float_as_uint(s.norm));
-    atomicMax(&p.most->error, __float_as_uint(s.error));
-}
 
 /* A cluster's cost is at least `at` less `by`, at most `at` and `by`. */
 struct cost {
@@ -109,14 +15,20 @@ __device__ static inline cost cost_of(float dot, const screen &s, const reach &r
 {
     return {fmaf(-2.0f * s.scale, dot, s.base), fmaf(2.0f, fmaf(r.a, s.norm, r.b * s.error), fabsf(s.base) * 0x1p-22f)};
 }
-/* From sums of squares of a row's scaled numbers, and of what their halves lack of them. */
-__device__ static inline reach reach_of(float square, float lost, float scale, float precision)
-{
-    const float length = sqrtf(square) * (1 + 0x1p-9f) / scale;
-    return {(sqrtf(lost) / scale + precision * length) * (1 + 0x1p-9f), length};
-}
 
 /* ---- products, up to 64 clusters ---- */
+
+enum { STREAM_CLUSTERS = 64, STREAM_ROWS = 256, STREAM_STEP = 32, STREAM_X = STREAM_ROWS * STREAM_STEP / 4,
+       STREAM_STAGE = STREAM_X + STREAM_CLUSTERS * STREAM_STEP / 8 /* of 16 bytes */ };
+
+/* Where the streaming kernel has column d of centroid k: a lane loads 16 bytes for 8 clusters and 32 columns. Lane 4 g + t has centroid g,
+ * and columns 4 t to 4 t + 3 of the first and of the second 16; x is loaded alike. */
+struct stream_place {
+    __device__ int64_t operator()(int64_t k, int64_t d) const
+    {
+        return ((d / 32 * (STREAM_CLUSTERS / 8) + k / 8) * 32 + k % 8 * 4 + d % 16 / 4) * 8 + d / 16 % 2 * 4 + d % 4;
+    }
+};
 
 __device__ static inline void copy_16(void *shared, const void *from, bool there)
 {
@@ -130,17 +42,6 @@ __device__ static inline void multiply(float (&c)[4], const uint32_t (&a)[4], ui
     asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
         : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-}
-
-/* Two scaled floats as halves; what these are of them is added to the sums. */
-__device__ static inline uint32_t halve(float x, float y, float &square, float &lost)
-{
-    const __half2 h = __floats2half2_rn(x, y);
-    const float rest_x = x - __low2float(h), rest_y = y - __high2float(h);
-    uint32_t bits;
-    square = fmaf(x, x, fmaf(y, y, square)), lost = fmaf(rest_x, rest_x, fmaf(rest_y, rest_y, lost));
-    memcpy(&bits, &h, sizeof bits);
-    return bits;
 }
 
 struct stream_job {
@@ -252,8 +153,13 @@ static moed_status stream_products(moedi_cuda *e, const stream_job &job)
     MOEDI_CUDA_CHECK(e, cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared));
     return moedi_cuda_launch(e, kernel, (unsigned)moedi_cuda_ceil(job.count, STREAM_ROWS), THREADS, (size_t)shared, job);
 }
-
 /* ---- halves for products by cuBLAS ---- */
+
+/* Rows `stride` apart. */
+struct row_place {
+    int64_t stride;
+    __device__ int64_t operator()(int64_t k, int64_t d) const { return k * stride + d; }
+};
 
 /* A warp a row: its halves (rows of `stride`, zeros behind the width), and how far products of them may be off. */
 template <int V>
@@ -283,7 +189,6 @@ static __global__ void halve_kernel(__half *halves, reach *reaches, const float 
     square = warp_sum(square), lost = warp_sum(lost);
     if (lane == 0) reaches[i] = reach_of(square, lost, scale, precision);
 }
-
 /* ---- decisions ---- */
 
 template <int V> __device__ static inline float square_distance(const float *x, const float *c, int64_t width, int lane)
@@ -318,23 +223,46 @@ template <int V> __device__ static inline void consider(choice &c, const moed_op
     if (c.nearest < 0 || with < c.lowest) c = {with, of, (int)k};
 }
 
-/* A lane has a row; rows with more than one candidate, and all where distances are wanted, take the warp. candidates NULL: one cluster. */
-template <int V> static __global__ void decide_candidates_kernel(moed_op_kmeans_assign a, const uint64_t *candidates)
+/* A lane has a row; rows with more than one candidate, and all where distances are wanted, take the warp. */
+template <int V, int WORDS> static __global__ void decide_candidates_kernel(moed_op_kmeans_assign a, const uint64_t *candidates)
 {
     const int lane = threadIdx.x & 31;
     const int64_t first = ((int64_t)blockIdx.x * WARPS + (threadIdx.x >> 5)) * 32, row = first + lane;
-    const unsigned long long near = row >= a.count ? 0 : candidates ? candidates[row] : 1;
-    const bool alone = !(near & (near - 1));
-    if (row < a.count && alone) a.labels[row] = __ffsll((long long)near) - 1;
-    for (unsigned left = __ballot_sync(0xffffffffu, near && (!alone || a.distances)); left; left &= left - 1) {
-        const int from = __ffs((int)left) - 1;
-        choice best = {0, 0, -1};
-        for (unsigned long long bits = __shfl_sync(0xffffffffu, near, from); bits; bits &= bits - 1)
-            consider<V>(best, a, first + from, __ffsll((long long)bits) - 1, lane);
-        if (lane) continue;
-        a.labels[first + from] = best.nearest;
-        if (a.distances) a.distances[first + from] = best.distance;
+    int count = 0, only = 0;
+    if (row < a.count) {
+#pragma unroll
+        for (int w = 0; w < WORDS; w++) {
+            const unsigned long long near = candidates ? candidates[row * WORDS + w] : 1;
+            count += __popcll(near);
+            if (near) only = w * 64 + __ffsll((long long)near) - 1;
+        }
     }
+    if (count == 1) a.labels[row] = only;
+    for (unsigned left = __ballot_sync(0xffffffffu, count > 1 || (count && a.distances)); left; left &= left - 1) {
+        const int64_t at = first + __ffs((int)left) - 1;
+        const unsigned long long own = lane >= WORDS ? 0 : candidates ? candidates[at * WORDS + lane] : 1;
+        choice best = {0, 0, -1};
+        for (unsigned words = __ballot_sync(0xffffffffu, own != 0); words; words &= words - 1) {
+            const int w = __ffs((int)words) - 1;
+            for (unsigned long long near = __shfl_sync(0xffffffffu, own, w); near; near &= near - 1)
+                consider<V>(best, a, at, w * 64 + __ffsll((long long)near) - 1, lane);
+        }
+        if (lane) continue;
+        a.labels[at] = best.nearest;
+        if (a.distances) a.distances[at] = best.distance;
+    }
+}
+template <int V> static auto decide_candidates_of(int words)
+{
+    return words == 1   ? decide_candidates_kernel<V, 1>
+           : words == 4 ? decide_candidates_kernel<V, 4>
+           : words == 8 ? decide_candidates_kernel<V, 8>
+                        : decide_candidates_kernel<V, 16>;
+}
+moed_status moedi_cuda_kmeans_decide(moedi_cuda *e, const moed_op_kmeans_assign *a, const uint64_t *candidates, int words)
+{
+    const auto kernel = packs<float>(a->width, a->x, a->centroids) ? decide_candidates_of<4>(words) : decide_candidates_of<1>(words);
+    return moedi_cuda_launch(e, kernel, (unsigned)moedi_cuda_ceil(a->count, THREADS), THREADS, 0, *a, candidates);
 }
 
 /* The lowest of some costs, its cluster, and the lowest but for it. */
@@ -424,34 +352,7 @@ static __global__ void decide_kernel(moed_op_kmeans_assign a, const float *dots,
         if (a.distances) a.distances[first + i] = best.distance;
     }
 }
-
 /* ---- labels ---- */
-
-static prepared take_prepared(moedi_cuda_pieces &p, const moed_op_kmeans_assign *a, int64_t halves)
-{
-    return {p.take<float>(a->width), p.take<float>(2 * a->clusters), p.take<screen>(a->clusters), p.take<extremes>(1),
-            p.take<__half>(halves)};
-}
-template <bool STREAM> static moed_status prepare(moedi_cuda *e, const moed_op_kmeans_assign *a, const prepared &p, int64_t halves, int64_t stride)
-{
-    MOEDI_CUDA_CHECK(e, cudaMemsetAsync(p.most, 0, sizeof *p.most, e->stream));
-    MOEDI_CUDA_CHECK(e, cudaMemsetAsync(p.halves, 0, (size_t)halves * sizeof *p.halves, e->stream));
-    MOEDI_CUDA_TRY(moedi_cuda_launch(e, mean_kernel, (unsigned)moedi_cuda_ceil(a->width, THREADS), THREADS, 0, p.mean, p.most, a->centroids,
-                                     a->clusters, a->width));
-    return moedi_cuda_launch(e, prepare_kernel<STREAM>, (unsigned)a->clusters, THREADS, 0, p, a->centroids, a->penalty, a->width,
-                             stride);
-}
-/* What every addition of a product to the sum so far may lose, and the roundings of the bounds. */
-static float precision_of(int64_t width)
-{
-    return 0x1p-18f + 0x1p-23f * (float)width / 8;
-}
-
-static moed_status decide_candidates(moedi_cuda *e, const moed_op_kmeans_assign *a, const uint64_t *candidates)
-{
-    const auto kernel = packs<float>(a->width, a->x, a->centroids) ? decide_candidates_kernel<4> : decide_candidates_kernel<1>;
-    return moedi_cuda_launch(e, kernel, (unsigned)moedi_cuda_ceil(a->count, THREADS), THREADS, 0, *a, candidates);
-}
 
 static moed_status assign_few(moedi_cuda *e, const moed_op_kmeans_assign *a)
 {
@@ -461,11 +362,11 @@ static moed_status assign_few(moedi_cuda *e, const moed_op_kmeans_assign *a)
     MOEDI_CUDA_TRY(moedi_cuda_lay(e, [&](moedi_cuda_pieces &p) {
         c = take_prepared(p, a, halves), candidates = p.take<uint64_t>(a->count);
     }));
-    MOEDI_CUDA_TRY(prepare<true>(e, a, c, halves, 0));
+    MOEDI_CUDA_TRY(prepare(e, a, c, halves, stream_place()));
     const stream_job job = {candidates, a->x, reinterpret_cast<const uint4 *>(c.halves), c.screens, c.most, a->count, a->width, (int)a->clusters,
                             precision_of(a->width)};
     MOEDI_CUDA_TRY(stream_products(e, job));
-    return decide_candidates(e, a, candidates);
+    return moedi_cuda_kmeans_decide(e, a, candidates, 1);
 }
 
 /* Rows that are multiplied at a time: whole waves of blocks, as long as the bytes of each allow. Measured, K = 1024: 400 MB 15.7 ms, 1 GB
@@ -489,7 +390,7 @@ static moed_status assign_many(moedi_cuda *e, const moed_op_kmeans_assign *a)
         c = take_prepared(p, a, a->clusters * stride);
         dots = p.take<float>(rows * a->clusters), halves = p.take<__half>(rows * stride), reaches = p.take<reach>(rows);
     }));
-    MOEDI_CUDA_TRY(prepare<false>(e, a, c, a->clusters * stride, stride));
+    MOEDI_CUDA_TRY(prepare(e, a, c, a->clusters * stride, row_place{stride}));
     const bool wide = packs<float>(a->width, a->x, a->centroids), four = a->clusters % 4 == 0;
     const auto halve = wide ? halve_kernel<4> : halve_kernel<1>;
     const auto decide = wide ? (four ? decide_kernel<4, 4> : decide_kernel<4, 1>) : four ? decide_kernel<1, 4> : decide_kernel<1, 1>;
@@ -512,127 +413,14 @@ static moed_status assign_many(moedi_cuda *e, const moed_op_kmeans_assign *a)
 template <typename T> moed_status moedi_cuda_kmeans_assign(moedi_cuda *e, const moed_op_kmeans_assign *a)
 {
     if (a->count <= 0) return MOED_OK;
-    if (a->clusters == 1) return decide_candidates(e, a, nullptr);
-    return a->clusters <= STREAM_CLUSTERS && packs<float>(a->width, a->x) ? assign_few(e, a) : assign_many(e, a);
+    if (a->clusters == 1) return moedi_cuda_kmeans_decide(e, a, nullptr, 1);
+    if (a->clusters <= STREAM_CLUSTERS && packs<float>(a->width, a->x)) return assign_few(e, a);
+    const moed_status status = moedi_cuda_kmeans_assign_sm90(e, a);
+    return status == MOED_E_UNSUPPORTED ? assign_many(e, a) : status;
 }
 MOEDI_CUDA_DEFINED(kmeans_assign, kmeans_assign)
 
-/* ---- sums ---- */
-
-/* Rows in the order of their labels are summed in pieces of PIECE, a piece's rows of one cluster in double in a register, and the
- * pieces of a cluster in order. The part of cluster k in piece p has the number p + k, which no other part has. */
-enum { PIECE = 512, SUM_THREADS = 128, AHEAD = 8 /* rows whose loads are under way together */ };
-
-/* The first place in sorted labels whose label is k or more. */
-__device__ static inline int64_t first_of(const int32_t *labels, int64_t count, int64_t k)
-{
-    int64_t from = 0, end = count;
-    while (from < end) {
-        const int64_t middle = (from + end) / 2;
-        if (labels[middle] < k) from = middle + 1;
-        else end = middle;
-    }
-    return from;
-}
-
-/* Piece blockIdx.y, SUM_THREADS * V columns of blockIdx.x. */
-template <int V>
-static __global__ void __launch_bounds__(SUM_THREADS, 8) part_kernel(double *parts, moed_op_kmeans_accumulate a, const int32_t *labels, const int32_t *places)
-{
-    __shared__ int32_t label[PIECE], place[PIECE];
-    __shared__ float weight[PIECE];
-    const int64_t piece = blockIdx.y, column = ((int64_t)blockIdx.x * SUM_THREADS + threadIdx.x) * V;
-    const int count = (int)(a.count - piece * PIECE < PIECE ? a.count - piece * PIECE : PIECE);
-    for (int i = threadIdx.x; i < count; i += SUM_THREADS) {
-        label[i] = labels[piece * PIECE + i], place[i] = places[piece * PIECE + i];
-        weight[i] = a.weights ? a.weights[place[i]] : 1.0f;
-    }
-    __syncthreads();
-    if (column >= a.width) return;
-    for (int from = 0; from < count;) {
-        const int k = label[from], end = (int)first_of(label, count, (int64_t)k + 1);
-        double sum[V] = {};
-        int i = from;
-        for (; i + AHEAD <= end; i += AHEAD) {
-            float x[AHEAD][V];
-#pragma unroll
-            for (int n = 0; n < AHEAD; n++) load(x[n], a.x + (int64_t)place[i + n] * a.width + column);
-#pragma unroll
-            for (int n = 0; n < AHEAD; n++)
-#pragma unroll
-                for (int j = 0; j < V; j++) sum[j] = fma((double)weight[i + n], (double)x[n][j], sum[j]);
-        }
-        for (; i < end; i++) {
-            float x[V];
-            load(x, a.x + (int64_t)place[i] * a.width + column);
-#pragma unroll
-            for (int j = 0; j < V; j++) sum[j] = fma((double)weight[i], (double)x[j], sum[j]);
-        }
-#pragma unroll
-        for (int j = 0; j < V; j++) parts[(piece + k) * a.width + column + j] = sum[j];
-        from = end;
-    }
-}
-
-/* Cluster blockIdx.x, columns of blockIdx.y. */
-static __global__ void whole_kernel(moed_op_kmeans_accumulate a, const double *parts, const int32_t *labels, const int32_t *places)
-{
-    const int64_t k = blockIdx.x, from = first_of(labels, a.count, k), end = first_of(labels, a.count, k + 1);
-    const int64_t column = (int64_t)blockIdx.y * SUM_THREADS + threadIdx.x;
-    double sum = 0, total = 0;
-    if (column < a.width && from < end) {
-#pragma unroll 8
-        for (int64_t piece = from / PIECE; piece <= (end - 1) / PIECE; piece++) sum += parts[(piece + k) * a.width + column];
-    }
-    if (column < a.width) a.sums[k * a.width + column] = sum;
-    if (blockIdx.y) return;
-    if (a.weights) {
-        for (int64_t i = from + threadIdx.x; i < end; i += SUM_THREADS) total += (double)a.weights[places[i]];
-        total = block_sum(total);
-    } else {
-        total = (double)(end - from);
-    }
-    if (threadIdx.x == 0) a.totals[k] = total, a.counts[k] = end - from;
-}
-template <typename T> moed_status moedi_cuda_kmeans_accumulate(moedi_cuda *e, const moed_op_kmeans_accumulate *a)
-{
-    int64_t sorting;
-    MOEDI_CUDA_TRY(moedi_cuda_sort_room(e, a->count, a->clusters, &sorting));
-    const int64_t pieces = moedi_cuda_ceil(a->count, PIECE);
-    const int columns = packs<float>(a->width, a->x) ? 4 : 1;
-    moedi_cuda_sorted sorted;
-    double *parts;
-    char *work;
-    MOEDI_CUDA_TRY(moedi_cuda_lay(e, [&](moedi_cuda_pieces &p) {
-        parts = p.take<double>((pieces + a->clusters) * a->width), work = p.take<char>(sorting);
-    }));
-    MOEDI_CUDA_TRY(moedi_cuda_sort(e, a->labels, a->count, a->clusters, work, &sorted));
-    const unsigned slices = (unsigned)moedi_cuda_ceil(a->width, SUM_THREADS * columns);
-    const unsigned most = 1 << 15; /* a grid's y has 16 bits: pieces from `first` on */
-    for (int64_t first = 0; first < pieces; first += most) {
-        moed_op_kmeans_accumulate part = *a;
-        part.count = a->count - first * PIECE;
-        const unsigned some = (unsigned)(pieces - first < most ? pieces - first : most);
-        MOEDI_CUDA_TRY(moedi_cuda_launch(e, columns == 4 ? part_kernel<4> : part_kernel<1>, dim3(slices, some), SUM_THREADS, 0,
-                                         parts + first * a->width, part, sorted.keys + first * PIECE,
-                                         sorted.places + first * PIECE));
-    }
-    return moedi_cuda_launch(e, whole_kernel, dim3((unsigned)a->clusters, (unsigned)moedi_cuda_ceil(a->width, SUM_THREADS)), SUM_THREADS, 0, *a,
-                             (const double *)parts, sorted.keys, sorted.places);
-}
-MOEDI_CUDA_DEFINED(kmeans_accumulate, kmeans_accumulate)
-
-/* ---- both, and distances alone ---- */
-
-/* Nothing is kept from step to step. */
-template <typename T> moed_status moedi_cuda_kmeans_step(moedi_cuda *e, const moed_op_kmeans_step *a)
-{
-    const moed_op_kmeans_assign labels = {a->labels, nullptr, a->x, a->centroids, nullptr, a->count, a->width, a->clusters};
-    const moed_op_kmeans_accumulate sums = {a->sums, a->totals, a->counts, a->x, a->weights, a->labels, a->count, a->width, a->clusters};
-    MOEDI_CUDA_TRY(moedi_cuda_kmeans_assign<T>(e, &labels));
-    return moedi_cuda_kmeans_accumulate<T>(e, &sums);
-}
-MOEDI_CUDA_DEFINED(kmeans_step, kmeans_step)
+/* ---- all distances ---- */
 
 /* A warp a row. Rows are read from memory once, then from the caches. */
 template <int V> static __global__ void distances_kernel(moed_op_kmeans_distances a)
@@ -651,27 +439,3 @@ template <typename T> moed_status moedi_cuda_kmeans_distances(moedi_cuda *e, con
     return moedi_cuda_launch(e, kernel, (unsigned)moedi_cuda_ceil(a->count, WARPS), THREADS, 0, *a);
 }
 MOEDI_CUDA_DEFINED(kmeans_distances, kmeans_distances)
-
-/* ---- centroids ---- */
-
-/* A block a centroid. */
-static __global__ void move_kernel(moed_op_kmeans_move a)
-{
-    const int64_t k = blockIdx.x;
-    const double total = a.totals[k];
-    double square = 0;
-    for (int64_t d = threadIdx.x; d < a.width && total > 0; d += THREADS) {
-        float *const c = a.centroids + k * a.width + d;
-        const float next = (float)(a.sums[k * a.width + d] / total);
-        const double away = (double)next - (double)*c;
-        square += away * away;
-        *c = next;
-    }
-    square = block_sum(square);
-    if (threadIdx.x == 0) a.moved[k] = (float)(sqrt(square) * (1 + 1e-6));
-}
-template <typename T> moed_status moedi_cuda_kmeans_move(moedi_cuda *e, const moed_op_kmeans_move *a)
-{
-    return moedi_cuda_launch(e, move_kernel, (unsigned)a->clusters, THREADS, 0, *a);
-}
-MOEDI_CUDA_DEFINED(kmeans_move, kmeans_move)
