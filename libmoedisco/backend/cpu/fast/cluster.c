@@ -159,38 +159,64 @@ static __attribute__((noinline)) void half_tile(float *costs, int64_t stride, co
     tile(costs, stride, x, panel, bias, depth, more, 1);
 }
 
-/* The costs of a row, vectors along it; returns its squared length (of x'). */
-INLINE float few_costs(float *costs, const nearest *n, const float *x, const int clusters)
+/* A row that is soon read: rows come in bursts, between which the processor's own foresight rests. */
+INLINE void ask_for(const float *x, int64_t width)
 {
-    vfloat sum[FEW], square = {0};
-    int64_t d = 0;
-    for (int k = 0; k < clusters; k++) sum[k] = (vfloat){0};
-    for (; d + VECTOR <= n->width; d += VECTOR) {
-        const vfloat away = load(x + d) - load(n->origin + d);
-        square += away * away;
-        for (int k = 0; k < clusters; k++) sum[k] += away * load(n->panels + k * n->width + d);
-    }
-    if (d < n->width) {
-        const int64_t left = n->width - d;
-        const vfloat away = load_part(x + d, left) - load_part(n->origin + d, left);
-        square += away * away;
-        for (int k = 0; k < clusters; k++) sum[k] += away * load_part(n->panels + k * n->width + d, left);
-    }
-    for (int k = 0; k < clusters; k++) costs[k] = lanes_sum(sum[k]) + n->bias[k];
-    for (int64_t k = clusters; k < n->padded; k++) costs[k] = INFINITY;
-    return lanes_sum(square);
+    for (int64_t d = 0; d < width; d += 16) __builtin_prefetch(x + d);
 }
-static float costs_of_few(float *costs, const nearest *n, const float *x)
+
+INLINE void put_quad(float *to, quad q)
+{
+    __builtin_memcpy(to, &q, sizeof q);
+}
+/* The same numbers of VECTOR rows, each in four parts, added up: a lane a row. */
+INLINE vfloat add_quads(const float *quads, int64_t stride)
+{
+    vfloat part[4];
+    turn_four(part, quads, stride, VECTOR);
+    return (part[0] + part[2]) + (part[1] + part[3]);
+}
+
+/* costs (clusters) and squared lengths (of x') of count <= VECTOR rows, a lane a row: vectors along the rows, then across them. */
+INLINE void few_costs(vfloat *costs, vfloat *lengths, const nearest *n, const int64_t *rows, int count, const int clusters)
+{
+    enum { ROW = 4 * (FEW + 1) };
+    float quads[VECTOR * ROW];
+    memset(quads + count * ROW, 0, (size_t)((VECTOR - count) * ROW) * sizeof *quads);
+    for (int r = 0; r < count; r++) {
+        const float *x = n->x + rows[r] * n->width;
+        vfloat sum[FEW], square = {0};
+        ask_for(x + 2 * VECTOR * n->width, n->width);
+        int64_t d = 0;
+        for (int k = 0; k < clusters; k++) sum[k] = (vfloat){0};
+        for (; d + VECTOR <= n->width; d += VECTOR) {
+            const vfloat away = load(x + d) - load(n->origin + d);
+            square += away * away;
+            for (int k = 0; k < clusters; k++) sum[k] += away * load(n->panels + k * n->width + d);
+        }
+        if (d < n->width) {
+            const int64_t left = n->width - d;
+            const vfloat away = load_part(x + d, left) - load_part(n->origin + d, left);
+            square += away * away;
+            for (int k = 0; k < clusters; k++) sum[k] += away * load_part(n->panels + k * n->width + d, left);
+        }
+        for (int k = 0; k < clusters; k++) put_quad(quads + r * ROW + 4 * k, fold(sum[k]));
+        put_quad(quads + r * ROW + 4 * FEW, fold(square));
+    }
+    for (int k = 0; k < clusters; k++) costs[k] = add_quads(quads + 4 * k, ROW) + splat(n->bias[k]);
+    *lengths = add_quads(quads + 4 * FEW, ROW);
+}
+static void costs_of_few(vfloat *costs, vfloat *lengths, const nearest *n, const int64_t *rows, int count)
 {
     switch (n->clusters) {
-    case 1: return few_costs(costs, n, x, 1);
-    case 2: return few_costs(costs, n, x, 2);
-    case 3: return few_costs(costs, n, x, 3);
-    case 4: return few_costs(costs, n, x, 4);
-    case 5: return few_costs(costs, n, x, 5);
-    case 6: return few_costs(costs, n, x, 6);
-    case 7: return few_costs(costs, n, x, 7);
-    default: return few_costs(costs, n, x, FEW);
+    case 1: few_costs(costs, lengths, n, rows, count, 1); return;
+    case 2: few_costs(costs, lengths, n, rows, count, 2); return;
+    case 3: few_costs(costs, lengths, n, rows, count, 3); return;
+    case 4: few_costs(costs, lengths, n, rows, count, 4); return;
+    case 5: few_costs(costs, lengths, n, rows, count, 5); return;
+    case 6: few_costs(costs, lengths, n, rows, count, 6); return;
+    case 7: few_costs(costs, lengths, n, rows, count, 7); return;
+    default: few_costs(costs, lengths, n, rows, count, FEW); return;
     }
 }
 
@@ -205,7 +231,15 @@ static void group_costs(const nearest *n, const int64_t *rows, int64_t count, fl
 {
     float *costs = scratch + ROWS * STRIDE;
     if (n->few) {
-        for (int64_t r = 0; r < count; r++) lengths[r] = costs_of_few(costs + r * n->padded, n, n->x + rows[r] * n->width);
+        for (int64_t from = 0; from < count; from += VECTOR) {
+            vfloat of[FEW], length;
+            const int some = (int)least_of(VECTOR, count - from);
+            costs_of_few(of, &length, n, rows + from, some);
+            for (int r = 0; r < some; r++) {
+                lengths[from + r] = length[r];
+                for (int64_t k = 0; k < n->clusters; k++) costs[(from + r) * n->padded + k] = of[k][r];
+            }
+        }
         return;
     }
     memset(lengths, 0, ROWS * sizeof *lengths);
@@ -343,12 +377,6 @@ INLINE bool is_settled(const bounds *b, int64_t i, int32_t label)
     return slack > 0;
 }
 
-/* A row that is soon read: rows come in bursts, between which the processor's own foresight rests. */
-INLINE void ask_for(const float *x, int64_t width)
-{
-    for (int64_t d = 0; d < width; d += 16) __builtin_prefetch(x + d);
-}
-
 static void label_group(const nearest *n, const bounds *b, const int64_t *rows, int64_t count, int32_t *labels, float *scratch)
 {
     float lengths[ROWS];
@@ -363,16 +391,49 @@ static void label_group(const nearest *n, const bounds *b, const int64_t *rows, 
     }
 }
 
+/* The same for at most VECTOR rows and few clusters, all rows at once. */
+static void label_few(const nearest *n, const bounds *b, const int64_t *rows, int count, int32_t *labels)
+{
+    vfloat costs[FEW], length;
+    costs_of_few(costs, &length, n, rows, count);
+    vfloat lowest = costs[0], other = splat(INFINITY);
+    vint at = {0};
+    for (int k = 1; k < (int)n->clusters; k++) {
+        const vint less = costs[k] < lowest;
+        other = vmin(other, choose(less, lowest, costs[k]));
+        at = (less & k) | (~less & at);
+        lowest = vmin(lowest, costs[k]);
+    }
+    const vfloat rounding = (length + n->margin) * n->rounding, limit = lowest + rounding;
+    const vint sure = other > limit;
+    const vfloat own = length + lowest + rounding, least = length + other - rounding;
+    vfloat slack;
+    for (int r = 0; r < VECTOR; r++) /* see slack_of */
+        slack[r] = least[r] > own[r] ? sqrtf(least[r]) * 0.999999f - sqrtf(own[r] > 0 ? own[r] : 0) * 1.000001f : 0;
+    for (int r = 0; r < count; r++) {
+        const float *x = n->x + rows[r] * n->width;
+        labels[rows[r]] = at[r];
+        if (b->slack) b->slack[rows[r]] = sure[r] ? slack[r] : 0;
+        if (sure[r]) continue;
+        float of_row[FEW];
+        for (int64_t k = 0; k < n->clusters; k++) of_row[k] = costs[k][r];
+        labels[rows[r]] = settle(n, x, of_row, limit[r]);
+    }
+}
+
 /* Labels of rows [first, first + count). */
 static void label_rows(const nearest *n, const bounds *b, int64_t first, int64_t count, int32_t *labels, float *scratch)
 {
-    int64_t rows[ROWS], waiting = 0;
+    enum { MOST = ROWS > VECTOR ? ROWS : VECTOR };
+    const int64_t together = n->few ? VECTOR : ROWS;
+    int64_t rows[MOST], waiting = 0;
     for (int64_t i = first; i < first + count; i++) {
-        if (b->moved && is_settled(b, i, labels[i])) continue;
-        rows[waiting++] = i;
-        if (waiting == ROWS) label_group(n, b, rows, waiting, labels, scratch), waiting = 0;
+        if (!b->moved || !is_settled(b, i, labels[i])) rows[waiting++] = i;
+        if (waiting != together && i + 1 < first + count) continue;
+        if (n->few && waiting) label_few(n, b, rows, (int)waiting, labels);
+        else if (waiting) label_group(n, b, rows, waiting, labels, scratch);
+        waiting = 0;
     }
-    if (waiting) label_group(n, b, rows, waiting, labels, scratch);
 }
 
 /* ---- sums: rows in blocks that depend on the shape, each with sums of its own; these are added in order ---- */

@@ -122,13 +122,23 @@ INLINE void turn_four(vfloat out[4], const float *source, int64_t stride, const 
     out[2] = PAIRS_LOW(ab2, cd2), out[3] = PAIRS_HIGH(ab2, cd2);
 }
 
+/* Sums of four lanes each: halves of the vector are added until a quad is left. */
+INLINE quad fold(vfloat v)
+{
+#if defined(__AVX512F__)
+    const __m512 whole = (__m512)v;
+    const __m256 half = _mm256_add_ps(_mm512_castps512_ps256(whole), _mm256_castpd_ps(_mm512_extractf64x4_pd(_mm512_castps_pd(whole), 1)));
+    return (quad)_mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
+#elif defined(__AVX__)
+    return (quad)_mm_add_ps(_mm256_castps256_ps128((__m256)v), _mm256_extractf128_ps((__m256)v, 1));
+#else
+    return v;
+#endif
+}
 INLINE float lanes_sum(vfloat v)
 {
-    quad q[VECTOR / 4];
-    __builtin_memcpy(q, &v, sizeof v);
-    for (int w = VECTOR / 8; w > 0; w /= 2)
-        for (int i = 0; i < w; i++) q[i] += q[i + w];
-    return (q[0][0] + q[0][2]) + (q[0][1] + q[0][3]);
+    const quad q = fold(v);
+    return (q[0] + q[2]) + (q[1] + q[3]);
 }
 INLINE float lanes_max(vfloat v)
 {
