@@ -187,6 +187,28 @@ static void test_rmsnorm(void **state)
     }
 }
 
+/* Heads of queries beside those of keys: rows are parts of longer ones, and the gradient is made in place. */
+static void test_rmsnorm_of_parts(void **state)
+{
+    static const int64_t shapes[][5] = {{1, 1, 2, 0, 0}, {5, 3, 6, 4, 1}, {40, 4, 32, 64, 32}, {301, 2, 128, 8, 256}, {2, 7, 160, 0, 8}};
+    (void)state; /* tokens, parts, width, what lies between rows in x and elsewhere */
+    for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++) {
+        const int64_t *h = shapes[i], parts = h[1], width = h[2], rows = h[0] * parts, stride = parts * width + h[3];
+        const int64_t out_stride = parts * width + h[4];
+        const int x = real_in("x", h[0] * stride), weight = real_in("weight", width), out = real_sum("out", h[0] * out_stride);
+        const int rstd = wide_out("rstd", rows);
+        RUN(rmsnorm, rmsnorm, 2e-6, .out = AT(out), .rstd = AT(rstd), .x = AT(x), .weight = AT(weight), .rows = rows, .width = width,
+            .epsilon = 1e-5, .parts = parts, .stride = stride, .out_stride = out_stride);
+        settle(rstd);
+        const int d_x = real_sum("d_x", h[0] * out_stride), d_weight = real_sum("d_weight", width);
+        for (int with_weight = 0; with_weight < 2; with_weight++)
+            RUN(rmsnorm_backward, rmsnorm, 5e-6, .rstd = AT(rstd), .x = AT(x), .weight = AT(weight), .d_x = AT(d_x),
+                .d_weight = AT(with_weight ? d_weight : NONE), .d_out = AT(d_x), .rows = rows, .width = width, .epsilon = 1e-5,
+                .parts = parts, .stride = stride, .out_stride = out_stride);
+        reset();
+    }
+}
+
 static void test_rope(void **state)
 {
     static const int64_t shapes[][4] = {{1, 1, 2, 0}, {5, 3, 6, 4}, {40, 4, 32, 0}, {260, 2, 20, 7}}; /* count, heads, head_dim, gap */
@@ -320,8 +342,12 @@ static int choices(int64_t rows, int64_t experts, int64_t top_k)
     return ids;
 }
 
-static void router_case(int64_t rows, int64_t experts, int64_t top_k, int normalise, int replay, int with_losses, int equal)
+/* scores: 0 softmax, 1 sigmoid, 2 sigmoid with a selection bias and a scale of the weights, 3 softmax with these */
+static void router_case(int64_t rows, int64_t experts, int64_t top_k, int normalise, int replay, int with_losses, int equal, int scores)
 {
+    const int32_t score = scores == 1 || scores == 2 ? MOED_SCORE_SIGMOID : MOED_SCORE_SOFTMAX;
+    const double weight_scale = scores > 1 ? 2.5 : 0;
+    const int bias = scores > 1 ? wide_in("bias", experts) : NONE;
     const int logits = wide_in("logits", rows * experts), p = wide_out("probabilities", rows * experts);
     const int weights = wide_out("weights", rows * top_k), lse = wide_out("lse", rows);
     const int ids = replay ? choices(rows, experts, top_k) : buffer_new("ids", I32, OUT, rows * top_k);
@@ -329,7 +355,7 @@ static void router_case(int64_t rows, int64_t experts, int64_t top_k, int normal
     for (int64_t i = 0; i < rows * experts; i++) buffers[logits].values[i] = equal ? (double)(i % 2) : 4 * buffers[logits].values[i];
     RUN(router, router, 5e-6, .probabilities = AT(p), .weights = AT(weights), .lse = AT(lse), .ids = AT(ids), .logits = AT(logits),
         .losses = AT(with_losses ? losses : NONE), .rows = rows, .experts = experts, .top_k = top_k, .normalise = normalise,
-        .replay = replay, .loss_scale = 0.5);
+        .replay = replay, .loss_scale = 0.5, .bias = AT(bias), .weight_scale = weight_scale, .score = score);
     settle(p), settle(weights), settle(lse), settle(ids), settle(losses);
     const int d_logits = real_out("d_logits", rows * experts), offsets = buffer_new("offsets", I64, IN, experts + 1);
     for (int64_t x = 0; x <= experts; x++) {
@@ -340,7 +366,7 @@ static void router_case(int64_t rows, int64_t experts, int64_t top_k, int normal
         RUN(router_backward, router, 1e-5, .probabilities = AT(p), .weights = AT(weights), .lse = AT(lse), .ids = AT(ids),
             .logits = AT(logits), .d_logits = AT(d_logits), .d_weights = AT(d_weights), .rows = rows, .experts = experts, .top_k = top_k,
             .normalise = normalise, .load_balance = with ? 0.3 : 0, .z_loss = with ? 0.2 : 0, .loss_scale = 0.5,
-            .offsets = AT(with == 2 ? offsets : NONE));
+            .offsets = AT(with == 2 ? offsets : NONE), .bias = AT(bias), .weight_scale = weight_scale, .score = score);
     reset();
 }
 
@@ -349,11 +375,13 @@ static void test_router(void **state)
     static const int64_t shapes[][3] = {{1, 1, 1}, {1, 8, 2}, {5, 5, 5}, {37, 8, 2}, {300, 60, 4}, {20, 3, 1}};
     (void)state;
     for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++)
-        for (int mode = 0; mode < 8; mode += MODE_STEP)
-            router_case(shapes[i][0], shapes[i][1], shapes[i][2], mode & 1, mode >> 1 & 1, mode >> 2, 0);
-    router_case(4501, 33, 3, 1, 0, 1, 0); /* past any reasonable cutting */
-    router_case(9, 7, 3, 1, 0, 1, 1); /* ties go to the lower index */
-    router_case(9, 16, 8, 0, 0, 1, 1);
+        for (int mode = 0; mode < 32; mode += MODE_STEP)
+            router_case(shapes[i][0], shapes[i][1], shapes[i][2], mode & 1, mode >> 1 & 1, mode >> 2 & 1, 0, mode >> 3);
+    for (int scores = 0; scores < 4; scores += 2) {
+        router_case(4501, 33, 3, 1, 0, 1, 0, scores); /* past any reasonable cutting */
+        router_case(9, 7, 3, 1, 0, 1, 1, scores); /* ties go to the lower index */
+        router_case(9, 16, 8, 0, 0, 1, 1, scores / 2);
+    }
 }
 
 /* A run that has gone wrong must end in a NaN loss, not outside some array: ids stay valid and distinct. */
@@ -796,6 +824,7 @@ static int run_table(const moed_backend *backend, const char *kernels, int32_t d
         ONE(test_embedding),
         ONE(test_embed_mean),
         ONE(test_rmsnorm),
+        ONE(test_rmsnorm_of_parts),
         ONE(test_rope),
         ONE(test_attention),
         ONE(test_swiglu),

@@ -98,6 +98,28 @@ static void test_rmsnorm_gradient(void **state)
     assert_gradient("d_weight", &p, w, SIZE(w), d_w);
 }
 
+/* Two tokens of three heads, with numbers of others beside them; the gradient takes the place of that of the output. */
+static void test_rmsnorm_gradient_of_parts_in_place(void **state)
+{
+    enum { WIDTH = 4, PARTS = 3, TOKENS = 2, STRIDE = PARTS * WIDTH + 2, TO = PARTS * WIDTH + 3, ROWS = TOKENS * PARTS };
+    double x[TOKENS * STRIDE], w[WIDTH], out[TOKENS * TO] = {0}, rstd[ROWS], d_out[TOKENS * TO], d_w[WIDTH] = {0}, d_x[TOKENS * STRIDE] = {0};
+    double in_place[TOKENS * TO];
+    (void)state;
+    DRAW(x), DRAW(w), DRAW(d_out);
+    memcpy(in_place, d_out, sizeof d_out);
+    moed_op_rmsnorm a = {.out = out, .rstd = rstd, .x = x, .weight = w, .d_x = in_place, .d_weight = d_w, .d_out = in_place, .rows = ROWS,
+                         .width = WIDTH, .epsilon = 1e-3, .parts = PARTS, .stride = STRIDE, .out_stride = TO};
+    const problem p = {rmsnorm_forward, &a, out, d_out, TOKENS * TO};
+    CALL(rmsnorm, &a);
+    CALL(rmsnorm_backward, &a);
+    for (int i = 0; i < TOKENS; i++) {
+        memcpy(d_x + i * STRIDE, in_place + i * TO, PARTS * WIDTH * sizeof(double));
+        for (int rest = PARTS * WIDTH; rest < TO; rest++) assert_true(in_place[i * TO + rest] == d_out[i * TO + rest]);
+    }
+    assert_gradient("d_x", &p, x, SIZE(x), d_x);
+    assert_gradient("d_weight", &p, w, SIZE(w), d_w);
+}
+
 static void test_rope_gradient(void **state)
 {
     enum { COUNT = 3 * 2 * 6 };
@@ -182,14 +204,18 @@ static void test_router_gradient(void **state)
 {
     enum { ROWS = 6, EXPERTS = 5, TOP = 2 };
     (void)state;
-    for (int normalise = 0; normalise < 2; normalise++) {
+    for (int mode = 0; mode < 8; mode++) {
+        const int normalise = mode & 1;
+        const double bias[EXPERTS] = {0.1, -0.2, 0, 0.3, -0.1};
         double logits[ROWS * EXPERTS], p[ROWS * EXPERTS], lse[ROWS], d_logits[ROWS * EXPERTS];
         double out[ROWS * TOP + 2], d_out[ROWS * TOP + 2]; /* weights, then the two losses */
         int32_t ids[ROWS * TOP];
         DRAW(logits), DRAW(d_out);
         moed_op_router a = {.probabilities = p, .weights = out, .lse = lse, .ids = ids, .logits = logits, .losses = out + ROWS * TOP,
                             .d_logits = d_logits, .d_weights = d_out, .rows = ROWS, .experts = EXPERTS, .top_k = TOP,
-                            .normalise = normalise, .load_balance = 0.7, .z_loss = 0.3, .loss_scale = 0.5};
+                            .normalise = normalise, .load_balance = 0.7, .z_loss = 0.3, .loss_scale = 0.5,
+                            .bias = mode & 2 ? bias : NULL, .weight_scale = mode & 2 ? 2.5 : 0,
+                            .score = mode & 4 ? MOED_SCORE_SIGMOID : MOED_SCORE_SOFTMAX};
         d_out[ROWS * TOP] = a.load_balance, d_out[ROWS * TOP + 1] = a.z_loss;
         router_forward(&a);
         a.replay = 1;
@@ -400,6 +426,25 @@ static void test_adamw_of_codes_follows_that_of_numbers(void **state)
     }
 }
 
+/* Selection by score + bias, weights by the scores alone: e = 2 has the highest score and a bias that keeps it out. */
+static void test_router_weighs_by_the_score_alone(void **state)
+{
+    const double logits[3] = {0, log(3), log(4)}, bias[3] = {0.1, 0.2, -0.5};
+    double scores[3], weights[2], lse, losses[2] = {0};
+    int32_t ids[2];
+    (void)state;
+    moed_op_router a = {.probabilities = scores, .weights = weights, .lse = &lse, .ids = ids, .logits = logits, .losses = losses, .rows = 1,
+                        .experts = 3, .top_k = 2, .loss_scale = 1, .bias = bias, .score = MOED_SCORE_SIGMOID};
+    CALL(router, &a);
+    assert_doubles(scores, 0.5, 0.75, 0.8);
+    assert_true(ids[0] == 1 && ids[1] == 0);
+    assert_doubles(weights, 0.75, 0.5);
+    assert_doubles(losses, 3 * 0.5 * (1.25 / 2.05), log(8) * log(8));
+    a.normalise = 1, a.weight_scale = 2;
+    CALL(router, &a);
+    assert_doubles(weights, 1.2, 0.8);
+}
+
 /* Equal logits: every probability is 1/3, the lower experts are taken; both losses can be said in advance. */
 static void test_router_takes_the_lower_of_equals(void **state)
 {
@@ -532,6 +577,7 @@ int main(void)
 {
     static const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_rmsnorm_gradient),
+        cmocka_unit_test(test_rmsnorm_gradient_of_parts_in_place),
         cmocka_unit_test(test_rope_gradient),
         cmocka_unit_test(test_attention_gradient),
         cmocka_unit_test(test_swiglu_gradient),
@@ -544,6 +590,7 @@ int main(void)
         cmocka_unit_test(test_gemm_knows_its_transposes),
         cmocka_unit_test(test_grouped_gemm_is_a_gemm_per_group),
         cmocka_unit_test(test_router_takes_the_lower_of_equals),
+        cmocka_unit_test(test_router_weighs_by_the_score_alone),
         cmocka_unit_test(test_dispatch_is_a_stable_sort_by_expert),
         cmocka_unit_test(test_kmeans_penalty_moves_a_point_and_not_its_distance),
         cmocka_unit_test(test_adamw_first_step_moves_by_the_learning_rate),

@@ -23,7 +23,7 @@
 extern "C" {
 #endif
 
-#define MOED_BACKEND_ABI 2u
+#define MOED_BACKEND_ABI 3u
 
 /* What the host offers a backend. self is passed back to every function. */
 typedef struct moed_host_api {
@@ -92,7 +92,9 @@ typedef struct moed_op_embedding {
 } moed_op_embedding;
 
 /* out (rows, width) = x * rstd * weight, rstd (rows, wide) = 1/sqrt(mean(x^2) + epsilon), kept for backward.
- * backward: d_x += ..., d_weight += ... (d_weight may be NULL). */
+ * backward: d_x += ..., d_weight += ... (d_weight may be NULL); where d_x is d_out, d_x = ...
+ * Rows lie one after another, or, with parts, as equal parts of longer ones: row r then begins at (r / parts) * stride + (r % parts) * width
+ * in x, and likewise by out_stride in out, d_x and d_out. The norms of queries and keys are such. */
 typedef struct moed_op_rmsnorm {
     void *out;
     void *rstd;
@@ -101,6 +103,8 @@ typedef struct moed_op_rmsnorm {
     const void *d_out;
     int64_t rows, width;
     double epsilon;
+    int64_t parts;            /* rows / parts whole ones; 0: each row is whole, and strides do not count */
+    int64_t stride, out_stride;
 } moed_op_rmsnorm;
 
 /* c (m, n) = [c +] op(a) (m, k) * op(b) (k, n) [+ bias (n)]. transpose_a: a is stored (k, m); transpose_b: b is stored (n, k).
@@ -179,12 +183,19 @@ typedef struct moed_op_swiglu {
     const int32_t *slot;      /* (rows) a permutation */
 } moed_op_swiglu;
 
-/* Softmax over experts, top_k choice (ties: the lower index), weights = chosen probabilities, divided by their sum when normalise.
- * logits, probabilities (rows, experts); ids, weights (rows, top_k); lse (rows) of the logits, all wide. replay = 1: ids is an input.
- * losses (2, wide) += { experts * sum_e f_e P_e, mean lse^2 } * loss_scale: f_e share of choices, P_e mean probability (nullable).
- * ids are valid and distinct even where logits are not numbers.
- * backward: d_logits (real) = of d_weights (wide), plus load_balance * loss_scale and z_loss * loss_scale times the gradients of those two; ids and
- * f_e are constants. offsets: what dispatch made of ids, so that they need not be counted again (nullable). */
+enum { /* moed_op_router.score */
+    MOED_SCORE_SOFTMAX = 0,   /* over the experts: probabilities */
+    MOED_SCORE_SIGMOID = 1    /* of each logit alone */
+};
+
+/* The top_k highest of score + bias are chosen (ties: the lower index; bias (experts, wide) nullable: 0). weights = weight_scale times
+ * their scores, without the bias, divided by the sum of the chosen scores when normalise.
+ * logits, probabilities (rows, experts; the scores); ids, weights (rows, top_k); lse (rows) of the logits, all wide. replay = 1: ids is an
+ * input. losses (2, wide) += { experts * sum_e f_e P_e, mean lse^2 } * loss_scale: f_e share of choices, P_e mean of the scores, each
+ * divided by the sum of its row's (nullable). ids are valid and distinct even where logits are not numbers.
+ * backward: d_logits (real) = of d_weights (wide), plus load_balance * loss_scale and z_loss * loss_scale times the gradients of those two; ids,
+ * f_e and bias are constants: no gradient trains a bias, how often an expert is chosen does. That is offsets[e + 1] - offsets[e], where
+ * offsets is what dispatch made of ids (backward: so that they need not be counted again; nullable). */
 typedef struct moed_op_router {
     void *probabilities, *weights, *lse;
     int32_t *ids;
@@ -196,6 +207,9 @@ typedef struct moed_op_router {
     int32_t normalise, replay;
     double load_balance, z_loss, loss_scale;
     const int64_t *offsets;
+    const void *bias;
+    double weight_scale;      /* 0 = 1 */
+    int32_t score, reserved;
 } moed_op_router;
 
 /* Stable counting sort of the choices by expert: offsets (experts + 1) int64; slot (rows, top_k): place of a choice in the
@@ -390,7 +404,7 @@ typedef struct moed_workload {
     int64_t hidden, vocabulary;
     int64_t heads, kv_heads, head_dim;
     int64_t experts, top_k;   /* an only expert is not routed: its products are plain ones */
-    int64_t expert_width, shared_width; /* shared 0 = there is none */
+    int64_t expert_width, shared_width; /* shared: of the widest feed-forward that every token passes, 0 = there is none */
     int64_t slices, numbers;  /* that the optimizer updates: tensors, and numbers in all of them */
 } moed_workload;
 

@@ -40,6 +40,12 @@ int64_t moedi_cpu_workspace(const moed_workload *w);
 moed_status moedi_cpu_info_f32(void *self, moed_backend_info *out);
 moed_status moedi_cpu_info_f64(void *self, moed_backend_info *out);
 
+/* Where row `row` begins in an array whose whole rows lie `stride` apart. */
+static inline int64_t moedi_norm_row(const moed_op_rmsnorm *a, int64_t row, int64_t stride)
+{
+    return a->parts ? row / a->parts * stride + row % a->parts * a->width : row * a->width;
+}
+
 /* The tables: plain operations in float and double, fast ones per instruction set. */
 extern const moed_backend moedi_reference_f32, moedi_reference_f64;
 extern const moed_backend moedi_fast_v2, moedi_fast_v3, moedi_fast_v4, moedi_fast_neon;

@@ -16,8 +16,8 @@ static void rmsnorm_task(void *argument, int64_t index)
     const int64_t width = a->width, end = least_of(a->rows, (index + 1) * job->cut.size);
     const float *weight = a->weight;
     for (int64_t i = index * job->cut.size; i < end; i++) {
-        const float *x = (const float *)a->x + i * width;
-        float *out = (float *)a->out + i * width;
+        const float *x = (const float *)a->x + moedi_norm_row(a, i, a->stride);
+        float *out = (float *)a->out + moedi_norm_row(a, i, a->out_stride);
         const float r = (float)(1.0 / sqrt((double)dot(x, x, width) / (double)width + a->epsilon));
         for (int64_t d = 0; d < width; d += VECTOR)
             put(out + d, get(x + d, width - d) * r * get(weight + d, width - d), width - d);
@@ -38,11 +38,13 @@ static void rmsnorm_backward_task(void *argument, int64_t index)
     const moed_op_rmsnorm *a = job->a;
     const int64_t width = a->width, end = least_of(a->rows, (index + 1) * job->cut.size);
     const float *weight = a->weight;
+    const bool in_place = a->d_x == a->d_out;
     float *partial = job->partial + index * width;
     memset(partial, 0, (size_t)width * sizeof *partial);
     for (int64_t i = index * job->cut.size; i < end; i++) {
-        const float *x = (const float *)a->x + i * width, *d_out = (const float *)a->d_out + i * width;
-        float *d_x = (float *)a->d_x + i * width;
+        const float *x = (const float *)a->x + moedi_norm_row(a, i, a->stride);
+        const float *d_out = (const float *)a->d_out + moedi_norm_row(a, i, a->out_stride);
+        float *d_x = (float *)a->d_x + moedi_norm_row(a, i, a->out_stride);
         const float r = ((const float *)a->rstd)[i];
         vfloat sum = {0};
         for (int64_t d = 0; d < width; d += VECTOR) {
@@ -55,7 +57,7 @@ static void rmsnorm_backward_task(void *argument, int64_t index)
         for (int64_t d = 0; d < width; d += VECTOR) {
             const int64_t left = width - d;
             const vfloat own = get(weight + d, left) * get(d_out + d, left) - get(x + d, left) * back;
-            put(d_x + d, get(d_x + d, left) + r * own, left);
+            put(d_x + d, in_place ? r * own : get(d_x + d, left) + r * own, left);
         }
     }
 }

@@ -4,20 +4,36 @@
 typedef struct router_job {
     const moed_op_router *a;
     moedi_cut cut;
-    double *partial; /* (tasks, 2 * experts + 1): summed probability, number of choices, summed lse^2 */
-    double *balance; /* (experts): gradient of the load-balance loss by a probability */
+    double *partial; /* (tasks, 2 * experts + 1): summed shares, number of choices, summed lse^2 */
+    double *balance; /* (experts): gradient of the load-balance loss by a share */
 } router_job;
 
-/* The top_k highest in one pass, kept in order; the lower index first among equals, always valid and distinct. */
-static void choose_experts(int32_t *ids, const float *p, int64_t experts, int64_t top_k)
+/* What the choice is made by. */
+INLINE float preference(const moed_op_router *a, const float *scores, int64_t e)
+{
+    return a->bias ? scores[e] + ((const float *)a->bias)[e] : scores[e];
+}
+
+/* The top_k most preferred in one pass, kept in order; the lower index first among equals, always valid and distinct. */
+static void choose_experts(const moed_op_router *a, int32_t *ids, const float *scores)
 {
     int64_t held = 0;
-    for (int64_t e = 0; e < experts; e++) {
-        if (held == top_k && !(p[e] > p[ids[held - 1]])) continue;
-        int64_t at = held < top_k ? held++ : top_k - 1;
-        for (; at > 0 && p[e] > p[ids[at - 1]]; at--) ids[at] = ids[at - 1];
+    for (int64_t e = 0; e < a->experts; e++) {
+        const float own = preference(a, scores, e);
+        if (held == a->top_k && !(own > preference(a, scores, ids[held - 1]))) continue;
+        int64_t at = held < a->top_k ? held++ : a->top_k - 1;
+        for (; at > 0 && own > preference(a, scores, ids[at - 1]); at--) ids[at] = ids[at - 1];
         ids[at] = (int32_t)e;
     }
+}
+
+/* Of a row's scores; that of probabilities is 1 but for rounding. */
+static float sum_of(const moed_op_router *a, const float *scores)
+{
+    vfloat sum = {0};
+    if (a->score != MOED_SCORE_SIGMOID) return 1.0f;
+    for (int64_t e = 0; e < a->experts; e += VECTOR) sum += get(scores + e, a->experts - e);
+    return lanes_sum(sum);
 }
 
 static void route(const moed_op_router *a, int64_t i)
@@ -35,23 +51,26 @@ static void route(const moed_op_router *a, int64_t i)
         sum += get(p + e, E - e); /* without the lanes past the end */
     }
     const float total = lanes_sum(sum);
-    for (int64_t e = 0; e < E; e += VECTOR) put(p + e, get(p + e, E - e) / total, E - e);
     ((float *)a->lse)[i] = (float)((double)highest + log((double)total));
-    if (!a->replay) choose_experts(ids, p, E, a->top_k);
+    for (int64_t e = 0; e < E; e += VECTOR)
+        put(p + e, a->score == MOED_SCORE_SIGMOID ? vsigmoid(get(logits + e, E - e)) : get(p + e, E - e) / total, E - e);
+    if (!a->replay) choose_experts(a, ids, p);
     for (int64_t j = 0; j < a->top_k; j++) chosen += p[ids[j]];
-    for (int64_t j = 0; j < a->top_k; j++) weights[j] = a->normalise ? p[ids[j]] / chosen : p[ids[j]];
+    const float scale = a->weight_scale ? (float)a->weight_scale : 1.0f;
+    for (int64_t j = 0; j < a->top_k; j++) weights[j] = scale * (a->normalise ? p[ids[j]] / chosen : p[ids[j]]);
 }
 static void router_task(void *argument, int64_t index)
 {
     const router_job *job = argument;
     const moed_op_router *a = job->a;
     const int64_t E = a->experts, end = least_of(a->rows, (index + 1) * job->cut.size);
-    double *probability = job->partial + index * (2 * E + 1), *choices = probability + E;
-    memset(probability, 0, (size_t)(2 * E + 1) * sizeof(double));
+    double *share = job->partial + index * (2 * E + 1), *choices = share + E;
+    memset(share, 0, (size_t)(2 * E + 1) * sizeof(double));
     for (int64_t i = index * job->cut.size; i < end; i++) {
         route(a, i);
-        const double lse = (double)((const float *)a->lse)[i];
-        for (int64_t e = 0; e < E; e++) probability[e] += (double)((const float *)a->probabilities)[i * E + e];
+        const float *scores = (const float *)a->probabilities + i * E;
+        const double lse = (double)((const float *)a->lse)[i], part = 1.0 / (double)sum_of(a, scores);
+        for (int64_t e = 0; e < E; e++) share[e] += (double)scores[e] * part;
         for (int64_t j = 0; j < a->top_k; j++) choices[a->ids[i * a->top_k + j]] += 1;
         choices[E] += lse * lse;
     }
@@ -69,10 +88,9 @@ moed_status MOEDI_VARIED(router)(void *self, const moed_op_router *a)
     if (!losses || a->rows <= 0) return MOED_OK;
     double balance = 0, z = 0;
     for (int64_t e = 0; e < E; e++) {
-        double probability = 0, choices = 0;
-        for (int64_t t = 0; t < job.cut.tasks; t++)
-            probability += job.partial[t * each + e], choices += job.partial[t * each + E + e];
-        balance += choices / (double)(a->rows * a->top_k) * (probability / (double)a->rows);
+        double share = 0, choices = 0;
+        for (int64_t t = 0; t < job.cut.tasks; t++) share += job.partial[t * each + e], choices += job.partial[t * each + E + e];
+        balance += choices / (double)(a->rows * a->top_k) * (share / (double)a->rows);
     }
     for (int64_t t = 0; t < job.cut.tasks; t++) z += job.partial[t * each + 2 * E];
     losses[0] = (float)((double)losses[0] + (double)E * balance * a->loss_scale);
@@ -80,28 +98,42 @@ moed_status MOEDI_VARIED(router)(void *self, const moed_op_router *a)
     return MOED_OK;
 }
 
-/* Of w_j = p_j / s, s the sum of the chosen: d_p_j = (d_w_j - sum_l d_w_l w_l) / s. Then d_logits = p (d_p - sum p d_p), plus the
- * gradient of mean lse^2. Only the chosen have a part through the weights. */
+/* Of w_j = f s_j: d_s_j = f d_w_j; when normalised f is the scale over the sum of the chosen, and d_s_j = f (d_w_j - sum_l d_w_l s_l / sum).
+ * Only the chosen have a part through the weights. With b the load balance's gradient by a share q = s / sum s: softmax, where s = q:
+ * d_logits = s (d_s + b - sum s (d_s + b)); sigmoid: d_logits = s (1 - s) (d_s + (b - sum q b) / sum s). And the gradient of mean lse^2,
+ * 2 lse softmax / rows. */
+INLINE float through_score(bool sigmoid, float score, double d, float logit, double lse, double z)
+{
+    const double s = (double)score;
+    if (!sigmoid) return (float)(s * (d + z));
+    return (float)(s * (1.0 - s) * d + (z != 0.0 ? z * exp((double)logit - lse) : 0.0));
+}
 static void router_backward_task(void *argument, int64_t index)
 {
     const router_job *job = argument;
     const moed_op_router *a = job->a;
     const int64_t E = a->experts, end = least_of(a->rows, (index + 1) * job->cut.size);
+    const bool sigmoid = a->score == MOED_SCORE_SIGMOID;
+    const double scale = a->weight_scale ? a->weight_scale : 1.0;
     for (int64_t i = index * job->cut.size; i < end; i++) {
         const float *p = (const float *)a->probabilities + i * E, *d_weights = (const float *)a->d_weights + i * a->top_k;
+        const float *logits = (const float *)a->logits + i * E;
         const int32_t *ids = a->ids + i * a->top_k;
         float *d_logits = (float *)a->d_logits + i * E;
         double chosen = 0, shared = 0, mean = 0;
         for (int64_t j = 0; j < a->top_k; j++) chosen += (double)p[ids[j]];
         for (int64_t j = 0; j < a->top_k; j++) shared += (double)d_weights[j] * ((double)p[ids[j]] / chosen);
-        const double part = a->normalise ? 1.0 / chosen : 1.0, common = a->normalise ? shared : 0.0;
-        for (int64_t e = 0; e < E; e++) mean += (double)p[e] * job->balance[e];
-        for (int64_t j = 0; j < a->top_k; j++) mean += (double)p[ids[j]] * ((double)d_weights[j] - common) * part;
-        const double z = a->z_loss * a->loss_scale * 2.0 * (double)((const float *)a->lse)[i] / (double)a->rows;
-        for (int64_t e = 0; e < E; e++) d_logits[e] = (float)((double)p[e] * (job->balance[e] - mean + z));
+        const double part = a->normalise ? scale / chosen : scale, common = a->normalise ? shared : 0.0;
+        const double all = (double)sum_of(a, p), lse = (double)((const float *)a->lse)[i];
+        for (int64_t e = 0; e < E; e++) mean += (double)p[e] / all * job->balance[e];
+        for (int64_t j = 0; j < a->top_k && !sigmoid; j++) mean += (double)p[ids[j]] * ((double)d_weights[j] - common) * part;
+        const double z = a->z_loss * a->loss_scale * 2.0 * lse / (double)a->rows;
+        for (int64_t e = 0; e < E; e++)
+            d_logits[e] = through_score(sigmoid, p[e], (job->balance[e] - mean) / all, logits[e], lse, z);
         for (int64_t j = 0; j < a->top_k; j++) {
-            const double d_p = ((double)d_weights[j] - common) * part + job->balance[ids[j]];
-            d_logits[ids[j]] = (float)((double)p[ids[j]] * (d_p - mean + z));
+            const int64_t e = ids[j];
+            const double d = (job->balance[e] - mean) / all + ((double)d_weights[j] - common) * part;
+            d_logits[e] = through_score(sigmoid, p[e], d, logits[e], lse, z);
         }
     }
 }

@@ -1,33 +1,55 @@
 /* backend/cpu/reference/router.c - which experts a token goes to, and the way there and back. */
 #include "reference.h"
 
-/* ids = the top_k highest of p, the lower index first among equals; always valid and distinct, even where p is not a number. */
-static void choose(int32_t *ids, const real *p, int64_t experts, int64_t top_k)
+/* What the choice is made by. */
+static double preference(const moed_op_router *a, const real *scores, int64_t e)
 {
-    for (int64_t j = 0; j < top_k; j++) {
+    return (double)scores[e] + (a->bias ? (double)((const real *)a->bias)[e] : 0.0);
+}
+
+/* The top_k most preferred, the lower index first among equals; always valid and distinct, even where scores are not numbers. */
+static void choose(const moed_op_router *a, int32_t *ids, const real *scores)
+{
+    for (int64_t j = 0; j < a->top_k; j++) {
         int64_t best = -1;
-        for (int64_t e = 0; e < experts; e++) {
+        for (int64_t e = 0; e < a->experts; e++) {
             int taken = 0;
             for (int64_t before = 0; before < j; before++) taken |= ids[before] == e;
-            if (!taken && (best < 0 || p[e] > p[best])) best = e;
+            if (!taken && (best < 0 || preference(a, scores, e) > preference(a, scores, best))) best = e;
         }
         ids[j] = (int32_t)best;
     }
 }
 
+/* Of a row's scores: 1 but for rounding where they are probabilities. */
+static double sum_of(const moed_op_router *a, const real *scores)
+{
+    double sum = 0;
+    for (int64_t e = 0; e < a->experts; e++) sum += (double)scores[e];
+    return a->score == MOED_SCORE_SIGMOID ? sum : 1.0;
+}
+
+/* What a chosen score is multiplied with to be a weight. */
+static double factor_of(const moed_op_router *a, const real *scores, const int32_t *ids)
+{
+    double chosen = 0;
+    for (int64_t j = 0; j < a->top_k; j++) chosen += (double)scores[ids[j]];
+    return (a->weight_scale ? a->weight_scale : 1.0) / (a->normalise ? chosen : 1.0);
+}
+
 /* The two losses, without coefficients: experts * sum_e f_e P_e, and mean lse^2. */
 static void auxiliary_losses(const moed_op_router *a)
 {
-    const real *probabilities = a->probabilities, *lse = a->lse;
+    const real *scores = a->probabilities, *lse = a->lse;
     real *losses = a->losses;
     double balance = 0, z = 0;
 
     for (int64_t e = 0; e < a->experts; e++) {
         int64_t chosen = 0;
-        double probability = 0;
+        double share = 0;
         for (int64_t c = 0; c < a->rows * a->top_k; c++) chosen += a->ids[c] == e;
-        for (int64_t i = 0; i < a->rows; i++) probability += (double)probabilities[i * a->experts + e];
-        balance += (double)chosen / (double)(a->rows * a->top_k) * (probability / (double)a->rows);
+        for (int64_t i = 0; i < a->rows; i++) share += (double)scores[i * a->experts + e] / sum_of(a, scores + i * a->experts);
+        balance += (double)chosen / (double)(a->rows * a->top_k) * (share / (double)a->rows);
     }
     for (int64_t i = 0; i < a->rows; i++) z += (double)lse[i] * (double)lse[i];
     losses[0] = (real)((double)losses[0] + (double)a->experts * balance * a->loss_scale);
@@ -39,50 +61,56 @@ MOEDI_REFERENCE(router, router)
     (void)self;
     for (int64_t i = 0; i < a->rows; i++) {
         const real *logits = (const real *)a->logits + i * a->experts;
-        real *p = (real *)a->probabilities + i * a->experts, *weights = (real *)a->weights + i * a->top_k;
+        real *scores = (real *)a->probabilities + i * a->experts, *weights = (real *)a->weights + i * a->top_k;
         int32_t *ids = a->ids + i * a->top_k;
-        double highest = -INFINITY, total = 0, chosen = 0;
+        double highest = -INFINITY, total = 0;
 
         for (int64_t e = 0; e < a->experts; e++) highest = fmax(highest, (double)logits[e]);
         for (int64_t e = 0; e < a->experts; e++) total += exp((double)logits[e] - highest);
-        for (int64_t e = 0; e < a->experts; e++) p[e] = (real)(exp((double)logits[e] - highest) / total);
+        for (int64_t e = 0; e < a->experts; e++)
+            scores[e] = (real)(a->score == MOED_SCORE_SIGMOID ? 1.0 / (1.0 + exp(-(double)logits[e]))
+                                                              : exp((double)logits[e] - highest) / total);
         ((real *)a->lse)[i] = (real)(highest + log(total));
 
-        if (!a->replay) choose(ids, p, a->experts, a->top_k);
-        for (int64_t j = 0; j < a->top_k; j++) chosen += (double)p[ids[j]];
-        for (int64_t j = 0; j < a->top_k; j++) weights[j] = (real)((double)p[ids[j]] / (a->normalise ? chosen : 1.0));
+        if (!a->replay) choose(a, ids, scores);
+        const double factor = factor_of(a, scores, ids);
+        for (int64_t j = 0; j < a->top_k; j++) weights[j] = (real)((double)scores[ids[j]] * factor);
     }
     if (a->losses && a->rows > 0) auxiliary_losses(a);
     return MOED_OK;
 }
 
-/* d_probability of expert e of row i that comes through the chosen weights: w_j = p_j / s with s the sum of the chosen when
- * normalised, so d_p_j = (d_w_j - sum_l d_w_l w_l) / s. */
+/* d_score of expert e of row i that comes through the chosen weights: w_j = f s_j, so d_s_j = f d_w_j; when normalised f is the scale
+ * over the sum of the chosen scores, and d_s_j = f (d_w_j - sum_l d_w_l s_l / sum). */
 static double through_weights(const moed_op_router *a, int64_t i, int64_t e)
 {
-    const real *p = (const real *)a->probabilities + i * a->experts;
+    const real *scores = (const real *)a->probabilities + i * a->experts;
     const real *d_weights = (const real *)a->d_weights + i * a->top_k;
     const int32_t *ids = a->ids + i * a->top_k;
     double chosen = 0, shared = 0, own = 0;
     int taken = 0;
 
     for (int64_t j = 0; j < a->top_k; j++) {
-        chosen += (double)p[ids[j]];
+        chosen += (double)scores[ids[j]];
         if (ids[j] == e) own = (double)d_weights[j], taken = 1;
     }
-    if (!taken || !a->normalise) return own;
-    for (int64_t j = 0; j < a->top_k; j++) shared += (double)d_weights[j] * (double)p[ids[j]] / chosen;
-    return (own - shared) / chosen;
+    if (!taken) return 0;
+    for (int64_t j = 0; j < a->top_k && a->normalise; j++) shared += (double)d_weights[j] * (double)scores[ids[j]] / chosen;
+    return factor_of(a, scores, ids) * (own - shared);
 }
 
-/* With d_p of all experts: d_logits = p (d_p - sum p d_p), plus the gradient of mean lse^2, which is 2 lse p / rows. */
+/* With d_s of all experts through the weights, and b_e of the load balance by the share q_e = s_e / sum s:
+ *   softmax: s = q, d_logits = s (d - sum s d) with d = d_s + b;
+ *   sigmoid: d = d_s + (b - sum q b) / sum s, d_logits = s (1 - s) d;
+ * and of mean lse^2: 2 lse softmax / rows. */
 MOEDI_REFERENCE(router_backward, router)
 {
     const int64_t E = a->experts;
+    const int sigmoid = a->score == MOED_SCORE_SIGMOID;
     void *scratch;
     moed_status status = moedi_cpu_scratch(self, (size_t)(2 * E) * sizeof(double), &scratch);
     if (status != MOED_OK) return status;
-    double *balance = scratch, *d_p = balance + E;
+    double *balance = scratch, *d_s = balance + E;
 
     for (int64_t e = 0; e < E; e++) {
         int64_t chosen = 0;
@@ -91,14 +119,19 @@ MOEDI_REFERENCE(router_backward, router)
         balance[e] = a->load_balance * a->loss_scale * (double)E * share / (double)a->rows;
     }
     for (int64_t i = 0; i < a->rows; i++) {
-        const real *p = (const real *)a->probabilities + i * E;
-        const double z = a->z_loss * a->loss_scale * 2.0 * (double)((const real *)a->lse)[i] / (double)a->rows;
-        double mean = 0;
+        const real *scores = (const real *)a->probabilities + i * E, *logits = (const real *)a->logits + i * E;
+        const double lse = (double)((const real *)a->lse)[i], z = a->z_loss * a->loss_scale * 2.0 * lse / (double)a->rows;
+        const double sum = sum_of(a, scores);
+        double mean = 0; /* of b by q, with softmax of all d */
         for (int64_t e = 0; e < E; e++) {
-            d_p[e] = through_weights(a, i, e) + balance[e];
-            mean += (double)p[e] * d_p[e];
+            d_s[e] = through_weights(a, i, e);
+            mean += (double)scores[e] / sum * (balance[e] + (sigmoid ? 0.0 : d_s[e]));
         }
-        for (int64_t e = 0; e < E; e++) ((real *)a->d_logits)[i * E + e] = (real)((double)p[e] * (d_p[e] - mean + z));
+        for (int64_t e = 0; e < E; e++) {
+            const double s = (double)scores[e], d = d_s[e] + (balance[e] - mean) / sum;
+            ((real *)a->d_logits)[i * E + e] =
+                (real)(sigmoid ? s * (1.0 - s) * d + z * exp((double)logits[e] - lse) : s * (d + z));
+        }
     }
     return MOED_OK;
 }

@@ -1,5 +1,7 @@
 /* cuda/common/norm.cu - RMS norm, and sums over rows for its weights and for biases: each block sums its rows into shared memory, then
  * the blocks' sums are added in order, so that the same bits come out every time. */
+#include <algorithm>
+
 #include "numbers.cuh"
 #include "operations.h"
 
@@ -48,112 +50,128 @@ enum { NORM_SHARE = 1, BIAS_SHARE = 4 };
 
 template <typename T> size_t moedi_cuda_rmsnorm_backward_room(const moed_workload *w)
 {
-    return sums_size(blocks_for(w->rows * w->length, NORM_SHARE), w->hidden);
+    const int64_t tokens = w->rows * w->length, heads = w->heads > w->kv_heads ? w->heads : w->kv_heads;
+    const size_t whole = sums_size(blocks_for(tokens, NORM_SHARE), std::max(w->hidden, heads * w->head_dim));
+    return std::max(whole, sums_size(blocks_for(tokens * heads, NORM_SHARE), w->head_dim)); /* where heads have norms of their own */
 }
 MOEDI_CUDA_ROOM_DEFINED(rmsnorm_backward)
-/* The bias of q, k and v, where a model has one. */
+/* The biases of q, k and v, and of o, where a model has them. */
 template <typename T> size_t moedi_cuda_bias_backward_room(const moed_workload *w)
 {
-    return sums_size(blocks_for(w->rows * w->length, BIAS_SHARE), (w->heads + 2 * w->kv_heads) * w->head_dim);
+    return sums_size(blocks_for(w->rows * w->length, BIAS_SHARE), std::max((w->heads + 2 * w->kv_heads) * w->head_dim, w->hidden));
 }
 MOEDI_CUDA_ROOM_DEFINED(bias_backward)
 
 /* ---- norm ---- */
 
-template <typename T, int V>
-__global__ void rmsnorm_kernel(T *out, float *rstd, const T *x, const T *weight, int64_t width, float epsilon)
+/* Where a row begins in an array whose whole rows lie `stride` apart. */
+__device__ static inline int64_t norm_row(const moed_op_rmsnorm &a, int64_t row, int64_t stride)
 {
-    const int64_t base = blockIdx.x * width;
+    return a.parts ? row / a.parts * stride + row % a.parts * a.width : row * a.width;
+}
+/* Whether rows can be read and written by packs of V. */
+static bool even_strides(const moed_op_rmsnorm *a, int V)
+{
+    return !a->parts || (a->stride % V == 0 && a->out_stride % V == 0);
+}
+
+template <typename T, int V> __global__ void rmsnorm_kernel(moed_op_rmsnorm a)
+{
+    const T *const x = static_cast<const T *>(a.x) + norm_row(a, blockIdx.x, a.stride), *const weight = static_cast<const T *>(a.weight);
+    T *const out = static_cast<T *>(a.out) + norm_row(a, blockIdx.x, a.out_stride);
     float square = 0;
-    for (int64_t c = (int64_t)threadIdx.x * V; c < width; c += THREADS * V) {
+    for (int64_t c = (int64_t)threadIdx.x * V; c < a.width; c += (int64_t)blockDim.x * V) {
         float v[V];
-        load(v, x + base + c);
+        load(v, x + c);
 #pragma unroll
         for (int k = 0; k < V; k++) square += v[k] * v[k];
     }
     square = block_sum(square);
-    const float r = 1.0f / sqrtf(square / (float)width + epsilon);
-    if (threadIdx.x == 0) rstd[blockIdx.x] = r;
-    for (int64_t c = (int64_t)threadIdx.x * V; c < width; c += THREADS * V) {
+    const float r = 1.0f / sqrtf(square / (float)a.width + (float)a.epsilon);
+    if (threadIdx.x == 0) static_cast<float *>(a.rstd)[blockIdx.x] = r;
+    for (int64_t c = (int64_t)threadIdx.x * V; c < a.width; c += (int64_t)blockDim.x * V) {
         float v[V], w[V];
-        load(v, x + base + c), load(w, weight + c);
+        load(v, x + c), load(w, weight + c);
 #pragma unroll
         for (int k = 0; k < V; k++) v[k] = v[k] * r * w[k];
-        store(out + base + c, v);
+        store(out + c, v);
     }
+}
+template <typename T, int V> static moed_status norm(moedi_cuda *e, const moed_op_rmsnorm *a)
+{
+    const int64_t threads = (moedi_cuda_ceil(a->width, V) + 31) / 32 * 32;
+    if (a->rows <= 0) return MOED_OK;
+    return moedi_cuda_launch(e, rmsnorm_kernel<T, V>, (unsigned)a->rows, (unsigned)std::min<int64_t>(threads, THREADS), 0, *a);
 }
 template <typename T> moed_status moedi_cuda_rmsnorm(moedi_cuda *e, const moed_op_rmsnorm *a)
 {
-    T *out = static_cast<T *>(a->out);
-    const T *x = static_cast<const T *>(a->x), *weight = static_cast<const T *>(a->weight);
-    float *rstd = static_cast<float *>(a->rstd);
-    const dim3 rows((unsigned)a->rows);
-    if (packs<T>(a->width, out, x, weight))
-        return moedi_cuda_launch(e, rmsnorm_kernel<T, WIDE_ACCESS<T>>, rows, THREADS, 0, out, rstd, x, weight, a->width, (float)a->epsilon);
-    return moedi_cuda_launch(e, rmsnorm_kernel<T, 1>, rows, THREADS, 0, out, rstd, x, weight, a->width, (float)a->epsilon);
+    if (packs<T>(a->width, a->out, a->x, a->weight) && even_strides(a, WIDE_ACCESS<T>)) return norm<T, WIDE_ACCESS<T>>(e, a);
+    return norm<T, 1>(e, a);
 }
 MOEDI_CUDA_DEFINED(rmsnorm, rmsnorm)
 
-/* With n = x rstd: d_x += rstd (w d_out - n mean(n w d_out)), and the block's part of d_weight = sum d_out n. Each thread has its own columns. */
-template <typename T, int V>
-__global__ void rmsnorm_backward_kernel(T *d_x, float *partial, const T *x, const T *weight, const float *rstd, const T *d_out, int64_t rows,
-                                        int64_t width)
+/* With n = x rstd: d_x [+]= rstd (w d_out - n mean(n w d_out)), and the block's part of d_weight = sum d_out n. Each thread has its own
+ * columns, and has read a place before it writes there: d_x may be d_out. */
+template <typename T, int V> __global__ void rmsnorm_backward_kernel(moed_op_rmsnorm a, float *partial)
 {
     extern __shared__ float sums[];
+    const T *const weight = static_cast<const T *>(a.weight);
+    const float kept = a.d_x == a.d_out ? 0.0f : 1.0f;
     if (partial)
-        for (int64_t c = threadIdx.x; c < width; c += THREADS) sums[c] = 0;
+        for (int64_t c = threadIdx.x; c < a.width; c += THREADS) sums[c] = 0;
     __syncthreads();
-    for (int64_t row = blockIdx.x; row < rows; row += gridDim.x) {
-        const int64_t base = row * width;
-        const float r = rstd[row];
+    for (int64_t row = blockIdx.x; row < a.rows; row += gridDim.x) {
+        const int64_t at = norm_row(a, row, a.out_stride);
+        const T *const x = static_cast<const T *>(a.x) + norm_row(a, row, a.stride), *const d_out = static_cast<const T *>(a.d_out) + at;
+        T *const d_x = static_cast<T *>(a.d_x) + at;
+        const float r = static_cast<const float *>(a.rstd)[row];
         float dot = 0;
-        for (int64_t c = (int64_t)threadIdx.x * V; c < width; c += THREADS * V) {
+        for (int64_t c = (int64_t)threadIdx.x * V; c < a.width; c += THREADS * V) {
             float v[V], w[V], d[V];
-            load(v, x + base + c), load(w, weight + c), load(d, d_out + base + c);
+            load(v, x + c), load(w, weight + c), load(d, d_out + c);
 #pragma unroll
             for (int k = 0; k < V; k++) dot += v[k] * w[k] * d[k];
         }
-        dot = block_sum(dot) * r * r / (float)width;
-        for (int64_t c = (int64_t)threadIdx.x * V; c < width; c += THREADS * V) {
+        dot = block_sum(dot) * r * r / (float)a.width;
+        for (int64_t c = (int64_t)threadIdx.x * V; c < a.width; c += THREADS * V) {
             float v[V], w[V], d[V], to[V];
-            load(v, x + base + c), load(w, weight + c), load(d, d_out + base + c), load(to, d_x + base + c);
+            load(v, x + c), load(w, weight + c), load(d, d_out + c), load(to, d_x + c);
 #pragma unroll
             for (int k = 0; k < V; k++) {
-                to[k] += r * (w[k] * d[k] - v[k] * dot);
+                to[k] = kept * to[k] + r * (w[k] * d[k] - v[k] * dot);
                 if (partial) sums[c + k] += d[k] * v[k] * r;
             }
-            store(d_x + base + c, to);
+            store(d_x + c, to);
         }
     }
     if (!partial) return;
     __syncthreads();
-    for (int64_t c = threadIdx.x; c < width; c += THREADS) partial[blockIdx.x * width + c] = sums[c];
+    for (int64_t c = threadIdx.x; c < a.width; c += THREADS) partial[blockIdx.x * a.width + c] = sums[c];
 }
 /* The same for rows that a block holds whole, a pack a thread: weights and sums stay in registers, and each number is read once. */
-template <typename T, int V>
-__global__ void __launch_bounds__(1024) rmsnorm_backward_whole(T *d_x, float *partial, const T *x, const T *weight, const float *rstd, const T *d_out,
-                                                               int64_t rows, int64_t width)
+template <typename T, int V> __global__ void __launch_bounds__(1024) rmsnorm_backward_whole(moed_op_rmsnorm a, float *partial)
 {
     const int64_t c = (int64_t)threadIdx.x * V;
-    const bool mine = c < width;
+    const bool mine = c < a.width;
+    const float kept = a.d_x == a.d_out ? 0.0f : 1.0f;
     float w[V] = {}, sum[V] = {};
-    if (mine) load(w, weight + c);
-    for (int64_t row = blockIdx.x; row < rows; row += gridDim.x) {
-        const int64_t at = row * width + c;
-        const float r = rstd[row];
+    if (mine) load(w, static_cast<const T *>(a.weight) + c);
+    for (int64_t row = blockIdx.x; row < a.rows; row += gridDim.x) {
+        const int64_t from = norm_row(a, row, a.stride) + c, at = norm_row(a, row, a.out_stride) + c;
+        const float r = static_cast<const float *>(a.rstd)[row];
         float v[V] = {}, d[V] = {}, to[V] = {}, dot = 0;
-        if (mine) load(v, x + at), load(d, d_out + at), load(to, d_x + at);
+        if (mine) load(v, static_cast<const T *>(a.x) + from), load(d, static_cast<const T *>(a.d_out) + at), load(to, static_cast<T *>(a.d_x) + at);
 #pragma unroll
         for (int k = 0; k < V; k++) dot += v[k] * w[k] * d[k];
-        dot = block_sum(dot) * r * r / (float)width;
+        dot = block_sum(dot) * r * r / (float)a.width;
 #pragma unroll
         for (int k = 0; k < V; k++) {
-            to[k] += r * (w[k] * d[k] - v[k] * dot);
+            to[k] = kept * to[k] + r * (w[k] * d[k] - v[k] * dot);
             sum[k] += d[k] * v[k] * r;
         }
-        if (mine) store(d_x + at, to);
+        if (mine) store(static_cast<T *>(a.d_x) + at, to);
     }
-    if (partial && mine) store(partial + blockIdx.x * width + c, sum);
+    if (partial && mine) store(partial + blockIdx.x * a.width + c, sum);
 }
 template <typename T, int V> static moed_status norm_backward(moedi_cuda *e, const moed_op_rmsnorm *a)
 {
@@ -168,16 +186,14 @@ template <typename T, int V> static moed_status norm_backward(moedi_cuda *e, con
         MOEDI_CUDA_TRY(moedi_cuda_scratch(e, sums_size(blocks, a->width), &partial));
     }
     MOEDI_CUDA_TRY(moedi_cuda_launch(e, whole ? rmsnorm_backward_whole<T, V> : rmsnorm_backward_kernel<T, V>, blocks,
-                                     (unsigned)(whole ? threads : THREADS), whole || !d_weight ? 0 : (size_t)a->width * sizeof(float),
-                                     static_cast<T *>(a->d_x), static_cast<float *>(partial), static_cast<const T *>(a->x),
-                                     static_cast<const T *>(a->weight), static_cast<const float *>(a->rstd),
-                                     static_cast<const T *>(a->d_out), a->rows, a->width));
+                                     (unsigned)(whole ? threads : THREADS), whole || !d_weight ? 0 : (size_t)a->width * sizeof(float), *a,
+                                     static_cast<float *>(partial)));
     if (!d_weight) return MOED_OK;
     return add_parts<T>(e, d_weight, partial, blocks, a->width);
 }
 template <typename T> moed_status moedi_cuda_rmsnorm_backward(moedi_cuda *e, const moed_op_rmsnorm *a)
 {
-    if (packs<T>(a->width, a->d_x, a->x, a->weight, a->d_out)) return norm_backward<T, WIDE_ACCESS<T>>(e, a);
+    if (packs<T>(a->width, a->d_x, a->x, a->weight, a->d_out) && even_strides(a, WIDE_ACCESS<T>)) return norm_backward<T, WIDE_ACCESS<T>>(e, a);
     return norm_backward<T, 1>(e, a);
 }
 MOEDI_CUDA_DEFINED(rmsnorm_backward, rmsnorm)

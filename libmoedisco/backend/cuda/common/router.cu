@@ -16,15 +16,24 @@ __device__ static inline bool before(float p, int e, float q, int f)
     return p_is && p != q ? p > q : e < f;
 }
 
-/* The row's top_k of p, one after the other. A lane has every 32nd expert, and a bit for each that says whether it is taken. */
-__device__ static void choose(int32_t *ids, const float *p, int experts, int64_t top_k, int lane)
+/* What the choice is made by. */
+__device__ static inline float preference(const moed_op_router &a, const float *p, int x)
 {
+    return a.bias ? p[x] + static_cast<const float *>(a.bias)[x] : p[x];
+}
+
+/* The row's top_k of p and bias, one after the other. A lane has every 32nd expert, and a bit for each that says whether it is taken. */
+__device__ static void choose(const moed_op_router &a, int32_t *ids, const float *p, int lane)
+{
+    const int experts = (int)a.experts;
     uint32_t taken = 0;
-    for (int64_t j = 0; j < top_k; j++) {
+    for (int64_t j = 0; j < a.top_k; j++) {
         float best = 0;
         int who = -1;
-        for (int x = lane; x < experts; x += 32)
-            if (!(taken >> (x >> 5) & 1) && before(p[x], x, best, who)) best = p[x], who = x;
+        for (int x = lane; x < experts; x += 32) {
+            const float own = preference(a, p, x);
+            if (!(taken >> (x >> 5) & 1) && before(own, x, best, who)) best = own, who = x;
+        }
         for (int d = 16; d > 0; d >>= 1) {
             const float other = __shfl_xor_sync(0xffffffffu, best, d);
             const int whose = __shfl_xor_sync(0xffffffffu, who, d);
@@ -33,6 +42,15 @@ __device__ static void choose(int32_t *ids, const float *p, int experts, int64_t
         if ((who & 31) == lane) taken |= 1u << (who >> 5);
         if (lane == 0) ids[j] = who;
     }
+}
+
+/* Of a row's scores, by all lanes; that of probabilities is 1 but for rounding. */
+__device__ static inline float sum_of(const moed_op_router &a, const float *p, int lane)
+{
+    float sum = 0;
+    if (a.score != MOED_SCORE_SIGMOID) return 1.0f;
+    for (int x = lane; x < (int)a.experts; x += 32) sum += p[x];
+    return warp_sum(sum);
 }
 
 __device__ static void route(const moed_op_router &a, int64_t row, int lane)
@@ -46,16 +64,18 @@ __device__ static void route(const moed_op_router &a, int64_t row, int lane)
     highest = warp_max(highest);
     for (int x = lane; x < experts; x += 32) total += expf(logits[x] - highest);
     total = warp_sum(total);
-    for (int x = lane; x < experts; x += 32) p[x] = expf(logits[x] - highest) / total;
+    for (int x = lane; x < experts; x += 32)
+        p[x] = a.score == MOED_SCORE_SIGMOID ? 1.0f / (1.0f + expf(-logits[x])) : expf(logits[x] - highest) / total;
     if (lane == 0) static_cast<float *>(a.lse)[row] = highest + logf(total);
     __syncwarp();
-    if (!a.replay) choose(ids, p, experts, a.top_k, lane);
+    if (!a.replay) choose(a, ids, p, lane);
     __syncwarp();
     for (int64_t j = 0; j < a.top_k; j++) chosen += p[ids[j]];
-    for (int64_t j = lane; j < a.top_k; j += 32) weights[j] = p[ids[j]] / (a.normalise ? chosen : 1.0f);
+    const float scale = a.weight_scale ? (float)a.weight_scale : 1.0f;
+    for (int64_t j = lane; j < a.top_k; j += 32) weights[j] = scale * (p[ids[j]] / (a.normalise ? chosen : 1.0f));
 }
 
-/* What a block adds to the losses: how often each expert was chosen, its summed probability, and summed lse^2. */
+/* What a block adds to the losses: how often each expert was chosen, its summed share of the scores, and summed lse^2. */
 struct parts_of_losses {
     int32_t *counts;      /* (parts, experts) */
     double *probability;  /* (parts, experts) */
@@ -66,6 +86,7 @@ struct parts_of_losses {
 static __global__ void router_kernel(moed_op_router a, int64_t each, parts_of_losses parts)
 {
     extern __shared__ int32_t counts[];
+    __shared__ double part[THREADS]; /* of THREADS rows at a time: one over the sum of the scores */
     const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, experts = (int)a.experts;
     const int64_t first = blockIdx.x * each, end = first + each < a.rows ? first + each : a.rows;
     double square = 0;
@@ -82,13 +103,24 @@ static __global__ void router_kernel(moed_op_router a, int64_t each, parts_of_lo
     }
     if (!a.losses) return;
     __syncthreads(); /* the block's probabilities and counts are there */
-    for (int x = threadIdx.x; x < experts; x += THREADS) {
-        double sum = 0;
+    const float *const p = static_cast<const float *>(a.probabilities);
+    double *const shares = parts.probability + (int64_t)blockIdx.x * experts;
+    for (int64_t from = first; from < end; from += THREADS) {
+        const int64_t to = from + THREADS < end ? from + THREADS : end;
+        for (int64_t row = from + warp; row < to; row += WARPS) {
+            const float sum = sum_of(a, p + row * experts, lane);
+            if (lane == 0) part[row - from] = 1.0 / (double)sum;
+        }
+        __syncthreads();
+        for (int x = threadIdx.x; x < experts; x += THREADS) {
+            double sum = from == first ? 0 : shares[x];
 #pragma unroll 4
-        for (int64_t row = first; row < end; row++) sum += (double)static_cast<const float *>(a.probabilities)[row * experts + x];
-        parts.counts[(int64_t)blockIdx.x * experts + x] = counts[x];
-        parts.probability[(int64_t)blockIdx.x * experts + x] = sum;
+            for (int64_t row = from; row < to; row++) sum += (double)p[row * experts + x] * part[row - from];
+            shares[x] = sum;
+        }
+        __syncthreads();
     }
+    for (int x = threadIdx.x; x < experts; x += THREADS) parts.counts[(int64_t)blockIdx.x * experts + x] = counts[x];
     square = block_sum(square);
     if (threadIdx.x == 0) parts.square[blockIdx.x] = square;
 }
@@ -163,12 +195,13 @@ MOEDI_CUDA_DEFINED(router, router)
 
 /* ---- backward ---- */
 
-/* What the chosen weights pass on to expert x: w_j = p_j / s with s the sum of the chosen when normalised, so
- * d_p_j = (d_w_j - sum_l d_w_l w_l) / s. */
+/* What the chosen weights pass on to expert x: w_j = f p_j, so d_p_j = f d_w_j; when normalised f is the scale over the sum of the chosen, and
+ * d_p_j = f (d_w_j - sum_l d_w_l p_l / sum). */
 __device__ static inline float through_weights(const moed_op_router &a, const float *d_weights, const int32_t *ids, float chosen, float shared, int x)
 {
+    const float scale = a.weight_scale ? (float)a.weight_scale : 1.0f;
     for (int64_t j = 0; j < a.top_k; j++)
-        if (ids[j] == x) return a.normalise ? (d_weights[j] - shared) / chosen : d_weights[j];
+        if (ids[j] == x) return scale * (a.normalise ? (d_weights[j] - shared) / chosen : d_weights[j]);
     return 0;
 }
 
@@ -185,7 +218,8 @@ static __global__ void offsets_kernel(int64_t *offsets, moed_op_router a)
     for (int x = 0; x < (int)a.experts; x++) offsets[x + 1] = offsets[x] + counts[x];
 }
 
-/* With d_p of all experts: d_logits = p (d_p - sum p d_p), and 2 lse p / rows of the z-loss. */
+/* With d of all experts through the weights, and b of the load balance by the share q = p / sum p: softmax, where p = q: d_logits =
+ * p (d + b - sum p (d + b)); sigmoid: d_logits = p (1 - p) (d + (b - sum q b) / sum p). And 2 lse softmax / rows of the z-loss. */
 template <typename T> __global__ void router_backward_kernel(moed_op_router a)
 {
     const int lane = threadIdx.x & 31, experts = (int)a.experts;
@@ -197,15 +231,21 @@ template <typename T> __global__ void router_backward_kernel(moed_op_router a)
     /* of the load balance, for each choice that an expert got */
     const float balance = (float)(a.load_balance * a.loss_scale * (double)experts / (double)a.rows / (double)(a.rows * a.top_k));
     const float z = (float)(a.z_loss * a.loss_scale * 2.0 / (double)a.rows) * static_cast<const float *>(a.lse)[row];
+    const bool sigmoid = a.score == MOED_SCORE_SIGMOID;
+    const float all = sum_of(a, p, lane), lse = static_cast<const float *>(a.lse)[row];
+    const float *logits = static_cast<const float *>(a.logits) + row * experts;
     float chosen = 0, shared = 0, mean = 0;
     for (int64_t j = 0; j < a.top_k; j++) chosen += p[ids[j]], shared += d_weights[j] * p[ids[j]];
     shared /= chosen;
-    const auto d_p = [&](int x) {
-        return through_weights(a, d_weights, ids, chosen, shared, x) + balance * (float)(a.offsets[x + 1] - a.offsets[x]);
-    };
-    for (int x = lane; x < experts; x += 32) mean += p[x] * d_p(x);
+    const auto weighed = [&](int x) { return through_weights(a, d_weights, ids, chosen, shared, x); };
+    const auto balanced = [&](int x) { return balance * (float)(a.offsets[x + 1] - a.offsets[x]); };
+    for (int x = lane; x < experts; x += 32) mean += p[x] / all * (balanced(x) + (sigmoid ? 0.0f : weighed(x)));
     mean = warp_sum(mean);
-    for (int x = lane; x < experts; x += 32) static_cast<T *>(a.d_logits)[row * experts + x] = from_float<T>(p[x] * (d_p(x) - mean + z));
+    for (int x = lane; x < experts; x += 32) {
+        const float d = weighed(x) + (balanced(x) - mean) / all;
+        const float made = sigmoid ? p[x] * (1.0f - p[x]) * d + z * expf(logits[x] - lse) : p[x] * (d + z);
+        static_cast<T *>(a.d_logits)[row * experts + x] = from_float<T>(made);
+    }
 }
 template <typename T> moed_status moedi_cuda_router_backward(moedi_cuda *e, const moed_op_router *a)
 {
