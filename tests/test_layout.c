@@ -10,6 +10,11 @@ static const char QWEN[] = "{\"model_type\":\"qwen2_moe\",\"architectures\":[\"Q
                            "\"hidden_size\":16,\"num_hidden_layers\":2,\"num_attention_heads\":4,\"num_key_value_heads\":2,"
                            "\"num_experts\":3,\"num_experts_per_tok\":2,\"moe_intermediate_size\":6,"
                            "\"shared_expert_intermediate_size\":10,\"max_position_embeddings\":64,\"custom_field\":[1,{\"a\":\"b\"}]}";
+static const char OLMOE[] = "{\"model_type\":\"olmoe\",\"vocab_size\":50,\"hidden_size\":16,\"num_hidden_layers\":2,\"num_attention_heads\":4,"
+                            "\"num_experts\":3,\"num_experts_per_tok\":2,\"intermediate_size\":6}";
+static const char DOTS[] = "{\"model_type\":\"dots1\",\"vocab_size\":50,\"hidden_size\":16,\"num_hidden_layers\":3,\"num_attention_heads\":4,"
+                           "\"num_key_value_heads\":2,\"n_routed_experts\":3,\"n_shared_experts\":2,\"num_experts_per_tok\":2,"
+                           "\"moe_intermediate_size\":6,\"intermediate_size\":14,\"first_k_dense_replace\":1,\"torch_dtype\":\"bfloat16\"}";
 static const char MIXTRAL[] = "{\"model_type\":\"mixtral\",\"vocab_size\":50,\"hidden_size\":16,\"num_hidden_layers\":2,\"num_attention_heads\":4,"
                               "\"num_key_value_heads\":2,\"num_local_experts\":3,\"num_experts_per_tok\":2,\"intermediate_size\":6,"
                               "\"max_position_embeddings\":64}";
@@ -91,7 +96,7 @@ static void roles_flags_and_shapes_of_a_family(void **state)
     assert_int_equal(key->shape[0], 2 * 4);
     assert_int_equal(moedi_layout_find(l, "model.layers.0.self_attn.q_proj.bias"), -1);
     assert_int_equal(l->config.normalise_top_k, 1);
-    assert_true(l->config.rope_theta == 1e6 && l->config.epsilon == 1e-5);
+    assert_true(l->config.rope.theta == 1e6 && l->config.epsilon == 1e-5);
     moed_layout_destroy(l);
 
     l = support_layout(c, QWEN);
@@ -99,7 +104,7 @@ static void roles_flags_and_shapes_of_a_family(void **state)
     assert_int_equal(l->params[moedi_layout_find(l, "model.layers.0.self_attn.q_proj.bias")].flags, MOED_PARAM_BIAS);
     assert_int_equal(l->params[moedi_layout_find(l, "model.norm.weight")].flags, MOED_PARAM_NORM);
     assert_int_equal(l->config.normalise_top_k, 0);
-    assert_true(l->config.rope_theta == 1e4);
+    assert_true(l->config.rope.theta == 1e4);
     moed_layout_destroy(l);
 }
 
@@ -116,7 +121,7 @@ static void config_fields_of_several_generations_are_read(void **state)
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         char *text = changed(QWEN, cases[i].change);
         moed_layout *l = support_layout(*state, text);
-        assert_true(l->config.rope_theta == cases[i].theta);
+        assert_true(l->config.rope.theta == cases[i].theta);
         assert_int_equal(l->config.dtype, cases[i].dtype);
         assert_int_equal(l->params[0].dtype, cases[i].dtype);
         assert_int_equal(l->config.kv_heads, cases[i].kv);
@@ -129,8 +134,8 @@ static void config_fields_of_several_generations_are_read(void **state)
 static void bad_configs_are_refused_by_field(void **state)
 {
     static const struct { const char *base, *change; moed_status status; const char *words; } cases[] = {
-        {QWEN, "{\"model_type\": \"olmoe\"}", MOED_E_UNSUPPORTED, "model_type \"olmoe\""},
-        {QWEN, "{\"model_type\": \"olmoe\"}", MOED_E_UNSUPPORTED, "qwen2_moe, mixtral"},
+        {QWEN, "{\"model_type\": \"gpt_oss\"}", MOED_E_UNSUPPORTED, "model_type \"gpt_oss\""},
+        {QWEN, "{\"model_type\": \"gpt_oss\"}", MOED_E_UNSUPPORTED, "qwen2_moe, mixtral, olmoe, qwen3_moe, dots1"},
         {QWEN, "{\"model_type\": \"<drop>\"}", MOED_E_FORMAT, "model_type"},
         {QWEN, "{\"model_type\": 3}", MOED_E_FORMAT, "model_type"},
         {QWEN, "{\"num_experts\": 0}", MOED_E_RANGE, "\"num_experts\" is 0"},
@@ -161,14 +166,30 @@ static void bad_configs_are_refused_by_field(void **state)
         {QWEN, "{\"rms_norm_eps\": \"small\"}", MOED_E_FORMAT, "rms_norm_eps"},
         {QWEN, "{\"initializer_range\": -1}", MOED_E_RANGE, "initializer_range"},
         {QWEN, "{\"rope_theta\": 0}", MOED_E_RANGE, "rope_theta"},
-        {QWEN, "{\"rope_scaling\": {\"type\": \"yarn\", \"factor\": 4}}", MOED_E_UNSUPPORTED, "rope_scaling"},
-        {QWEN, "{\"rope_parameters\": {\"rope_type\": \"linear\"}}", MOED_E_UNSUPPORTED, "rope_parameters"},
+        {QWEN, "{\"rope_scaling\": {\"type\": \"longrope\", \"factor\": 4}}", MOED_E_UNSUPPORTED, "rope_scaling is {\"type\":\"longrope\""},
+        {QWEN, "{\"rope_parameters\": {\"rope_type\": \"linear\"}}", MOED_E_FORMAT, "factor"},
+        {QWEN, "{\"rope_scaling\": {\"rope_type\": \"yarn\", \"factor\": 0}}", MOED_E_RANGE, "factor"},
+        {QWEN, "{\"rope_scaling\": {\"rope_type\": \"llama3\", \"factor\": 8, \"low_freq_factor\": 4, \"high_freq_factor\": 4}}",
+         MOED_E_RANGE, "high_freq_factor 4 is not above low_freq_factor 4"},
+        {QWEN, "{\"rope_scaling\": {\"rope_type\": \"default\", \"mrope_section\": [2, 2]}}", MOED_E_UNSUPPORTED, "rope_scaling"},
         {QWEN, "{\"rope_parameters\": {\"full_attention\": {\"rope_theta\": 1}}}", MOED_E_UNSUPPORTED, "rope_parameters"},
         {QWEN, "{\"rope_parameters\": {\"partial_rotary_factor\": 0.5}}", MOED_E_UNSUPPORTED, "rope_parameters"},
         {QWEN, "{\"rope_parameters\": 3}", MOED_E_UNSUPPORTED, "rope_parameters"},
         {QWEN, "{\"hidden_act\": \"gelu\"}", MOED_E_UNSUPPORTED, "hidden_act is \"gelu\""},
-        {QWEN, "{\"decoder_sparse_step\": 2}", MOED_E_UNSUPPORTED, "decoder_sparse_step is 2"},
-        {QWEN, "{\"mlp_only_layers\": [1]}", MOED_E_UNSUPPORTED, "mlp_only_layers is [1]"},
+        {QWEN, "{\"decoder_sparse_step\": 0}", MOED_E_RANGE, "decoder_sparse_step"},
+        {QWEN, "{\"decoder_sparse_step\": 2}", MOED_E_FORMAT, "\"intermediate_size\" is missing"},
+        {QWEN, "{\"mlp_only_layers\": [0.5]}", MOED_E_UNSUPPORTED, "mlp_only_layers is [0.5]"},
+        {QWEN, "{\"mlp_only_layers\": 1}", MOED_E_UNSUPPORTED, "mlp_only_layers is 1"},
+        {QWEN, "{\"mlp_only_layers\": [1024], \"num_hidden_layers\": 1025, \"intermediate_size\": 8}", MOED_E_UNSUPPORTED, "layer 1024"},
+        {QWEN, "{\"mlp_only_layers\": [1], \"intermediate_size\": 2147483649}", MOED_E_RANGE, "intermediate_size"},
+        {QWEN, "{\"attention_bias\": true}", MOED_E_UNSUPPORTED, "attention_bias is true"},
+        {MIXTRAL, "{\"decoder_sparse_step\": 2}", MOED_E_UNSUPPORTED, "decoder_sparse_step is 2"},
+        {MIXTRAL, "{\"first_k_dense_replace\": 1}", MOED_E_UNSUPPORTED, "first_k_dense_replace is 1"},
+        {OLMOE, "{\"clip_qkv\": 8.0}", MOED_E_UNSUPPORTED, "clip_qkv is 8.0"},
+        {DOTS, "{\"n_group\": 2}", MOED_E_UNSUPPORTED, "n_group is 2"},
+        {DOTS, "{\"n_shared_experts\": null}", MOED_E_FORMAT, "n_shared_experts"},
+        {DOTS, "{\"routed_scaling_factor\": 0}", MOED_E_RANGE, "routed_scaling_factor"},
+        {DOTS, "{\"max_position_embeddings\": 8192, \"max_window_layers\": 1}", MOED_E_UNSUPPORTED, "max_window_layers is 1"},
         {QWEN, "{\"use_sliding_window\": true}", MOED_E_UNSUPPORTED, "use_sliding_window is true"},
         {QWEN, "{\"layer_types\": [\"sliding_attention\", \"full_attention\"]}", MOED_E_UNSUPPORTED, "layer_types"},
         {QWEN, "{\"attention_dropout\": 0.1}", MOED_E_UNSUPPORTED, "attention_dropout"},
@@ -205,8 +226,9 @@ static void sizes_of_published_models_are_exact(void **state)
     static const struct { const char *file; int64_t total, active; } cases[] = {
         {"qwen1.5-moe-a2.7b.json", 14315784192, 2689173504},
         {"mixtral-8x7b-v0.1.json", 46702792704, 12879925248},
+        {"olmoe-1b-7b-0125-instruct.json", 6919161856, 1282017280},
     };
-    for (size_t i = 0; i < 2; i++) {
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         char path[4200], text[8192];
         snprintf(path, sizeof path, "%s/../shared/data/configs/%s", MOEDI_TEST_SOURCE, cases[i].file);
         FILE *f = fopen(path, "rb");
@@ -227,6 +249,47 @@ static void sizes_of_published_models_are_exact(void **state)
         assert_true(use.host_peak < 8 << 20);
         moed_layout_destroy(l);
     }
+}
+
+/* A first layer without experts, two shared experts that are one, a selection bias that no 16 bits hold. */
+static void layers_without_experts_have_a_plain_feed_forward(void **state)
+{
+    moed_layout *l = support_layout(*state, DOTS), *half = NULL;
+    const moed_layout_info info = info_of(l);
+    const int64_t attention = 2 * 16 + 2 * 16 * 16 + 2 * 8 * 16 + 2 * 4, expert = 3 * 6 * 16;
+    const int64_t routed = 3 * 16 + 3 + 3 * expert + 3 * 12 * 16, dense = 3 * 14 * 16;
+    assert_int_equal(info.total, 3 * attention + dense + 2 * routed + 2 * 50 * 16 + 16);
+    assert_int_equal(info.active, info.total - 2 * expert);
+    assert_int_equal(info.bytes, 2 * info.total + 2 * 2 * 3);
+    assert_int_equal(l->experts[0], 0);
+    assert_int_equal(l->experts[1], 3);
+    assert_int_equal(l->params[moedi_layout_find(l, "model.layers.0.mlp.down_proj.weight")].role, MOED_ROLE_SHARED);
+    assert_int_equal(moedi_layout_find(l, "model.layers.0.mlp.gate.weight"), -1);
+    assert_int_equal(l->params[moedi_layout_find(l, "model.layers.2.mlp.shared_experts.up_proj.weight")].shape[0], 12);
+    const moed_param *bias = &l->params[moedi_layout_find(l, "model.layers.1.mlp.gate.e_score_correction_bias")];
+    assert_int_equal(bias->role, MOED_ROLE_ROUTER_BIAS);
+    assert_int_equal(bias->dtype, MOED_DTYPE_F32);
+    assert_ok(moedi_layout_with_dtype(&half, l, MOED_DTYPE_F16));
+    assert_int_equal(half->params[moedi_layout_find(half, bias->name)].dtype, MOED_DTYPE_F32);
+    assert_non_null(strstr(moed_layout_config(half), "\"torch_dtype\": \"float16\""));
+    moed_layout *again = support_layout(*state, moed_layout_config(half));
+    assert_ok(moedi_layout_equal(half, again, 0));
+    const double matmul = 3.0 * (attention - 40) + dense + 2.0 * (48 + 2 * expert + 3 * 12 * 16) + 50 * 16;
+    assert_true(info.forward_flops == 2.0 * matmul + 3 * 2.0 * 16 * 2049);
+    moed_layout_destroy(l), moed_layout_destroy(half), moed_layout_destroy(again);
+}
+
+/* Transformers writes num_local_experts for what older configs of the same family call num_experts. */
+static void the_number_of_experts_has_two_names(void **state)
+{
+    char *text = changed(QWEN, "{\"num_experts\": \"<drop>\", \"num_local_experts\": 3}");
+    moed_layout *l = support_layout(*state, text), *one = NULL;
+    assert_ok(moedi_layout_with_experts(&one, l, 1, NULL));
+    assert_int_equal(info_of(one).experts, 1);
+    assert_non_null(strstr(moed_layout_config(one), "\"num_local_experts\": 1"));
+    assert_null(strstr(moed_layout_config(one), "\"num_experts\""));
+    moed_layout_destroy(l), moed_layout_destroy(one);
+    free(text);
 }
 
 static void totals_of_a_small_model_are_those_counted_by_hand(void **state)
@@ -434,6 +497,8 @@ int main(void)
         T(family_parameters_lie_in_slot_order),
         T(roles_flags_and_shapes_of_a_family),
         T(config_fields_of_several_generations_are_read),
+        T(layers_without_experts_have_a_plain_feed_forward),
+        T(the_number_of_experts_has_two_names),
         T(bad_configs_are_refused_by_field),
         T(sizes_of_published_models_are_exact),
         T(totals_of_a_small_model_are_those_counted_by_hand),

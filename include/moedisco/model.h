@@ -14,10 +14,10 @@ typedef struct moed_model moed_model;
 typedef struct moed_layout_info {
     uint32_t struct_size;
     uint32_t flags;
-    char family[32];            /* "qwen2_moe", "mixtral"; "" for a layout made by hand */
+    char family[32];            /* "qwen2_moe", "mixtral", ...; "" for a layout made by hand */
     int64_t params;             /* tensors */
     int64_t layers;
-    int64_t experts;            /* most experts of any layer */
+    int64_t experts;            /* most experts of any layer; layers without may be among them */
     int64_t top_k;              /* 0 for a layout made by hand, like all below but the totals */
     int64_t hidden;
     int64_t vocabulary;
@@ -106,7 +106,8 @@ MOED_API moed_status moed_model_tensor(const moed_model *m, size_t param, moed_t
 /* out [in] (rows, length, vocabulary), contiguous, of the context's dtype. Since: 0.1. */
 MOED_API moed_status moed_model_logits(const moed_model *m, const moed_batch *b, moed_tensor *out, const moed_cancel *cancel);
 
-/* The router's choices: experts (layers, rows * length, top_k) and weights (same shape, nullable). Since: 0.1. */
+/* The router's choices: experts (layers, rows * length, top_k) and weights (same shape, nullable); -1 and 0 in layers without experts.
+ * Since: 0.1. */
 MOED_API moed_status moed_model_routing(const moed_model *m, const moed_batch *b, int32_t *experts, float *weights,
                                         const moed_cancel *cancel);
 

@@ -71,7 +71,8 @@ static moed_status backward_router(moedi_transformer *t, int64_t layer)
              .lse = a->router_lse, .ids = a->ids, .logits = a->router_logits, .d_logits = t->d_router_logits,
              .d_weights = t->d_weights, .rows = t->tokens_now, .experts = c->experts, .top_k = c->top_k,
              .normalise = c->normalise_top_k, .load_balance = t->objective.load_balance,
-             .z_loss = t->objective.z_loss, .loss_scale = t->objective.scale / (double)c->layers, .offsets = a->offsets);
+             .z_loss = t->objective.z_loss, .loss_scale = t->objective.scale / (double)c->routed_layers,
+             .offsets = a->offsets, .weight_scale = c->weight_scale, .score = c->score);
     return linear_backward(t, t->d_h, 0, moedi_group_of(t, layer, MOEDI_GROUP_ROUTER), a->h,
                            t->d_router_logits, c->experts, c->hidden);
 }
@@ -121,18 +122,31 @@ static moed_status backward_only_expert(moedi_transformer *t, int64_t layer)
                         t->act, t->d_x, t->config->expert_width, 0);
 }
 
-/* Shared expert: d_h += */
-static moed_status backward_shared(moedi_transformer *t, int64_t layer)
+/* What every token passes: d_h [+]= */
+static moed_status backward_plain(moedi_transformer *t, int64_t layer, int accumulate)
 {
     const moedi_config *c = t->config;
     const moedi_activations *a = &t->layers[layer];
-    MOEDI_OP(t, sigmoid_gate_backward, moed_op_sigmoid_gate, .x = a->shared_y, .gate = a->shared_switch,
-             .d_x = t->d_shared_y, .d_gate = t->d_shared_switch, .d_out = t->d_x, .rows = t->tokens_now,
-             .width = c->hidden);
-    MOEDI_TRY(linear_backward(t, t->d_h, 1, moedi_group_of(t, layer, MOEDI_GROUP_SHARED_SWITCH), a->h,
-                              t->d_shared_switch, 1, c->hidden));
-    return backward_ffn(t, moedi_group_of(t, layer, MOEDI_GROUP_SHARED_GATE_UP), moedi_group_of(t, layer, MOEDI_GROUP_SHARED_DOWN),
-                        a->h, a->shared_gate_up, t->shared_act, t->d_shared_y, c->shared_width, 1);
+    const moedi_group *gate = moedi_group_of(t, layer, MOEDI_GROUP_SHARED_SWITCH);
+    const void *d_y = t->d_x;
+    if (gate->count) {
+        MOEDI_OP(t, sigmoid_gate_backward, moed_op_sigmoid_gate, .x = a->shared_y, .gate = a->shared_switch,
+                 .d_x = t->d_shared_y, .d_gate = t->d_shared_switch, .d_out = t->d_x, .rows = t->tokens_now,
+                 .width = c->hidden);
+        MOEDI_TRY(linear_backward(t, t->d_h, accumulate, gate, a->h, t->d_shared_switch, 1, c->hidden));
+        d_y = t->d_shared_y, accumulate = 1;
+    }
+    return backward_ffn(t, moedi_group_of(t, layer, MOEDI_GROUP_PLAIN_GATE_UP), moedi_group_of(t, layer, MOEDI_GROUP_PLAIN_DOWN),
+                        a->h, a->plain_gate_up, t->plain_act, d_y, moedi_plain_width(c, layer), accumulate);
+}
+
+/* d_bias (n) += of d_out (rows, n), where there is a bias that trains. */
+static moed_status bias_backward(moedi_transformer *t, const moedi_group *bias, const void *d_out, int64_t n)
+{
+    void *d_bias = moedi_group_gradient(t, bias);
+    if (!d_bias) return MOED_OK;
+    MOEDI_OP(t, bias_backward, moed_op_bias_backward, .d_bias = d_bias, .d_out = d_out, .m = t->tokens_now, .n = n, .ld = n);
+    return MOED_OK;
 }
 
 static moed_status backward_attention(moedi_transformer *t, int64_t layer)
@@ -141,7 +155,7 @@ static moed_status backward_attention(moedi_transformer *t, int64_t layer)
     const moedi_activations *a = &t->layers[layer];
     const int64_t width = moedi_qkv_width(c), heads = c->heads * c->head_dim,
                   value = heads + c->kv_heads * c->head_dim;
-    void *d_bias = moedi_group_gradient(t, moedi_group_of(t, layer, MOEDI_GROUP_QKV_BIAS));
+    MOEDI_TRY(bias_backward(t, moedi_group_of(t, layer, MOEDI_GROUP_O_BIAS), t->d_x, c->hidden));
     MOEDI_TRY(linear_backward(t, t->d_attended, 0, moedi_group_of(t, layer, MOEDI_GROUP_O), a->attended,
                               t->d_x, c->hidden, heads));
     MOEDI_LONG_OP(t, attention_backward, moed_op_attention, .out = a->attended, .lse = a->attention_lse,
@@ -153,10 +167,11 @@ static moed_status backward_attention(moedi_transformer *t, int64_t layer)
     MOEDI_OP(t, rope, moed_op_rope, .x = t->d_qkv, .cosine = t->cosine, .sine = t->sine,
              .positions = t->now.positions, .count = t->tokens_now, .heads = c->heads + c->kv_heads,
              .head_dim = c->head_dim, .stride = width, .inverse = 1);
-    if (d_bias) {
-        MOEDI_OP(t, bias_backward, moed_op_bias_backward, .d_bias = d_bias, .d_out = t->d_qkv,
-                 .m = t->tokens_now, .n = width, .ld = width);
+    for (int key = 0; key < 2 && c->qk_norm; key++) {
+        moed_op_rmsnorm norm = moedi_transformer_qk_norm(t, layer, key);
+        MOEDI_TRY(t->engine.table->rmsnorm_backward(t->engine.self, &norm));
     }
+    MOEDI_TRY(bias_backward(t, moedi_group_of(t, layer, MOEDI_GROUP_QKV_BIAS), t->d_qkv, width));
     const moedi_group *weight = moedi_group_of(t, layer, MOEDI_GROUP_ATTENTION_NORM);
     if (t->renorm) MOEDI_TRY(moedi_transformer_norm(t, a->normed, a->attention_rstd, a->x, weight));
     MOEDI_TRY(linear_backward(t, t->d_h, 0, moedi_group_of(t, layer, MOEDI_GROUP_QKV), a->normed, t->d_qkv,
@@ -169,8 +184,9 @@ static moed_status backward_layer(moedi_transformer *t, int64_t layer)
     const moedi_activations *a = &t->layers[layer];
     const moedi_group *weight = moedi_group_of(t, layer, MOEDI_GROUP_FFN_NORM);
     if (t->renorm) MOEDI_TRY(moedi_transformer_norm(t, a->h, a->ffn_rstd, a->mid, weight));
-    MOEDI_TRY(t->config->experts > 1 ? backward_experts(t, layer) : backward_only_expert(t, layer));
-    if (t->config->shared_width) MOEDI_TRY(backward_shared(t, layer));
+    const int dense = moedi_config_dense(t->config, layer);
+    if (!dense) MOEDI_TRY(moedi_config_routes(t->config) ? backward_experts(t, layer) : backward_only_expert(t, layer));
+    if (moedi_plain_width(t->config, layer)) MOEDI_TRY(backward_plain(t, layer, !dense));
     MOEDI_TRY(norm_backward(t, weight, a->ffn_rstd, a->mid));
     return backward_attention(t, layer);
 }

@@ -1,4 +1,5 @@
 /* model/config.c - a Hugging Face config.json, read and checked: what is not supported and matters is refused by name. */
+#include "config.h"
 #include "family.h"
 
 #include <stdio.h>
@@ -20,7 +21,7 @@ static void describe(const json_t *value, char *out, size_t size)
         memcpy(out + size - 4, "...", 4);
 }
 
-static moed_status unsupported(const json_t *o, const char *field, const char *path, const char *only)
+moed_status moedi_config_unsupported(const json_t *o, const char *field, const char *path, const char *only)
 {
     char value[80];
     describe(json_object_get(o, field), value, sizeof value);
@@ -28,99 +29,84 @@ static moed_status unsupported(const json_t *o, const char *field, const char *p
                                 only);
 }
 
-static int absent(const json_t *o, const char *field)
+int moedi_config_absent(const json_t *o, const char *field)
 {
     const json_t *v = json_object_get(o, field);
     return !v || json_is_null(v);
 }
 
-/* Position encoding: plain rotary of one base. Transformers 5 has it in rope_parameters, earlier ones in rope_theta and
- * rope_scaling. */
-static moed_status read_rope(moedi_config *out, const moedi_family *f, const json_t *o, const char *path)
-{
-    static const char *const places[] = {"rope_parameters", "rope_scaling"};
-    out->rope_theta = f->rope_theta;
-    MOEDI_TRY(moedi_json_number(o, path, "rope_theta", 0, 1.0, 1e15, &out->rope_theta));
-    for (size_t i = 0; i < 2; i++) {
-        const json_t *rope = json_object_get(o, places[i]);
-        if (!rope || json_is_null(rope)) continue;
-        if (!json_is_object(rope)) return unsupported(o, places[i], path, "an object or null");
-        const json_t *type = json_object_get(rope, "rope_type");
-        if (!type) type = json_object_get(rope, "type");
-        if (type && (!json_is_string(type) || strcmp(json_string_value(type), "default") != 0))
-            return unsupported(o, places[i], path, "rope_type \"default\"");
-        const char *key;
-        json_t *value;
-        json_object_foreach((json_t *)rope, key, value)
-            if (json_is_object(value) || (!strcmp(key, "partial_rotary_factor") && json_number_value(value) != 1.0))
-                return unsupported(o, places[i], path, "one base over the whole head");
-        MOEDI_TRY(moedi_json_number(rope, path, "rope_theta", 0, 1.0, 1e15, &out->rope_theta));
-    }
-    return MOED_OK;
-}
-
 static moed_status check_switches(const json_t *o, const char *path)
 {
-    static const char *const off[] = {"use_sliding_window", "attention_bias", "mlp_bias"};
+    static const char *const off[] = {"use_sliding_window", "mlp_bias"};
     static const char *const zero[] = {"attention_dropout", "router_jitter_noise", "hidden_dropout", "resid_pdrop", "embd_pdrop"};
     static const char *const null[] = {"quantization_config", "clip_qkv"};
     for (size_t i = 0; i < sizeof off / sizeof *off; i++) {
         int32_t on = 0;
         MOEDI_TRY(moedi_json_boolean(o, path, off[i], 0, &on));
-        if (on) return unsupported(o, off[i], path, "false");
+        if (on) return moedi_config_unsupported(o, off[i], path, "false");
     }
     for (size_t i = 0; i < sizeof zero / sizeof *zero; i++) {
         double x = 0;
         MOEDI_TRY(moedi_json_number(o, path, zero[i], 0, 0.0, 1.0, &x));
-        if (x != 0.0) return unsupported(o, zero[i], path, "0");
+        if (x != 0.0) return moedi_config_unsupported(o, zero[i], path, "0");
     }
     for (size_t i = 0; i < sizeof null / sizeof *null; i++)
-        if (!absent(o, null[i])) return unsupported(o, null[i], path, "null");
+        if (!moedi_config_absent(o, null[i])) return moedi_config_unsupported(o, null[i], path, "null");
     return MOED_OK;
+}
+
+/* A window as long as any row is none. */
+static moed_status check_window(const moedi_family *f, const moedi_config *config, const json_t *o, const char *path)
+{
+    int64_t window = f->sliding_window == 2 && !json_object_get(o, "sliding_window") ? 4096 : INT64_MAX, full = 62;
+    if (!f->sliding_window) return MOED_OK;
+    MOEDI_TRY(moedi_json_integer(o, path, "sliding_window", 0, 1, INT64_MAX, &window));
+    if (window >= config->context_length) return MOED_OK;
+    if (f->sliding_window == 1)
+        return moedi_config_unsupported(o, "sliding_window", path, "null or a window as long as max_position_embeddings");
+    if (!moedi_config_absent(o, "layer_types")) return MOED_OK; /* which say it, and were looked at */
+    MOEDI_TRY(moedi_json_integer(o, path, "max_window_layers", 0, 0, INT64_MAX, &full));
+    if (full >= config->layers) return MOED_OK;
+    return moedi_config_unsupported(o, "max_window_layers", path, "num_hidden_layers or more (attention to all in every layer)");
 }
 
 /* Everything that would make another computation than the one transformer's. */
 static moed_status check_supported(const moedi_family *f, const moedi_config *config, const json_t *o, const char *path)
 {
     const char *activation = "silu";
-    int64_t step = 1;
+    int64_t groups = 1;
     MOEDI_TRY(check_switches(o, path));
     MOEDI_TRY(moedi_json_text(o, path, "hidden_act", 0, &activation));
     if (strcmp(activation, "silu") != 0 && strcmp(activation, "swish") != 0)
-        return unsupported(o, "hidden_act", path, "\"silu\"");
-    MOEDI_TRY(moedi_json_integer(o, path, "decoder_sparse_step", 0, 0, TOKEN_MAX, &step));
-    if (step != 1) return unsupported(o, "decoder_sparse_step", path, "1 (experts in every layer)");
-    if (!absent(o, "mlp_only_layers")) {
-        const json_t *list = json_object_get(o, "mlp_only_layers");
-        if (!json_is_array(list) || json_array_size(list) != 0) return unsupported(o, "mlp_only_layers", path, "an empty list");
+        return moedi_config_unsupported(o, "hidden_act", path, "\"silu\"");
+    MOEDI_TRY(moedi_json_integer(o, path, "n_group", 0, 1, COUNT_MAX, &groups));
+    if (groups != 1) return moedi_config_unsupported(o, "n_group", path, "1 (experts chosen among all)");
+    if (!f->bias_field || strcmp(f->bias_field, "attention_bias") != 0) {
+        int32_t on = 0;
+        MOEDI_TRY(moedi_json_boolean(o, path, "attention_bias", 0, &on));
+        if (on) return moedi_config_unsupported(o, "attention_bias", path, "false");
     }
-    if (!absent(o, "layer_types")) {
+    if (!moedi_config_absent(o, "layer_types")) {
         const json_t *list = json_object_get(o, "layer_types");
-        if (!json_is_array(list)) return unsupported(o, "layer_types", path, "a list");
+        if (!json_is_array(list)) return moedi_config_unsupported(o, "layer_types", path, "a list");
         for (size_t i = 0; i < json_array_size(list); i++) {
             const char *type = json_string_value(json_array_get(list, i));
-            if (!type || strcmp(type, "full_attention") != 0) return unsupported(o, "layer_types", path, "\"full_attention\"");
+            if (!type || strcmp(type, "full_attention") != 0) return moedi_config_unsupported(o, "layer_types", path, "\"full_attention\"");
         }
     }
-    if (f->sliding_window && !absent(o, "sliding_window")) {
-        int64_t window = 0;
-        MOEDI_TRY(moedi_json_integer(o, path, "sliding_window", 1, 1, INT64_MAX, &window));
-        if (window < config->context_length)
-            return unsupported(o, "sliding_window", path, "null or a window as long as max_position_embeddings");
-    }
-    return MOED_OK;
+    return check_window(f, config, o, path);
 }
 
 static moed_status read_dtype(moedi_config *out, const json_t *o, const char *path)
 {
     static const struct { const char *name; int32_t dtype; } known[] = {
         {"float32", MOED_DTYPE_F32}, {"float16", MOED_DTYPE_F16}, {"bfloat16", MOED_DTYPE_BF16}, {"float64", MOED_DTYPE_F64}};
-    const char *field = absent(o, "dtype") ? "torch_dtype" : "dtype", *name = "float32";
+    const char *field = moedi_config_absent(o, "dtype") ? "torch_dtype" : "dtype", *name = "float32";
     MOEDI_TRY(moedi_json_text(o, path, field, 0, &name));
     if (!strncmp(name, "torch.", 6)) name += 6;
     for (size_t i = 0; i < sizeof known / sizeof *known; i++)
         if (!strcmp(name, known[i].name)) return out->dtype = known[i].dtype, MOED_OK;
-    return unsupported(o, field, path, "\"float32\", \"float16\", \"bfloat16\" or \"float64\"");
+    return moedi_config_unsupported(o, field, path, "\"float32\", \"float16\", \"bfloat16\" or \"float64\"");
 }
 
 const char *moedi_config_dtype_name(moed_dtype dtype)
@@ -134,14 +120,14 @@ const char *moedi_config_dtype_name(moed_dtype dtype)
 static moed_status read_heads(moedi_config *out, const moedi_family *f, const json_t *o, const char *path)
 {
     MOEDI_TRY(moedi_json_integer(o, path, "num_attention_heads", 1, 1, COUNT_MAX, &out->heads));
-    out->kv_heads = json_object_get(o, "num_key_value_heads") ? out->heads : f->kv_heads; /* null means as many as heads */
+    out->kv_heads = json_object_get(o, "num_key_value_heads") || !f->kv_heads ? out->heads : f->kv_heads; /* null means as many as heads */
     MOEDI_TRY(moedi_json_integer(o, path, "num_key_value_heads", 0, 1, COUNT_MAX, &out->kv_heads));
     if (out->heads % out->kv_heads != 0)
         return moedi_fail_parameter(MOED_E_RANGE, "num_key_value_heads",
                                     "%s: num_attention_heads %lld is not a multiple of num_key_value_heads %lld%s", path,
                                     (long long)out->heads, (long long)out->kv_heads,
                                     json_object_get(o, "num_key_value_heads") ? "" : " (the family's default)");
-    if (absent(o, "head_dim")) {
+    if (moedi_config_absent(o, "head_dim")) {
         if (out->hidden % out->heads != 0)
             return moedi_fail_parameter(MOED_E_RANGE, "hidden_size",
                                         "%s: hidden_size %lld is not a multiple of num_attention_heads %lld", path,
@@ -155,18 +141,80 @@ static moed_status read_heads(moedi_config *out, const moedi_family *f, const js
     return MOED_OK;
 }
 
+const char *moedi_config_experts_field(const moedi_family *f, const json_t *o)
+{
+    return moedi_config_absent(o, f->experts_field) && !moedi_config_absent(o, f->experts_alias) ? f->experts_alias : f->experts_field;
+}
+
+static moed_status read_shared(moedi_config *out, const moedi_family *f, const json_t *o, const char *path)
+{
+    int64_t count = 0;
+    if (f->shared_width_field)
+        MOEDI_TRY(moedi_json_integer(o, path, f->shared_width_field, 1, 1, SIZE_MAX_WIDTH, &out->shared_width));
+    if (f->shared_count_field) MOEDI_TRY(moedi_json_integer(o, path, f->shared_count_field, 1, 1, COUNT_MAX, &count));
+    out->shared_width += count * out->expert_width;
+    out->shared_switch = f->slots[MOEDI_SLOT_SHARED_SWITCH] != NULL;
+    return MOED_OK;
+}
+
 static moed_status read_experts(moedi_config *out, const moedi_family *f, const json_t *o, const char *path)
 {
-    MOEDI_TRY(moedi_json_integer(o, path, f->experts_field, 1, 1, COUNT_MAX, &out->experts));
+    const char *field = moedi_config_experts_field(f, o);
+    MOEDI_TRY(moedi_json_integer(o, path, field, 1, 1, COUNT_MAX, &out->experts));
     MOEDI_TRY(moedi_json_integer(o, path, "num_experts_per_tok", 1, 1, COUNT_MAX, &out->top_k));
     if (out->top_k > out->experts)
         return moedi_fail_parameter(MOED_E_RANGE, "num_experts_per_tok", "%s: num_experts_per_tok %lld is more than %s %lld",
-                                    path, (long long)out->top_k, f->experts_field, (long long)out->experts);
+                                    path, (long long)out->top_k, field, (long long)out->experts);
     MOEDI_TRY(moedi_json_integer(o, path, f->expert_width_field, 1, 1, SIZE_MAX_WIDTH, &out->expert_width));
-    if (f->shared_width_field)
-        MOEDI_TRY(moedi_json_integer(o, path, f->shared_width_field, 1, 1, SIZE_MAX_WIDTH, &out->shared_width));
+    MOEDI_TRY(read_shared(out, f, o, path));
     out->normalise_top_k = f->normalise_top_k > 0;
     if (f->normalise_top_k < 0) MOEDI_TRY(moedi_json_boolean(o, path, "norm_topk_prob", 0, &out->normalise_top_k));
+    out->score = f->score, out->selection_bias = f->slots[MOEDI_SLOT_ROUTER_BIAS] != NULL;
+    out->weight_scale = 1;
+    if (f->weight_scale_field) MOEDI_TRY(moedi_json_number(o, path, f->weight_scale_field, 0, 1e-6, 1e6, &out->weight_scale));
+    return MOED_OK;
+}
+
+static moed_status make_dense(moedi_config *c, const moedi_family *f, const json_t *o, int64_t layer, const char *field, const char *path)
+{
+    if (!f->slots[MOEDI_SLOT_DENSE_GATE]) return moedi_config_unsupported(o, field, path, "what leaves experts in every layer");
+    if (layer >= MOEDI_DENSE_LAYERS_MAX)
+        return moedi_fail_parameter(MOED_E_UNSUPPORTED, field, "%s: field %s leaves layer %lld without experts, and only layers below %d can be",
+                                    path, field, (long long)layer, (int)MOEDI_DENSE_LAYERS_MAX);
+    c->dense[layer / 64] |= (uint64_t)1 << (layer % 64);
+    return MOED_OK;
+}
+
+/* Which layers have a feed-forward of intermediate_size in the place of experts: a field says so in each of three ways. */
+static moed_status read_dense(moedi_config *c, const moedi_family *f, const json_t *o, const char *path)
+{
+    int64_t step = 1, first = 0;
+    MOEDI_TRY(moedi_json_integer(o, path, "decoder_sparse_step", 0, 1, TOKEN_MAX, &step));
+    for (int64_t l = 0; l < c->layers; l++)
+        if ((l + 1) % step != 0) MOEDI_TRY(make_dense(c, f, o, l, "decoder_sparse_step", path));
+    MOEDI_TRY(moedi_json_integer(o, path, "first_k_dense_replace", 0, 0, TOKEN_MAX, &first));
+    for (int64_t l = 0; l < c->layers && l < first; l++) MOEDI_TRY(make_dense(c, f, o, l, "first_k_dense_replace", path));
+    if (!moedi_config_absent(o, "mlp_only_layers")) {
+        const json_t *list = json_object_get(o, "mlp_only_layers");
+        if (!json_is_array(list)) return moedi_config_unsupported(o, "mlp_only_layers", path, "a list of layers");
+        for (size_t i = 0; i < json_array_size(list); i++) {
+            const json_t *value = json_array_get(list, i);
+            if (!json_is_integer(value)) return moedi_config_unsupported(o, "mlp_only_layers", path, "a list of layers");
+            const int64_t layer = json_integer_value(value);
+            if (layer >= 0 && layer < c->layers) MOEDI_TRY(make_dense(c, f, o, layer, "mlp_only_layers", path));
+        }
+    }
+    c->routed_layers = c->layers;
+    for (int64_t l = 0; l < c->layers; l++) c->routed_layers -= moedi_config_dense(c, l);
+    if (c->routed_layers == c->layers) return MOED_OK;
+    return moedi_json_integer(o, path, "intermediate_size", 1, 1, SIZE_MAX_WIDTH, &c->dense_width);
+}
+
+static moed_status read_biases(moedi_config *c, const moedi_family *f, const json_t *o, const char *path)
+{
+    c->qkv_bias = f->bias;
+    if (f->bias_field) MOEDI_TRY(moedi_json_boolean(o, path, f->bias_field, 0, &c->qkv_bias));
+    c->o_bias = c->qkv_bias && f->slots[MOEDI_SLOT_O_BIAS];
     return MOED_OK;
 }
 
@@ -177,11 +225,16 @@ static moed_status check_totals(const moedi_config *c, const moedi_family *f, co
     const struct { const char *field; double numbers; } parts[] = {
         {"vocab_size", (double)c->vocabulary * hidden},
         {"num_attention_heads", (double)c->heads * (double)c->head_dim * hidden},
-        {f->shared_width_field ? f->shared_width_field : f->expert_width_field, (double)c->shared_width * hidden},
+        {f->shared_width_field   ? f->shared_width_field
+         : f->shared_count_field ? f->shared_count_field
+                                 : f->expert_width_field,
+         (double)c->shared_width * hidden},
+        {"intermediate_size", (double)c->dense_width * hidden},
         {f->expert_width_field, (double)c->expert_width * hidden},
         {f->experts_field, 3.0 * (double)c->expert_width * hidden * (double)c->experts},
         {"num_hidden_layers", (double)c->layers * hidden *
-                                  (3.0 * (double)c->expert_width * (double)c->experts + 3.0 * (double)c->shared_width +
+                                  (3.0 * (double)c->expert_width * (double)c->experts +
+                                   3.0 * (double)(c->shared_width + c->dense_width) +
                                    4.0 * (double)c->heads * (double)c->head_dim)},
     };
     for (size_t i = 0; i < sizeof parts / sizeof *parts; i++)
@@ -208,7 +261,7 @@ moed_status moedi_config_read(moedi_config *out, const moedi_family **family, co
         return moedi_fail_parameter(MOED_E_UNSUPPORTED, "model_type",
                                     "%s: model_type \"%.64s\" is no family this library knows; it knows %s", path, type, list);
     }
-    config.context_length = f->context_length, config.epsilon = f->epsilon, config.init_std = 0.02, config.qkv_bias = f->qkv_bias;
+    config.context_length = f->context_length, config.epsilon = f->epsilon, config.init_std = 0.02, config.qk_norm = f->qk_norm;
     MOEDI_TRY(moedi_json_integer(o, path, "vocab_size", 1, 1, TOKEN_MAX, &config.vocabulary));
     MOEDI_TRY(moedi_json_integer(o, path, "hidden_size", 1, 1, SIZE_MAX_HIDDEN, &config.hidden));
     MOEDI_TRY(moedi_json_integer(o, path, "num_hidden_layers", 1, 1, COUNT_MAX, &config.layers));
@@ -218,8 +271,9 @@ moed_status moedi_config_read(moedi_config *out, const moedi_family **family, co
     MOEDI_TRY(moedi_json_number(o, path, "rms_norm_eps", 0, 0.0, 1.0, &config.epsilon));
     MOEDI_TRY(moedi_json_number(o, path, "initializer_range", 0, 0.0, 1000.0, &config.init_std));
     MOEDI_TRY(moedi_json_boolean(o, path, "tie_word_embeddings", 0, &config.tied));
-    if (f->qkv_bias) MOEDI_TRY(moedi_json_boolean(o, path, "qkv_bias", 0, &config.qkv_bias));
-    MOEDI_TRY(read_rope(&config, f, o, path));
+    MOEDI_TRY(read_biases(&config, f, o, path));
+    MOEDI_TRY(read_dense(&config, f, o, path));
+    MOEDI_TRY(moedi_rope_read(&config.rope, f->rope_theta, config.context_length, o, path));
     MOEDI_TRY(read_dtype(&config, o, path));
     MOEDI_TRY(check_supported(f, &config, o, path));
     MOEDI_TRY(check_totals(&config, f, path));

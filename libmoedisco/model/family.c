@@ -4,16 +4,33 @@
 #include <stdio.h>
 #include <string.h>
 
-#define ATTENTION_SLOTS                                                              \
-    [MOEDI_SLOT_EMBEDDING] = "model.embed_tokens.weight",                            \
-    [MOEDI_SLOT_ATTENTION_NORM] = "model.layers.%l.input_layernorm.weight",          \
-    [MOEDI_SLOT_Q] = "model.layers.%l.self_attn.q_proj.weight",                      \
-    [MOEDI_SLOT_K] = "model.layers.%l.self_attn.k_proj.weight",                      \
-    [MOEDI_SLOT_V] = "model.layers.%l.self_attn.v_proj.weight",                      \
-    [MOEDI_SLOT_O] = "model.layers.%l.self_attn.o_proj.weight",                      \
-    [MOEDI_SLOT_FFN_NORM] = "model.layers.%l.post_attention_layernorm.weight",       \
-    [MOEDI_SLOT_FINAL_NORM] = "model.norm.weight",                                   \
+#define LAYER "model.layers.%l."
+#define ATTENTION_SLOTS                                                        \
+    [MOEDI_SLOT_EMBEDDING] = "model.embed_tokens.weight",                      \
+    [MOEDI_SLOT_ATTENTION_NORM] = LAYER "input_layernorm.weight",              \
+    [MOEDI_SLOT_Q] = LAYER "self_attn.q_proj.weight",                          \
+    [MOEDI_SLOT_K] = LAYER "self_attn.k_proj.weight",                          \
+    [MOEDI_SLOT_V] = LAYER "self_attn.v_proj.weight",                          \
+    [MOEDI_SLOT_O] = LAYER "self_attn.o_proj.weight",                          \
+    [MOEDI_SLOT_FFN_NORM] = LAYER "post_attention_layernorm.weight",           \
+    [MOEDI_SLOT_FINAL_NORM] = "model.norm.weight",                             \
     [MOEDI_SLOT_HEAD] = "lm_head.weight"
+#define QKV_BIAS_SLOTS                                                         \
+    [MOEDI_SLOT_Q_BIAS] = LAYER "self_attn.q_proj.bias",                       \
+    [MOEDI_SLOT_K_BIAS] = LAYER "self_attn.k_proj.bias",                       \
+    [MOEDI_SLOT_V_BIAS] = LAYER "self_attn.v_proj.bias"
+#define QK_NORM_SLOTS                                                          \
+    [MOEDI_SLOT_Q_NORM] = LAYER "self_attn.q_norm.weight",                     \
+    [MOEDI_SLOT_K_NORM] = LAYER "self_attn.k_norm.weight"
+#define EXPERT_SLOTS                                                           \
+    [MOEDI_SLOT_ROUTER] = LAYER "mlp.gate.weight",                             \
+    [MOEDI_SLOT_EXPERT_GATE] = LAYER "mlp.experts.%e.gate_proj.weight",        \
+    [MOEDI_SLOT_EXPERT_UP] = LAYER "mlp.experts.%e.up_proj.weight",            \
+    [MOEDI_SLOT_EXPERT_DOWN] = LAYER "mlp.experts.%e.down_proj.weight"
+#define DENSE_SLOTS                                                            \
+    [MOEDI_SLOT_DENSE_GATE] = LAYER "mlp.gate_proj.weight",                    \
+    [MOEDI_SLOT_DENSE_UP] = LAYER "mlp.up_proj.weight",                        \
+    [MOEDI_SLOT_DENSE_DOWN] = LAYER "mlp.down_proj.weight"
 
 /* Field names, tensor names and defaults as in Transformers' configuration and modelling files of each family. */
 static const moedi_family families[] = {
@@ -21,23 +38,16 @@ static const moedi_family families[] = {
         .name = "qwen2_moe",
         .architecture = "Qwen2MoeForCausalLM",
         .slots = {
-            ATTENTION_SLOTS,
-            [MOEDI_SLOT_Q_BIAS] = "model.layers.%l.self_attn.q_proj.bias",
-            [MOEDI_SLOT_K_BIAS] = "model.layers.%l.self_attn.k_proj.bias",
-            [MOEDI_SLOT_V_BIAS] = "model.layers.%l.self_attn.v_proj.bias",
-            [MOEDI_SLOT_ROUTER] = "model.layers.%l.mlp.gate.weight",
-            [MOEDI_SLOT_EXPERT_GATE] = "model.layers.%l.mlp.experts.%e.gate_proj.weight",
-            [MOEDI_SLOT_EXPERT_UP] = "model.layers.%l.mlp.experts.%e.up_proj.weight",
-            [MOEDI_SLOT_EXPERT_DOWN] = "model.layers.%l.mlp.experts.%e.down_proj.weight",
-            [MOEDI_SLOT_SHARED_GATE] = "model.layers.%l.mlp.shared_expert.gate_proj.weight",
-            [MOEDI_SLOT_SHARED_UP] = "model.layers.%l.mlp.shared_expert.up_proj.weight",
-            [MOEDI_SLOT_SHARED_DOWN] = "model.layers.%l.mlp.shared_expert.down_proj.weight",
-            [MOEDI_SLOT_SHARED_SWITCH] = "model.layers.%l.mlp.shared_expert_gate.weight",
+            ATTENTION_SLOTS, QKV_BIAS_SLOTS, EXPERT_SLOTS, DENSE_SLOTS,
+            [MOEDI_SLOT_SHARED_GATE] = LAYER "mlp.shared_expert.gate_proj.weight",
+            [MOEDI_SLOT_SHARED_UP] = LAYER "mlp.shared_expert.up_proj.weight",
+            [MOEDI_SLOT_SHARED_DOWN] = LAYER "mlp.shared_expert.down_proj.weight",
+            [MOEDI_SLOT_SHARED_SWITCH] = LAYER "mlp.shared_expert_gate.weight",
         },
-        .experts_field = "num_experts",
+        .experts_field = "num_experts", .experts_alias = "num_local_experts",
         .expert_width_field = "moe_intermediate_size",
         .shared_width_field = "shared_expert_intermediate_size",
-        .qkv_bias = 1,
+        .bias_field = "qkv_bias", .bias = 1,
         .normalise_top_k = -1,
         .kv_heads = 16,
         .epsilon = 1e-6,
@@ -49,12 +59,12 @@ static const moedi_family families[] = {
         .architecture = "MixtralForCausalLM",
         .slots = {
             ATTENTION_SLOTS,
-            [MOEDI_SLOT_ROUTER] = "model.layers.%l.block_sparse_moe.gate.weight",
-            [MOEDI_SLOT_EXPERT_GATE] = "model.layers.%l.block_sparse_moe.experts.%e.w1.weight",
-            [MOEDI_SLOT_EXPERT_UP] = "model.layers.%l.block_sparse_moe.experts.%e.w3.weight",
-            [MOEDI_SLOT_EXPERT_DOWN] = "model.layers.%l.block_sparse_moe.experts.%e.w2.weight",
+            [MOEDI_SLOT_ROUTER] = LAYER "block_sparse_moe.gate.weight",
+            [MOEDI_SLOT_EXPERT_GATE] = LAYER "block_sparse_moe.experts.%e.w1.weight",
+            [MOEDI_SLOT_EXPERT_UP] = LAYER "block_sparse_moe.experts.%e.w3.weight",
+            [MOEDI_SLOT_EXPERT_DOWN] = LAYER "block_sparse_moe.experts.%e.w2.weight",
         },
-        .experts_field = "num_local_experts",
+        .experts_field = "num_local_experts", .experts_alias = "num_experts",
         .expert_width_field = "intermediate_size",
         .normalise_top_k = 1,
         .sliding_window = 1,
@@ -62,6 +72,64 @@ static const moedi_family families[] = {
         .epsilon = 1e-5,
         .rope_theta = 1000000.0,
         .context_length = 131072,
+    },
+    {
+        .name = "olmoe",
+        .architecture = "OlmoeForCausalLM",
+        .slots = {
+            ATTENTION_SLOTS, QKV_BIAS_SLOTS, QK_NORM_SLOTS, EXPERT_SLOTS,
+            [MOEDI_SLOT_O_BIAS] = LAYER "self_attn.o_proj.bias",
+        },
+        .experts_field = "num_experts", .experts_alias = "num_local_experts",
+        .expert_width_field = "intermediate_size",
+        .bias_field = "attention_bias",
+        .normalise_top_k = -1,
+        .qk_norm = MOEDI_QK_NORM_WHOLE,
+        .sliding_window = 1,
+        .epsilon = 1e-5,
+        .rope_theta = 10000.0,
+        .context_length = 4096,
+    },
+    {
+        .name = "qwen3_moe",
+        .architecture = "Qwen3MoeForCausalLM",
+        .slots = {
+            ATTENTION_SLOTS, QKV_BIAS_SLOTS, QK_NORM_SLOTS, EXPERT_SLOTS, DENSE_SLOTS,
+            [MOEDI_SLOT_O_BIAS] = LAYER "self_attn.o_proj.bias",
+        },
+        .experts_field = "num_experts", .experts_alias = "num_local_experts",
+        .expert_width_field = "moe_intermediate_size",
+        .bias_field = "attention_bias",
+        .normalise_top_k = -1,
+        .qk_norm = MOEDI_QK_NORM_HEAD,
+        .kv_heads = 4,
+        .epsilon = 1e-6,
+        .rope_theta = 10000.0,
+        .context_length = 32768,
+    },
+    {
+        .name = "dots1",
+        .architecture = "Dots1ForCausalLM",
+        .slots = {
+            ATTENTION_SLOTS, QKV_BIAS_SLOTS, QK_NORM_SLOTS, EXPERT_SLOTS, DENSE_SLOTS,
+            [MOEDI_SLOT_O_BIAS] = LAYER "self_attn.o_proj.bias",
+            [MOEDI_SLOT_ROUTER_BIAS] = LAYER "mlp.gate.e_score_correction_bias",
+            [MOEDI_SLOT_SHARED_GATE] = LAYER "mlp.shared_experts.gate_proj.weight",
+            [MOEDI_SLOT_SHARED_UP] = LAYER "mlp.shared_experts.up_proj.weight",
+            [MOEDI_SLOT_SHARED_DOWN] = LAYER "mlp.shared_experts.down_proj.weight",
+        },
+        .experts_field = "n_routed_experts", .experts_alias = "num_local_experts",
+        .expert_width_field = "moe_intermediate_size",
+        .shared_count_field = "n_shared_experts",
+        .bias_field = "attention_bias", .weight_scale_field = "routed_scaling_factor",
+        .normalise_top_k = -1,
+        .qk_norm = MOEDI_QK_NORM_HEAD,
+        .score = MOED_SCORE_SIGMOID,
+        .sliding_window = 2,
+        .kv_heads = 32,
+        .epsilon = 1e-6,
+        .rope_theta = 10000.0,
+        .context_length = 2048,
     },
 };
 
@@ -114,21 +182,36 @@ static int slot_shape(const moedi_config *c, moedi_slot slot, int64_t shape[2])
     case MOEDI_SLOT_Q_BIAS: return c->qkv_bias ? VECTOR(query) : 0;
     case MOEDI_SLOT_K_BIAS:
     case MOEDI_SLOT_V_BIAS: return c->qkv_bias ? VECTOR(key) : 0;
+    case MOEDI_SLOT_Q_NORM:
+    case MOEDI_SLOT_K_NORM:
+        if (!c->qk_norm) return 0;
+        return VECTOR(c->qk_norm == MOEDI_QK_NORM_HEAD ? c->head_dim : slot == MOEDI_SLOT_Q_NORM ? query : key);
     case MOEDI_SLOT_O: return MATRIX(c->hidden, query);
+    case MOEDI_SLOT_O_BIAS: return c->o_bias ? VECTOR(c->hidden) : 0;
     case MOEDI_SLOT_ROUTER: return MATRIX(c->experts, c->hidden);
+    case MOEDI_SLOT_ROUTER_BIAS: return c->selection_bias ? VECTOR(c->experts) : 0;
     case MOEDI_SLOT_EXPERT_GATE:
     case MOEDI_SLOT_EXPERT_UP: return MATRIX(c->expert_width, c->hidden);
     case MOEDI_SLOT_EXPERT_DOWN: return MATRIX(c->hidden, c->expert_width);
     case MOEDI_SLOT_SHARED_GATE:
     case MOEDI_SLOT_SHARED_UP: return c->shared_width ? MATRIX(c->shared_width, c->hidden) : 0;
     case MOEDI_SLOT_SHARED_DOWN: return c->shared_width ? MATRIX(c->hidden, c->shared_width) : 0;
-    case MOEDI_SLOT_SHARED_SWITCH: return c->shared_width ? MATRIX(1, c->hidden) : 0;
+    case MOEDI_SLOT_SHARED_SWITCH: return c->shared_switch ? MATRIX(1, c->hidden) : 0;
+    case MOEDI_SLOT_DENSE_GATE:
+    case MOEDI_SLOT_DENSE_UP: return c->dense_width ? MATRIX(c->dense_width, c->hidden) : 0;
+    case MOEDI_SLOT_DENSE_DOWN: return c->dense_width ? MATRIX(c->hidden, c->dense_width) : 0;
     case MOEDI_SLOT_HEAD: return c->tied ? 0 : MATRIX(c->vocabulary, c->hidden);
     case MOEDI_SLOT_COUNT: break;
     }
     return 0;
 #undef VECTOR
 #undef MATRIX
+}
+
+/* A selection bias moves by steps that 16 bits would swallow: it is never narrower than F32, in Transformers neither. */
+static int32_t slot_dtype(const moedi_config *c, moedi_slot slot)
+{
+    return slot == MOEDI_SLOT_ROUTER_BIAS && moedi_dtype_size(c->dtype) < sizeof(float) ? MOED_DTYPE_F32 : c->dtype;
 }
 
 int moedi_family_param(const moedi_family *f, const moedi_config *config, moedi_slot slot, moed_param *out)
@@ -138,17 +221,21 @@ int moedi_family_param(const moedi_family *f, const moedi_config *config, moedi_
     out->rank = slot_shape(config, slot, out->shape);
     out->role = MOED_ROLE_SHARED;
     out->layer = out->expert = out->expert_axis = -1;
-    out->dtype = config->dtype;
+    out->dtype = slot_dtype(config, slot);
     switch (slot) {
     case MOEDI_SLOT_EMBEDDING:
     case MOEDI_SLOT_HEAD: out->flags = MOED_PARAM_EMBEDDING; break;
     case MOEDI_SLOT_ATTENTION_NORM:
+    case MOEDI_SLOT_Q_NORM:
+    case MOEDI_SLOT_K_NORM:
     case MOEDI_SLOT_FFN_NORM:
     case MOEDI_SLOT_FINAL_NORM: out->flags = MOED_PARAM_NORM; break;
     case MOEDI_SLOT_Q_BIAS:
     case MOEDI_SLOT_K_BIAS:
-    case MOEDI_SLOT_V_BIAS: out->flags = MOED_PARAM_BIAS; break;
+    case MOEDI_SLOT_V_BIAS:
+    case MOEDI_SLOT_O_BIAS: out->flags = MOED_PARAM_BIAS; break;
     case MOEDI_SLOT_ROUTER: out->role = MOED_ROLE_ROUTER, out->expert_axis = 0; break;
+    case MOEDI_SLOT_ROUTER_BIAS: out->role = MOED_ROLE_ROUTER_BIAS, out->expert_axis = 0; break;
     case MOEDI_SLOT_EXPERT_DOWN: out->flags = MOED_PARAM_EXPERT_OUTPUT; /* fall through */
     case MOEDI_SLOT_EXPERT_GATE:
     case MOEDI_SLOT_EXPERT_UP: out->role = MOED_ROLE_EXPERT; break;

@@ -8,8 +8,10 @@ double moedi_transformer_flops(const moed_layout *l, int64_t length)
     const double hidden = (double)c->hidden, query = (double)(c->heads * c->head_dim), key = (double)(c->kv_heads * c->head_dim);
     const double projections = hidden * (2.0 * query + 2.0 * key);
     const double experts = (double)c->experts * hidden + 3.0 * hidden * (double)(c->expert_width * c->top_k);
-    const double shared = c->shared_width ? 3.0 * hidden * (double)c->shared_width + hidden : 0.0;
+    const double shared = 3.0 * hidden * (double)c->shared_width + (c->shared_switch ? hidden : 0.0);
+    const double dense = 3.0 * hidden * (double)c->dense_width, layers = (double)c->layers, routed = (double)c->routed_layers;
     /* q k^T and its product with v over (length + 1) / 2 earlier tokens on average */
     const double attention = 2.0 * query * (double)(length + 1);
-    return (double)c->layers * (2.0 * (projections + experts + shared) + attention) + 2.0 * hidden * (double)c->vocabulary;
+    const double matmul = layers * projections + routed * (experts + shared) + (layers - routed) * dense;
+    return 2.0 * matmul + layers * attention + 2.0 * hidden * (double)c->vocabulary;
 }

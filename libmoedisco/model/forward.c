@@ -1,7 +1,7 @@
 /* model/forward.c - the forward pass as calls of the operation table, and what it brings back.
- * The architecture is that of Mixtral and Qwen2-MoE (arXiv 2401.04088, 2407.10671): pre-norm blocks of
- * grouped-query attention with rotary positions and a top-k mixture of SwiGLU experts, with an optional
- * shared expert behind a sigmoid switch. */
+ * The architecture is that of Mixtral (arXiv 2401.04088) and what others added to it: pre-norm blocks of grouped-query
+ * attention with rotary positions, its queries and keys perhaps normed, and a top-k mixture of SwiGLU experts, perhaps with a
+ * shared one beside them and a sigmoid switch before that, or a plain feed-forward in their place. */
 #include <math.h>
 #include <string.h>
 
@@ -25,17 +25,51 @@ moed_status moedi_transformer_norm(moedi_transformer *t, void *out, void *rstd, 
     return MOED_OK;
 }
 
+/* q, k and v of every token into qkv, before they are turned. With norms q and k are made apart, and normed on their way: backward needs
+ * them as they were. */
+static moed_status forward_qkv(moedi_transformer *t, int64_t layer)
+{
+    const moedi_config *c = t->config;
+    const moedi_activations *a = &t->layers[layer];
+    const moedi_group *w = moedi_group_of(t, layer, MOEDI_GROUP_QKV), *bias = moedi_group_of(t, layer, MOEDI_GROUP_QKV_BIAS);
+    const int64_t width = moedi_qkv_width(c), normed = moedi_qk_width(c), hidden = c->hidden;
+    if (!c->qk_norm) return linear(t, a->qkv, a->normed, w->weight, bias->count ? bias->weight : NULL, NULL, width, hidden);
+    MOEDI_TRY(linear(t, a->unnormed, a->normed, w->weight, bias->count ? bias->weight : NULL, NULL, normed, hidden));
+    MOEDI_LONG_OP(t, gemm, moed_op_gemm, .c = moedi_at(t, a->qkv, normed), .a = a->normed, .b = moedi_at(t, w->weight, normed * hidden),
+             .bias = bias->count ? moedi_at(t, bias->weight, normed) : NULL, .m = t->tokens_now, .n = width - normed, .k = hidden,
+             .lda = hidden, .ldb = hidden, .ldc = width, .transpose_b = 1);
+    for (int key = 0; key < 2; key++) {
+        moed_op_rmsnorm norm = moedi_transformer_qk_norm(t, layer, key);
+        MOEDI_TRY(t->engine.table->rmsnorm(t->engine.self, &norm));
+    }
+    return MOED_OK;
+}
+
+/* The norm of a layer's queries, or of its keys: from `unnormed` to qkv; backward in place. */
+moed_op_rmsnorm moedi_transformer_qk_norm(const moedi_transformer *t, int64_t layer, int key)
+{
+    const moedi_config *c = t->config;
+    const moedi_activations *a = &t->layers[layer];
+    const moedi_group *weight = moedi_group_of(t, layer, key ? MOEDI_GROUP_K_NORM : MOEDI_GROUP_Q_NORM);
+    const int64_t heads = key ? c->kv_heads : c->heads, parts = c->qk_norm == MOEDI_QK_NORM_HEAD ? heads : 1;
+    const int64_t at = key ? c->heads * c->head_dim : 0;
+    void *d = t->train ? moedi_at(t, t->d_qkv, at) : NULL;
+    return (moed_op_rmsnorm){.out = moedi_at(t, a->qkv, at), .rstd = key ? a->k_rstd : a->q_rstd, .x = moedi_at(t, a->unnormed, at),
+                             .weight = weight->weight, .d_x = d, .d_weight = moedi_group_gradient(t, weight), .d_out = d,
+                             .rows = t->tokens_now * parts, .width = heads * c->head_dim / parts, .epsilon = c->epsilon, .parts = parts,
+                             .stride = moedi_qk_width(c), .out_stride = moedi_qkv_width(c)};
+}
+
 /* mid = x + o(attention(rope(qkv(norm(x))))) */
 static moed_status forward_attention(moedi_transformer *t, int64_t layer)
 {
     const moedi_config *c = t->config;
     const moedi_activations *a = &t->layers[layer];
-    const moedi_group *bias = moedi_group_of(t, layer, MOEDI_GROUP_QKV_BIAS);
+    const moedi_group *bias = moedi_group_of(t, layer, MOEDI_GROUP_O_BIAS);
     const int64_t width = moedi_qkv_width(c), heads = c->heads * c->head_dim;
     MOEDI_TRY(
         moedi_transformer_norm(t, a->normed, a->attention_rstd, a->x, moedi_group_of(t, layer, MOEDI_GROUP_ATTENTION_NORM)));
-    MOEDI_TRY(linear(t, a->qkv, a->normed, moedi_group_of(t, layer, MOEDI_GROUP_QKV)->weight,
-                     bias->count ? bias->weight : NULL, NULL, width, c->hidden));
+    MOEDI_TRY(forward_qkv(t, layer));
     MOEDI_OP(t, rope, moed_op_rope, .x = a->qkv, .cosine = t->cosine, .sine = t->sine,
              .positions = t->now.positions, .count = t->tokens_now, .heads = c->heads + c->kv_heads,
              .head_dim = c->head_dim, .stride = width);
@@ -44,7 +78,8 @@ static moed_status forward_attention(moedi_transformer *t, int64_t layer)
              .start = t->now.start, .rows = t->last_rows, .length = t->last_length, .heads = c->heads,
              .kv_heads = c->kv_heads, .head_dim = c->head_dim, .stride = width,
              .scale = 1.0 / sqrt((double)c->head_dim), .whole = t->whole);
-    return linear(t, a->mid, a->attended, moedi_group_of(t, layer, MOEDI_GROUP_O)->weight, NULL, a->x, c->hidden, heads);
+    return linear(t, a->mid, a->attended, moedi_group_of(t, layer, MOEDI_GROUP_O)->weight, bias->count ? bias->weight : NULL, a->x,
+                  c->hidden, heads);
 }
 
 /* Which experts see which tokens, and the two router losses (means over layers). */
@@ -52,6 +87,7 @@ static moed_status forward_router(moedi_transformer *t, int64_t layer)
 {
     const moedi_config *c = t->config;
     const moedi_activations *a = &t->layers[layer];
+    const moedi_group *bias = moedi_group_of(t, layer, MOEDI_GROUP_ROUTER_BIAS);
     MOEDI_OP(t, gemm, moed_op_gemm, .c = a->router_logits, .a = a->h,
              .b = moedi_group_of(t, layer, MOEDI_GROUP_ROUTER)->weight, .m = t->tokens_now, .n = c->experts,
              .k = c->hidden, .lda = c->hidden, .ldb = c->hidden, .ldc = c->experts, .transpose_b = 1, .wide_c = 1);
@@ -59,7 +95,8 @@ static moed_status forward_router(moedi_transformer *t, int64_t layer)
              .lse = a->router_lse, .ids = a->ids, .logits = a->router_logits,
              .losses = moedi_at_wide(t, t->results, 1), .rows = t->tokens_now, .experts = c->experts,
              .top_k = c->top_k, .normalise = c->normalise_top_k, .replay = t->replay,
-             .loss_scale = 1.0 / (double)c->layers);
+             .loss_scale = 1.0 / (double)c->routed_layers, .bias = bias->count ? bias->weight : NULL,
+             .weight_scale = c->weight_scale, .score = c->score);
     MOEDI_OP(t, dispatch, moed_op_dispatch, .ids = a->ids, .offsets = a->offsets, .slot = a->slot,
              .source = a->source, .rows = t->tokens_now, .experts = c->experts, .top_k = c->top_k);
     return MOED_OK;
@@ -101,20 +138,20 @@ static moed_status forward_only_expert(moedi_transformer *t, int64_t layer, void
     return linear(t, x, t->act, moedi_group_of(t, layer, MOEDI_GROUP_DOWN)->weight, NULL, a->mid, c->hidden, width);
 }
 
-/* x += sigmoid(switch(h)) * shared(h) */
-static moed_status forward_shared(moedi_transformer *t, int64_t layer, void *x)
+/* What every token passes: x = base + plain(h), or with a switch x (which is base) += sigmoid(switch(h)) * plain(h). */
+static moed_status forward_plain(moedi_transformer *t, int64_t layer, void *x, const void *base)
 {
     const moedi_config *c = t->config;
     const moedi_activations *a = &t->layers[layer];
-    const int64_t width = c->shared_width;
-    MOEDI_TRY(linear(t, a->shared_gate_up, a->h, moedi_group_of(t, layer, MOEDI_GROUP_SHARED_GATE_UP)->weight,
+    const moedi_group *down = moedi_group_of(t, layer, MOEDI_GROUP_PLAIN_DOWN), *gate = moedi_group_of(t, layer, MOEDI_GROUP_SHARED_SWITCH);
+    const int64_t width = moedi_plain_width(c, layer);
+    MOEDI_TRY(linear(t, a->plain_gate_up, a->h, moedi_group_of(t, layer, MOEDI_GROUP_PLAIN_GATE_UP)->weight,
                      NULL, NULL, 2 * width, c->hidden));
-    MOEDI_OP(t, swiglu, moed_op_swiglu, .out = t->shared_act, .gate_up = a->shared_gate_up,
+    MOEDI_OP(t, swiglu, moed_op_swiglu, .out = t->plain_act, .gate_up = a->plain_gate_up,
              .rows = t->tokens_now, .width = width);
-    MOEDI_TRY(linear(t, a->shared_y, t->shared_act, moedi_group_of(t, layer, MOEDI_GROUP_SHARED_DOWN)->weight,
-                     NULL, NULL, c->hidden, width));
-    MOEDI_TRY(linear(t, a->shared_switch, a->h, moedi_group_of(t, layer, MOEDI_GROUP_SHARED_SWITCH)->weight,
-                     NULL, NULL, 1, c->hidden));
+    if (!gate->count) return linear(t, x, t->plain_act, down->weight, NULL, base, c->hidden, width);
+    MOEDI_TRY(linear(t, a->shared_y, t->plain_act, down->weight, NULL, NULL, c->hidden, width));
+    MOEDI_TRY(linear(t, a->shared_switch, a->h, gate->weight, NULL, NULL, 1, c->hidden));
     MOEDI_OP(t, sigmoid_gate, moed_op_sigmoid_gate, .out = x, .x = a->shared_y, .gate = a->shared_switch,
              .rows = t->tokens_now, .width = c->hidden);
     return MOED_OK;
@@ -127,9 +164,10 @@ static moed_status forward_layer(moedi_transformer *t, int64_t layer)
     void *next = layer + 1 < c->layers ? t->layers[layer + 1].x : t->final_x;
     MOEDI_TRY(forward_attention(t, layer));
     MOEDI_TRY(moedi_transformer_norm(t, a->h, a->ffn_rstd, a->mid, moedi_group_of(t, layer, MOEDI_GROUP_FFN_NORM)));
-    if (c->experts > 1) MOEDI_TRY(forward_router(t, layer));
-    MOEDI_TRY(c->experts > 1 ? forward_experts(t, layer, next) : forward_only_expert(t, layer, next));
-    return c->shared_width ? forward_shared(t, layer, next) : MOED_OK;
+    if (moedi_config_dense(c, layer)) return forward_plain(t, layer, next, a->mid);
+    if (moedi_config_routes(c)) MOEDI_TRY(forward_router(t, layer));
+    MOEDI_TRY(moedi_config_routes(c) ? forward_experts(t, layer, next) : forward_only_expert(t, layer, next));
+    return c->shared_width ? forward_plain(t, layer, next, next) : MOED_OK;
 }
 
 /* The mean loss and, when backward will follow, the gradient of the final norm's output in d_h and of the
@@ -224,8 +262,12 @@ void moedi_transformer_read_results(const moedi_transformer *t, const void *resu
     const moedi_config *c = t->config;
     double numbers[MOEDI_RESULTS];
     moedi_to_double(numbers, results, t->engine.info.wide, MOEDI_RESULTS);
-    for (int64_t l = 0; c->experts == 1 && l < c->layers; l++) offsets[2 * l] = 0, offsets[2 * l + 1] = tokens;
-    *out = (moedi_losses){.loss = numbers[0], .load_balance = c->experts > 1 ? numbers[1] : 1, .z_loss = numbers[2]};
+    const int routed = c->routed_layers > 0 && moedi_config_routes(c);
+    for (int64_t l = 0; l < c->layers; l++, offsets += c->experts + 1) {
+        if (moedi_config_dense(c, l)) memset(offsets, 0, (size_t)(c->experts + 1) * sizeof *offsets);
+        else if (!routed) offsets[0] = 0, offsets[1] = tokens;
+    }
+    *out = (moedi_losses){.loss = numbers[0], .load_balance = routed ? numbers[1] : 1, .z_loss = numbers[2]};
 }
 
 moed_status moedi_transformer_losses(moedi_transformer *t, moedi_losses *out)
@@ -234,7 +276,7 @@ moed_status moedi_transformer_losses(moedi_transformer *t, moedi_losses *out)
     char raw[MOEDI_RESULTS * sizeof(double)];
     MOEDI_TRY(check_forwarded(t));
     MOEDI_TRY(t->engine.table->download(t->engine.self, raw, t->results, MOEDI_RESULTS * t->wide));
-    if (c->experts > 1) {
+    if (moedi_config_routes(c)) {
         MOEDI_TRY(t->engine.table->download(t->engine.self, t->host_offsets, t->offsets,
                                             (size_t)(c->layers * (c->experts + 1)) * sizeof *t->offsets));
     }
@@ -264,11 +306,12 @@ moed_status moedi_transformer_routing(moedi_transformer *t, int32_t layer, int32
     const moedi_activations *a = &t->layers[layer];
     const size_t count = (size_t)(t->tokens_now * t->config->top_k);
     MOEDI_TRY(check_forwarded(t));
-    if (t->config->experts == 1) {
-        const double one = 1;
-        memset(ids, 0, count * sizeof *ids);
-        for (size_t i = 0; weights && i < count; i++) {
-            moedi_from_double(moedi_at_wide(t, weights, (int64_t)i), t->engine.info.wide, &one, 1);
+    const int dense = moedi_config_dense(t->config, layer);
+    if (dense || !moedi_config_routes(t->config)) {
+        const double weight = dense ? 0 : 1;
+        for (size_t i = 0; i < count; i++) {
+            ids[i] = dense ? -1 : 0;
+            if (weights) moedi_from_double(moedi_at_wide(t, weights, (int64_t)i), t->engine.info.wide, &weight, 1);
         }
         return MOED_OK;
     }

@@ -307,7 +307,7 @@ moed_status moed_layout_get_info(const moed_layout *l, moed_layout_info *out)
         const moedi_config *c = &l->config;
         memcpy(info.family, l->family->name, strlen(l->family->name) + 1);
         info.top_k = c->top_k, info.hidden = c->hidden, info.vocabulary = c->vocabulary, info.context_length = c->context_length;
-        info.active = l->elements - of_experts / c->experts * (c->experts - c->top_k);
+        info.active = l->elements - of_experts / c->experts * (c->experts - c->top_k); /* as many in every layer that has some */
         info.forward_flops = moedi_transformer_flops(l, c->context_length);
     }
     return moedi_info_write(MOED_STRUCT_LAYOUT_INFO, &info, out);

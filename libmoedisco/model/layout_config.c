@@ -27,19 +27,28 @@ static void visit(walk *w, moedi_slot slot, int32_t layer, int32_t expert)
     w->count++;
 }
 
+/* Slots from..to of a layer, for each expert or (experts 0) none's. */
+static void visit_slots(walk *w, moedi_slot from, moedi_slot to, int32_t layer, int32_t experts)
+{
+    for (int32_t e = experts ? 0 : -1; e < experts; e++)
+        for (int slot = (int)from; slot <= (int)to; slot++) visit(w, (moedi_slot)slot, layer, e);
+}
+
 static void walk_params(walk *w)
 {
     const int32_t experts = (int32_t)w->config->experts;
     w->count = 0;
     visit(w, MOEDI_SLOT_EMBEDDING, -1, -1);
     for (int32_t layer = 0; layer < (int32_t)w->config->layers; layer++) {
-        for (int slot = MOEDI_SLOT_ATTENTION_NORM; slot <= MOEDI_SLOT_ROUTER; slot++) visit(w, (moedi_slot)slot, layer, -1);
-        for (int32_t e = 0; e < experts; e++) {
-            visit(w, MOEDI_SLOT_EXPERT_GATE, layer, e);
-            visit(w, MOEDI_SLOT_EXPERT_UP, layer, e);
+        visit_slots(w, MOEDI_SLOT_ATTENTION_NORM, MOEDI_SLOT_FFN_NORM, layer, 0);
+        if (moedi_config_dense(w->config, layer)) {
+            visit_slots(w, MOEDI_SLOT_DENSE_GATE, MOEDI_SLOT_DENSE_DOWN, layer, 0);
+            continue;
         }
-        for (int32_t e = 0; e < experts; e++) visit(w, MOEDI_SLOT_EXPERT_DOWN, layer, e);
-        for (int slot = MOEDI_SLOT_SHARED_GATE; slot <= MOEDI_SLOT_SHARED_SWITCH; slot++) visit(w, (moedi_slot)slot, layer, -1);
+        visit_slots(w, MOEDI_SLOT_ROUTER, MOEDI_SLOT_ROUTER_BIAS, layer, 0);
+        visit_slots(w, MOEDI_SLOT_EXPERT_GATE, MOEDI_SLOT_EXPERT_UP, layer, experts);
+        visit_slots(w, MOEDI_SLOT_EXPERT_DOWN, MOEDI_SLOT_EXPERT_DOWN, layer, experts);
+        visit_slots(w, MOEDI_SLOT_SHARED_GATE, MOEDI_SLOT_SHARED_SWITCH, layer, 0);
     }
     visit(w, MOEDI_SLOT_FINAL_NORM, -1, -1);
     visit(w, MOEDI_SLOT_HEAD, -1, -1);
@@ -122,7 +131,7 @@ moed_status moedi_layout_with_experts(moed_layout **out, const moed_layout *l, i
         return moedi_fail(MOED_E_UNSUPPORTED, "a layout made by hand has no config.json to change the number of experts in");
     if (experts < 1) return moedi_fail(MOED_E_RANGE, "%d experts asked for: at least 1", (int)experts);
     MOEDI_TRY(load_config(l, &o));
-    MOEDI_GO(set_config(o, l->family->experts_field, json_integer(experts)));
+    MOEDI_GO(set_config(o, moedi_config_experts_field(l->family, o), json_integer(experts)));
     MOEDI_GO(set_config(o, "num_experts_per_tok", json_integer(l->config.top_k < experts ? l->config.top_k : experts)));
     if (provenance) MOEDI_GO(set_config(o, "moedisco", json_incref(provenance)));
     MOEDI_GO(moedi_layout_from_json(out, l->context, o, "config.json"));
@@ -137,13 +146,13 @@ moed_status moedi_layout_with_dtypes(moed_layout **out, const moed_layout *l, co
     moed_param *params = NULL;
     json_t *o = NULL;
     moed_status status = MOED_OK;
-    int same = 1; /* one dtype for all: then config.json names it */
+    int same = 1; /* one dtype for all but selection biases: then config.json names it */
 
     MOEDI_TRY(MOEDI_NEW(l->context, l->count, &params));
     for (size_t i = 0; i < l->count; i++) {
         params[i] = l->params[i];
         params[i].dtype = dtypes[i];
-        if (dtypes[i] != dtypes[0]) same = 0;
+        if (dtypes[i] != dtypes[0] && l->params[i].role != MOED_ROLE_ROUTER_BIAS) same = 0;
     }
     MOEDI_GO(moedi_layout_build(&made, l->context, params, l->count));
     made->family = l->family;
@@ -172,7 +181,10 @@ moed_status moedi_layout_with_dtype(moed_layout **out, const moed_layout *l, moe
 {
     moed_dtype *dtypes = NULL;
     MOEDI_TRY(MOEDI_NEW(l->context, l->count, &dtypes));
-    for (size_t i = 0; i < l->count; i++) dtypes[i] = moedi_dtype_is_float(l->params[i].dtype) ? dtype : l->params[i].dtype;
+    for (size_t i = 0; i < l->count; i++) {
+        const int bias = l->family && l->params[i].role == MOED_ROLE_ROUTER_BIAS && moedi_dtype_size(dtype) < sizeof(float);
+        dtypes[i] = bias ? MOED_DTYPE_F32 : moedi_dtype_is_float(l->params[i].dtype) ? dtype : l->params[i].dtype;
+    }
     const moed_status status = moedi_layout_with_dtypes(out, l, dtypes);
     moedi_free(l->context, dtypes);
     return status;

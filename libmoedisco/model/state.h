@@ -14,19 +14,24 @@ typedef struct moedi_group {
     int64_t gradient;               /* element in the block of gradients, -1: all frozen */
     void *weight;
     int owned;                      /* weight is in this transformer's own block, not in the model's memory */
+    int wide;                       /* of wide numbers, which no gradient trains: selection biases */
 } moedi_group;
 
 enum { /* groups of a layer */
     MOEDI_GROUP_ATTENTION_NORM,     /* (D) */
     MOEDI_GROUP_QKV,                /* ((heads + 2 kv_heads) * head_dim, D) */
     MOEDI_GROUP_QKV_BIAS,
+    MOEDI_GROUP_Q_NORM,             /* (heads * head_dim) or (head_dim) */
+    MOEDI_GROUP_K_NORM,             /* (kv_heads * head_dim) or (head_dim) */
     MOEDI_GROUP_O,                  /* (D, heads * head_dim) */
+    MOEDI_GROUP_O_BIAS,             /* (D) */
     MOEDI_GROUP_FFN_NORM,           /* (D) */
     MOEDI_GROUP_ROUTER,             /* (E, D) */
+    MOEDI_GROUP_ROUTER_BIAS,        /* (E) */
     MOEDI_GROUP_GATE_UP,            /* (E, 2 F, D) */
     MOEDI_GROUP_DOWN,               /* (E, D, F) */
-    MOEDI_GROUP_SHARED_GATE_UP,     /* (2 S, D) */
-    MOEDI_GROUP_SHARED_DOWN,        /* (D, S) */
+    MOEDI_GROUP_PLAIN_GATE_UP,      /* (2 S, D): what every token passes, a shared expert, or all of a layer without experts */
+    MOEDI_GROUP_PLAIN_DOWN,         /* (D, S) */
     MOEDI_GROUP_SHARED_SWITCH,      /* (1, D) */
     MOEDI_GROUPS_PER_LAYER
 };
@@ -38,6 +43,8 @@ typedef struct moedi_activations {
     void *attention_rstd, *ffn_rstd; /* (N), wide as all statistics and the routing's */
     void *normed;                   /* (N, D) what q, k, v are made of; see moedi_transformer.renorm */
     void *qkv;                      /* (N, (heads + 2 kv_heads) * head_dim), rotated */
+    void *unnormed;                 /* (N, (heads + kv_heads) * head_dim) q and k before their norms */
+    void *q_rstd, *k_rstd;          /* (N, heads), (N, kv_heads), or (N) where norms are over all heads */
     void *attended, *attention_lse; /* (N, heads, head_dim), (heads, N) */
     void *h;                        /* (N, D) what router and experts see; likewise */
     void *router_logits, *probabilities, *router_lse; /* (N, E), (N, E), (N) */
@@ -46,7 +53,8 @@ typedef struct moedi_activations {
     int64_t *offsets;               /* (E + 1) */
     int32_t *slot, *source;         /* (N, top_k), (P) */
     void *gate_up;                  /* (P, 2 F); backward puts its gradient there */
-    void *shared_gate_up, *shared_y, *shared_switch; /* (N, 2 S) likewise, (N, D), (N) */
+    void *plain_gate_up;            /* (N, 2 S) likewise */
+    void *shared_y, *shared_switch; /* (N, D), (N): of a shared expert with a switch */
 } moedi_activations;
 
 struct moedi_transformer {
@@ -87,7 +95,7 @@ struct moedi_transformer {
     void *d_qkv, *d_attended;       /* attention (TRAIN) */
     void *places, *act;             /* experts: (P, D) what they read, or what they made, or a gradient of these; (P, F) */
     void *d_weights, *d_router_logits; /* (P), (N, E) (TRAIN) */
-    void *shared_act;               /* the shared expert: (N, S) */
+    void *plain_act;                /* (N, S) */
     void *d_shared_y, *d_shared_switch; /* (TRAIN) */
     void *logits;                   /* (logit_rows, V) */
     int64_t logit_rows;
@@ -109,6 +117,15 @@ struct moedi_transformer {
 static inline int64_t moedi_qkv_width(const moedi_config *c)
 {
     return (c->heads + 2 * c->kv_heads) * c->head_dim;
+}
+static inline int64_t moedi_qk_width(const moedi_config *c)
+{
+    return (c->heads + c->kv_heads) * c->head_dim;
+}
+/* Of the feed-forward that every token passes in a layer, 0 = it has none. */
+static inline int64_t moedi_plain_width(const moedi_config *c, int64_t layer)
+{
+    return moedi_config_dense(c, layer) ? c->dense_width : c->shared_width;
 }
 static inline const moedi_group *moedi_group_of(const moedi_transformer *t, int64_t layer, int kind)
 {
@@ -144,6 +161,9 @@ static inline void *moedi_group_gradient(const moedi_transformer *t, const moedi
 
 /* out = norm(x), and rstd (forward.c; backward makes again what was not kept) */
 moed_status moedi_transformer_norm(moedi_transformer *t, void *out, void *rstd, const void *x, const moedi_group *weight);
+
+/* The norm of a layer's queries, or of its keys, forward from `unnormed` to qkv and backward in place of their gradients (forward.c). */
+moed_op_rmsnorm moedi_transformer_qk_norm(const moedi_transformer *t, int64_t layer, int key);
 
 /* table->operation(engine, &(struct){ fields }), returning from the enclosing function on failure. */
 #define MOEDI_OP(t, operation, type, ...) \

@@ -18,10 +18,10 @@ enum {
 typedef struct walk {
     const moed_layout *layout;
     const uint8_t *trained;  /* nullable: all */
-    size_t item;
+    size_t item, wide_item;
     size_t *order;           /* nullable: only sizes are wanted */
     size_t used;
-    int64_t total, gradient; /* elements so far */
+    int64_t bytes, gradient; /* so far; the latter in elements */
     int64_t lowest;
 } walk;
 
@@ -35,7 +35,7 @@ static moed_status walk_group(walk *w, moedi_group *g, int from, int to, int32_t
 {
     const moed_layout *l = w->layout;
     int trained = 0;
-    *g = (moedi_group){.first = w->used, .gradient = -1};
+    *g = (moedi_group){.first = w->used, .gradient = -1, .wide = from == MOEDI_SLOT_ROUTER_BIAS};
     for (int64_t e = 0; e < (experts ? experts : 1); e++) {
         for (int s = from; s <= to; s++) {
             char name[512] = "";
@@ -47,10 +47,10 @@ static moed_status walk_group(walk *w, moedi_group *g, int from, int to, int32_t
             if (w->order) w->order[w->used] = (size_t)p;
             w->used++, g->count++;
             g->size += moedi_shape_elements(l->params[p].shape, l->params[p].rank);
-            trained |= !w->trained || w->trained[p];
+            trained |= !g->wide && (!w->trained || w->trained[p]);
         }
     }
-    w->total += g->size;
+    w->bytes += g->size * (int64_t)(g->wide ? w->wide_item : w->item);
     if (trained) {
         g->gradient = w->gradient;
         w->gradient = round_up(w->gradient + g->size, (int64_t)(64 / w->item));
@@ -64,21 +64,47 @@ static size_t count_groups(const moed_layout *l)
     return 3 + (size_t)l->config.layers * MOEDI_GROUPS_PER_LAYER;
 }
 
+/* Whether a layer has a group, whose first slot is `from`. */
+static int has_group(const moedi_config *c, int64_t layer, int kind)
+{
+    const int dense = moedi_config_dense(c, layer);
+    switch (kind) {
+    case MOEDI_GROUP_QKV_BIAS: return c->qkv_bias;
+    case MOEDI_GROUP_Q_NORM:
+    case MOEDI_GROUP_K_NORM: return c->qk_norm;
+    case MOEDI_GROUP_O_BIAS: return c->o_bias;
+    case MOEDI_GROUP_ROUTER:
+    case MOEDI_GROUP_GATE_UP:
+    case MOEDI_GROUP_DOWN: return !dense;
+    case MOEDI_GROUP_ROUTER_BIAS: return !dense && c->selection_bias;
+    case MOEDI_GROUP_PLAIN_GATE_UP:
+    case MOEDI_GROUP_PLAIN_DOWN: return moedi_plain_width(c, layer) > 0;
+    case MOEDI_GROUP_SHARED_SWITCH: return !dense && c->shared_switch;
+    default: return 1;
+    }
+}
+
 /* groups (count_groups) nullable. */
 static moed_status walk_layout(walk *w, moedi_group *groups)
 {
-    static const struct { int kind, from, to; } parts[MOEDI_GROUPS_PER_LAYER] = {
-        {MOEDI_GROUP_ATTENTION_NORM, MOEDI_SLOT_ATTENTION_NORM, MOEDI_SLOT_ATTENTION_NORM},
-        {MOEDI_GROUP_QKV, MOEDI_SLOT_Q, MOEDI_SLOT_V},
-        {MOEDI_GROUP_QKV_BIAS, MOEDI_SLOT_Q_BIAS, MOEDI_SLOT_V_BIAS},
-        {MOEDI_GROUP_O, MOEDI_SLOT_O, MOEDI_SLOT_O},
-        {MOEDI_GROUP_FFN_NORM, MOEDI_SLOT_FFN_NORM, MOEDI_SLOT_FFN_NORM},
-        {MOEDI_GROUP_ROUTER, MOEDI_SLOT_ROUTER, MOEDI_SLOT_ROUTER},
-        {MOEDI_GROUP_GATE_UP, MOEDI_SLOT_EXPERT_GATE, MOEDI_SLOT_EXPERT_UP},
-        {MOEDI_GROUP_DOWN, MOEDI_SLOT_EXPERT_DOWN, MOEDI_SLOT_EXPERT_DOWN},
-        {MOEDI_GROUP_SHARED_GATE_UP, MOEDI_SLOT_SHARED_GATE, MOEDI_SLOT_SHARED_UP},
-        {MOEDI_GROUP_SHARED_DOWN, MOEDI_SLOT_SHARED_DOWN, MOEDI_SLOT_SHARED_DOWN},
-        {MOEDI_GROUP_SHARED_SWITCH, MOEDI_SLOT_SHARED_SWITCH, MOEDI_SLOT_SHARED_SWITCH},
+    static const struct { int kind, from, to, dense_from, dense_to; } parts[MOEDI_GROUPS_PER_LAYER] = {
+#define SLOTS(from, to) from, to, from, to
+        {MOEDI_GROUP_ATTENTION_NORM, SLOTS(MOEDI_SLOT_ATTENTION_NORM, MOEDI_SLOT_ATTENTION_NORM)},
+        {MOEDI_GROUP_QKV, SLOTS(MOEDI_SLOT_Q, MOEDI_SLOT_V)},
+        {MOEDI_GROUP_QKV_BIAS, SLOTS(MOEDI_SLOT_Q_BIAS, MOEDI_SLOT_V_BIAS)},
+        {MOEDI_GROUP_Q_NORM, SLOTS(MOEDI_SLOT_Q_NORM, MOEDI_SLOT_Q_NORM)},
+        {MOEDI_GROUP_K_NORM, SLOTS(MOEDI_SLOT_K_NORM, MOEDI_SLOT_K_NORM)},
+        {MOEDI_GROUP_O, SLOTS(MOEDI_SLOT_O, MOEDI_SLOT_O)},
+        {MOEDI_GROUP_O_BIAS, SLOTS(MOEDI_SLOT_O_BIAS, MOEDI_SLOT_O_BIAS)},
+        {MOEDI_GROUP_FFN_NORM, SLOTS(MOEDI_SLOT_FFN_NORM, MOEDI_SLOT_FFN_NORM)},
+        {MOEDI_GROUP_ROUTER, SLOTS(MOEDI_SLOT_ROUTER, MOEDI_SLOT_ROUTER)},
+        {MOEDI_GROUP_ROUTER_BIAS, SLOTS(MOEDI_SLOT_ROUTER_BIAS, MOEDI_SLOT_ROUTER_BIAS)},
+        {MOEDI_GROUP_GATE_UP, SLOTS(MOEDI_SLOT_EXPERT_GATE, MOEDI_SLOT_EXPERT_UP)},
+        {MOEDI_GROUP_DOWN, SLOTS(MOEDI_SLOT_EXPERT_DOWN, MOEDI_SLOT_EXPERT_DOWN)},
+        {MOEDI_GROUP_PLAIN_GATE_UP, MOEDI_SLOT_SHARED_GATE, MOEDI_SLOT_SHARED_UP, MOEDI_SLOT_DENSE_GATE, MOEDI_SLOT_DENSE_UP},
+        {MOEDI_GROUP_PLAIN_DOWN, MOEDI_SLOT_SHARED_DOWN, MOEDI_SLOT_SHARED_DOWN, MOEDI_SLOT_DENSE_DOWN, MOEDI_SLOT_DENSE_DOWN},
+        {MOEDI_GROUP_SHARED_SWITCH, SLOTS(MOEDI_SLOT_SHARED_SWITCH, MOEDI_SLOT_SHARED_SWITCH)},
+#undef SLOTS
     };
     const moedi_config *c = &w->layout->config;
     moedi_group ignored, *g = groups ? groups : &ignored;
@@ -87,12 +113,13 @@ static moed_status walk_layout(walk *w, moedi_group *groups)
     MOEDI_TRY(walk_group(w, g, MOEDI_SLOT_EMBEDDING, MOEDI_SLOT_EMBEDDING, -1, 0));
     g += next;
     for (int32_t layer = 0; layer < c->layers; layer++) {
+        const int dense = moedi_config_dense(c, layer);
         for (int i = 0; i < MOEDI_GROUPS_PER_LAYER; i++, g += next) {
             const int kind = parts[i].kind;
             const int expert = kind == MOEDI_GROUP_GATE_UP || kind == MOEDI_GROUP_DOWN;
-            if (kind == MOEDI_GROUP_QKV_BIAS && !c->qkv_bias) continue;
-            if (kind >= MOEDI_GROUP_SHARED_GATE_UP && !c->shared_width) continue;
-            MOEDI_TRY(walk_group(w, g, parts[i].from, parts[i].to, layer, expert ? c->experts : 0));
+            if (!has_group(c, layer, kind)) continue;
+            MOEDI_TRY(walk_group(w, g, dense ? parts[i].dense_from : parts[i].from, dense ? parts[i].dense_to : parts[i].to, layer,
+                                 expert ? c->experts : 0));
         }
     }
     MOEDI_TRY(walk_group(w, g, MOEDI_SLOT_FINAL_NORM, MOEDI_SLOT_FINAL_NORM, INT_MAX, 0));
@@ -136,24 +163,56 @@ static void plan_routing(arena *a, const moedi_transformer *t, int64_t tokens, m
     out->source = take(a, places, 1, sizeof *out->source);
 }
 
-/* The part of a layer's activations that backward needs. */
-static void plan_layer(arena *a, const moedi_transformer *t, int64_t tokens, moedi_activations *out)
+/* What a layer has beside its attention. */
+typedef struct contents {
+    int experts;
+    int64_t plain; /* width */
+} contents;
+
+static contents contents_of(const moedi_config *c, int64_t layer)
+{
+    return (contents){!moedi_config_dense(c, layer), moedi_plain_width(c, layer)};
+}
+
+/* Room for any layer. */
+static contents contents_of_all(const moedi_config *c)
+{
+    contents all = {0};
+    for (int64_t l = 0; l < c->layers; l++) {
+        const contents one = contents_of(c, l);
+        all.experts |= one.experts;
+        if (one.plain > all.plain) all.plain = one.plain;
+    }
+    return all;
+}
+
+static void plan_attention(arena *a, const moedi_transformer *t, int64_t tokens, moedi_activations *out)
 {
     const moedi_config *c = t->config;
-    const int64_t places = tokens * c->top_k;
+    out->qkv = take(a, tokens, moedi_qkv_width(c), t->item);
+    out->attended = take(a, tokens, c->heads * c->head_dim, t->item);
+    out->attention_lse = take(a, tokens, c->heads, t->wide);
+    if (!c->qk_norm) return;
+    out->unnormed = take(a, tokens, moedi_qk_width(c), t->item);
+    out->q_rstd = take(a, tokens, c->qk_norm == MOEDI_QK_NORM_HEAD ? c->heads : 1, t->wide);
+    out->k_rstd = take(a, tokens, c->qk_norm == MOEDI_QK_NORM_HEAD ? c->kv_heads : 1, t->wide);
+}
+
+/* The part of a layer's activations that backward needs. */
+static void plan_layer(arena *a, const moedi_transformer *t, int64_t tokens, contents has, moedi_activations *out)
+{
+    const moedi_config *c = t->config;
     out->x = take(a, tokens, c->hidden, t->item);
     out->mid = t->train ? take(a, tokens, c->hidden, t->item) : out->x;
     out->attention_rstd = take(a, tokens, 1, t->wide);
     out->ffn_rstd = take(a, tokens, 1, t->wide);
     out->normed = t->renorm ? t->normed : take(a, tokens, c->hidden, t->item);
-    out->qkv = take(a, tokens, moedi_qkv_width(c), t->item);
-    out->attended = take(a, tokens, c->heads * c->head_dim, t->item);
-    out->attention_lse = take(a, tokens, c->heads, t->wide);
+    plan_attention(a, t, tokens, out);
     out->h = t->renorm ? t->normed : take(a, tokens, c->hidden, t->item);
-    out->gate_up = take(a, places, 2 * c->expert_width, t->item);
-    if (c->experts > 1) plan_routing(a, t, tokens, out);
-    if (!c->shared_width) return;
-    out->shared_gate_up = take(a, tokens, 2 * c->shared_width, t->item);
+    if (has.experts) out->gate_up = take(a, tokens * c->top_k, 2 * c->expert_width, t->item);
+    if (has.experts && moedi_config_routes(c)) plan_routing(a, t, tokens, out);
+    if (has.plain) out->plain_gate_up = take(a, tokens, 2 * has.plain, t->item);
+    if (!has.experts || !c->shared_switch) return;
     out->shared_y = take(a, tokens, c->hidden, t->item);
     out->shared_switch = take(a, tokens, 1, t->item);
 }
@@ -163,6 +222,7 @@ static void plan_layer(arena *a, const moedi_transformer *t, int64_t tokens, moe
 static void plan_passing(arena *a, moedi_transformer *t, int64_t tokens)
 {
     const moedi_config *c = t->config;
+    const contents has = contents_of_all(c);
     const int64_t places = tokens * c->top_k;
     const int64_t start = a->used;
     if (t->train) {
@@ -170,15 +230,15 @@ static void plan_passing(arena *a, moedi_transformer *t, int64_t tokens)
         t->d_attended = take(a, tokens, c->heads * c->head_dim, t->item);
     }
     a->used = start;
-    t->act = take(a, places, c->expert_width, t->item);
-    if (c->experts > 1) t->places = take(a, places, c->hidden, t->item);
-    if (c->experts > 1 && t->train) {
-        t->d_weights = take(a, places, 1, t->wide);
-        t->d_router_logits = take(a, tokens, c->experts, t->item);
+    if (has.experts) t->act = take(a, places, c->expert_width, t->item);
+    if (has.experts && moedi_config_routes(c)) {
+        t->places = take(a, places, c->hidden, t->item);
+        if (t->train) t->d_weights = take(a, places, 1, t->wide);
+        if (t->train) t->d_router_logits = take(a, tokens, c->experts, t->item);
     }
     a->used = start;
-    if (c->shared_width) t->shared_act = take(a, tokens, c->shared_width, t->item);
-    if (c->shared_width && t->train) {
+    if (has.plain) t->plain_act = take(a, tokens, has.plain, t->item);
+    if (has.experts && c->shared_switch && t->train) {
         t->d_shared_y = take(a, tokens, c->hidden, t->item);
         t->d_shared_switch = take(a, tokens, 1, t->item);
     }
@@ -205,10 +265,15 @@ static void plan(arena *a, moedi_transformer *t)
     moedi_activations shared = {0};
     for (int64_t l = 0; l < c->layers; l++) {
         moedi_activations mine = {0};
-        if (t->train || !l) plan_layer(a, t, tokens, &shared);
+        if (t->train || !l) {
+            shared = (moedi_activations){0};
+            plan_layer(a, t, tokens, t->train ? contents_of(c, l) : contents_of_all(c), &shared);
+        }
         mine = shared;
-        mine.ids = take(a, tokens, c->top_k, sizeof *mine.ids);
-        mine.weights = take(a, tokens, c->top_k, t->wide);
+        if (!moedi_config_dense(c, l)) {
+            mine.ids = take(a, tokens, c->top_k, sizeof *mine.ids);
+            mine.weights = take(a, tokens, c->top_k, t->wide);
+        }
         if (t->layers) t->layers[l] = mine;
         if (a->overflow) return;
     }
@@ -252,10 +317,10 @@ moed_status moedi_transformer_bytes(const moed_layout *l, const moed_backend_inf
 {
     const size_t item = moedi_dtype_size(numbers->dtype);
     MOEDI_TRY(check_sizes(l, rows, length));
-    walk w = {.layout = l, .trained = trained, .item = item};
+    walk w = {.layout = l, .trained = trained, .item = item, .wide_item = moedi_dtype_size(numbers->wide)};
     MOEDI_TRY(walk_layout(&w, NULL));
     moedi_transformer t = {.config = &l->config, .item = item, .rows = rows, .length = length};
-    t.wide = moedi_dtype_size(numbers->wide);
+    t.wide = w.wide_item;
     t.train = (flags & MOEDI_TRANSFORMER_TRAIN) != 0;
     arena a = {0};
     plan(&a, &t);
@@ -264,7 +329,7 @@ moed_status moedi_transformer_bytes(const moed_layout *l, const moed_backend_inf
                           (long long)length);
     }
     const int halves = t.train && flags & MOEDI_TRANSFORMER_MASTERS && t.wide > item;
-    if (weights) *weights = w.total * (int64_t)item + (halves ? w.gradient * LOW : 0);
+    if (weights) *weights = w.bytes + (halves ? w.gradient * LOW : 0);
     if (gradients) *gradients = t.train ? w.gradient * (int64_t)item : 0;
     if (activations) *activations = a.peak + moedi_staged_bytes(rows * length);
     return MOED_OK;
@@ -272,16 +337,21 @@ moed_status moedi_transformer_bytes(const moed_layout *l, const moed_backend_inf
 
 /* ---- weights ---- */
 
+static size_t item_of(const moedi_transformer *t, const moedi_group *g)
+{
+    return g->wide ? t->wide : t->item;
+}
+
 /* Whether a group's tensors are such that the engine can work on them where they are. */
 static int usable_in_place(const moedi_transformer *t, const moedi_group *g)
 {
     const moed_tensor *tensors = t->model->tensors;
     const char *expected = tensors[t->order[g->first]].data;
-    if (!t->engine.info.host_memory || (uintptr_t)expected % t->item) return 0;
+    if (!t->engine.info.host_memory || (uintptr_t)expected % item_of(t, g)) return 0;
     for (size_t i = g->first; i < g->first + g->count; i++) {
         const moed_tensor *x = &tensors[t->order[i]];
-        if (x->data != expected || x->dtype != t->engine.info.dtype) return 0;
-        expected += (size_t)moedi_shape_elements(x->shape, x->rank) * t->item;
+        if (x->data != expected || x->dtype != (g->wide ? t->engine.info.wide : t->engine.info.dtype)) return 0;
+        expected += (size_t)moedi_shape_elements(x->shape, x->rank) * item_of(t, g);
     }
     return 1;
 }
@@ -294,18 +364,18 @@ static moed_status place_weights(moedi_transformer *t)
         moedi_group *g = &t->groups[i];
         if (!g->count) continue;
         g->owned = !usable_in_place(t, g);
-        if (g->owned) take(&a, g->size, 1, t->item);
+        if (g->owned) take(&a, g->size, 1, item_of(t, g));
     }
     if (a.peak) MOEDI_TRY(t->engine.table->alloc(t->engine.self, (size_t)a.peak, &t->own_weights));
     a = (arena){.base = t->own_weights};
     for (size_t i = 0; i < t->group_count; i++) {
         moedi_group *g = &t->groups[i];
         if (!g->count) continue;
-        g->weight = g->owned ? take(&a, g->size, 1, t->item) : t->model->tensors[t->order[g->first]].data;
+        g->weight = g->owned ? take(&a, g->size, 1, item_of(t, g)) : t->model->tensors[t->order[g->first]].data;
         int64_t at = 0;
         for (size_t j = g->first; j < g->first + g->count; j++) {
             const moed_param *p = &t->layout->params[t->order[j]];
-            t->weight[t->order[j]] = moedi_at(t, g->weight, at);
+            t->weight[t->order[j]] = (char *)g->weight + (size_t)at * item_of(t, g);
             t->gradient[t->order[j]] = t->train && g->gradient >= 0 ? g->gradient + at : -1;
             at += moedi_shape_elements(p->shape, p->rank);
         }
@@ -338,17 +408,24 @@ static moed_status move_piece(moedi_transformer *t, size_t param, int64_t at, in
     return MOED_OK;
 }
 
+/* A parameter that the device holds in wide numbers where its weights are narrow. */
+static int held_wide(const moedi_transformer *t, size_t param)
+{
+    return t->layout->params[param].role == MOED_ROLE_ROUTER_BIAS;
+}
+
 /* Numbers of a parameter between host memory of the wide dtype and the device. */
 static moed_status move_numbers(moedi_transformer *t, size_t param, int64_t first, int64_t count, void *wide, int up)
 {
     const moed_backend *b = t->engine.table;
-    for (int64_t at = 0; t->staging && at < count; at += STAGING) {
+    const int staged = t->staging && !held_wide(t, param);
+    for (int64_t at = 0; staged && at < count; at += STAGING) {
         const int64_t n = count - at < STAGING ? count - at : STAGING;
         MOEDI_TRY(move_piece(t, param, first + at, n, moedi_at_wide(t, wide, at), up));
     }
-    if (t->staging) return MOED_OK;
-    void *device = moedi_at(t, t->weight[param], first);
-    const size_t bytes = (size_t)count * t->item;
+    if (staged) return MOED_OK;
+    const size_t item = held_wide(t, param) ? t->wide : t->item, bytes = (size_t)count * item;
+    void *device = (char *)t->weight[param] + (size_t)first * item;
     MOEDI_TRY(up ? b->upload(t->engine.self, device, wide, bytes) : b->download(t->engine.self, wide, device, bytes));
     return b->synchronize(t->engine.self);
 }
@@ -365,7 +442,7 @@ static void convert_tensor(moedi_transformer *t, size_t param, int64_t first, in
 /* A parameter that the device holds rounded, and that does not change: the model's own tensor is the exact one. */
 static int rounded(const moedi_transformer *t, size_t param)
 {
-    return t->staging && t->gradient[param] < 0;
+    return t->staging && t->gradient[param] < 0 && !held_wide(t, param);
 }
 
 moed_status moedi_transformer_read(moedi_transformer *t, size_t param, int64_t first, int64_t count, void *wide)
@@ -425,7 +502,7 @@ moed_status moedi_transformer_store(moedi_transformer *t)
 
 /* ---- create, destroy ---- */
 
-/* cosine and sine of position * theta^(-2 i / head_dim), made in double. */
+/* cosine and sine of position * frequency, made in double. */
 static moed_status upload_rope(moedi_transformer *t)
 {
     const moedi_config *c = t->config;
@@ -437,9 +514,9 @@ static moed_status upload_rope(moedi_transformer *t)
     MOEDI_GO(moedi_alloc(t->engine.context, 2 * (size_t)count * t->wide, &table));
     for (int64_t p = 0; p < t->length; p++) {
         for (int64_t i = 0; i < half; i++) {
-            const double angle = (double)p * pow(c->rope_theta, -2.0 * (double)i / (double)c->head_dim);
-            exact[p * half + i] = cos(angle);
-            exact[count + p * half + i] = sin(angle);
+            const double angle = (double)p * moedi_rope_frequency(&c->rope, c->head_dim, i);
+            exact[p * half + i] = c->rope.magnitude * cos(angle);
+            exact[count + p * half + i] = c->rope.magnitude * sin(angle);
         }
     }
     moedi_from_double(table, t->engine.info.wide, exact, 2 * count);
@@ -467,7 +544,7 @@ static moed_status allocate_host(moedi_transformer *t, const uint8_t *trained)
     MOEDI_TRY(MOEDI_NEW(c, t->config->layers * (t->config->experts + 1), &t->host_offsets));
     if (t->wide > t->item) MOEDI_TRY(moedi_alloc(c, STAGING * (t->item + LOW), &t->staging));
     for (size_t i = 0; i < count; i++) t->gradient[i] = -1;
-    walk w = {.layout = t->layout, .trained = trained, .item = t->item, .order = t->order};
+    walk w = {.layout = t->layout, .trained = trained, .item = t->item, .wide_item = t->wide, .order = t->order};
     MOEDI_TRY(walk_layout(&w, t->groups));
     t->gradient_count = t->train ? w.gradient : 0;
     t->lowest = w.lowest;

@@ -22,8 +22,9 @@ static int64_t workspace_of(const moed_backend *backend, const moed_layout *l, c
         .struct_size = sizeof w, .dtype = numbers->dtype, .wide = numbers->wide, .masked = o->document_mask,
         .rows = o->rows / o->micro_batches, .length = o->length, .hidden = c->hidden, .vocabulary = c->vocabulary,
         .heads = c->heads, .kv_heads = c->kv_heads, .head_dim = c->head_dim, .experts = c->experts, .top_k = c->top_k,
-        .expert_width = c->expert_width, .shared_width = c->shared_width,
+        .expert_width = c->expert_width, .shared_width = c->shared_width > c->dense_width ? c->shared_width : c->dense_width,
     };
+    if (w.experts == 1 && moedi_config_routes(c)) w.experts = 2; /* a bound: it is routed like more than one */
     if (!backend || !MOED_BACKEND_HAS(backend, workspace)) return 0;
     for (size_t i = 0; i < l->count; i++)
         if (trained[i]) w.slices++, w.numbers += moedi_param_elements(&l->params[i]);

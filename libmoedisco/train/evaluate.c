@@ -176,7 +176,7 @@ static moed_status count_choices(moedi_transformer *t, const moed_batch *b, int3
         MOEDI_TRY(moedi_transformer_routing(t, layer, ids, raw));
         moedi_to_double(weights, raw, moedi_transformer_engine(t)->info.wide, choices);
         for (int64_t i = 0; i < choices; i++) {
-            if (b->labels[i / c->top_k] < 0) continue;
+            if (b->labels[i / c->top_k] < 0 || ids[i] < 0) continue;
             counts[layer * c->experts + ids[i]] += 1;
             sums[layer * c->experts + ids[i]] += weights[i];
         }
@@ -223,9 +223,10 @@ static moed_status finish_usage(const moedi_config *c, const double *counts, con
         const int64_t at = layer * c->experts;
         double total = 0;
         for (int64_t e = 0; e < c->experts; e++) total += counts[at + e];
-        if (total <= 0) return moedi_fail(MOED_E_ARGUMENT, "the corpus has no tokens to measure usage on");
+        const int dense = moedi_config_dense(c, layer);
+        if (total <= 0 && !dense) return moedi_fail(MOED_E_ARGUMENT, "the corpus has no tokens to measure usage on");
         for (int64_t e = at; e < at + c->experts; e++) {
-            usage[e] = counts[e] / total;
+            usage[e] = dense ? 0 : counts[e] / total;
             if (weight) weight[e] = counts[e] > 0 ? sums[e] / counts[e] : 0;
         }
     }

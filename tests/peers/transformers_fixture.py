@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
 """Makes tests/fixtures/transformers: what Hugging Face Transformers computes, for test_transformers.c to compare with.
 
-    python tests/peers/transformers_fixture.py [FOLDER]
+    python tests/peers/transformers_fixture.py [NAME...]
 
-Needs torch and transformers (written with 2.15 and 5.23), CPU only. For three tiny random configurations each of Qwen2-MoE and
-Mixtral it writes FOLDER/NAME/: config.json and model.safetensors by save_pretrained (read back by from_pretrained and compared), and
-expected.safetensors:
+Needs torch and transformers (written with 2.15 and 5.24), CPU only. For three tiny random configurations or more of each family, or
+those named, it writes tests/fixtures/transformers/NAME/: config.json and model.safetensors by save_pretrained (read back by
+from_pretrained and compared), and expected.safetensors:
 
     tokens, labels  I32 (10, rows, length)  one batch per step; labels stand at the position that predicts them, -1 = none
     logits          (rows, length, vocabulary) of batch 0
@@ -22,7 +22,8 @@ import sys
 
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, MixtralConfig, MixtralForCausalLM, Qwen2MoeConfig, Qwen2MoeForCausalLM
+from transformers import (AutoModelForCausalLM, Dots1Config, Dots1ForCausalLM, MixtralConfig, MixtralForCausalLM, OlmoeConfig,
+                          OlmoeForCausalLM, Qwen2MoeConfig, Qwen2MoeForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM)
 
 STEPS, ROWS, LENGTH, VOCABULARY = 10, 2, 12, 53
 SAFE_MARGIN = 2e-4  # between the last expert chosen and the first left out: rounding must not decide
@@ -36,6 +37,24 @@ def qwen(**more):
 
 def mixtral(**more):
     return MixtralForCausalLM, MixtralConfig(**{**COMMON, **more})
+
+
+TINY = dict(vocab_size=29, hidden_size=8, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, num_experts_per_tok=2,
+            pad_token_id=None)
+
+
+def olmoe(**more):
+    return OlmoeForCausalLM, OlmoeConfig(**{**COMMON, **TINY, "intermediate_size": 6, "num_experts": 4, **more})
+
+
+def qwen3(**more):
+    return Qwen3MoeForCausalLM, Qwen3MoeConfig(**{**COMMON, **TINY, "intermediate_size": 10, "moe_intermediate_size": 6,
+                                                  "num_experts": 4, **more})
+
+
+def dots(**more):
+    return Dots1ForCausalLM, Dots1Config(**{**COMMON, **TINY, "intermediate_size": 10, "moe_intermediate_size": 6, "n_routed_experts": 4,
+                                            "n_shared_experts": 1, **more})
 
 
 CONFIGURATIONS = {
@@ -60,6 +79,34 @@ CONFIGURATIONS = {
     # one key head, three choices out of four (with one choice the router's gradient is rounding alone, which AdamW blows up)
     "mixtral-c": mixtral(hidden_size=16, num_hidden_layers=3, num_attention_heads=2, num_key_value_heads=1, num_local_experts=4,
                          num_experts_per_tok=3, intermediate_size=8, tie_word_embeddings=False),
+    # experts in every second layer; positions stretched evenly
+    "qwen2_moe-d": qwen(**{**TINY, "num_hidden_layers": 3}, num_experts=3, moe_intermediate_size=6, shared_expert_intermediate_size=5,
+                        intermediate_size=10, decoder_sparse_step=2, norm_topk_prob=False, tie_word_embeddings=True,
+                        rope_parameters=dict(rope_type="linear", rope_theta=1e4, factor=2.0)),
+    # untied, grouped queries, probabilities as they are
+    "olmoe-a": olmoe(norm_topk_prob=False),
+    # tied, biases of all four projections, normalised weights, positions by yarn
+    "olmoe-b": olmoe(num_hidden_layers=1, num_key_value_heads=4, norm_topk_prob=True, tie_word_embeddings=True, attention_bias=True,
+                     rope_parameters=dict(rope_type="yarn", rope_theta=1e4, factor=4.0, original_max_position_embeddings=16)),
+    # a one-expert submodel, one key head
+    "olmoe-c": olmoe(num_experts=1, num_experts_per_tok=1, num_key_value_heads=1),
+    # untied, heads wider than hidden / heads, a dense layer between two with experts
+    "qwen3_moe-a": qwen3(num_hidden_layers=3, head_dim=4, mlp_only_layers=[1], norm_topk_prob=False),
+    # tied, biases, normalised weights, experts in every second layer, positions as Llama 3.1's
+    "qwen3_moe-b": qwen3(num_hidden_layers=3, head_dim=6, decoder_sparse_step=2, norm_topk_prob=True, tie_word_embeddings=True,
+                         attention_bias=True, rope_parameters=dict(rope_type="llama3", rope_theta=100.0, factor=8.0, low_freq_factor=1.0,
+                                                                   high_freq_factor=4.0, original_max_position_embeddings=16)),
+    # a one-expert submodel, one key head; "dynamic" changes rows beyond max_position_embeddings only
+    "qwen3_moe-c": qwen3(num_experts=1, num_experts_per_tok=1, num_key_value_heads=1, head_dim=4,
+                         rope_parameters=dict(rope_type="dynamic", rope_theta=1e4, factor=2.0)),
+    # a dense first layer, two shared experts, weights normalised and scaled
+    "dots1-a": dots(first_k_dense_replace=1, n_shared_experts=2, routed_scaling_factor=2.5, norm_topk_prob=True),
+    # tied, biases, scores as they are, positions by yarn with its own magnitude
+    "dots1-b": dots(num_hidden_layers=1, tie_word_embeddings=True, attention_bias=True, norm_topk_prob=False, n_routed_experts=5,
+                    rope_parameters=dict(rope_type="yarn", rope_theta=1e4, factor=4.0, original_max_position_embeddings=16, beta_fast=8.0,
+                                         mscale=1.0, mscale_all_dim=0.5, truncate=False)),
+    # one key head, three choices out of four, scaled but not normalised
+    "dots1-c": dots(num_key_value_heads=1, num_experts_per_tok=3, norm_topk_prob=False, routed_scaling_factor=0.5),
 }
 
 
@@ -84,6 +131,11 @@ def mixtral_name(name):
     return name
 
 
+def weights_of(model):
+    """{name: tensor} of all that is saved: selection biases are no parameters to PyTorch."""
+    return {**dict(model.named_parameters()), **{n: b for n, b in model.named_buffers() if n.endswith("e_score_correction_bias")}}
+
+
 def named(model, family, tensors):
     """{hub name: tensor} of {parameter name: tensor}."""
     out = {}
@@ -96,20 +148,23 @@ def named(model, family, tensors):
 def randomise(model, generator):
     """Norms and biases would start as ones and zeros, and hide faults."""
     with torch.no_grad():
-        for name, p in model.named_parameters():
+        for name, p in weights_of(model).items():
             if p.dim() == 1:
                 p.add_(torch.randn(p.shape, generator=generator) * 0.2)
 
 
 def cross_entropy(model, tokens, labels):
     logits = model(input_ids=tokens).logits
-    return logits, torch.nn.functional.cross_entropy(logits.reshape(-1, VOCABULARY), labels.reshape(-1).long(), ignore_index=-1)
+    return logits, torch.nn.functional.cross_entropy(logits.reshape(-1, logits.shape[-1]), labels.reshape(-1).long(), ignore_index=-1)
 
 
 def margin(model, tokens):
-    """Smallest distance in router logits between the chosen and the rest."""
+    """Smallest distance in router logits, or in what is chosen by, between the chosen and the rest."""
     smallest = float("inf")
-    for logits in model(input_ids=tokens, output_router_logits=True).router_logits:
+    biases = [b for n, b in weights_of(model).items() if n.endswith("e_score_correction_bias")]
+    for i, logits in enumerate(model(input_ids=tokens, output_router_logits=True).router_logits):
+        if biases:
+            logits = logits.sigmoid() + biases[i]
         k = model.config.num_experts_per_tok
         if logits.shape[-1] > k:
             ordered = logits.float().sort(dim=-1, descending=True).values
@@ -141,8 +196,9 @@ def make(folder, kind, config, seed):
     config._experts_implementation = "eager"
     model = kind(config).float()
     randomise(model, generator)
-    tokens = torch.randint(0, VOCABULARY, (STEPS, ROWS, LENGTH), generator=generator, dtype=torch.int32)
-    labels = torch.randint(0, VOCABULARY, (STEPS, ROWS, LENGTH), generator=generator, dtype=torch.int32)
+    vocabulary = config.vocab_size
+    tokens = torch.randint(0, vocabulary, (STEPS, ROWS, LENGTH), generator=generator, dtype=torch.int32)
+    labels = torch.randint(0, vocabulary, (STEPS, ROWS, LENGTH), generator=generator, dtype=torch.int32)
     labels[:, 0, -3:] = -1
 
     shutil.rmtree(folder, ignore_errors=True)
@@ -150,7 +206,7 @@ def make(folder, kind, config, seed):
     os.remove(os.path.join(folder, "generation_config.json"))
     family = config.model_type
     saved = load_file(os.path.join(folder, "model.safetensors"))
-    weights = named(model, family, dict(model.named_parameters()))
+    weights = named(model, family, weights_of(model))
     assert set(saved) == set(weights) and all(torch.equal(saved[n], weights[n]) for n in saved), "not the hub's names"
     again = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager", experts_implementation="eager")
 
@@ -164,7 +220,7 @@ def make(folder, kind, config, seed):
         out["gradient." + name] = gradient
     out["losses"], smallest = steps(model, tokens, labels)
     out["final_logits"] = cross_entropy(model, tokens[0], labels[0])[0].detach()
-    for name, weight in named(model, family, dict(model.named_parameters())).items():
+    for name, weight in named(model, family, weights_of(model)).items():
         out["norms." + name] = weight.norm().reshape(1)
     expected = os.path.join(folder, "expected.safetensors")
     save_file({n: t.contiguous() for n, t in out.items()}, expected)
@@ -175,8 +231,9 @@ def make(folder, kind, config, seed):
 
 
 def main():
-    folder = sys.argv[1] if len(sys.argv) > 1 else os.path.join(os.path.dirname(__file__), "..", "fixtures", "transformers")
-    for name, (kind, config) in CONFIGURATIONS.items():
+    folder = os.path.join(os.path.dirname(__file__), "..", "fixtures", "transformers")
+    for name in sys.argv[1:] or CONFIGURATIONS:
+        kind, config = CONFIGURATIONS[name]
         if not any(make(os.path.join(folder, name), kind, config, seed) for seed in range(1, 50)):
             sys.exit(f"{name}: no seed keeps the experts {SAFE_MARGIN} apart")
 
