@@ -27,6 +27,13 @@
     [MOEDI_SLOT_EXPERT_GATE] = LAYER "mlp.experts.%e.gate_proj.weight",        \
     [MOEDI_SLOT_EXPERT_UP] = LAYER "mlp.experts.%e.up_proj.weight",            \
     [MOEDI_SLOT_EXPERT_DOWN] = LAYER "mlp.experts.%e.down_proj.weight"
+/* What Transformers 5 has in memory, and writes with save_original_format=False. */
+#define STACKED                                                                \
+    .stacked = {                                                               \
+        [MOEDI_SLOT_ROUTER] = LAYER "mlp.gate.weight",                         \
+        [MOEDI_SLOT_EXPERT_GATE] = LAYER "mlp.experts.gate_up_proj",           \
+        [MOEDI_SLOT_EXPERT_DOWN] = LAYER "mlp.experts.down_proj",              \
+    }
 #define DENSE_SLOTS                                                            \
     [MOEDI_SLOT_DENSE_GATE] = LAYER "mlp.gate_proj.weight",                    \
     [MOEDI_SLOT_DENSE_UP] = LAYER "mlp.up_proj.weight",                        \
@@ -44,6 +51,7 @@ static const moedi_family families[] = {
             [MOEDI_SLOT_SHARED_DOWN] = LAYER "mlp.shared_expert.down_proj.weight",
             [MOEDI_SLOT_SHARED_SWITCH] = LAYER "mlp.shared_expert_gate.weight",
         },
+        STACKED,
         .experts_field = "num_experts", .experts_alias = "num_local_experts",
         .expert_width_field = "moe_intermediate_size",
         .shared_width_field = "shared_expert_intermediate_size",
@@ -64,6 +72,7 @@ static const moedi_family families[] = {
             [MOEDI_SLOT_EXPERT_UP] = LAYER "block_sparse_moe.experts.%e.w3.weight",
             [MOEDI_SLOT_EXPERT_DOWN] = LAYER "block_sparse_moe.experts.%e.w2.weight",
         },
+        STACKED,
         .experts_field = "num_local_experts", .experts_alias = "num_experts",
         .expert_width_field = "intermediate_size",
         .normalise_top_k = 1,
@@ -80,6 +89,7 @@ static const moedi_family families[] = {
             ATTENTION_SLOTS, QKV_BIAS_SLOTS, QK_NORM_SLOTS, EXPERT_SLOTS,
             [MOEDI_SLOT_O_BIAS] = LAYER "self_attn.o_proj.bias",
         },
+        STACKED,
         .experts_field = "num_experts", .experts_alias = "num_local_experts",
         .expert_width_field = "intermediate_size",
         .bias_field = "attention_bias",
@@ -97,6 +107,7 @@ static const moedi_family families[] = {
             ATTENTION_SLOTS, QKV_BIAS_SLOTS, QK_NORM_SLOTS, EXPERT_SLOTS, DENSE_SLOTS,
             [MOEDI_SLOT_O_BIAS] = LAYER "self_attn.o_proj.bias",
         },
+        STACKED,
         .experts_field = "num_experts", .experts_alias = "num_local_experts",
         .expert_width_field = "moe_intermediate_size",
         .bias_field = "attention_bias",
@@ -118,6 +129,7 @@ static const moedi_family families[] = {
             [MOEDI_SLOT_SHARED_UP] = LAYER "mlp.shared_experts.up_proj.weight",
             [MOEDI_SLOT_SHARED_DOWN] = LAYER "mlp.shared_experts.down_proj.weight",
         },
+        STACKED,
         .experts_field = "n_routed_experts", .experts_alias = "num_local_experts",
         .expert_width_field = "moe_intermediate_size",
         .shared_count_field = "n_shared_experts",
@@ -150,9 +162,13 @@ void moedi_family_list(char *out, size_t size)
 
 size_t moedi_family_tensor(const moedi_family *f, moedi_slot slot, int32_t layer, int32_t expert, char *out, size_t size)
 {
+    return f->slots[slot] ? moedi_pattern_fill(f->slots[slot], layer, expert, out, size) : 0;
+}
+
+size_t moedi_pattern_fill(const char *pattern, int32_t layer, int32_t expert, char *out, size_t size)
+{
     size_t used = 0;
-    if (!f->slots[slot]) return 0;
-    for (const char *p = f->slots[slot]; *p && used + 1 < size; p++) {
+    for (const char *p = pattern; *p && used + 1 < size; p++) {
         if (*p != '%') {
             out[used++] = *p;
             continue;

@@ -78,6 +78,8 @@ typedef struct moedi_family {
     const char *name;               /* config.json's model_type */
     const char *architecture;
     const char *slots[MOEDI_SLOT_COUNT]; /* tensor name patterns: %l layer, %e expert; NULL = the family has none */
+    const char *stacked[MOEDI_SLOT_COUNT]; /* those that Transformers 5 names otherwise in memory, gate standing for gate and up, each of
+                                     * all experts of a layer; NULL = as in slots, all NULL = it does not stack them */
     /* config.json's field names where families differ (NULL: it has no such field), and its defaults */
     const char *experts_field, *experts_alias, *expert_width_field, *shared_width_field;
     const char *shared_count_field; /* so many shared experts, each as wide as an expert: one of the widths together */
@@ -95,6 +97,8 @@ typedef struct moedi_family {
 const moedi_family *moedi_family_find(const char *model_type);
 /* "qwen2_moe, mixtral, ..." */
 void moedi_family_list(char *out, size_t size);
+/* A pattern with layer and expert for %l and %e; its length (cut to size - 1). */
+size_t moedi_pattern_fill(const char *pattern, int32_t layer, int32_t expert, char *out, size_t size);
 /* The tensor name of a slot; layer and expert fill %l and %e. 0 when the family has none of it, else the length (cut to size -
  * 1). */
 size_t moedi_family_tensor(const moedi_family *f, moedi_slot slot, int32_t layer, int32_t expert, char *out, size_t size);

@@ -15,6 +15,7 @@ struct moed_layout {
     int32_t *experts;               /* (layers): routed experts of each, 0 = none */
     const moedi_family *family;     /* NULL by hand */
     moedi_config config;            /* of the family */
+    int32_t stacked;                /* on disk experts lie in stacks (storage.h) */
     char *config_text;              /* config.json, "" by hand */
     size_t *by_name;                /* parameter numbers in strcmp order of names */
     int64_t elements;               /* numbers in all parameters */

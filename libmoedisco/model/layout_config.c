@@ -135,6 +135,7 @@ moed_status moedi_layout_with_experts(moed_layout **out, const moed_layout *l, i
     MOEDI_GO(set_config(o, "num_experts_per_tok", json_integer(l->config.top_k < experts ? l->config.top_k : experts)));
     if (provenance) MOEDI_GO(set_config(o, "moedisco", json_incref(provenance)));
     MOEDI_GO(moedi_layout_from_json(out, l->context, o, "config.json"));
+    (*out)->stacked = l->stacked;
 out:
     json_decref(o);
     return status;
@@ -157,6 +158,7 @@ moed_status moedi_layout_with_dtypes(moed_layout **out, const moed_layout *l, co
     MOEDI_GO(moedi_layout_build(&made, l->context, params, l->count));
     made->family = l->family;
     made->config = l->config;
+    made->stacked = l->stacked;
     if (l->family && same) made->config.dtype = dtypes[0];
     moedi_free(l->context, made->config_text);
     made->config_text = NULL;

@@ -280,7 +280,7 @@ moed_status moedi_model_read(const moed_model *m, size_t param, int64_t first, i
         return MOED_OK;
     }
     const struct moedi_place *place = &m->places[param];
-    return moedi_safetensors_read(&m->files[place->file], place->entry, first * (int64_t)item, out, (size_t)count * item);
+    return moedi_safetensors_read(&m->files[place->file], place->entry, (place->at + first) * (int64_t)item, out, (size_t)count * item);
 }
 
 void moedi_model_ahead(const moed_model *m, size_t param, int64_t first, int64_t count)
@@ -288,7 +288,7 @@ void moedi_model_ahead(const moed_model *m, size_t param, int64_t first, int64_t
     if (!m->places) return;
     const struct moedi_place *place = &m->places[param];
     const int64_t item = (int64_t)moedi_dtype_size(m->layout->params[param].dtype);
-    moedi_file_ahead(&m->files[place->file].file, place->entry->offset + first * item, count * item);
+    moedi_file_ahead(&m->files[place->file].file, place->entry->offset + (place->at + first) * item, count * item);
 }
 
 const moed_layout *moed_model_layout(const moed_model *m)

@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "core/options.h"
+#include "storage.h"
 
 static const char SINGLE[] = "model.safetensors", INDEX[] = "model.safetensors.index.json";
 
@@ -17,6 +18,7 @@ typedef struct opening {
     size_t file_count;
     struct moedi_place *places; /* (layout's count) */
     struct moedi_place head;    /* of a tied model whose file carries the head too */
+    int stacked;                /* experts lie in stacks */
 } opening;
 
 static void opening_close(opening *o)
@@ -163,6 +165,17 @@ static int is_tied_head(const moed_layout *l, const char *name)
     return l->family && l->config.tied && !strcmp(name, l->family->slots[MOEDI_SLOT_HEAD]);
 }
 
+/* The parameters that a tensor holds lie there one after another. */
+static void place_parameters(opening *o, const moedi_stored *s, int32_t file, const moedi_safetensors_entry *e)
+{
+    int64_t at = 0;
+    o->stacked |= s->stacked;
+    for (size_t i = s->first; i < s->first + s->count; i++) {
+        o->places[i] = (struct moedi_place){file, e, at};
+        at += moedi_param_elements(&o->layout->params[i]);
+    }
+}
+
 static moed_status place_tensors(opening *o)
 {
     const moed_layout *l = o->layout;
@@ -171,18 +184,18 @@ static moed_status place_tensors(opening *o)
         for (size_t k = 0; k < o->files[i].count; k++) {
             const moedi_safetensors_entry *e = &o->files[i].entries[k];
             const int tied = is_tied_head(l, e->name);
-            const int64_t param = tied ? moedi_layout_slot(l, MOEDI_SLOT_EMBEDDING, -1, -1) : moedi_layout_find(l, e->name);
-            if (param < 0)
+            moedi_stored held;
+            if (!moedi_storage_find(l, tied ? l->family->slots[MOEDI_SLOT_EMBEDDING] : e->name, &held))
                 return moedi_fail_file(MOED_E_MISMATCH, o->paths[i], -1,
                                        "tensor %s is no parameter of the model that config.json describes", e->name);
-            struct moedi_place *place = tied ? &o->head : &o->places[param];
-            MOEDI_TRY(check_entry(&l->params[param], e, o->paths[i]));
-            place->file = (int32_t)i;
-            place->entry = e;
+            MOEDI_TRY(check_entry(&held.tensor, e, o->paths[i]));
+            if (tied) o->head = (struct moedi_place){(int32_t)i, e, 0};
+            else place_parameters(o, &held, (int32_t)i, e);
         }
     for (size_t i = 0; i < l->count; i++)
         if (!o->places[i].entry)
-            return moedi_fail_file(MOED_E_MISMATCH, o->dir, -1, "tensor %s is missing", l->params[i].name);
+            return moedi_fail_file(MOED_E_MISMATCH, o->dir, -1, "tensor %s is missing%s", l->params[i].name,
+                                   o->stacked && l->params[i].role == MOED_ROLE_EXPERT ? ", and a stack that would hold it" : "");
     return MOED_OK;
 }
 
@@ -234,15 +247,16 @@ static moed_status load_tensor(void *argument, int64_t index)
     const moedi_safetensors_entry *e = place->entry;
     const moed_tensor *t = &w->model->tensors[index];
     const moedi_safetensors *file = &w->o->files[place->file];
+    const int64_t elements = moedi_param_elements(&w->model->layout->params[index]);
     const size_t from = moedi_dtype_size(e->dtype), to = moedi_dtype_size(t->dtype);
     char *chunk = NULL;
     moed_status status = MOED_OK;
 
-    if (e->dtype == t->dtype) return moedi_safetensors_read(file, e, 0, t->data, (size_t)e->elements * from);
+    if (e->dtype == t->dtype) return moedi_safetensors_read(file, e, place->at * (int64_t)from, t->data, (size_t)elements * from);
     MOEDI_TRY(moedi_alloc(w->o->context, CHUNK * from, (void **)&chunk));
-    for (int64_t at = 0; at < e->elements && status == MOED_OK; at += CHUNK) {
-        const int64_t left = e->elements - at, count = left < CHUNK ? left : CHUNK;
-        status = moedi_safetensors_read(file, e, at * (int64_t)from, chunk, (size_t)count * from);
+    for (int64_t at = 0; at < elements && status == MOED_OK; at += CHUNK) {
+        const int64_t left = elements - at, count = left < CHUNK ? left : CHUNK;
+        status = moedi_safetensors_read(file, e, (place->at + at) * (int64_t)from, chunk, (size_t)count * from);
         if (status == MOED_OK) moedi_convert((char *)t->data + (size_t)at * to, t->dtype, chunk, e->dtype, count);
     }
     moedi_free(w->o->context, chunk);
@@ -256,6 +270,7 @@ static moed_status load_resident(moed_model **out, opening *o)
     moed_status status;
 
     MOEDI_GO(moedi_layout_with_dtype(&layout, o->layout, o->context->backend_info.wide));
+    layout->stacked = o->stacked;
     MOEDI_GO(moedi_model_create(&m, o->context, layout));
     loading w = {o, m};
     MOEDI_GO(moedi_parallel_try(o->context, (int64_t)layout->count, load_tensor, &w));
@@ -278,6 +293,7 @@ static moed_status leave_on_disk(moed_model **out, opening *o)
     MOEDI_GO(MOEDI_NEW(o->context, o->layout->count, &dtypes));
     for (size_t i = 0; i < o->layout->count; i++) dtypes[i] = o->places[i].entry->dtype;
     MOEDI_GO(moedi_layout_with_dtypes(&layout, o->layout, dtypes));
+    layout->stacked = o->stacked;
     MOEDI_GO(moedi_model_shell(&m, o->context, layout));
     m->files = o->files, m->file_count = o->file_count, m->places = o->places;
     o->files = NULL, o->places = NULL;

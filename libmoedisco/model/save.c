@@ -4,6 +4,7 @@
 #include "core/cancel.h"
 #include "core/options.h"
 #include "model.h"
+#include "storage.h"
 
 enum {
     UNIT = MOEDI_MODEL_UNIT, /* elements made by one task */
@@ -50,6 +51,7 @@ typedef struct writing {
     size_t converted;             /* where converted numbers begin in a buffer */
     chunk making, made;           /* two buffers: one is filled while the other is written */
     void *memory;
+    struct { size_t tensor; int64_t at; } *places; /* (parameters): the tensor that holds it, and its first element there */
     moedi_safetensors_writer writer;
 } writing;
 
@@ -68,7 +70,8 @@ static moed_status write_made(writing *w)
     const chunk *k = &w->made;
     const int64_t item = (int64_t)moedi_dtype_size(w->to->params[k->param].dtype);
     if (k->count == 0) return MOED_OK;
-    return moedi_safetensors_write(&w->writer, k->param, k->first * item, k->bytes, (size_t)(k->count * item));
+    return moedi_safetensors_write(&w->writer, w->places[k->param].tensor, (w->places[k->param].at + k->first) * item, k->bytes,
+                                   (size_t)(k->count * item));
 }
 
 /* Task 0 writes what was made before, the others make a unit each. */
@@ -158,34 +161,59 @@ static moed_status make_buffers(writing *w)
     return MOED_OK;
 }
 
+/* The tensors of the file: each parameter, or a stack of several. names (parameters) holds what stacks are called. */
+static moed_status describe_tensors(writing *w, moedi_safetensors_entry *entries, char (*names)[sizeof ((moedi_stored *)0)->name], size_t *count)
+{
+    *count = 0;
+    for (size_t i = 0; i < w->to->count; (*count)++) {
+        moedi_stored s;
+        int64_t at = 0;
+        moedi_safetensors_entry *e = &entries[*count];
+        moedi_storage_from(w->to, i, &s);
+        if (s.stacked) memcpy(names[*count], s.name, sizeof s.name);
+        e->name = s.stacked ? names[*count] : s.tensor.name;
+        e->dtype = s.tensor.dtype, e->rank = s.tensor.rank;
+        memcpy(e->shape, s.tensor.shape, sizeof s.tensor.shape);
+        for (const size_t end = i + s.count; i < end; i++) {
+            if (w->to->params[i].dtype != e->dtype)
+                return moedi_fail_parameter(MOED_E_MISMATCH, e->name, "tensor %s would hold numbers of several dtypes", e->name);
+            w->places[i].tensor = *count, w->places[i].at = at;
+            at += moedi_param_elements(&w->to->params[i]);
+        }
+    }
+    return MOED_OK;
+}
+
 static moed_status write_tensors(writing *w, const char *dir)
 {
     const moed_context *c = w->context;
     moedi_safetensors_entry *entries = NULL;
+    char (*names)[sizeof ((moedi_stored *)0)->name] = NULL;
+    size_t count = 0;
     json_t *metadata = NULL;
     char *path = NULL;
     moed_status status;
 
     MOEDI_GO(MOEDI_NEW(c, w->to->count, &entries));
-    for (size_t i = 0; i < w->to->count; i++) {
-        const moed_param *p = &w->to->params[i];
-        entries[i].name = p->name, entries[i].dtype = p->dtype, entries[i].rank = p->rank;
-        memcpy(entries[i].shape, p->shape, sizeof p->shape);
-    }
+    MOEDI_GO(MOEDI_NEW(c, w->to->count, &w->places));
+    MOEDI_GO(moedi_alloc_array(c, w->to->stacked ? (int64_t)w->to->count : 1, sizeof names[0], (void **)&names));
+    MOEDI_GO(describe_tensors(w, entries, names, &count));
     if (!(metadata = json_pack("{s:s}", "format", "pt"))) { /* Transformers wants to know which framework's tensors these are */
         status = moedi_fail(MOED_E_MEMORY, "no memory for a file's metadata");
         goto out;
     }
     MOEDI_GO(moedi_path_join(c, dir, "model.safetensors", &path));
     MOEDI_GO(make_buffers(w));
-    MOEDI_GO(moedi_safetensors_create(&w->writer, c, path, entries, w->to->count, metadata));
+    MOEDI_GO(moedi_safetensors_create(&w->writer, c, path, entries, count, metadata));
     MOEDI_GO(write_params(w));
     MOEDI_GO(moedi_safetensors_commit(&w->writer));
 out:
     moedi_safetensors_abort(&w->writer);
     moedi_free(c, w->memory);
+    moedi_free(c, w->places);
     moedi_free(c, path);
     moedi_free(c, entries);
+    moedi_free(c, names);
     json_decref(metadata);
     return status;
 }

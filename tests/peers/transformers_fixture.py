@@ -105,6 +105,9 @@ CONFIGURATIONS = {
     "dots1-b": dots(num_hidden_layers=1, tie_word_embeddings=True, attention_bias=True, norm_topk_prob=False, n_routed_experts=5,
                     rope_parameters=dict(rope_type="yarn", rope_theta=1e4, factor=4.0, original_max_position_embeddings=16, beta_fast=8.0,
                                          mscale=1.0, mscale_all_dim=0.5, truncate=False)),
+    # the same model as Transformers has it in memory: experts stacked
+    "mixtral-stacked": mixtral(**TINY, intermediate_size=6, num_local_experts=3),
+    "qwen3_moe-stacked": qwen3(mlp_only_layers=[0], head_dim=2),
     # one key head, three choices out of four, scaled but not normalised
     "dots1-c": dots(num_key_value_heads=1, num_experts_per_tok=3, norm_topk_prob=False, routed_scaling_factor=0.5),
 }
@@ -202,11 +205,12 @@ def make(folder, kind, config, seed):
     labels[:, 0, -3:] = -1
 
     shutil.rmtree(folder, ignore_errors=True)
-    model.save_pretrained(folder)
+    stacked = folder.endswith("-stacked")
+    model.save_pretrained(folder, save_original_format=not stacked)
     os.remove(os.path.join(folder, "generation_config.json"))
     family = config.model_type
     saved = load_file(os.path.join(folder, "model.safetensors"))
-    weights = named(model, family, weights_of(model))
+    weights = weights_of(model) if stacked else named(model, family, weights_of(model))
     assert set(saved) == set(weights) and all(torch.equal(saved[n], weights[n]) for n in saved), "not the hub's names"
     again = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager", experts_implementation="eager")
 
