@@ -15,6 +15,9 @@ static const char OLMOE[] = "{\"model_type\":\"olmoe\",\"vocab_size\":50,\"hidde
 static const char DOTS[] = "{\"model_type\":\"dots1\",\"vocab_size\":50,\"hidden_size\":16,\"num_hidden_layers\":3,\"num_attention_heads\":4,"
                            "\"num_key_value_heads\":2,\"n_routed_experts\":3,\"n_shared_experts\":2,\"num_experts_per_tok\":2,"
                            "\"moe_intermediate_size\":6,\"intermediate_size\":14,\"first_k_dense_replace\":1,\"torch_dtype\":\"bfloat16\"}";
+static const char LLAMA[] = "{\"model_type\":\"llama_moe\",\"vocab_size\":50,\"hidden_size\":16,\"num_hidden_layers\":2,\"num_attention_heads\":4,"
+                            "\"num_experts\":3,\"num_selects\":2,\"intermediate_size\":18,\"gate_network\":\"linear\","
+                            "\"size_experts\":[[6,6,6],[6,6,6]]}";
 static const char MIXTRAL[] = "{\"model_type\":\"mixtral\",\"vocab_size\":50,\"hidden_size\":16,\"num_hidden_layers\":2,\"num_attention_heads\":4,"
                               "\"num_key_value_heads\":2,\"num_local_experts\":3,\"num_experts_per_tok\":2,\"intermediate_size\":6,"
                               "\"max_position_embeddings\":64}";
@@ -135,7 +138,7 @@ static void bad_configs_are_refused_by_field(void **state)
 {
     static const struct { const char *base, *change; moed_status status; const char *words; } cases[] = {
         {QWEN, "{\"model_type\": \"gpt_oss\"}", MOED_E_UNSUPPORTED, "model_type \"gpt_oss\""},
-        {QWEN, "{\"model_type\": \"gpt_oss\"}", MOED_E_UNSUPPORTED, "qwen2_moe, mixtral, olmoe, qwen3_moe, dots1"},
+        {QWEN, "{\"model_type\": \"gpt_oss\"}", MOED_E_UNSUPPORTED, "qwen2_moe, mixtral, olmoe, qwen3_moe, dots1, llama_moe"},
         {QWEN, "{\"model_type\": \"<drop>\"}", MOED_E_FORMAT, "model_type"},
         {QWEN, "{\"model_type\": 3}", MOED_E_FORMAT, "model_type"},
         {QWEN, "{\"num_experts\": 0}", MOED_E_RANGE, "\"num_experts\" is 0"},
@@ -186,6 +189,13 @@ static void bad_configs_are_refused_by_field(void **state)
         {MIXTRAL, "{\"decoder_sparse_step\": 2}", MOED_E_UNSUPPORTED, "decoder_sparse_step is 2"},
         {MIXTRAL, "{\"first_k_dense_replace\": 1}", MOED_E_UNSUPPORTED, "first_k_dense_replace is 1"},
         {OLMOE, "{\"clip_qkv\": 8.0}", MOED_E_UNSUPPORTED, "clip_qkv is 8.0"},
+        {LLAMA, "{\"gate_network\": \"mlp\"}", MOED_E_UNSUPPORTED, "gate_network is \"mlp\""},
+        {LLAMA, "{\"gate_network\": \"<drop>\"}", MOED_E_UNSUPPORTED, "gate_network is not there"},
+        {LLAMA, "{\"gate_use_softmax\": false}", MOED_E_UNSUPPORTED, "gate_use_softmax is false"},
+        {LLAMA, "{\"size_experts\": [[6,6,6],[5,6,7]]}", MOED_E_UNSUPPORTED, "size_experts is [[6,6,6],[5,6,7]]"},
+        {LLAMA, "{\"intermediate_size\": 19}", MOED_E_RANGE, "intermediate_size 19 is not a multiple of num_experts 3"},
+        {LLAMA, "{\"score_scale_factor\": [2.0, 4.0]}", MOED_E_UNSUPPORTED, "score_scale_factor is [2.0,4.0]"},
+        {LLAMA, "{\"num_selects\": 4}", MOED_E_RANGE, "num_selects 4 is more than num_experts 3"},
         {DOTS, "{\"n_group\": 2}", MOED_E_UNSUPPORTED, "n_group is 2"},
         {DOTS, "{\"n_shared_experts\": null}", MOED_E_FORMAT, "n_shared_experts"},
         {DOTS, "{\"routed_scaling_factor\": 0}", MOED_E_RANGE, "routed_scaling_factor"},
@@ -277,6 +287,21 @@ static void layers_without_experts_have_a_plain_feed_forward(void **state)
     const double matmul = 3.0 * (attention - 40) + dense + 2.0 * (48 + 2 * expert + 3 * 12 * 16) + 50 * 16;
     assert_true(info.forward_flops == 2.0 * matmul + 3 * 2.0 * 16 * 2049);
     moed_layout_destroy(l), moed_layout_destroy(half), moed_layout_destroy(again);
+}
+
+/* Whose width a config gives for all experts together. */
+static void parts_of_a_divided_feed_forward_are_as_wide_as_before(void **state)
+{
+    moed_layout *l = support_layout(*state, LLAMA), *two = NULL;
+    assert_int_equal(l->config.expert_width, 6);
+    assert_ok(moedi_layout_with_experts(&two, l, 2, NULL));
+    assert_int_equal(two->config.expert_width, 6);
+    assert_int_equal(two->config.top_k, 2);
+    assert_non_null(strstr(moed_layout_config(two), "\"intermediate_size\": 12"));
+    assert_non_null(strstr(moed_layout_config(two), "\"num_selects\": 2"));
+    const moed_param *noise = &two->params[moedi_layout_find(two, "model.layers.1.mlp.gate.weight_noise.weight")];
+    assert_true(noise->role == MOED_ROLE_ROUTER && noise->shape[0] == 2 && noise->flags & MOED_PARAM_FIXED);
+    moed_layout_destroy(l), moed_layout_destroy(two);
 }
 
 /* Transformers writes num_local_experts for what older configs of the same family call num_experts. */
@@ -499,6 +524,7 @@ int main(void)
         T(config_fields_of_several_generations_are_read),
         T(layers_without_experts_have_a_plain_feed_forward),
         T(the_number_of_experts_has_two_names),
+        T(parts_of_a_divided_feed_forward_are_as_wide_as_before),
         T(bad_configs_are_refused_by_field),
         T(sizes_of_published_models_are_exact),
         T(totals_of_a_small_model_are_those_counted_by_hand),

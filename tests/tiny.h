@@ -15,7 +15,7 @@
     " \"hidden_act\": \"silu\", " more "}"
 
 #define TINY_FAMILY(type, more)                                                                                                \
-    "{\"model_type\": \"" type "\", \"vocab_size\": 19, \"hidden_size\": 8, \"intermediate_size\": 7, \"num_attention_heads\": 4,"   \
+    "{\"model_type\": \"" type "\", \"vocab_size\": 19, \"hidden_size\": 8, \"intermediate_size\": 6, \"num_attention_heads\": 4,"   \
     " \"moe_intermediate_size\": 5, \"max_position_embeddings\": 32, \"hidden_act\": \"silu\", " more "}"
 
 /* Configurations that go through the switches: tied, grouped queries, biases, norms of queries and keys, normalised weights, one
@@ -52,6 +52,8 @@ static const struct {
      TINY_FAMILY("dots1", "\"num_hidden_layers\": 2, \"num_key_value_heads\": 2, \"n_routed_experts\": 4, \"num_experts_per_tok\": 2,"
                           " \"n_shared_experts\": 2, \"first_k_dense_replace\": 1, \"norm_topk_prob\": true,"
                           " \"routed_scaling_factor\": 2.5, \"attention_bias\": true")},
+    {"llama_moe, scaled", TINY_FAMILY("llama_moe", "\"num_hidden_layers\": 2, \"num_experts\": 3, \"num_selects\": 2, \"gate_network\": \"linear\","
+                                      " \"score_scale_factor\": [1.5, 1.5]")},
     {"dots1, one expert, which is routed", TINY_FAMILY("dots1", "\"num_hidden_layers\": 1, \"num_key_value_heads\": 1,"
                                                        " \"n_routed_experts\": 1, \"num_experts_per_tok\": 1, \"n_shared_experts\": 1")},
 };

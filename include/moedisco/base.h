@@ -243,7 +243,8 @@ enum { /* moed_param.flags */
     MOED_PARAM_EXPERT_OUTPUT = 1, /* the expert's output is linear in this tensor (down projection) */
     MOED_PARAM_NORM = 2,          /* drawn as ones */
     MOED_PARAM_BIAS = 4,          /* drawn as zeros */
-    MOED_PARAM_EMBEDDING = 8      /* token embedding or output head: (vocabulary, width) */
+    MOED_PARAM_EMBEDDING = 8,     /* token embedding or output head: (vocabulary, width) */
+    MOED_PARAM_FIXED = 16         /* no gradient trains it: a selection bias, which loads move */
 };
 
 /* One parameter of a layout. An expert parameter is either one expert's own tensor (expert >= 0,

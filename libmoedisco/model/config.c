@@ -12,8 +12,10 @@ enum { SIZE_MAX_HIDDEN = 1 << 20, COUNT_MAX = 1 << 16 };
 /* The value of a field for a sentence, cut short. */
 static void describe(const json_t *value, char *out, size_t size)
 {
-    const size_t n = moedi_json_line(value, out, size - 1, JSON_COMPACT | JSON_ENCODE_ANY);
-    if (n == 0)
+    const size_t n = value ? moedi_json_line(value, out, size - 1, JSON_COMPACT | JSON_ENCODE_ANY) : 0;
+    if (!value)
+        snprintf(out, size, "not there");
+    else if (n == 0)
         snprintf(out, size, "a value");
     else if (n < size)
         out[n] = '\0';
@@ -55,6 +57,18 @@ static moed_status check_switches(const json_t *o, const char *path)
     return MOED_OK;
 }
 
+/* What a family's own fields must say. */
+static moed_status check_needed(const moedi_family *f, const json_t *o, const char *path)
+{
+    for (size_t i = 0; i < sizeof f->needed / sizeof *f->needed && f->needed[i].field; i++) {
+        char value[80];
+        if (moedi_config_absent(o, f->needed[i].field) && !f->needed[i].there) continue;
+        describe(json_object_get(o, f->needed[i].field), value, sizeof value);
+        if (strcmp(value, f->needed[i].only) != 0) return moedi_config_unsupported(o, f->needed[i].field, path, f->needed[i].only);
+    }
+    return MOED_OK;
+}
+
 /* A window as long as any row is none. */
 static moed_status check_window(const moedi_family *f, const moedi_config *config, const json_t *o, const char *path)
 {
@@ -76,6 +90,7 @@ static moed_status check_supported(const moedi_family *f, const moedi_config *co
     const char *activation = "silu";
     int64_t groups = 1;
     MOEDI_TRY(check_switches(o, path));
+    MOEDI_TRY(check_needed(f, o, path));
     MOEDI_TRY(moedi_json_text(o, path, "hidden_act", 0, &activation));
     if (strcmp(activation, "silu") != 0 && strcmp(activation, "swish") != 0)
         return moedi_config_unsupported(o, "hidden_act", path, "\"silu\"");
@@ -157,22 +172,63 @@ static moed_status read_shared(moedi_config *out, const moedi_family *f, const j
     return MOED_OK;
 }
 
+/* Whether all numbers in a value, which may be lists of lists, are the same; expected [in, out]: that number, or below 0: any. */
+static int all_are(const json_t *value, double *expected)
+{
+    if (!json_is_array(value)) {
+        if (!json_is_number(value)) return 0;
+        if (*expected < 0) *expected = json_number_value(value);
+        return json_number_value(value) == *expected;
+    }
+    for (size_t i = 0; i < json_array_size(value); i++)
+        if (!all_are(json_array_get(value, i), expected)) return 0;
+    return 1;
+}
+
+/* expert_width was read as that of all experts. */
+static moed_status divide_width(moedi_config *out, const moedi_family *f, const json_t *o, const char *path)
+{
+    if (out->expert_width % out->experts != 0)
+        return moedi_fail_parameter(MOED_E_RANGE, f->expert_width_field, "%s: %s %lld is not a multiple of %s %lld", path,
+                                    f->expert_width_field, (long long)out->expert_width, f->experts_field, (long long)out->experts);
+    out->expert_width /= out->experts;
+    double each = (double)out->expert_width;
+    if (moedi_config_absent(o, f->expert_sizes_field) || all_are(json_object_get(o, f->expert_sizes_field), &each)) return MOED_OK;
+    return moedi_config_unsupported(o, f->expert_sizes_field, path, "experts of the same size in all layers");
+}
+
+/* A number, or a list of the same number for each layer. */
+static moed_status read_scale(moedi_config *out, const moedi_family *f, const json_t *o, const char *path)
+{
+    const json_t *value = json_object_get(o, f->weight_scale_field);
+    double all = -1;
+    if (!json_is_array(value)) return moedi_json_number(o, path, f->weight_scale_field, 0, 1e-6, 1e6, &out->weight_scale);
+    if (!all_are(value, &all) || !(all >= 1e-6 && all <= 1e6))
+        return moedi_config_unsupported(o, f->weight_scale_field, path, "one positive number for all layers");
+    out->weight_scale = all;
+    return MOED_OK;
+}
+
 static moed_status read_experts(moedi_config *out, const moedi_family *f, const json_t *o, const char *path)
 {
     const char *field = moedi_config_experts_field(f, o);
     MOEDI_TRY(moedi_json_integer(o, path, field, 1, 1, COUNT_MAX, &out->experts));
-    MOEDI_TRY(moedi_json_integer(o, path, "num_experts_per_tok", 1, 1, COUNT_MAX, &out->top_k));
+    MOEDI_TRY(moedi_json_integer(o, path, f->top_k_field, 1, 1, COUNT_MAX, &out->top_k));
     if (out->top_k > out->experts)
-        return moedi_fail_parameter(MOED_E_RANGE, "num_experts_per_tok", "%s: num_experts_per_tok %lld is more than %s %lld",
-                                    path, (long long)out->top_k, field, (long long)out->experts);
+        return moedi_fail_parameter(MOED_E_RANGE, f->top_k_field, "%s: %s %lld is more than %s %lld", path, f->top_k_field,
+                                    (long long)out->top_k, field, (long long)out->experts);
     MOEDI_TRY(moedi_json_integer(o, path, f->expert_width_field, 1, 1, SIZE_MAX_WIDTH, &out->expert_width));
+    if (f->expert_sizes_field) MOEDI_TRY(divide_width(out, f, o, path));
     MOEDI_TRY(read_shared(out, f, o, path));
     out->normalise_top_k = f->normalise_top_k > 0;
     if (f->normalise_top_k < 0) MOEDI_TRY(moedi_json_boolean(o, path, "norm_topk_prob", 0, &out->normalise_top_k));
     out->score = f->score, out->selection_bias = f->slots[MOEDI_SLOT_ROUTER_BIAS] != NULL;
     out->weight_scale = 1;
-    if (f->weight_scale_field) MOEDI_TRY(moedi_json_number(o, path, f->weight_scale_field, 0, 1e-6, 1e6, &out->weight_scale));
-    return MOED_OK;
+    if (f->noise_field) {
+        out->router_noise = 1;
+        MOEDI_TRY(moedi_json_boolean(o, path, f->noise_field, 0, &out->router_noise));
+    }
+    return f->weight_scale_field ? read_scale(out, f, o, path) : MOED_OK;
 }
 
 static moed_status make_dense(moedi_config *c, const moedi_family *f, const json_t *o, int64_t layer, const char *field, const char *path)

@@ -52,7 +52,7 @@ static const moedi_family families[] = {
             [MOEDI_SLOT_SHARED_SWITCH] = LAYER "mlp.shared_expert_gate.weight",
         },
         STACKED,
-        .experts_field = "num_experts", .experts_alias = "num_local_experts",
+        .experts_field = "num_experts", .experts_alias = "num_local_experts", .top_k_field = "num_experts_per_tok",
         .expert_width_field = "moe_intermediate_size",
         .shared_width_field = "shared_expert_intermediate_size",
         .bias_field = "qkv_bias", .bias = 1,
@@ -73,7 +73,7 @@ static const moedi_family families[] = {
             [MOEDI_SLOT_EXPERT_DOWN] = LAYER "block_sparse_moe.experts.%e.w2.weight",
         },
         STACKED,
-        .experts_field = "num_local_experts", .experts_alias = "num_experts",
+        .experts_field = "num_local_experts", .experts_alias = "num_experts", .top_k_field = "num_experts_per_tok",
         .expert_width_field = "intermediate_size",
         .normalise_top_k = 1,
         .sliding_window = 1,
@@ -90,7 +90,7 @@ static const moedi_family families[] = {
             [MOEDI_SLOT_O_BIAS] = LAYER "self_attn.o_proj.bias",
         },
         STACKED,
-        .experts_field = "num_experts", .experts_alias = "num_local_experts",
+        .experts_field = "num_experts", .experts_alias = "num_local_experts", .top_k_field = "num_experts_per_tok",
         .expert_width_field = "intermediate_size",
         .bias_field = "attention_bias",
         .normalise_top_k = -1,
@@ -108,7 +108,7 @@ static const moedi_family families[] = {
             [MOEDI_SLOT_O_BIAS] = LAYER "self_attn.o_proj.bias",
         },
         STACKED,
-        .experts_field = "num_experts", .experts_alias = "num_local_experts",
+        .experts_field = "num_experts", .experts_alias = "num_local_experts", .top_k_field = "num_experts_per_tok",
         .expert_width_field = "moe_intermediate_size",
         .bias_field = "attention_bias",
         .normalise_top_k = -1,
@@ -130,7 +130,7 @@ static const moedi_family families[] = {
             [MOEDI_SLOT_SHARED_DOWN] = LAYER "mlp.shared_experts.down_proj.weight",
         },
         STACKED,
-        .experts_field = "n_routed_experts", .experts_alias = "num_local_experts",
+        .experts_field = "n_routed_experts", .experts_alias = "num_local_experts", .top_k_field = "num_experts_per_tok",
         .expert_width_field = "moe_intermediate_size",
         .shared_count_field = "n_shared_experts",
         .bias_field = "attention_bias", .weight_scale_field = "routed_scaling_factor",
@@ -139,6 +139,28 @@ static const moedi_family families[] = {
         .score = MOED_SCORE_SIGMOID,
         .sliding_window = 2,
         .kv_heads = 32,
+        .epsilon = 1e-6,
+        .rope_theta = 10000.0,
+        .context_length = 2048,
+    },
+    {   /* LLaMA-MoE v1 (arXiv 2406.16554): the neurons of LLaMA's feed-forward in equal parts; code beside the checkpoint */
+        .name = "llama_moe",
+        .architecture = "LlamaMoEForCausalLM",
+        .slots = {
+            ATTENTION_SLOTS,
+            [MOEDI_SLOT_ROUTER] = LAYER "mlp.gate.gate_network.weight",
+            [MOEDI_SLOT_ROUTER_NOISE] = LAYER "mlp.gate.weight_noise.weight",
+            [MOEDI_SLOT_EXPERT_GATE] = LAYER "mlp.calculator.experts.weight_gate.%e",
+            [MOEDI_SLOT_EXPERT_UP] = LAYER "mlp.calculator.experts.weight_up.%e",
+            [MOEDI_SLOT_EXPERT_DOWN] = LAYER "mlp.calculator.experts.weight_down.%e",
+        },
+        .ignored = LAYER "self_attn.rotary_emb.inv_freq",
+        .experts_field = "num_experts", .experts_alias = "num_experts", .top_k_field = "num_selects",
+        .expert_width_field = "intermediate_size", .expert_sizes_field = "size_experts",
+        .weight_scale_field = "score_scale_factor", .noise_field = "gate_add_noise",
+        .needed = {{"gate_network", "\"linear\"", 1}, {"gate_type", "\"TopKBalancedNoisyGate\"", 0}, {"gate_use_softmax", "true", 0},
+                   {"calculator_type", "\"UniversalCalculator\"", 0}, {"multiply_gate_scores", "true", 0}, {"add_weight_norm", "false", 0}},
+        .normalise_top_k = 1,
         .epsilon = 1e-6,
         .rope_theta = 10000.0,
         .context_length = 2048,
@@ -206,6 +228,7 @@ static int slot_shape(const moedi_config *c, moedi_slot slot, int64_t shape[2])
     case MOEDI_SLOT_O_BIAS: return c->o_bias ? VECTOR(c->hidden) : 0;
     case MOEDI_SLOT_ROUTER: return MATRIX(c->experts, c->hidden);
     case MOEDI_SLOT_ROUTER_BIAS: return c->selection_bias ? VECTOR(c->experts) : 0;
+    case MOEDI_SLOT_ROUTER_NOISE: return c->router_noise ? MATRIX(c->experts, c->hidden) : 0;
     case MOEDI_SLOT_EXPERT_GATE:
     case MOEDI_SLOT_EXPERT_UP: return MATRIX(c->expert_width, c->hidden);
     case MOEDI_SLOT_EXPERT_DOWN: return MATRIX(c->hidden, c->expert_width);
@@ -251,7 +274,10 @@ int moedi_family_param(const moedi_family *f, const moedi_config *config, moedi_
     case MOEDI_SLOT_V_BIAS:
     case MOEDI_SLOT_O_BIAS: out->flags = MOED_PARAM_BIAS; break;
     case MOEDI_SLOT_ROUTER: out->role = MOED_ROLE_ROUTER, out->expert_axis = 0; break;
-    case MOEDI_SLOT_ROUTER_BIAS: out->role = MOED_ROLE_ROUTER_BIAS, out->expert_axis = 0; break;
+    case MOEDI_SLOT_ROUTER_BIAS: out->role = MOED_ROLE_ROUTER_BIAS, out->expert_axis = 0, out->flags = MOED_PARAM_FIXED; break;
+    case MOEDI_SLOT_ROUTER_NOISE:
+        out->role = MOED_ROLE_ROUTER, out->expert_axis = 0, out->flags = MOED_PARAM_FIXED | MOED_PARAM_BIAS; /* drawn as zeros */
+        break;
     case MOEDI_SLOT_EXPERT_DOWN: out->flags = MOED_PARAM_EXPERT_OUTPUT; /* fall through */
     case MOEDI_SLOT_EXPERT_GATE:
     case MOEDI_SLOT_EXPERT_UP: out->role = MOED_ROLE_EXPERT; break;

@@ -30,6 +30,7 @@ typedef struct moedi_config {
     double weight_scale;            /* of the chosen experts' weights */
     int32_t score;                  /* MOED_SCORE_SOFTMAX or _SIGMOID */
     int32_t selection_bias;         /* experts are chosen by score + bias */
+    int32_t router_noise;           /* the router has a matrix for noise */
     int32_t normalise_top_k;
     int32_t shared_switch;          /* the shared expert is behind a sigmoid gate */
     int32_t qk_norm;
@@ -64,6 +65,7 @@ typedef enum moedi_slot {
     MOEDI_SLOT_FFN_NORM,
     MOEDI_SLOT_ROUTER,              /* of layers with experts from here */
     MOEDI_SLOT_ROUTER_BIAS,         /* (experts): of the selection; no gradient trains it */
+    MOEDI_SLOT_ROUTER_NOISE,        /* (experts, hidden): of a trainer that adds noise to the logits; kept, not computed with */
     MOEDI_SLOT_EXPERT_GATE, MOEDI_SLOT_EXPERT_UP,   /* per expert */
     MOEDI_SLOT_EXPERT_DOWN,                          /* per expert */
     MOEDI_SLOT_SHARED_GATE, MOEDI_SLOT_SHARED_UP, MOEDI_SLOT_SHARED_DOWN,
@@ -81,9 +83,12 @@ typedef struct moedi_family {
     const char *stacked[MOEDI_SLOT_COUNT]; /* those that Transformers 5 names otherwise in memory, gate standing for gate and up, each of
                                      * all experts of a layer; NULL = as in slots, all NULL = it does not stack them */
     /* config.json's field names where families differ (NULL: it has no such field), and its defaults */
-    const char *experts_field, *experts_alias, *expert_width_field, *shared_width_field;
+    const char *experts_field, *experts_alias, *top_k_field, *expert_width_field, *shared_width_field;
+    const char *expert_sizes_field; /* expert_width_field is of all experts together, in equal parts, which this field may list */
     const char *shared_count_field; /* so many shared experts, each as wide as an expert: one of the widths together */
-    const char *bias_field, *weight_scale_field;
+    const char *bias_field, *weight_scale_field, *noise_field;
+    struct { const char *field, *only; int32_t there; } needed[8]; /* fields that must be what is said here, as JSON, or (there 0) absent */
+    const char *ignored;            /* a tensor that a checkpoint may hold and nobody needs */
     int32_t bias;                   /* default of bias_field */
     int32_t normalise_top_k;        /* 0, 1, or -1 = norm_topk_prob, default 0 */
     int32_t qk_norm, score;

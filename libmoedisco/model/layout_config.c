@@ -45,7 +45,7 @@ static void walk_params(walk *w)
             visit_slots(w, MOEDI_SLOT_DENSE_GATE, MOEDI_SLOT_DENSE_DOWN, layer, 0);
             continue;
         }
-        visit_slots(w, MOEDI_SLOT_ROUTER, MOEDI_SLOT_ROUTER_BIAS, layer, 0);
+        visit_slots(w, MOEDI_SLOT_ROUTER, MOEDI_SLOT_ROUTER_NOISE, layer, 0);
         visit_slots(w, MOEDI_SLOT_EXPERT_GATE, MOEDI_SLOT_EXPERT_UP, layer, experts);
         visit_slots(w, MOEDI_SLOT_EXPERT_DOWN, MOEDI_SLOT_EXPERT_DOWN, layer, experts);
         visit_slots(w, MOEDI_SLOT_SHARED_GATE, MOEDI_SLOT_SHARED_SWITCH, layer, 0);
@@ -132,7 +132,11 @@ moed_status moedi_layout_with_experts(moed_layout **out, const moed_layout *l, i
     if (experts < 1) return moedi_fail(MOED_E_RANGE, "%d experts asked for: at least 1", (int)experts);
     MOEDI_TRY(load_config(l, &o));
     MOEDI_GO(set_config(o, moedi_config_experts_field(l->family, o), json_integer(experts)));
-    MOEDI_GO(set_config(o, "num_experts_per_tok", json_integer(l->config.top_k < experts ? l->config.top_k : experts)));
+    MOEDI_GO(set_config(o, l->family->top_k_field, json_integer(l->config.top_k < experts ? l->config.top_k : experts)));
+    if (l->family->expert_sizes_field) {
+        MOEDI_GO(set_config(o, l->family->expert_width_field, json_integer(experts * l->config.expert_width)));
+        if (json_object_get(o, l->family->expert_sizes_field)) MOEDI_GO(set_config(o, l->family->expert_sizes_field, json_null()));
+    }
     if (provenance) MOEDI_GO(set_config(o, "moedisco", json_incref(provenance)));
     MOEDI_GO(moedi_layout_from_json(out, l->context, o, "config.json"));
     (*out)->stacked = l->stacked;

@@ -185,6 +185,7 @@ static moed_status place_tensors(opening *o)
             const moedi_safetensors_entry *e = &o->files[i].entries[k];
             const int tied = is_tied_head(l, e->name);
             moedi_stored held;
+            if (moedi_storage_ignores(l, e->name)) continue;
             if (!moedi_storage_find(l, tied ? l->family->slots[MOEDI_SLOT_EMBEDDING] : e->name, &held))
                 return moedi_fail_file(MOED_E_MISMATCH, o->paths[i], -1,
                                        "tensor %s is no parameter of the model that config.json describes", e->name);

@@ -14,7 +14,7 @@ typedef struct moedi_group {
     int64_t gradient;               /* element in the block of gradients, -1: all frozen */
     void *weight;
     int owned;                      /* weight is in this transformer's own block, not in the model's memory */
-    int wide;                       /* of wide numbers, which no gradient trains: selection biases */
+    int fixed;                      /* no gradient trains it: of wide numbers, however narrow reals are */
 } moedi_group;
 
 enum { /* groups of a layer */
@@ -28,6 +28,7 @@ enum { /* groups of a layer */
     MOEDI_GROUP_FFN_NORM,           /* (D) */
     MOEDI_GROUP_ROUTER,             /* (E, D) */
     MOEDI_GROUP_ROUTER_BIAS,        /* (E) */
+    MOEDI_GROUP_ROUTER_NOISE,       /* (E, D) */
     MOEDI_GROUP_GATE_UP,            /* (E, 2 F, D) */
     MOEDI_GROUP_DOWN,               /* (E, D, F) */
     MOEDI_GROUP_PLAIN_GATE_UP,      /* (2 S, D): what every token passes, a shared expert, or all of a layer without experts */

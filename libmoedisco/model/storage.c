@@ -42,6 +42,11 @@ static void name_stack(const moed_layout *l, moedi_slot slot, moedi_stored *out)
     out->tensor.name = out->name;
 }
 
+int moedi_storage_ignores(const moed_layout *l, const char *name)
+{
+    return l->family && l->family->ignored && layer_of(l->family->ignored, name) >= 0;
+}
+
 int moedi_storage_find(const moed_layout *l, const char *name, moedi_stored *out)
 {
     const int64_t own = moedi_layout_find(l, name);

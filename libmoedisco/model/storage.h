@@ -12,6 +12,8 @@ typedef struct moedi_stored {
     int stacked;                    /* it is one of those that Transformers has in memory, not one of those that it writes */
 } moedi_stored;
 
+/* Whether a tensor of that name may be there and is of no use. */
+int moedi_storage_ignores(const moed_layout *l, const char *name);
 /* The tensor of that name; 0 when it holds no parameter of the layout. */
 int moedi_storage_find(const moed_layout *l, const char *name, moedi_stored *out);
 /* The tensor that begins with a parameter, as l->stacked has it. */

@@ -35,7 +35,7 @@ static moed_status walk_group(walk *w, moedi_group *g, int from, int to, int32_t
 {
     const moed_layout *l = w->layout;
     int trained = 0;
-    *g = (moedi_group){.first = w->used, .gradient = -1, .wide = from == MOEDI_SLOT_ROUTER_BIAS};
+    *g = (moedi_group){.first = w->used, .gradient = -1, .fixed = from == MOEDI_SLOT_ROUTER_BIAS || from == MOEDI_SLOT_ROUTER_NOISE};
     for (int64_t e = 0; e < (experts ? experts : 1); e++) {
         for (int s = from; s <= to; s++) {
             char name[512] = "";
@@ -47,10 +47,10 @@ static moed_status walk_group(walk *w, moedi_group *g, int from, int to, int32_t
             if (w->order) w->order[w->used] = (size_t)p;
             w->used++, g->count++;
             g->size += moedi_shape_elements(l->params[p].shape, l->params[p].rank);
-            trained |= !g->wide && (!w->trained || w->trained[p]);
+            trained |= !g->fixed && (!w->trained || w->trained[p]);
         }
     }
-    w->bytes += g->size * (int64_t)(g->wide ? w->wide_item : w->item);
+    w->bytes += g->size * (int64_t)(g->fixed ? w->wide_item : w->item);
     if (trained) {
         g->gradient = w->gradient;
         w->gradient = round_up(w->gradient + g->size, (int64_t)(64 / w->item));
@@ -77,6 +77,7 @@ static int has_group(const moedi_config *c, int64_t layer, int kind)
     case MOEDI_GROUP_GATE_UP:
     case MOEDI_GROUP_DOWN: return !dense;
     case MOEDI_GROUP_ROUTER_BIAS: return !dense && c->selection_bias;
+    case MOEDI_GROUP_ROUTER_NOISE: return !dense && c->router_noise;
     case MOEDI_GROUP_PLAIN_GATE_UP:
     case MOEDI_GROUP_PLAIN_DOWN: return moedi_plain_width(c, layer) > 0;
     case MOEDI_GROUP_SHARED_SWITCH: return !dense && c->shared_switch;
@@ -99,6 +100,7 @@ static moed_status walk_layout(walk *w, moedi_group *groups)
         {MOEDI_GROUP_FFN_NORM, SLOTS(MOEDI_SLOT_FFN_NORM, MOEDI_SLOT_FFN_NORM)},
         {MOEDI_GROUP_ROUTER, SLOTS(MOEDI_SLOT_ROUTER, MOEDI_SLOT_ROUTER)},
         {MOEDI_GROUP_ROUTER_BIAS, SLOTS(MOEDI_SLOT_ROUTER_BIAS, MOEDI_SLOT_ROUTER_BIAS)},
+        {MOEDI_GROUP_ROUTER_NOISE, SLOTS(MOEDI_SLOT_ROUTER_NOISE, MOEDI_SLOT_ROUTER_NOISE)},
         {MOEDI_GROUP_GATE_UP, SLOTS(MOEDI_SLOT_EXPERT_GATE, MOEDI_SLOT_EXPERT_UP)},
         {MOEDI_GROUP_DOWN, SLOTS(MOEDI_SLOT_EXPERT_DOWN, MOEDI_SLOT_EXPERT_DOWN)},
         {MOEDI_GROUP_PLAIN_GATE_UP, MOEDI_SLOT_SHARED_GATE, MOEDI_SLOT_SHARED_UP, MOEDI_SLOT_DENSE_GATE, MOEDI_SLOT_DENSE_UP},
@@ -339,7 +341,7 @@ moed_status moedi_transformer_bytes(const moed_layout *l, const moed_backend_inf
 
 static size_t item_of(const moedi_transformer *t, const moedi_group *g)
 {
-    return g->wide ? t->wide : t->item;
+    return g->fixed ? t->wide : t->item;
 }
 
 /* Whether a group's tensors are such that the engine can work on them where they are. */
@@ -350,7 +352,7 @@ static int usable_in_place(const moedi_transformer *t, const moedi_group *g)
     if (!t->engine.info.host_memory || (uintptr_t)expected % item_of(t, g)) return 0;
     for (size_t i = g->first; i < g->first + g->count; i++) {
         const moed_tensor *x = &tensors[t->order[i]];
-        if (x->data != expected || x->dtype != (g->wide ? t->engine.info.wide : t->engine.info.dtype)) return 0;
+        if (x->data != expected || x->dtype != (g->fixed ? t->engine.info.wide : t->engine.info.dtype)) return 0;
         expected += (size_t)moedi_shape_elements(x->shape, x->rank) * item_of(t, g);
     }
     return 1;
@@ -411,7 +413,7 @@ static moed_status move_piece(moedi_transformer *t, size_t param, int64_t at, in
 /* A parameter that the device holds in wide numbers where its weights are narrow. */
 static int held_wide(const moedi_transformer *t, size_t param)
 {
-    return t->layout->params[param].role == MOED_ROLE_ROUTER_BIAS;
+    return (t->layout->params[param].flags & MOED_PARAM_FIXED) != 0;
 }
 
 /* Numbers of a parameter between host memory of the wide dtype and the device. */

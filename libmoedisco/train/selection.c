@@ -60,9 +60,7 @@ moed_status moedi_selection(const moed_layout *l, const char *train, const char 
     size_t left = 0;
     for (size_t i = 0; i < l->count; i++) {
         const moed_param *p = &l->params[i];
-        /* what loads move, not gradients, where the model is ours to run */
-        const int selects = l->family && p->role == MOED_ROLE_ROUTER_BIAS;
-        if (p->role == MOED_ROLE_OPAQUE || selects || !moedi_dtype_is_float(p->dtype)) trained[i] = 0;
+        if (p->role == MOED_ROLE_OPAQUE || p->flags & MOED_PARAM_FIXED || !moedi_dtype_is_float(p->dtype)) trained[i] = 0;
         left += trained[i];
     }
     if (left == 0)

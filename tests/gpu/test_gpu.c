@@ -139,7 +139,7 @@ static float *gradients(const char *device, const char *kernels, const char *con
         moed_tensor g;
         moed_param param;
         assert_ok(moed_layout_param(moed_model_layout(b.model), p, &param));
-        if (param.role == MOED_ROLE_ROUTER_BIAS) continue;
+        if (param.flags & MOED_PARAM_FIXED) continue;
         assert_ok(moed_trainer_gradient(t, p, &g));
         size_t n = 1;
         for (int32_t i = 0; i < g.rank; i++) n *= (size_t)g.shape[i];

@@ -199,10 +199,7 @@ def make(folder, kind, config, seed):
     config._experts_implementation = "eager"
     model = kind(config).float()
     randomise(model, generator)
-    vocabulary = config.vocab_size
-    tokens = torch.randint(0, vocabulary, (STEPS, ROWS, LENGTH), generator=generator, dtype=torch.int32)
-    labels = torch.randint(0, vocabulary, (STEPS, ROWS, LENGTH), generator=generator, dtype=torch.int32)
-    labels[:, 0, -3:] = -1
+    tokens, labels = batches(config.vocab_size, generator)
 
     shutil.rmtree(folder, ignore_errors=True)
     stacked = folder.endswith("-stacked")
@@ -213,10 +210,21 @@ def make(folder, kind, config, seed):
     weights = weights_of(model) if stacked else named(model, family, weights_of(model))
     assert set(saved) == set(weights) and all(torch.equal(saved[n], weights[n]) for n in saved), "not the hub's names"
     again = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager", experts_implementation="eager")
+    assert torch.equal(model(input_ids=tokens[0]).logits, again(input_ids=tokens[0]).logits), "from_pretrained read something else"
+    return record(folder, model, family, tokens, labels, seed)
 
+
+def batches(vocabulary, generator):
+    tokens = torch.randint(0, vocabulary, (STEPS, ROWS, LENGTH), generator=generator, dtype=torch.int32)
+    labels = torch.randint(0, vocabulary, (STEPS, ROWS, LENGTH), generator=generator, dtype=torch.int32)
+    labels[:, 0, -3:] = -1
+    return tokens, labels
+
+
+def record(folder, model, family, tokens, labels, seed):
+    """Writes expected.safetensors, and says whether experts were chosen by SAFE_MARGIN."""
     out = {"tokens": tokens, "labels": labels}
     logits, loss = cross_entropy(model, tokens[0], labels[0])
-    assert torch.equal(logits, again(input_ids=tokens[0]).logits), "from_pretrained read something else"
     loss.backward()
     out["logits"] = logits.detach()
     gradients = {n: p.grad if p.grad is not None else torch.zeros_like(p) for n, p in model.named_parameters()}
