@@ -328,6 +328,24 @@ static void test_sigmoid_gate(void **state)
     }
 }
 
+static void test_squash(void **state)
+{
+    static const int64_t counts[] = {1, 7, 64, 5001};
+    (void)state;
+    for (int s = 0; s < 2; s++)
+        if (!MOED_BACKEND_HAS(sides[s].table, squash)) skip();
+    for (int i = 0; i < 8; i++) {
+        const int64_t count = counts[i / 2];
+        const int in_place = i % 2, x = real_sum("x", count), out = in_place ? x : real_out("out", count);
+        for (int64_t k = 0; k < count; k++) buffers[x].values[k] *= 4;
+        RUN(squash, squash, 2e-6, .out = AT(out), .x = AT(x), .count = count);
+        settle(out);
+        const int d_out = real_sum("d_out", count), d_x = in_place ? d_out : real_out("d_x", count);
+        RUN(squash_backward, squash, 2e-6, .out = AT(out), .d_x = AT(d_x), .d_out = AT(d_out), .count = count);
+        reset();
+    }
+}
+
 /* ---- routing ---- */
 
 /* Random distinct experts per row, none from the last third: empty groups. */
@@ -830,6 +848,7 @@ static int run_table(const moed_backend *backend, const char *kernels, int32_t d
         ONE(test_swiglu),
         ONE(test_swiglu_backward_of_weighted_rows),
         ONE(test_sigmoid_gate),
+        ONE(test_squash),
         ONE(test_router),
         ONE(test_router_ids_are_valid_without_numbers),
         ONE(test_dispatch_gather_combine),

@@ -199,6 +199,19 @@ static void test_sigmoid_gate_gradient(void **state)
     assert_gradient("d_gate", &p, gate, 3, d_gate);
 }
 
+static void squash_forward(void *a) { CALL(squash, a); }
+static void test_squash_gradient(void **state)
+{
+    double x[9], out[9], d_out[9], d_x[9];
+    (void)state;
+    DRAW(x), DRAW(d_out);
+    moed_op_squash a = {.out = out, .x = x, .d_x = d_x, .d_out = d_out, .count = 9};
+    const problem p = {squash_forward, &a, out, d_out, 9};
+    CALL(squash, &a);
+    CALL(squash_backward, &a);
+    assert_gradient("d_x", &p, x, 9, d_x);
+}
+
 /* The choices are held fixed by replay; the shares f_e of the balance loss are constants of the definition. */
 static void test_router_gradient(void **state)
 {
@@ -583,6 +596,7 @@ int main(void)
         cmocka_unit_test(test_swiglu_gradient),
         cmocka_unit_test(test_weighted_swiglu_gradient),
         cmocka_unit_test(test_sigmoid_gate_gradient),
+        cmocka_unit_test(test_squash_gradient),
         cmocka_unit_test(test_router_gradient),
         cmocka_unit_test(test_combine_gradient),
         cmocka_unit_test(test_cross_entropy_gradient),

@@ -296,6 +296,15 @@ typedef struct moed_op_update {
     int64_t loss_count;
 } moed_op_update;
 
+/* Optional, and only together. out (count) = tanh(x); backward: d_x = d_out (1 - out^2). out may be x, d_x may be d_out. */
+typedef struct moed_op_squash {
+    void *out;
+    const void *x;
+    void *d_x;
+    const void *d_out;
+    int64_t count;
+} moed_op_squash;
+
 /* out (1) = [+=] scale * sum of x (count), both wide, in double inside. */
 typedef struct moed_op_sum {
     void *out;
@@ -487,6 +496,10 @@ typedef struct moed_backend {
      * is had by alloc: they count against its limit. A function of w alone, asked of the table that the entry gives, without an
      * engine; a table that lacks it counts 0. */
     int64_t (*workspace)(const moed_workload *w);
+
+    /* Optional: models whose router has two layers need them. */
+    moed_status (*squash)(void *self, const moed_op_squash *a);
+    moed_status (*squash_backward)(void *self, const moed_op_squash *a);
 } moed_backend;
 
 /* A slot that a newer table has and an older plug-in may lack. */

@@ -176,6 +176,44 @@ moed_status MOEDI_VARIED(sigmoid_gate_backward)(void *self, const moed_op_sigmoi
     return MOED_OK;
 }
 
+/* ---- the router's hidden layer: a few numbers a token ---- */
+
+typedef struct squash_job {
+    const moed_op_squash *a;
+    moedi_cut cut;
+} squash_job;
+
+static void squash_task(void *argument, int64_t index)
+{
+    const squash_job *job = argument;
+    const moed_op_squash *a = job->a;
+    const int64_t end = least_of(a->count, (index + 1) * job->cut.size);
+    for (int64_t i = index * job->cut.size; i < end; i += VECTOR)
+        put((float *)a->out + i, 2.0f * vsigmoid(2.0f * get((const float *)a->x + i, end - i)) - 1.0f, end - i);
+}
+static void squash_backward_task(void *argument, int64_t index)
+{
+    const squash_job *job = argument;
+    const moed_op_squash *a = job->a;
+    const int64_t end = least_of(a->count, (index + 1) * job->cut.size);
+    for (int64_t i = index * job->cut.size; i < end; i += VECTOR) {
+        const vfloat out = get((const float *)a->out + i, end - i);
+        put((float *)a->d_x + i, get((const float *)a->d_out + i, end - i) * (1.0f - out * out), end - i);
+    }
+}
+moed_status MOEDI_VARIED(squash)(void *self, const moed_op_squash *a)
+{
+    squash_job job = {a, cut(a->count, 8)};
+    run(self, job.cut.tasks, squash_task, &job);
+    return MOED_OK;
+}
+moed_status MOEDI_VARIED(squash_backward)(void *self, const moed_op_squash *a)
+{
+    squash_job job = {a, cut(a->count, 8)};
+    run(self, job.cut.tasks, squash_backward_task, &job);
+    return MOED_OK;
+}
+
 /* ---- additions and sums ---- */
 
 typedef struct add_job {

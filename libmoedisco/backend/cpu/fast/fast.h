@@ -94,7 +94,7 @@ void moedi_gemm_with(moedi_cpu *e, const moed_op_gemm *a, void *scratch);
     X(combine_backward, combine) X(sigmoid_gate, sigmoid_gate) X(sigmoid_gate_backward, sigmoid_gate)                        \
     X(cross_entropy, cross_entropy) X(gradient_norm, update) X(adamw, update) X(sum, sum) X(add, add)                        \
     X(embed_mean, embed_mean) X(kmeans_assign, kmeans_assign) X(kmeans_accumulate, kmeans_accumulate)                \
-    X(kmeans_step, kmeans_step) X(kmeans_distances, kmeans_distances)
+    X(kmeans_step, kmeans_step) X(kmeans_distances, kmeans_distances) X(squash, squash) X(squash_backward, squash)
 #define MOEDI_DECLARE(slot, type) moed_status MOEDI_VARIED(slot)(void *self, const moed_op_##type *a);
 MOEDI_FAST_OPERATIONS(MOEDI_DECLARE)
 #undef MOEDI_DECLARE

@@ -67,3 +67,20 @@ MOEDI_REFERENCE(sigmoid_gate_backward, sigmoid_gate)
     }
     return MOED_OK;
 }
+
+MOEDI_REFERENCE(squash, squash)
+{
+    (void)self;
+    for (int64_t i = 0; i < a->count; i++) ((real *)a->out)[i] = (real)tanh((double)((const real *)a->x)[i]);
+    return MOED_OK;
+}
+
+MOEDI_REFERENCE(squash_backward, squash)
+{
+    (void)self;
+    for (int64_t i = 0; i < a->count; i++) {
+        const double out = (double)((const real *)a->out)[i];
+        ((real *)a->d_x)[i] = (real)((double)((const real *)a->d_out)[i] * (1.0 - out * out));
+    }
+    return MOED_OK;
+}

@@ -27,6 +27,8 @@ MOEDI_REFERENCE(swiglu, swiglu);
 MOEDI_REFERENCE(swiglu_backward, swiglu);
 MOEDI_REFERENCE(sigmoid_gate, sigmoid_gate);
 MOEDI_REFERENCE(sigmoid_gate_backward, sigmoid_gate);
+MOEDI_REFERENCE(squash, squash);
+MOEDI_REFERENCE(squash_backward, squash);
 MOEDI_REFERENCE(router, router);
 MOEDI_REFERENCE(router_backward, router);
 MOEDI_REFERENCE(dispatch, dispatch);

@@ -49,4 +49,6 @@ const moed_backend MOEDI_VARIED(reference) = {
     OPERATION(kmeans_accumulate),
     OPERATION(blend),
     OPERATION(kmeans_move),
+    OPERATION(squash),
+    OPERATION(squash_backward),
 };

@@ -47,6 +47,34 @@ template <typename T> moed_status moedi_cuda_add(moedi_cuda *e, const moed_op_ad
 }
 MOEDI_CUDA_DEFINED(add, add)
 
+/* ---- the router's hidden layer: a few numbers a token ---- */
+
+template <typename T> __global__ void squash_kernel(T *out, const T *x, int64_t count)
+{
+    const int64_t i = index_now();
+    if (i < count) out[i] = from_float<T>(tanhf(to_float(x[i])));
+}
+template <typename T> __global__ void squash_backward_kernel(T *d_x, const T *out, const T *d_out, int64_t count)
+{
+    const int64_t i = index_now();
+    if (i >= count) return;
+    const float made = to_float(out[i]);
+    d_x[i] = from_float<T>(to_float(d_out[i]) * (1.0f - made * made));
+}
+template <typename T> moed_status moedi_cuda_squash(moedi_cuda *e, const moed_op_squash *a)
+{
+    if (a->count <= 0) return MOED_OK;
+    return moedi_cuda_launch(e, squash_kernel<T>, grid_for(a->count), THREADS, 0, static_cast<T *>(a->out), static_cast<const T *>(a->x), a->count);
+}
+MOEDI_CUDA_DEFINED(squash, squash)
+template <typename T> moed_status moedi_cuda_squash_backward(moedi_cuda *e, const moed_op_squash *a)
+{
+    if (a->count <= 0) return MOED_OK;
+    return moedi_cuda_launch(e, squash_backward_kernel<T>, grid_for(a->count), THREADS, 0, static_cast<T *>(a->d_x), static_cast<const T *>(a->out),
+                             static_cast<const T *>(a->d_out), a->count);
+}
+MOEDI_CUDA_DEFINED(squash_backward, squash)
+
 /* ---- rope ---- */
 
 /* A block a token. */
