@@ -189,8 +189,7 @@ static void bad_configs_are_refused_by_field(void **state)
         {MIXTRAL, "{\"decoder_sparse_step\": 2}", MOED_E_UNSUPPORTED, "decoder_sparse_step is 2"},
         {MIXTRAL, "{\"first_k_dense_replace\": 1}", MOED_E_UNSUPPORTED, "first_k_dense_replace is 1"},
         {OLMOE, "{\"clip_qkv\": 8.0}", MOED_E_UNSUPPORTED, "clip_qkv is 8.0"},
-        {LLAMA, "{\"gate_network\": \"mlp\"}", MOED_E_UNSUPPORTED, "gate_network is \"mlp\""},
-        {LLAMA, "{\"gate_network\": \"<drop>\"}", MOED_E_UNSUPPORTED, "gate_network is not there"},
+        {LLAMA, "{\"gate_network\": \"cosine\"}", MOED_E_UNSUPPORTED, "gate_network is \"cosine\""},
         {LLAMA, "{\"gate_use_softmax\": false}", MOED_E_UNSUPPORTED, "gate_use_softmax is false"},
         {LLAMA, "{\"size_experts\": [[6,6,6],[5,6,7]]}", MOED_E_UNSUPPORTED, "size_experts is [[6,6,6],[5,6,7]]"},
         {LLAMA, "{\"intermediate_size\": 19}", MOED_E_RANGE, "intermediate_size 19 is not a multiple of num_experts 3"},
@@ -302,6 +301,17 @@ static void parts_of_a_divided_feed_forward_are_as_wide_as_before(void **state)
     const moed_param *noise = &two->params[moedi_layout_find(two, "model.layers.1.mlp.gate.weight_noise.weight")];
     assert_true(noise->role == MOED_ROLE_ROUTER && noise->shape[0] == 2 && noise->flags & MOED_PARAM_FIXED);
     moed_layout_destroy(l), moed_layout_destroy(two);
+
+    char *text = changed(LLAMA, "{\"gate_network\": \"<drop>\"}"); /* of two layers: the second has a row for each expert */
+    l = support_layout(*state, text);
+    assert_ok(moedi_layout_with_experts(&two, l, 2, NULL));
+    assert_int_equal(moedi_layout_find(two, "model.layers.0.mlp.gate.gate_network.weight"), -1);
+    const moed_param *in = &two->params[moedi_layout_find(two, "model.layers.0.mlp.gate.gate_network.0.weight")];
+    const moed_param *out = &two->params[moedi_layout_find(two, "model.layers.0.mlp.gate.gate_network.2.weight")];
+    assert_true(in->role == MOED_ROLE_SHARED && in->shape[0] == 3 && in->shape[1] == 16);
+    assert_true(out->role == MOED_ROLE_ROUTER && out->shape[0] == 2 && out->shape[1] == 3);
+    moed_layout_destroy(l), moed_layout_destroy(two);
+    free(text);
 }
 
 /* Transformers writes num_local_experts for what older configs of the same family call num_experts. */

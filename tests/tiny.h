@@ -54,6 +54,8 @@ static const struct {
                           " \"routed_scaling_factor\": 2.5, \"attention_bias\": true")},
     {"llama_moe, scaled", TINY_FAMILY("llama_moe", "\"num_hidden_layers\": 2, \"num_experts\": 3, \"num_selects\": 2, \"gate_network\": \"linear\","
                                       " \"score_scale_factor\": [1.5, 1.5]")},
+    {"llama_moe, a router of two layers", TINY_FAMILY("llama_moe", "\"num_hidden_layers\": 2, \"num_experts\": 3, \"num_selects\": 2,"
+                                                      " \"score_scale_factor\": 4.0")},
     {"dots1, one expert, which is routed", TINY_FAMILY("dots1", "\"num_hidden_layers\": 1, \"num_key_value_heads\": 1,"
                                                        " \"n_routed_experts\": 1, \"num_experts_per_tok\": 1, \"n_shared_experts\": 1")},
 };

@@ -12,10 +12,8 @@ enum { SIZE_MAX_HIDDEN = 1 << 20, COUNT_MAX = 1 << 16 };
 /* The value of a field for a sentence, cut short. */
 static void describe(const json_t *value, char *out, size_t size)
 {
-    const size_t n = value ? moedi_json_line(value, out, size - 1, JSON_COMPACT | JSON_ENCODE_ANY) : 0;
-    if (!value)
-        snprintf(out, size, "not there");
-    else if (n == 0)
+    const size_t n = moedi_json_line(value, out, size - 1, JSON_COMPACT | JSON_ENCODE_ANY);
+    if (n == 0)
         snprintf(out, size, "a value");
     else if (n < size)
         out[n] = '\0';
@@ -62,7 +60,7 @@ static moed_status check_needed(const moedi_family *f, const json_t *o, const ch
 {
     for (size_t i = 0; i < sizeof f->needed / sizeof *f->needed && f->needed[i].field; i++) {
         char value[80];
-        if (moedi_config_absent(o, f->needed[i].field) && !f->needed[i].there) continue;
+        if (moedi_config_absent(o, f->needed[i].field)) continue;
         describe(json_object_get(o, f->needed[i].field), value, sizeof value);
         if (strcmp(value, f->needed[i].only) != 0) return moedi_config_unsupported(o, f->needed[i].field, path, f->needed[i].only);
     }
@@ -209,6 +207,16 @@ static moed_status read_scale(moedi_config *out, const moedi_family *f, const js
     return MOED_OK;
 }
 
+static moed_status read_router(moedi_config *out, const moedi_family *f, const json_t *o, const char *path)
+{
+    const char *kind = "mlp";
+    MOEDI_TRY(moedi_json_text(o, path, f->router_field, 0, &kind));
+    if (!strcmp(kind, "linear")) return MOED_OK;
+    if (strcmp(kind, "mlp") != 0) return moedi_config_unsupported(o, f->router_field, path, "\"linear\" or \"mlp\"");
+    out->router_hidden = out->experts;
+    return moedi_json_integer(o, path, f->router_hidden_field, 0, 1, COUNT_MAX, &out->router_hidden);
+}
+
 static moed_status read_experts(moedi_config *out, const moedi_family *f, const json_t *o, const char *path)
 {
     const char *field = moedi_config_experts_field(f, o);
@@ -224,6 +232,7 @@ static moed_status read_experts(moedi_config *out, const moedi_family *f, const 
     if (f->normalise_top_k < 0) MOEDI_TRY(moedi_json_boolean(o, path, "norm_topk_prob", 0, &out->normalise_top_k));
     out->score = f->score, out->selection_bias = f->slots[MOEDI_SLOT_ROUTER_BIAS] != NULL;
     out->weight_scale = 1;
+    if (f->router_field) MOEDI_TRY(read_router(out, f, o, path));
     if (f->noise_field) {
         out->router_noise = 1;
         MOEDI_TRY(moedi_json_boolean(o, path, f->noise_field, 0, &out->router_noise));

@@ -149,6 +149,8 @@ static const moedi_family families[] = {
         .slots = {
             ATTENTION_SLOTS,
             [MOEDI_SLOT_ROUTER] = LAYER "mlp.gate.gate_network.weight",
+            [MOEDI_SLOT_ROUTER_IN] = LAYER "mlp.gate.gate_network.0.weight",
+            [MOEDI_SLOT_ROUTER_OUT] = LAYER "mlp.gate.gate_network.2.weight",
             [MOEDI_SLOT_ROUTER_NOISE] = LAYER "mlp.gate.weight_noise.weight",
             [MOEDI_SLOT_EXPERT_GATE] = LAYER "mlp.calculator.experts.weight_gate.%e",
             [MOEDI_SLOT_EXPERT_UP] = LAYER "mlp.calculator.experts.weight_up.%e",
@@ -158,8 +160,9 @@ static const moedi_family families[] = {
         .experts_field = "num_experts", .experts_alias = "num_experts", .top_k_field = "num_selects",
         .expert_width_field = "intermediate_size", .expert_sizes_field = "size_experts",
         .weight_scale_field = "score_scale_factor", .noise_field = "gate_add_noise",
-        .needed = {{"gate_network", "\"linear\"", 1}, {"gate_type", "\"TopKBalancedNoisyGate\"", 0}, {"gate_use_softmax", "true", 0},
-                   {"calculator_type", "\"UniversalCalculator\"", 0}, {"multiply_gate_scores", "true", 0}, {"add_weight_norm", "false", 0}},
+        .router_field = "gate_network", .router_hidden_field = "gate_hidden_size", /* the latter ours: a part has fewer experts, not inputs */
+        .needed = {{"gate_type", "\"TopKBalancedNoisyGate\""}, {"gate_use_softmax", "true"}, {"calculator_type", "\"UniversalCalculator\""},
+                   {"multiply_gate_scores", "true"}, {"add_weight_norm", "false"}},
         .normalise_top_k = 1,
         .epsilon = 1e-6,
         .rope_theta = 10000.0,
@@ -226,7 +229,9 @@ static int slot_shape(const moedi_config *c, moedi_slot slot, int64_t shape[2])
         return VECTOR(c->qk_norm == MOEDI_QK_NORM_HEAD ? c->head_dim : slot == MOEDI_SLOT_Q_NORM ? query : key);
     case MOEDI_SLOT_O: return MATRIX(c->hidden, query);
     case MOEDI_SLOT_O_BIAS: return c->o_bias ? VECTOR(c->hidden) : 0;
-    case MOEDI_SLOT_ROUTER: return MATRIX(c->experts, c->hidden);
+    case MOEDI_SLOT_ROUTER: return c->router_hidden ? 0 : MATRIX(c->experts, c->hidden);
+    case MOEDI_SLOT_ROUTER_IN: return c->router_hidden ? MATRIX(c->router_hidden, c->hidden) : 0;
+    case MOEDI_SLOT_ROUTER_OUT: return c->router_hidden ? MATRIX(c->experts, c->router_hidden) : 0;
     case MOEDI_SLOT_ROUTER_BIAS: return c->selection_bias ? VECTOR(c->experts) : 0;
     case MOEDI_SLOT_ROUTER_NOISE: return c->router_noise ? MATRIX(c->experts, c->hidden) : 0;
     case MOEDI_SLOT_EXPERT_GATE:
@@ -273,7 +278,8 @@ int moedi_family_param(const moedi_family *f, const moedi_config *config, moedi_
     case MOEDI_SLOT_K_BIAS:
     case MOEDI_SLOT_V_BIAS:
     case MOEDI_SLOT_O_BIAS: out->flags = MOED_PARAM_BIAS; break;
-    case MOEDI_SLOT_ROUTER: out->role = MOED_ROLE_ROUTER, out->expert_axis = 0; break;
+    case MOEDI_SLOT_ROUTER:
+    case MOEDI_SLOT_ROUTER_OUT: out->role = MOED_ROLE_ROUTER, out->expert_axis = 0; break;
     case MOEDI_SLOT_ROUTER_BIAS: out->role = MOED_ROLE_ROUTER_BIAS, out->expert_axis = 0, out->flags = MOED_PARAM_FIXED; break;
     case MOEDI_SLOT_ROUTER_NOISE:
         out->role = MOED_ROLE_ROUTER, out->expert_axis = 0, out->flags = MOED_PARAM_FIXED | MOED_PARAM_BIAS; /* drawn as zeros */

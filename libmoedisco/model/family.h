@@ -20,6 +20,7 @@ typedef struct moedi_config {
     int64_t vocabulary, hidden, layers, heads, kv_heads, head_dim;
     int64_t experts, top_k, expert_width; /* in the layers that have experts */
     int64_t routed_layers;          /* how many have */
+    int64_t router_hidden;          /* of a router of two layers, 0 = of one */
     int64_t shared_width;           /* of the shared experts of such a layer, together; 0 = none */
     int64_t dense_width;            /* of the feed-forward of the other layers; 0 = there are none */
     uint64_t dense[MOEDI_DENSE_LAYERS_MAX / 64]; /* a bit for each layer: no experts */
@@ -64,6 +65,8 @@ typedef enum moedi_slot {
     MOEDI_SLOT_O_BIAS,
     MOEDI_SLOT_FFN_NORM,
     MOEDI_SLOT_ROUTER,              /* of layers with experts from here */
+    MOEDI_SLOT_ROUTER_IN,           /* (router_hidden, hidden): in the place of one layer two, with tanh between them */
+    MOEDI_SLOT_ROUTER_OUT,          /* (experts, router_hidden) */
     MOEDI_SLOT_ROUTER_BIAS,         /* (experts): of the selection; no gradient trains it */
     MOEDI_SLOT_ROUTER_NOISE,        /* (experts, hidden): of a trainer that adds noise to the logits; kept, not computed with */
     MOEDI_SLOT_EXPERT_GATE, MOEDI_SLOT_EXPERT_UP,   /* per expert */
@@ -87,7 +90,8 @@ typedef struct moedi_family {
     const char *expert_sizes_field; /* expert_width_field is of all experts together, in equal parts, which this field may list */
     const char *shared_count_field; /* so many shared experts, each as wide as an expert: one of the widths together */
     const char *bias_field, *weight_scale_field, *noise_field;
-    struct { const char *field, *only; int32_t there; } needed[8]; /* fields that must be what is said here, as JSON, or (there 0) absent */
+    const char *router_field, *router_hidden_field; /* "linear", or "mlp" (the default); of an mlp, by default as many as experts */
+    struct { const char *field, *only; } needed[8]; /* fields that must be absent or what is said here, as JSON */
     const char *ignored;            /* a tensor that a checkpoint may hold and nobody needs */
     int32_t bias;                   /* default of bias_field */
     int32_t normalise_top_k;        /* 0, 1, or -1 = norm_topk_prob, default 0 */

@@ -82,15 +82,29 @@ static moed_status forward_attention(moedi_transformer *t, int64_t layer)
                   c->hidden, heads);
 }
 
+/* Logits of h, or of tanh(w h) where the router has two layers. */
+static moed_status forward_router_logits(moedi_transformer *t, int64_t layer)
+{
+    const moedi_config *c = t->config;
+    const moedi_activations *a = &t->layers[layer];
+    const int64_t width = c->router_hidden ? c->router_hidden : c->hidden;
+    if (c->router_hidden) {
+        MOEDI_TRY(linear(t, a->router_hidden, a->h, moedi_group_of(t, layer, MOEDI_GROUP_ROUTER_IN)->weight, NULL, NULL, width, c->hidden));
+        MOEDI_OP(t, squash, moed_op_squash, .out = a->router_hidden, .x = a->router_hidden, .count = t->tokens_now * width);
+    }
+    MOEDI_OP(t, gemm, moed_op_gemm, .c = a->router_logits, .a = c->router_hidden ? a->router_hidden : a->h,
+             .b = moedi_group_of(t, layer, MOEDI_GROUP_ROUTER)->weight, .m = t->tokens_now, .n = c->experts,
+             .k = width, .lda = width, .ldb = width, .ldc = c->experts, .transpose_b = 1, .wide_c = 1);
+    return MOED_OK;
+}
+
 /* Which experts see which tokens, and the two router losses (means over layers). */
 static moed_status forward_router(moedi_transformer *t, int64_t layer)
 {
     const moedi_config *c = t->config;
     const moedi_activations *a = &t->layers[layer];
     const moedi_group *bias = moedi_group_of(t, layer, MOEDI_GROUP_ROUTER_BIAS);
-    MOEDI_OP(t, gemm, moed_op_gemm, .c = a->router_logits, .a = a->h,
-             .b = moedi_group_of(t, layer, MOEDI_GROUP_ROUTER)->weight, .m = t->tokens_now, .n = c->experts,
-             .k = c->hidden, .lda = c->hidden, .ldb = c->hidden, .ldc = c->experts, .transpose_b = 1, .wide_c = 1);
+    MOEDI_TRY(forward_router_logits(t, layer));
     MOEDI_OP(t, router, moed_op_router, .probabilities = a->probabilities, .weights = a->weights,
              .lse = a->router_lse, .ids = a->ids, .logits = a->router_logits,
              .losses = moedi_at_wide(t, t->results, 1), .rows = t->tokens_now, .experts = c->experts,

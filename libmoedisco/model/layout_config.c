@@ -133,6 +133,7 @@ moed_status moedi_layout_with_experts(moed_layout **out, const moed_layout *l, i
     MOEDI_TRY(load_config(l, &o));
     MOEDI_GO(set_config(o, moedi_config_experts_field(l->family, o), json_integer(experts)));
     MOEDI_GO(set_config(o, l->family->top_k_field, json_integer(l->config.top_k < experts ? l->config.top_k : experts)));
+    if (l->config.router_hidden) MOEDI_GO(set_config(o, l->family->router_hidden_field, json_integer(l->config.router_hidden)));
     if (l->family->expert_sizes_field) {
         MOEDI_GO(set_config(o, l->family->expert_width_field, json_integer(experts * l->config.expert_width)));
         if (json_object_get(o, l->family->expert_sizes_field)) MOEDI_GO(set_config(o, l->family->expert_sizes_field, json_null()));

@@ -26,7 +26,8 @@ enum { /* groups of a layer */
     MOEDI_GROUP_O,                  /* (D, heads * head_dim) */
     MOEDI_GROUP_O_BIAS,             /* (D) */
     MOEDI_GROUP_FFN_NORM,           /* (D) */
-    MOEDI_GROUP_ROUTER,             /* (E, D) */
+    MOEDI_GROUP_ROUTER_IN,          /* (H, D), of a router of two layers */
+    MOEDI_GROUP_ROUTER,             /* (E, D), or (E, H) */
     MOEDI_GROUP_ROUTER_BIAS,        /* (E) */
     MOEDI_GROUP_ROUTER_NOISE,       /* (E, D) */
     MOEDI_GROUP_GATE_UP,            /* (E, 2 F, D) */
@@ -48,6 +49,7 @@ typedef struct moedi_activations {
     void *q_rstd, *k_rstd;          /* (N, heads), (N, kv_heads), or (N) where norms are over all heads */
     void *attended, *attention_lse; /* (N, heads, head_dim), (heads, N) */
     void *h;                        /* (N, D) what router and experts see; likewise */
+    void *router_hidden;            /* (N, H) */
     void *router_logits, *probabilities, *router_lse; /* (N, E), (N, E), (N) */
     int32_t *ids;                   /* (N, top_k) */
     void *weights;                  /* (N, top_k) */
@@ -95,7 +97,7 @@ struct moedi_transformer {
     /* what lives within one part of a layer; the parts take turns in the same memory */
     void *d_qkv, *d_attended;       /* attention (TRAIN) */
     void *places, *act;             /* experts: (P, D) what they read, or what they made, or a gradient of these; (P, F) */
-    void *d_weights, *d_router_logits; /* (P), (N, E) (TRAIN) */
+    void *d_weights, *d_router_logits, *d_router_hidden; /* (P), (N, E), (N, H) (TRAIN) */
     void *plain_act;                /* (N, S) */
     void *d_shared_y, *d_shared_switch; /* (TRAIN) */
     void *logits;                   /* (logit_rows, V) */

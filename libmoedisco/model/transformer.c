@@ -64,7 +64,7 @@ static size_t count_groups(const moed_layout *l)
     return 3 + (size_t)l->config.layers * MOEDI_GROUPS_PER_LAYER;
 }
 
-/* Whether a layer has a group, whose first slot is `from`. */
+/* Whether a layer has a group. */
 static int has_group(const moedi_config *c, int64_t layer, int kind)
 {
     const int dense = moedi_config_dense(c, layer);
@@ -76,6 +76,7 @@ static int has_group(const moedi_config *c, int64_t layer, int kind)
     case MOEDI_GROUP_ROUTER:
     case MOEDI_GROUP_GATE_UP:
     case MOEDI_GROUP_DOWN: return !dense;
+    case MOEDI_GROUP_ROUTER_IN: return !dense && c->router_hidden > 0;
     case MOEDI_GROUP_ROUTER_BIAS: return !dense && c->selection_bias;
     case MOEDI_GROUP_ROUTER_NOISE: return !dense && c->router_noise;
     case MOEDI_GROUP_PLAIN_GATE_UP:
@@ -85,29 +86,38 @@ static int has_group(const moedi_config *c, int64_t layer, int kind)
     }
 }
 
+/* The slots of a group. */
+static void slots_of(const moedi_config *c, int64_t layer, int kind, int *from, int *to)
+{
+    static const struct { int from, to; } slots[MOEDI_GROUPS_PER_LAYER] = {
+        [MOEDI_GROUP_ATTENTION_NORM] = {MOEDI_SLOT_ATTENTION_NORM, MOEDI_SLOT_ATTENTION_NORM},
+        [MOEDI_GROUP_QKV] = {MOEDI_SLOT_Q, MOEDI_SLOT_V},
+        [MOEDI_GROUP_QKV_BIAS] = {MOEDI_SLOT_Q_BIAS, MOEDI_SLOT_V_BIAS},
+        [MOEDI_GROUP_Q_NORM] = {MOEDI_SLOT_Q_NORM, MOEDI_SLOT_Q_NORM},
+        [MOEDI_GROUP_K_NORM] = {MOEDI_SLOT_K_NORM, MOEDI_SLOT_K_NORM},
+        [MOEDI_GROUP_O] = {MOEDI_SLOT_O, MOEDI_SLOT_O},
+        [MOEDI_GROUP_O_BIAS] = {MOEDI_SLOT_O_BIAS, MOEDI_SLOT_O_BIAS},
+        [MOEDI_GROUP_FFN_NORM] = {MOEDI_SLOT_FFN_NORM, MOEDI_SLOT_FFN_NORM},
+        [MOEDI_GROUP_ROUTER_IN] = {MOEDI_SLOT_ROUTER_IN, MOEDI_SLOT_ROUTER_IN},
+        [MOEDI_GROUP_ROUTER] = {MOEDI_SLOT_ROUTER, MOEDI_SLOT_ROUTER},
+        [MOEDI_GROUP_ROUTER_BIAS] = {MOEDI_SLOT_ROUTER_BIAS, MOEDI_SLOT_ROUTER_BIAS},
+        [MOEDI_GROUP_ROUTER_NOISE] = {MOEDI_SLOT_ROUTER_NOISE, MOEDI_SLOT_ROUTER_NOISE},
+        [MOEDI_GROUP_GATE_UP] = {MOEDI_SLOT_EXPERT_GATE, MOEDI_SLOT_EXPERT_UP},
+        [MOEDI_GROUP_DOWN] = {MOEDI_SLOT_EXPERT_DOWN, MOEDI_SLOT_EXPERT_DOWN},
+        [MOEDI_GROUP_PLAIN_GATE_UP] = {MOEDI_SLOT_SHARED_GATE, MOEDI_SLOT_SHARED_UP},
+        [MOEDI_GROUP_PLAIN_DOWN] = {MOEDI_SLOT_SHARED_DOWN, MOEDI_SLOT_SHARED_DOWN},
+        [MOEDI_GROUP_SHARED_SWITCH] = {MOEDI_SLOT_SHARED_SWITCH, MOEDI_SLOT_SHARED_SWITCH},
+    };
+    *from = slots[kind].from, *to = slots[kind].to;
+    if (kind == MOEDI_GROUP_ROUTER && c->router_hidden) *from = *to = MOEDI_SLOT_ROUTER_OUT;
+    if (!moedi_config_dense(c, layer)) return;
+    if (kind == MOEDI_GROUP_PLAIN_GATE_UP) *from = MOEDI_SLOT_DENSE_GATE, *to = MOEDI_SLOT_DENSE_UP;
+    if (kind == MOEDI_GROUP_PLAIN_DOWN) *from = *to = MOEDI_SLOT_DENSE_DOWN;
+}
+
 /* groups (count_groups) nullable. */
 static moed_status walk_layout(walk *w, moedi_group *groups)
 {
-    static const struct { int kind, from, to, dense_from, dense_to; } parts[MOEDI_GROUPS_PER_LAYER] = {
-#define SLOTS(from, to) from, to, from, to
-        {MOEDI_GROUP_ATTENTION_NORM, SLOTS(MOEDI_SLOT_ATTENTION_NORM, MOEDI_SLOT_ATTENTION_NORM)},
-        {MOEDI_GROUP_QKV, SLOTS(MOEDI_SLOT_Q, MOEDI_SLOT_V)},
-        {MOEDI_GROUP_QKV_BIAS, SLOTS(MOEDI_SLOT_Q_BIAS, MOEDI_SLOT_V_BIAS)},
-        {MOEDI_GROUP_Q_NORM, SLOTS(MOEDI_SLOT_Q_NORM, MOEDI_SLOT_Q_NORM)},
-        {MOEDI_GROUP_K_NORM, SLOTS(MOEDI_SLOT_K_NORM, MOEDI_SLOT_K_NORM)},
-        {MOEDI_GROUP_O, SLOTS(MOEDI_SLOT_O, MOEDI_SLOT_O)},
-        {MOEDI_GROUP_O_BIAS, SLOTS(MOEDI_SLOT_O_BIAS, MOEDI_SLOT_O_BIAS)},
-        {MOEDI_GROUP_FFN_NORM, SLOTS(MOEDI_SLOT_FFN_NORM, MOEDI_SLOT_FFN_NORM)},
-        {MOEDI_GROUP_ROUTER, SLOTS(MOEDI_SLOT_ROUTER, MOEDI_SLOT_ROUTER)},
-        {MOEDI_GROUP_ROUTER_BIAS, SLOTS(MOEDI_SLOT_ROUTER_BIAS, MOEDI_SLOT_ROUTER_BIAS)},
-        {MOEDI_GROUP_ROUTER_NOISE, SLOTS(MOEDI_SLOT_ROUTER_NOISE, MOEDI_SLOT_ROUTER_NOISE)},
-        {MOEDI_GROUP_GATE_UP, SLOTS(MOEDI_SLOT_EXPERT_GATE, MOEDI_SLOT_EXPERT_UP)},
-        {MOEDI_GROUP_DOWN, SLOTS(MOEDI_SLOT_EXPERT_DOWN, MOEDI_SLOT_EXPERT_DOWN)},
-        {MOEDI_GROUP_PLAIN_GATE_UP, MOEDI_SLOT_SHARED_GATE, MOEDI_SLOT_SHARED_UP, MOEDI_SLOT_DENSE_GATE, MOEDI_SLOT_DENSE_UP},
-        {MOEDI_GROUP_PLAIN_DOWN, MOEDI_SLOT_SHARED_DOWN, MOEDI_SLOT_SHARED_DOWN, MOEDI_SLOT_DENSE_DOWN, MOEDI_SLOT_DENSE_DOWN},
-        {MOEDI_GROUP_SHARED_SWITCH, SLOTS(MOEDI_SLOT_SHARED_SWITCH, MOEDI_SLOT_SHARED_SWITCH)},
-#undef SLOTS
-    };
     const moedi_config *c = &w->layout->config;
     moedi_group ignored, *g = groups ? groups : &ignored;
     const int next = groups != NULL;
@@ -115,13 +125,12 @@ static moed_status walk_layout(walk *w, moedi_group *groups)
     MOEDI_TRY(walk_group(w, g, MOEDI_SLOT_EMBEDDING, MOEDI_SLOT_EMBEDDING, -1, 0));
     g += next;
     for (int32_t layer = 0; layer < c->layers; layer++) {
-        const int dense = moedi_config_dense(c, layer);
-        for (int i = 0; i < MOEDI_GROUPS_PER_LAYER; i++, g += next) {
-            const int kind = parts[i].kind;
+        for (int kind = 0; kind < MOEDI_GROUPS_PER_LAYER; kind++, g += next) {
             const int expert = kind == MOEDI_GROUP_GATE_UP || kind == MOEDI_GROUP_DOWN;
+            int from, to;
             if (!has_group(c, layer, kind)) continue;
-            MOEDI_TRY(walk_group(w, g, dense ? parts[i].dense_from : parts[i].from, dense ? parts[i].dense_to : parts[i].to, layer,
-                                 expert ? c->experts : 0));
+            slots_of(c, layer, kind, &from, &to);
+            MOEDI_TRY(walk_group(w, g, from, to, layer, expert ? c->experts : 0));
         }
     }
     MOEDI_TRY(walk_group(w, g, MOEDI_SLOT_FINAL_NORM, MOEDI_SLOT_FINAL_NORM, INT_MAX, 0));
@@ -158,6 +167,7 @@ static void plan_routing(arena *a, const moedi_transformer *t, int64_t tokens, m
 {
     const moedi_config *c = t->config;
     const int64_t places = tokens * c->top_k;
+    out->router_hidden = take(a, tokens, c->router_hidden, t->item);
     out->router_logits = take(a, tokens, c->experts, t->wide);
     out->probabilities = take(a, tokens, c->experts, t->wide);
     out->router_lse = take(a, tokens, 1, t->wide);
@@ -237,6 +247,7 @@ static void plan_passing(arena *a, moedi_transformer *t, int64_t tokens)
         t->places = take(a, places, c->hidden, t->item);
         if (t->train) t->d_weights = take(a, places, 1, t->wide);
         if (t->train) t->d_router_logits = take(a, tokens, c->experts, t->item);
+        if (t->train) t->d_router_hidden = take(a, tokens, c->router_hidden, t->item);
     }
     a->used = start;
     if (has.plain) t->plain_act = take(a, tokens, has.plain, t->item);
@@ -592,6 +603,11 @@ moed_status moedi_transformer_create(moedi_transformer **out, const moed_model *
     t->train = (flags & MOEDI_TRANSFORMER_TRAIN) != 0;
     MOEDI_GO(moedi_engine_open(&t->engine, m->context));
     t->item = t->engine.item, t->wide = t->engine.wide_item;
+    if (t->config->router_hidden && !MOED_BACKEND_HAS(t->engine.table, squash)) {
+        status = moedi_fail(MOED_E_UNSUPPORTED, "a router of two layers needs an operation that the backend %s does not have",
+                            t->engine.table->name);
+        goto out;
+    }
     MOEDI_GO(allocate_host(t, trained));
     MOEDI_GO(allocate_device(t, flags));
     for (size_t i = 0; trained && i < t->layout->count; i++) {

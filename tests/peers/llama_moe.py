@@ -63,7 +63,11 @@ class Gate(nn.Module):
     def __init__(self, c):
         super().__init__()
         self.selects = c.num_selects
-        self.gate_network = nn.Linear(c.hidden_size, c.num_experts, bias=False)
+        if c.gate_network == "linear":
+            self.gate_network = nn.Linear(c.hidden_size, c.num_experts, bias=False)
+        else:
+            self.gate_network = nn.Sequential(nn.Linear(c.hidden_size, c.num_experts, bias=False), nn.Tanh(),
+                                              nn.Linear(c.num_experts, c.num_experts, bias=False))
         if c.gate_add_noise:
             self.weight_noise = nn.Linear(c.hidden_size, c.num_experts, bias=False)
 
@@ -124,14 +128,14 @@ class LlamaMoE(nn.Module):
 TINY = dict(model_type="llama_moe", architectures=["LlamaMoEForCausalLM"], vocab_size=29, hidden_size=8, num_hidden_layers=2,
             num_attention_heads=4, num_key_value_heads=4, intermediate_size=24, num_experts=4, num_selects=2, size_experts=None,
             max_position_embeddings=64, rms_norm_eps=1e-5, hidden_act="silu", rope_scaling=None, tie_word_embeddings=False,
-            gate_type="TopKBalancedNoisyGate", gate_network="linear", gate_use_softmax=True, gate_add_noise=True,
+            gate_type="TopKBalancedNoisyGate", gate_network="mlp", gate_use_softmax=True, gate_add_noise=True,
             calculator_type="UniversalCalculator", multiply_gate_scores=True, score_scale_factor=4.0, add_weight_norm=False,
             pretraining_tp=1, torch_dtype="float32")
 CONFIGURATIONS = {
     # as published but for the sizes; experts' sizes are listed
     "llama_moe-a": dict(size_experts=[[6, 6, 6, 6], [6, 6, 6, 6]]),
-    # grouped queries, no matrix for noise, three choices, positions stretched evenly
-    "llama_moe-b": dict(num_key_value_heads=2, gate_add_noise=False, num_selects=3, score_scale_factor=1.0, num_hidden_layers=1,
+    # a gate of one layer, grouped queries, no matrix for noise, three choices, positions stretched evenly
+    "llama_moe-b": dict(gate_network="linear", num_key_value_heads=2, gate_add_noise=False, num_selects=3, score_scale_factor=1.0, num_hidden_layers=1,
                         rope_scaling={"type": "linear", "factor": 2.0}),
     # a one-expert submodel: its weight is the scale
     "llama_moe-c": dict(num_experts=1, num_selects=1, intermediate_size=6, score_scale_factor=2.0),
