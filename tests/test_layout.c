@@ -177,6 +177,7 @@ static void bad_configs_are_refused_by_field(void **state)
         {QWEN, "{\"rope_scaling\": {\"rope_type\": \"default\", \"mrope_section\": [2, 2]}}", MOED_E_UNSUPPORTED, "rope_scaling"},
         {QWEN, "{\"rope_parameters\": {\"full_attention\": {\"rope_theta\": 1}}}", MOED_E_UNSUPPORTED, "rope_parameters"},
         {QWEN, "{\"rope_parameters\": {\"partial_rotary_factor\": 0.5}}", MOED_E_UNSUPPORTED, "rope_parameters"},
+        {QWEN, "{\"partial_rotary_factor\": 0.5}", MOED_E_UNSUPPORTED, "partial_rotary_factor is 0.5"},
         {QWEN, "{\"rope_parameters\": 3}", MOED_E_UNSUPPORTED, "rope_parameters"},
         {QWEN, "{\"hidden_act\": \"gelu\"}", MOED_E_UNSUPPORTED, "hidden_act is \"gelu\""},
         {QWEN, "{\"decoder_sparse_step\": 0}", MOED_E_RANGE, "decoder_sparse_step"},

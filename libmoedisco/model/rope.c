@@ -67,6 +67,9 @@ moed_status moedi_rope_read(moedi_rope *out, double theta, int64_t context_lengt
     const char *place = place_of(o), *type = "default", *key;
     json_t *value;
     *out = (moedi_rope){.theta = theta, .factor = 1, .magnitude = 1, .original = (double)context_length};
+    double part = 1;
+    MOEDI_TRY(moedi_json_number(o, path, "partial_rotary_factor", 0, 0.0, 1.0, &part));
+    if (part != 1.0) return moedi_config_unsupported(o, "partial_rotary_factor", path, "1 (positions over the whole head)");
     MOEDI_TRY(moedi_json_number(o, path, "rope_theta", 0, 1.0, MOST, &out->theta));
     if (!place) return MOED_OK;
     const json_t *rope = json_object_get(o, place);
