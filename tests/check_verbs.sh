@@ -141,6 +141,37 @@ refuse 2 '' corpus export c/other c/two --partition p.safetensors --cluster 1
 expect 0 split m sub
 expect 0 integrate m whole sub/0 sub/1 sub/2 sub/3
 same m/model.safetensors whole/model.safetensors 'split and integrate without training'
+# experts by list and by usage, from files and measured; submodels say what they hold, or a table does
+echo '{"experts": [[3, 1], [[0, 2], [2, 0]]]}' > lists.json
+expect 0 split m lists --experts lists.json
+has lists/split.json '"parts": 2'
+expect 0 integrate m whole2 lists/0 lists/1
+same m/model.safetensors whole2/model.safetensors 'split by list and integrate without training'
+expect 0 integrate m whole2 lost lists/1 --allow-missing
+sed -i 's/"moedisco"/"forgotten"/' lists/0/config.json lists/1/config.json
+expect 0 integrate m whole2 lists/0 lists/1 --experts lists/split.json
+same m/model.safetensors whole2/model.safetensors 'submodels that say nothing, and a table'
+expect 0 cluster c/text two.safetensors --clusters 2 --model m --quiet
+expect 0 split m used --partition two.safetensors --corpus c/text
+has out 'of the choices of its cluster (50.0% by chance)'
+expect 0 split m again --usage used/split.json
+same used/split.json again/split.json 'split by usage that was measured before'
+same used/1/model.safetensors again/1/model.safetensors 'split by usage that was measured before'
+refuse 2 'expert 9 of 4' split m bad --experts "$(echo '{"experts": [[9], [1]]}' > nine.json; echo nine.json)"
+refuse 2 'expert 1 is given to part 0 and to part 1' split m bad --experts "$(echo '{"experts": [[1], [1]]}' > twice.json; echo twice.json)"
+refuse 2 'must be numbers of (2 parts, 2 layers, 4 experts)' split m bad --usage "$(echo '{"usage": [[1], [1]]}' > few.json; echo few.json)"
+refuse 2 'needs --corpus' split m bad --partition two.safetensors
+refuse 2 'three ways' split m bad --experts lists.json --usage used/split.json
+refuse 2 'assigned to 2 parts' split m bad --experts lists.json --parts 4
+[ ! -e bad ] || wrong 'something is left of a refused split'
+# files of a bounded size, and what goes along
+echo '{}' > m/tokenizer.json
+expect 0 split m shards --shard-bytes 20000
+[ -e shards/0/model.safetensors.index.json ] && [ -e shards/3/tokenizer.json ] || wrong 'no index or no tokenizer'
+expect 0 integrate m whole3 shards/0 shards/1 shards/2 shards/3
+same m/model.safetensors whole3/model.safetensors 'shards'
+same m/tokenizer.json whole3/tokenizer.json 'the tokenizer'
+rm m/tokenizer.json
 refuse 2 'sub/1: ' integrate m mixed sub/1 sub/0 sub/2 sub/3
 refuse 2 'an input too' integrate m m sub/0 sub/1 sub/2 sub/3
 refuse 2 'nowhere' split nowhere left

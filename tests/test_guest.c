@@ -528,6 +528,8 @@ static void call_surgery_and_training(const guest *g)
     moed_tensor view = {.data = numbers};
     CHILD(moed_split_create, &s, l, NULL);
     CHILD(moed_split_assign, g->split, 0, -1, &expert, 1);
+    CHILD(moed_split_assign_usage, g->split, numbers, NULL);
+    CHILD(moed_split_assign_from, g->split, 0, moed_model_layout(g->model));
     CHILD(moed_split_experts, g->split, 0, 0, NULL, 0, &count32);
     CHILD(moed_split_pieces, g->split, 0, 0, NULL, 0, &count);
     CHILD(moed_split_build, &m, g->split, 0, g->model, NULL, NULL);

@@ -12,11 +12,13 @@
 typedef struct init_settings {
     const char *corpus;
     int32_t force;
+    int64_t shard_bytes;
 } init_settings;
 
 static const moed_field INIT_FIELDS[] = {
     FIELD_TEXT_(init_settings, corpus, "corpus whose vocabulary the model gets; none = bytes"),
     FIELD_SWITCH_(init_settings, force, "replace a model that is there already"),
+    FIELD_INTEGER(init_settings, shard_bytes, 0, 0, 1e18, "bytes of tensors in one file at most; 0 = one file"),
 };
 
 int verb_init(const verb *v, int argc, char **argv)
@@ -47,9 +49,11 @@ int verb_init(const verb *v, int argc, char **argv)
     if (status) code = fail_status(status);
     if (!code) code = sizes_layout(&z, context, corpus.vocabulary, &l);
     if (!code) {
+        moed_model_options save = z.init;
+        save.shard_bytes = s.shard_bytes;
         z.init.flags |= MOED_MODEL_STREAM; /* saved as it is drawn: a model may be larger than memory */
         status = moed_model_init(&m, context, l, &z.init);
-        if (!status) status = moed_model_save(m, dir, NULL);
+        if (!status) status = moed_model_save(m, dir, &save);
         if (status) code = fail_status(status);
         else layout_tell(dir, l);
     }

@@ -52,7 +52,7 @@ void sizes_flags(flags *f, sizes *s)
     s->rope_theta = 10000;
     OPTIONS_INIT(MODEL_OPTIONS, &s->init);
     flags_table(f, "model", FIELDS, sizeof FIELDS / sizeof *FIELDS, s);
-    flags_struct(f, "model", MOED_STRUCT_MODEL_OPTIONS, &s->init, "dtype");
+    flags_struct(f, "model", MOED_STRUCT_MODEL_OPTIONS, &s->init, "dtype,shard_bytes");
 }
 
 void sizes_settle(sizes *s, const flags *f)

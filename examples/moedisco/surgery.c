@@ -4,6 +4,7 @@
 #include <string.h>
 #include <sys/stat.h>
 
+#include "assignment.h"
 #include "output.h"
 #include "surgery.h"
 
@@ -97,6 +98,59 @@ static int add_submodels(moed_integration *i, moed_context *c, const merger *m)
     return code;
 }
 
+/* Experts that no other part has, as many as those have: for a lost part, whose experts come from the base. */
+static moed_status assign_rest(moed_split *s, const merger *m, const moed_layout_info *info, int32_t part)
+{
+    const size_t most = (size_t)info->experts + 1;
+    int32_t *list = must(calloc(most, sizeof *list));
+    char *taken = must(calloc(most, 1));
+    moed_status status = MOED_OK;
+    for (int32_t l = 0; l < info->layers && !status; l++) {
+        int32_t each = 0, count = 0, found = 0;
+        memset(taken, 0, most);
+        for (int64_t k = 0; k < m->parts && !status; k++) {
+            if (k == part || (k > part && !m->submodels[k])) continue;
+            status = moed_split_experts(s, (int32_t)k, l, list, (int32_t)info->experts, &found);
+            for (int32_t j = 0; j < found; j++) taken[list[j]] = 1;
+            if (m->submodels[k]) each = found;
+        }
+        for (int32_t e = 0; e < info->experts && count < each; e++)
+            if (!taken[e]) list[count++] = e;
+        if (!status && count) status = moed_split_assign(s, part, l, list, count);
+    }
+    free(list);
+    free(taken);
+    return status;
+}
+
+/* The assignment as the submodels tell it, unless a table does. */
+static int take_assignment(moed_split *s, const moed_model *base, moed_context *c, const merger *m)
+{
+    moed_model_options o;
+    moed_layout_info info = {.struct_size = sizeof info};
+    int code = EXIT_DONE, told = 0;
+    if (m->clones) return EXIT_DONE;
+    if (m->experts) return assignment_read(s, moed_model_layout(base), m->parts, m->experts);
+    moed_layout_get_info(moed_model_layout(base), &info);
+    OPTIONS_INIT(MODEL_OPTIONS, &o);
+    o.flags = MOED_MODEL_STREAM;
+    for (int64_t k = 0; k < m->parts && !code; k++) {
+        moed_model *submodel = NULL;
+        if (!m->submodels[k]) continue;
+        moed_status status = moed_model_open(&submodel, c, m->submodels[k], &o);
+        if (status) code = fail_status(status);
+        else if (!(status = moed_split_assign_from(s, (int32_t)k, moed_model_layout(submodel)))) told++;
+        else if (status != MOED_E_NOT_FOUND) code = fail(exit_code(status), "%s: %s", m->submodels[k], moed_last_error());
+        moed_model_destroy(submodel);
+    }
+    for (int64_t k = 0; k < m->parts && !code && told; k++)
+        if (!m->submodels[k]) {
+            const moed_status status = assign_rest(s, m, &info, (int32_t)k);
+            if (status) code = fail_status(status);
+        }
+    return code;
+}
+
 int surgery_integrate(moed_context *c, const char *base_dir, const merger *m, const char *out_dir, double *drift)
 {
     moed_model_options open_options;
@@ -110,8 +164,9 @@ int surgery_integrate(moed_context *c, const char *base_dir, const merger *m, co
     split_options.parts = (int32_t)m->parts;
     moed_status status = moed_model_open(&base, c, base_dir, &open_options);
     if (!status) status = moed_split_create(&s, moed_model_layout(base), &split_options);
-    if (!status) status = moed_integration_create(&i, s, base, &m->options);
-    int code = status ? fail_status(status) : add_submodels(i, c, m);
+    int code = status ? fail_status(status) : take_assignment(s, base, c, m);
+    if (!code && (status = moed_integration_create(&i, s, base, &m->options))) code = fail_status(status);
+    if (!code) code = add_submodels(i, c, m);
     if (code) goto out;
     if (m->options.gate == MOED_GATE_CENTROIDS && m->partition) status = give_gate(i, m->partition);
     if (!status && m->scale) status = give_scale(i, c, base_dir, m);
@@ -133,6 +188,7 @@ out:
 
 typedef struct split_settings {
     moed_split_options options;
+    assignment assignment;
     int64_t part;
 } split_settings;
 
@@ -140,19 +196,51 @@ static const moed_field SPLIT_FIELDS[] = {
     FIELD_INTEGER(split_settings, part, -1, -1, 65535, "only this submodel, -1 = all"),
 };
 
-/* *parts stays unless it is 0: then as many as the model has experts. */
-static int split_parts(moed_context *c, const char *dir, int64_t *parts)
+static int build_parts(moed_split *s, const moed_model *base, int64_t from, int64_t to, const char *out)
+{
+    int code = EXIT_DONE;
+    for (int64_t k = from; k < to && !code; k++) {
+        char *name = text_format("%s/%lld", out, (long long)k);
+        const moed_status status = moed_split_build(NULL, s, (int32_t)k, base, name, app_cancel);
+        if (status) code = fail_status(status);
+        else {
+            say("submodel %lld: %s", (long long)k, name);
+            emit(json_pack("{s:s, s:I, s:s}", "event", "submodel", "part", (json_int_t)k, "path", utf8(name)));
+        }
+        free(name);
+    }
+    return code;
+}
+
+static int split_into(moed_context *c, split_settings *s, const char *base_dir, const char *out)
 {
     moed_model_options o;
-    moed_model *m = NULL;
+    moed_model *base = NULL;
+    moed_split *split = NULL;
     moed_layout_info info = {.struct_size = sizeof info};
+    double *usage = NULL;
+    char *made = NULL, *table = path_join(out, "split.json");
+    int64_t parts = 0;
     OPTIONS_INIT(MODEL_OPTIONS, &o);
     o.flags = MOED_MODEL_STREAM;
-    moed_status status = moed_model_open(&m, c, dir, &o);
-    if (!status) status = moed_layout_get_info(moed_model_layout(m), &info);
-    if (!status && !*parts) *parts = info.experts;
-    moed_model_destroy(m);
-    return status ? fail_status(status) : EXIT_DONE;
+    moed_status status = moed_model_open(&base, c, base_dir, &o);
+    if (!status) status = moed_layout_get_info(moed_model_layout(base), &info);
+    int code = status ? fail_status(status) : assignment_parts(&s->assignment, c, &parts);
+    if (!code && parts && s->options.parts && parts != s->options.parts)
+        code = fail(EXIT_INPUT, "--parts %d: the experts are assigned to %lld parts", s->options.parts, (long long)parts);
+    if (!code && parts) s->options.parts = (int32_t)parts;
+    if (!code && (status = moed_split_create(&split, moed_model_layout(base), &s->options))) code = fail_status(status);
+    if (!parts) parts = s->options.parts ? s->options.parts : info.experts;
+    if (!code) code = assignment_make(&s->assignment, c, base_dir, split, parts, &usage);
+    if (!code) code = make_folder_for(out, &made);
+    if (!code) code = build_parts(split, base, s->part < 0 ? 0 : s->part, s->part < 0 ? parts : s->part + 1, out);
+    if (!code && s->part < 0) code = assignment_write(split, moed_model_layout(base), parts, usage, table);
+    unmake_folder(code, out, made);
+    free(table);
+    free(usage);
+    moed_split_destroy(split);
+    moed_model_destroy(base);
+    return code;
 }
 
 int verb_split(const verb *v, int argc, char **argv)
@@ -164,31 +252,18 @@ int verb_split(const verb *v, int argc, char **argv)
     OPTIONS_INIT(SPLIT_OPTIONS, &s.options);
     flags_struct(&f, "split", MOED_STRUCT_SPLIT_OPTIONS, &s.options, "reserved");
     flags_table(&f, "split", SPLIT_FIELDS, 1, &s);
+    assignment_flags(&f, &s.assignment);
     common_flags(&f, &c);
     int code = flags_parse(&f, v, argc, argv, 2, 2);
     if (code >= 0) return code;
     if ((code = common_open(&c, &context))) return code;
-    int64_t parts = s.options.parts;
-    code = split_parts(context, f.positionals[0], &parts);
-    const int64_t from = s.part < 0 ? 0 : s.part, to = s.part < 0 ? (parts > 0 ? parts : 1) : s.part + 1;
-    char *made = NULL;
-    if (!code) code = make_folder_for(f.positionals[1], &made);
-    for (int64_t k = from; k < to && !code; k++) {
-        char *name = text_format("%s/%lld", f.positionals[1], (long long)k);
-        code = surgery_split(context, f.positionals[0], parts, k, name);
-        if (!code) {
-            say("submodel %lld: %s", (long long)k, name);
-            emit(json_pack("{s:s, s:I, s:s}", "event", "submodel", "part", (json_int_t)k, "path", utf8(name)));
-        }
-        free(name);
-    }
-    unmake_folder(code, f.positionals[1], made);
+    code = split_into(context, &s, f.positionals[0], f.positionals[1]);
     moed_context_destroy(context);
     return code;
 }
 
 typedef struct integrate_settings {
-    const char *weights, *partition, *corpus;
+    const char *weights, *partition, *corpus, *experts;
     int64_t scale_tokens;
     int32_t scale_experts;
 } integrate_settings;
@@ -197,6 +272,8 @@ static const moed_field INTEGRATE_FIELDS[] = {
     FIELD_TEXT_(integrate_settings, weights, "comma-separated weight of each submodel, for merge weighted and explicit"),
     FIELD_TEXT_(integrate_settings, partition,
                 "partition file: its centroids make the gate (gate centroids), its tokens the weights (merge weighted)"),
+    FIELD_TEXT_(integrate_settings, experts,
+                "table of experts, the split.json of split, for submodels whose config.json lost what it said of them"),
     FIELD_TEXT_(integrate_settings, corpus, "corpus of the partition: counts tokens and measures the scale of experts"),
     FIELD_SWITCH_(integrate_settings, scale_experts,
                   "for gates that do not renormalise: scale each expert by its mean routed weight on --corpus"),
@@ -241,6 +318,7 @@ static int integrate_with(const integrate_settings *s, moed_context *c, merger *
     if (!code && m->options.gate == MOED_GATE_CENTROIDS && !p) code = fail(EXIT_INPUT, "--gate centroids needs --partition");
     if (!code && s->scale_experts && !d) code = fail(EXIT_INPUT, "--scale-experts needs --corpus");
     m->weights = weights;
+    m->experts = s->experts;
     m->partition = p;
     m->scale = s->scale_experts ? d : NULL;
     m->scale_tokens = s->scale_tokens;

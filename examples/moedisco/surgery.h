@@ -12,6 +12,7 @@ typedef struct merger {
     int64_t parts;
     const double *weights;       /* (parts), nullable: 1 each */
     const char *const *submodels; /* (parts) directories, NULL = lost */
+    const char *experts;         /* file with a table of experts, nullable: as the submodels say */
     int clones;                  /* one submodel serves every part */
     const moed_partition *partition; /* of a gate from centroids, nullable */
     const moed_corpus *scale;    /* documents that measure the scale of experts, nullable */

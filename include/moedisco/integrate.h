@@ -32,6 +32,7 @@ typedef struct moed_integration_options {
     uint64_t seed;         /* RANDOM */
     double gate_std;       /* RANDOM: standard deviation; CENTROIDS: root mean square of each row; negative = the root mean
                               square that the base's row of that expert has */
+    int64_t shard_bytes;   /* of the result's directory: as in moed_model_options */
 } moed_integration_options;
 
 typedef struct moed_integration_info {

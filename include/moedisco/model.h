@@ -41,6 +41,8 @@ typedef struct moed_model_options {
     int32_t reserved;
     uint64_t seed;     /* init */
     double init_std;   /* init: standard deviation; negative = the config's initializer_range */
+    int64_t shard_bytes; /* save: bytes of tensors in one file at most, with an index beside the files (a larger tensor has a file
+                            of its own); 0 = one file */
 } moed_model_options;
 
 /* A layout of any architecture, by hand. params (count) are copied, names too.
@@ -113,7 +115,10 @@ MOED_API moed_status moed_model_routing(const moed_model *m, const moed_batch *b
 
 /* Writes a Hugging Face directory, all or nothing: a fresh directory is filled, synced and renamed. An existing
  * directory that holds a model and nothing else is replaced in the same way (behind a symbolic link the link's target),
- * any other is MOED_E_EXISTS. config.json keeps its unknown fields and names the dtype written. o nullable (dtype).
+ * any other is MOED_E_EXISTS. config.json keeps its unknown fields and names the dtype written. A model that was opened from a
+ * directory takes along what else belongs to it, as far as it is still there: tokenizer, generation settings, chat template, code that
+ * config.json names (docs/formats.md lists the names); so do its submodels and what is integrated on it. o nullable (dtype,
+ * shard_bytes).
  * Since: 0.1. */
 MOED_API moed_status moed_model_save(const moed_model *m, const char *dir, const moed_model_options *o);
 MOED_API void moed_model_destroy(moed_model *m);

@@ -17,6 +17,7 @@ typedef struct moed_split_options {
     uint32_t flags;
     int32_t parts;     /* K; 0 = as many as the layers with most experts have experts */
     int32_t reserved;
+    int64_t shard_bytes; /* of submodels' directories: as in moed_model_options */
 } moed_split_options;
 
 /* How a trained or fresh router uses the experts of a corpus. usage (layers, experts): share of token-choices that
@@ -35,6 +36,16 @@ MOED_API void moed_split_destroy(moed_split *s);
  * holds the same number in a layer (a family's model: in all layers), no expert twice; checked when the split is first
  * used for a layout, pieces, a model or an integration, and MOED_E_STATE from then on. Since: 0.1. */
 MOED_API moed_status moed_split_assign(moed_split *s, int32_t part, int32_t layer, const int32_t *experts, int32_t count);
+/* Gives every part the same number of experts of each layer (experts / parts, those left over stay the base's), by usage: usage (parts,
+ * layers, experts), experts those of the layers with most, as moed_model_usage gives for the documents of each part (the cluster it
+ * will be trained on). Layer by layer the sum over parts of what their own documents use of their experts is the largest there is (an
+ * assignment problem, solved exactly in experts^3 steps), so that trained experts meet their own data. Each list ascends. Returns
+ * MOED_E_ARGUMENT naming a usage that is negative or not finite; the layers before stay assigned when it is stopped. Since: 0.1. */
+MOED_API moed_status moed_split_assign_usage(moed_split *s, const double *usage, const moed_cancel *cancel);
+/* Gives part `part` the experts that a submodel's config.json says it holds, as split_build wrote them there: all that is needed to
+ * integrate submodels of a split that was made elsewhere. submodel: its layout. Returns MOED_E_NOT_FOUND when it says nothing (trainers may
+ * drop fields they do not know), MOED_E_MISMATCH naming the field when it is of another split. Since: 0.1. */
+MOED_API moed_status moed_split_assign_from(moed_split *s, int32_t part, const moed_layout *submodel);
 /* experts [out, nullable] (capacity) of a part in a layer, count [out]. Since: 0.1. */
 MOED_API moed_status moed_split_experts(const moed_split *s, int32_t part, int32_t layer, int32_t *experts,
                                         int32_t capacity, int32_t *count);

@@ -66,6 +66,7 @@ static const field model_fields[] = {
     CHOICE(S, dtype, 0, 4, "as-is|f32|f16|bf16|f64", "data type of floating parameters in a saved model"),
     U64(S, seed, 0, "seed of fresh weights"),
     F64(S, init_std, -1, -1, 100, "standard deviation of fresh weights; negative = the config's initializer_range"),
+    I64(S, shard_bytes, 0, 0, MAX_I64, "bytes of tensors in one file of a saved model at most; 0 = one file"),
 };
 #undef S
 #define S moed_corpus_options
@@ -102,6 +103,7 @@ static const field kmeans_fields[] = {
 #define S moed_split_options
 static const field split_fields[] = {
     I32(S, parts, 0, 0, 1 << 24, "submodels; 0 = one per expert"),
+    I64(S, shard_bytes, 0, 0, MAX_I64, "bytes of tensors in one file of a saved model at most; 0 = one file"),
 };
 #undef S
 #define S moed_integration_options
@@ -111,6 +113,7 @@ static const field integration_fields[] = {
     SWITCH(S, allow_missing, 0, "finish without a lost submodel: its experts come from the base"),
     U64(S, seed, 0, "seed of a random gate"),
     F64(S, gate_std, -1, -1, 100, "scale of random or centroid gate rows; negative = that of the base's rows"),
+    I64(S, shard_bytes, 0, 0, MAX_I64, "bytes of tensors in one file of a saved model at most; 0 = one file"),
 };
 #undef S
 #define S moed_train_options

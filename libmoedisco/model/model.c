@@ -23,6 +23,7 @@ void moed_model_destroy(moed_model *m)
     for (size_t i = 0; i < m->file_count; i++) moedi_safetensors_close(&m->files[i]);
     moedi_free(c, m->files);
     moedi_free(c, m->places);
+    moedi_free(c, m->origin);
     moedi_free(c, m->tensors);
     if (m->device) moedi_device_free(c, m->arena);
     else moedi_free(c, m->arena);

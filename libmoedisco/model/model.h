@@ -10,6 +10,7 @@ struct moed_model {
     atomic_int references;
     moed_context *context;
     moed_layout *layout;
+    char *origin;                   /* absolute path of the directory it comes from, whose companions go along; NULL = none */
     moed_tensor *tensors;           /* (count); data NULL while on disk (streamed) */
     void *arena;                    /* owned memory of all tensors, in slot order; NULL when borrowed or streamed */
     moedi_safetensors *files;       /* streamed: the open files (file_count) */
@@ -58,8 +59,14 @@ typedef struct moedi_producer {
     void *user;
     int serial;                     /* 1: produce is called on the calling thread, in order */
 } moedi_producer;
-moed_status moedi_model_save_from(const moed_context *c, const moed_layout *l, const char *dir, moed_dtype dtype,
-                                  const moedi_producer *p, const moed_cancel *cancel);
+typedef struct moedi_saving {
+    const char *dir;
+    moed_dtype dtype;               /* of floating parameters, MOED_DTYPE_NONE = the layout's */
+    int64_t shard_bytes;            /* of one file at most, if its tensors allow; 0 = one file */
+    const char *origin;             /* directory whose companions go along, nullable */
+} moedi_saving;
+moed_status moedi_model_save_from(const moed_context *c, const moed_layout *l, const moedi_saving *s, const moedi_producer *p,
+                                  const moed_cancel *cancel);
 /* The tensors of a directory as a model of layout l (its config.json is not read): resident as in moed_model_open, or
  * streamed. */
 moed_status moedi_model_open_as(moed_model **out, moed_context *c, const moed_layout *l, const char *dir, int stream);

@@ -1,7 +1,9 @@
 /* model/open.c - a Hugging Face directory becomes a model: config.json, one safetensors file or an index and its shards. */
 #include "model.h"
 
+#include <limits.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "core/options.h"
@@ -305,16 +307,28 @@ out:
     return status;
 }
 
+/* Where its tokenizer and the like are found when the model is written again. */
+static moed_status remember_origin(moed_model *m, const char *dir)
+{
+    char absolute[PATH_MAX];
+    return realpath(dir, absolute) ? moedi_strdup(m->context, absolute, &m->origin) : MOED_OK;
+}
+
 moed_status moedi_model_open_as(moed_model **out, moed_context *c, const moed_layout *l, const char *dir, int stream)
 {
     opening o = {.context = c, .layout = l, .dir = dir};
+    moed_model *m = NULL;
     moed_status status;
 
     MOEDI_GO(open_files(&o));
     MOEDI_GO(place_tensors(&o));
     MOEDI_GO(check_tied_head(&o));
-    MOEDI_GO(stream ? leave_on_disk(out, &o) : load_resident(out, &o));
+    MOEDI_GO(stream ? leave_on_disk(&m, &o) : load_resident(&m, &o));
+    MOEDI_GO(remember_origin(m, dir));
+    *out = m;
+    m = NULL;
 out:
+    moed_model_destroy(m);
     opening_close(&o);
     return status;
 }

@@ -62,6 +62,7 @@ static moed_status assemble_memory(moed_model **out, moedi_surgery *s, const moe
     moed_status status = MOED_OK;
     moed_model *m = NULL;
     MOEDI_TRY(s->device ? moedi_model_create_device(&m, s->context, s->layout) : moedi_model_create(&m, s->context, s->layout));
+    if (s->origin) MOEDI_GO(moedi_strdup(s->context, s->origin, &m->origin));
     for (size_t i = 0; i < s->layout->count; i++) {
         const moed_tensor *t = &m->tensors[i];
         moedi_plan plan = {0};
@@ -148,8 +149,8 @@ static moed_status assemble_directory(moedi_surgery *s, const char *dir, const m
 {
     stream state = {.surgery = s};
     const moedi_producer producer = {.prepare = stream_prepare, .produce = stream_produce, .user = &state};
-    moed_status status =
-        moedi_model_save_from(s->context, s->layout, dir, MOED_DTYPE_NONE, &producer, cancel);
+    const moedi_saving saving = {.dir = dir, .shard_bytes = s->shard_bytes, .origin = s->origin};
+    const moed_status status = moedi_model_save_from(s->context, s->layout, &saving, &producer, cancel);
     close_open_plan(&state, &state.plans[!state.latest]); /* the older first */
     close_open_plan(&state, &state.plans[state.latest]);
     return status;

@@ -13,6 +13,8 @@ typedef struct moedi_surgery {
     moed_status (*pieces)(void *user, size_t param, moedi_piece_list *list);
     moedi_piece_resolve_fn resolve;
     void *user;
+    const char *origin;            /* directory whose companions go along, nullable */
+    int64_t shard_bytes;           /* of a file in a directory; see moedi_saving */
     int measure;                   /* 1: take the sums below, over shared parameters, unless on a device; see moedi_plan */
     double moved, original;        /* out */
 } moedi_surgery;

@@ -524,6 +524,8 @@ moed_status moed_integration_finish(moed_model **out, moed_integration *i, const
                              .pieces = list_pieces,
                              .resolve = resolve,
                              .user = i,
+                             .origin = i->base->origin,
+                             .shard_bytes = i->options.shard_bytes,
                              .measure = 1};
     int32_t present = 0, missing = -1;
     double sum = 0.0;

@@ -87,6 +87,7 @@ moed_status moed_split_create(moed_split **out, const moed_layout *l, const moed
     s->context = moedi_context_retain(l->context);
     s->layout = moedi_layout_retain(l);
     s->parts = parts;
+    s->shard_bytes = o.shard_bytes;
     MOEDI_GO(MOEDI_NEW(s->context, (int64_t)parts * l->layers, &s->experts));
     MOEDI_GO(MOEDI_NEW(s->context, (int64_t)parts * l->layers, &s->counts));
     MOEDI_GO(MOEDI_NEW(s->context, parts, &s->made));
@@ -164,6 +165,63 @@ moed_status moed_split_assign(moed_split *s, int32_t part, int32_t layer, const 
     for (int32_t l = first; l <= last; l++)
         if (s->layout->experts[l]) MOEDI_TRY(check_list(s, part, l, experts, count));
     return set_lists(s, part, first, last, experts, count);
+}
+
+/* A submodel's list of one layer; as many experts as it names, at most room. */
+static moed_status read_list(const json_t *list, int32_t layer, int32_t *experts, size_t room, int32_t *count)
+{
+    const size_t n = json_array_size(list);
+    if (!json_is_array(list) || n > room)
+        return moedi_fail_parameter(MOED_E_MISMATCH, "experts", "the submodel's experts of layer %d are no list of at most %zu", layer, room);
+    for (size_t j = 0; j < n; j++) {
+        const json_t *e = json_array_get(list, j);
+        if (!json_is_integer(e) || json_integer_value(e) < 0 || json_integer_value(e) > INT32_MAX)
+            return moedi_fail_parameter(MOED_E_MISMATCH, "experts", "the submodel's experts of layer %d are no numbers of experts", layer);
+        experts[j] = (int32_t)json_integer_value(e);
+    }
+    *count = (int32_t)n;
+    return MOED_OK;
+}
+
+static moed_status take_lists(moed_split *s, int32_t part, const json_t *found)
+{
+    const moed_layout *l = s->layout;
+    const json_t *lists = json_object_get(found, "experts"), *parts = json_object_get(found, "parts");
+    int32_t most = 0, *experts = NULL, count = 0;
+    moed_status status;
+    if (!json_is_integer(parts) || json_integer_value(parts) != s->parts)
+        return moedi_fail_parameter(MOED_E_MISMATCH, "parts", "the submodel is one of %lld, and the split has %d parts",
+                                    (long long)json_integer_value(parts), s->parts);
+    if (!json_is_array(lists) || json_array_size(lists) != (size_t)l->layers)
+        return moedi_fail_parameter(MOED_E_MISMATCH, "experts", "the submodel names experts of %zu layers, and the base has %d",
+                                    json_array_size(lists), l->layers);
+    for (int32_t layer = 0; layer < l->layers; layer++)
+        if (l->experts[layer] > most) most = l->experts[layer];
+    MOEDI_TRY(MOEDI_NEW(s->context, most, &experts));
+    for (int32_t layer = 0; layer < l->layers; layer++) {
+        MOEDI_GO(read_list(json_array_get(lists, (size_t)layer), layer, experts, (size_t)most, &count));
+        if (l->experts[layer]) MOEDI_GO(moed_split_assign(s, part, layer, experts, count));
+    }
+out:
+    moedi_free(s->context, experts);
+    return status;
+}
+
+moed_status moed_split_assign_from(moed_split *s, int32_t part, const moed_layout *submodel)
+{
+    moedi_clear_error();
+    MOEDI_REQUIRE(s && submodel, "the split or the submodel's layout is NULL");
+    MOEDI_TRY(moedi_context_check(s->context));
+    MOEDI_TRY(check_part(s, part));
+    json_t *found = NULL;
+    MOEDI_TRY(moedi_provenance_read(&found, submodel));
+    if (!found || !json_object_get(found, "experts")) {
+        json_decref(found);
+        return moedi_fail(MOED_E_NOT_FOUND, "the submodel's config.json says nothing of the experts it holds");
+    }
+    const moed_status status = take_lists(s, part, found);
+    json_decref(found);
+    return status;
 }
 
 moed_status moed_split_experts(const moed_split *s, int32_t part, int32_t layer, int32_t *experts,
@@ -480,7 +538,9 @@ moed_status moed_split_build(moed_model **out, moed_split *s, int32_t part, cons
                              .device = base->device,
                              .pieces = build_pieces,
                              .resolve = build_resolve,
-                             .user = &b};
+                             .user = &b,
+                             .origin = base->origin,
+                             .shard_bytes = s->shard_bytes};
     MOEDI_GO(moedi_assemble(out, &surgery, dir, cancel));
 out:
     moed_layout_destroy(layout);

@@ -18,6 +18,7 @@ struct moed_split {
     moed_context *context;
     moed_layout *layout;           /* of the base */
     int32_t parts;
+    int64_t shard_bytes;           /* of files that are built */
     int32_t **experts;             /* (parts, layers): lists */
     int32_t *counts;               /* (parts, layers): their lengths */
     moedi_part *made;              /* (parts) */

@@ -32,7 +32,7 @@ FROZEN = ("embed_tokens", "layers.0.input_layernorm")  # of every part
 COMPANIONS = {"tokenizer.json": "{}", "tokenizer_config.json": "{}", "merges.txt": "a b", "notes.txt": "stays"}
 WAYS = {  # how the parts' trainer and the base's owner save
     "plain": dict(base={}, part={}),
-    "shards": dict(base=dict(max_shard_size="6KB"), part=dict(max_shard_size="5KB")),
+    "shards": dict(base=dict(max_shard_size="6KB"), part=dict(max_shard_size="5KB"), ours=("--shard-bytes", 6000)),
     "bf16": dict(base={}, part={}, dtype=torch.bfloat16),
     "bf16, trained in f32": dict(base={}, part={}, dtype=torch.bfloat16, part_dtype=torch.float32),
     "as in memory": dict(base=dict(save_original_format=False), part=dict(save_original_format=False)),
@@ -79,7 +79,7 @@ class Library:
 # ---- Transformers ----
 
 def load(folder):
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager", experts_implementation="eager")
     return model.eval()
 
 
@@ -195,14 +195,15 @@ def exchange(build, library, kind, config, way, folder):
     worst = agree(library, path("base"), tokens, "base")
     count = experts_of(config)
     parts = count if count < 4 else count // 2
-    moedisco(build, "split", path("base"), path("sub"), "--parts", parts, "--quiet")
+    moedisco(build, "split", path("base"), path("sub"), "--parts", parts, "--quiet", *way.get("ours", ()))
     lists = []
     for k in range(parts):
         worst = max(worst, agree(library, path("sub", k), tokens, f"part {k}"))
         with open(path("sub", k, "config.json")) as file:
             lists.append(json.load(file)["moedisco"]["experts"])
         save(train(load(path("sub", k)), k), path("trained", k), way.get("part_dtype", way.get("dtype")), **way["part"])
-    moedisco(build, "integrate", path("base"), path("whole"), *(path("trained", k) for k in range(parts)), "--quiet")
+    moedisco(build, "integrate", path("base"), path("whole"), *(path("trained", k) for k in range(parts)), "--quiet",
+             *way.get("ours", ()))
     worst = max(worst, agree(library, path("whole"), tokens, "the result"))
     # the base and the parts as we write them, for their names and not their numbers
     moedisco(build, "integrate", path("base"), path("again"), *(path("sub", k) for k in range(parts)), "--quiet")
