@@ -172,6 +172,10 @@ expect 0 integrate m whole3 shards/0 shards/1 shards/2 shards/3
 same m/model.safetensors whole3/model.safetensors 'shards'
 same m/tokenizer.json whole3/tokenizer.json 'the tokenizer'
 rm m/tokenizer.json
+expect 0 integrate m ridged sub/0 sub/1 sub/2 sub/3 --gate ridge --partition p.safetensors --corpus c/text
+expect 0 integrate m carried sub/0 sub/1 sub/2 sub/3 --gate submodels --dtype bf16
+has carried/config.json bfloat16
+refuse 2 'needs --partition and --corpus' integrate m bad sub/0 sub/1 sub/2 sub/3 --gate ridge
 refuse 2 'sub/1: ' integrate m mixed sub/1 sub/0 sub/2 sub/3
 refuse 2 'an input too' integrate m m sub/0 sub/1 sub/2 sub/3
 refuse 2 'nowhere' split nowhere left

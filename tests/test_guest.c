@@ -506,6 +506,7 @@ static void call_models(const guest *g)
     CHILD(moed_model_routing, g->model, &b, experts, NULL, NULL);
     CHILD(moed_model_save, g->model, "/nowhere/m", NULL);
     CHILD(moed_model_usage, g->model, g->corpus, 0, usage, NULL, NULL);
+    CHILD(moed_model_fit_gate, g->model, g->corpus, g->partition, 0, 1, numbers, NULL);
     CHILD(moed_model_evaluate, g->model, g->corpus, 0, 1, 8, 1, &r, NULL);
 }
 

@@ -531,7 +531,8 @@ static void centroids_become_centred_scaled_rows(void **state)
     u = support_tensor(bad, MOED_DTYPE_F32, 4, 8);
     assert_ok(moed_integration_set_gate(i, 2, &u)); /* rows of its own for a layer */
     assert_ok(moed_integration_finish(&out, i, NULL, NULL));
-    double *x = numbers(out, "r0"), *y = numbers(out, "r1"), *z = numbers(out, "r2"), *b = numbers(out, "b0");
+    double *x = numbers(out, "r0"), *y = numbers(out, "r1"), *z = numbers(out, "r2"), *b = numbers(out, "b0"),
+           *old = numbers(base, "r1");
     for (int k = 0; k < 4; k++) {
         double centred[8];
         for (int d = 0; d < 8; d++) {
@@ -542,8 +543,8 @@ static void centroids_become_centred_scaled_rows(void **state)
         double scale = 0.5 / rms(centred, 8);
         for (int d = 0; d < 8; d++) {
             assert_true(fabs(x[8 * k + d] - scale * centred[d]) < 1e-6);
-            assert_true(fabs(y[8 * k + d] - scale * centred[d]) < 1e-3);                    /* f16 */
-            assert_true(y[8 * k + d] == y[8 * (k + 4) + d]);                                /* both experts of a part */
+            for (int e = k; e < 8; e += 4) /* both experts of a part, which the base's rows tell apart; f16 */
+                assert_true(fabs(y[8 * e + d] - old[8 * e + d] - scale * centred[d]) < 2e-3);
         }
         assert_true(z[8 * k + k] > 0.0 && z[8 * k + (k + 1) % 4] < 0.0 && fabs(rms(z + 8 * k, 8) - 0.5) < 1e-6);
         assert_true(b[k] == 0.0);
@@ -552,6 +553,7 @@ static void centroids_become_centred_scaled_rows(void **state)
     free(y);
     free(z);
     free(b);
+    free(old);
     moed_model_destroy(out);
     moed_integration_destroy(i);
     moed_integration_destroy(lone);

@@ -197,7 +197,8 @@ static int phase_integrate(pipeline *p, const char *base, const char *partition_
         code = fail(EXIT_INPUT, "%s: has %lld clusters for %lld submodels", partition_path, (long long)clusters,
                     (long long)parts);
     merger m = {.options = p->integration, .parts = parts, .weights = weights, .submodels = (const char *const *)submodels,
-                .partition = partition, .scale = p->scale_experts ? p->train_view : NULL, .scale_tokens = 100000};
+                .partition = partition, .documents = p->train_view, .gate_tokens = 20000, .ridge = 0.01,
+                .scale = p->scale_experts ? p->train_view : NULL, .scale_tokens = 100000};
     if (!code && p->integration.merge == MOED_MERGE_EXPLICIT)
         code = fail(EXIT_INPUT,
                     "--merge explicit: a pipeline has no weights to take; use uniform, weighted, or the verb integrate");

@@ -111,7 +111,7 @@ void pipeline_flags(flags *f, pipeline *p, int32_t kind)
     clustering_flags(f, &p->clusters, "clusters");
     p->clusters.kmeans.method = MOED_KMEANS_BALANCED;
     snprintf(flags_find(f, "method")->initial, sizeof f->items[0].initial, "balanced");
-    flags_struct(f, "integration", MOED_STRUCT_INTEGRATION_OPTIONS, &p->integration, "shard_bytes");
+    flags_struct(f, "integration", MOED_STRUCT_INTEGRATION_OPTIONS, &p->integration, "dtype,shard_bytes");
     flags_table(f, "prices, of 2026-01 as in the MoE-DisCo paper", ROWS(PRICE_FIELDS), p);
     const size_t from = f->count;
     flags_table(f, "how it is run", ROWS(RUN_FIELDS), p);

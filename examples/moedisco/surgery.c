@@ -151,35 +151,80 @@ static int take_assignment(moed_split *s, const moed_model *base, moed_context *
     return code;
 }
 
-int surgery_integrate(moed_context *c, const char *base_dir, const merger *m, const char *out_dir, double *drift)
+/* Rows by ridge regression on the hidden states of the model as it comes with the base's gate, which is made in memory for it. */
+static moed_status fit_gate(moed_integration *i, moed_integration *draft, const merger *m)
 {
+    moed_model *whole = NULL;
+    moed_layout_info info = {.struct_size = sizeof info};
+    moed_partition_info clusters = {.struct_size = sizeof clusters};
+    float *rows = NULL; /* (layers, clusters, hidden) */
+    moed_status status = moed_integration_finish(&whole, draft, NULL, app_cancel);
+    if (!status) status = moed_layout_get_info(moed_model_layout(whole), &info);
+    if (!status) status = moed_partition_get_info(m->partition, &clusters);
+    if (!status) {
+        const int64_t count = clusters.clusters * info.hidden;
+        rows = must(calloc((size_t)(info.layers * count), sizeof *rows));
+        status = moed_model_fit_gate(whole, m->documents, m->partition, m->gate_tokens, m->ridge, rows, app_cancel);
+        for (int32_t l = 0; l < info.layers && !status; l++) {
+            const moed_tensor t = {.data = rows + l * count, .dtype = MOED_DTYPE_F32, .rank = 2,
+                                   .shape = {clusters.clusters, info.hidden}, .strides = {info.hidden, 1}};
+            int32_t experts = 0;
+            status = moed_split_experts(m->split, 0, l, NULL, 0, &experts);
+            if (!status && experts) status = moed_integration_set_gate(i, l, &t);
+        }
+    }
+    free(rows);
+    moed_model_destroy(whole);
+    return status;
+}
+
+static int begin_integration(moed_integration **out, moed_context *c, const merger *m, const moed_model *base,
+                             const moed_integration_options *o)
+{
+    const moed_status status = moed_integration_create(out, m->split, base, o);
+    return status ? fail_status(status) : add_submodels(*out, c, m);
+}
+
+static int give_rows(moed_integration *i, moed_context *c, const merger *m, const moed_model *base)
+{
+    moed_status status = MOED_OK;
+    if (m->options.gate == MOED_GATE_CENTROIDS && m->partition) status = give_gate(i, m->partition);
+    if (m->options.gate != MOED_GATE_RIDGE) return status ? fail_status(status) : EXIT_DONE;
+    moed_integration *draft = NULL;
+    moed_integration_options o = m->options;
+    o.gate = MOED_GATE_BASE, o.dtype = 0;
+    const int code = begin_integration(&draft, c, m, base, &o);
+    if (!code) status = fit_gate(i, draft, m);
+    moed_integration_destroy(draft);
+    return code ? code : status ? fail_status(status) : EXIT_DONE;
+}
+
+int surgery_integrate(moed_context *c, const char *base_dir, const merger *given, const char *out_dir, double *drift)
+{
+    merger own = *given, *m = &own;
     moed_model_options open_options;
     moed_split_options split_options;
     moed_model *base = NULL;
-    moed_split *s = NULL;
     moed_integration *i = NULL;
     OPTIONS_INIT(MODEL_OPTIONS, &open_options);
     OPTIONS_INIT(SPLIT_OPTIONS, &split_options);
     open_options.flags = MOED_MODEL_STREAM;
     split_options.parts = (int32_t)m->parts;
     moed_status status = moed_model_open(&base, c, base_dir, &open_options);
-    if (!status) status = moed_split_create(&s, moed_model_layout(base), &split_options);
-    int code = status ? fail_status(status) : take_assignment(s, base, c, m);
-    if (!code && (status = moed_integration_create(&i, s, base, &m->options))) code = fail_status(status);
-    if (!code) code = add_submodels(i, c, m);
-    if (code) goto out;
-    if (m->options.gate == MOED_GATE_CENTROIDS && m->partition) status = give_gate(i, m->partition);
-    if (!status && m->scale) status = give_scale(i, c, base_dir, m);
-    if (!status) status = moed_integration_finish(NULL, i, out_dir, app_cancel);
-    if (!status && drift) {
+    if (!status) status = moed_split_create(&m->split, moed_model_layout(base), &split_options);
+    int code = status ? fail_status(status) : take_assignment(m->split, base, c, m);
+    if (!code) code = begin_integration(&i, c, m, base, &m->options);
+    if (!code) code = give_rows(i, c, m, base);
+    if (!code && m->scale) status = give_scale(i, c, base_dir, m);
+    if (!code && !status) status = moed_integration_finish(NULL, i, out_dir, app_cancel);
+    if (!code && !status && drift) {
         moed_integration_info info = {.struct_size = sizeof info};
         moed_integration_get_info(i, &info);
         *drift = info.drift;
     }
-    code = status ? fail_status(status) : EXIT_DONE;
-out:
+    if (!code && status) code = fail_status(status);
     moed_integration_destroy(i);
-    moed_split_destroy(s);
+    moed_split_destroy(m->split);
     moed_model_destroy(base);
     return code;
 }
@@ -250,7 +295,7 @@ int verb_split(const verb *v, int argc, char **argv)
     split_settings s = {.part = -1};
     moed_context *context = NULL;
     OPTIONS_INIT(SPLIT_OPTIONS, &s.options);
-    flags_struct(&f, "split", MOED_STRUCT_SPLIT_OPTIONS, &s.options, "reserved");
+    flags_struct(&f, "split", MOED_STRUCT_SPLIT_OPTIONS, &s.options, NULL);
     flags_table(&f, "split", SPLIT_FIELDS, 1, &s);
     assignment_flags(&f, &s.assignment);
     common_flags(&f, &c);
@@ -264,19 +309,22 @@ int verb_split(const verb *v, int argc, char **argv)
 
 typedef struct integrate_settings {
     const char *weights, *partition, *corpus, *experts;
-    int64_t scale_tokens;
+    int64_t scale_tokens, gate_tokens;
+    double ridge;
     int32_t scale_experts;
 } integrate_settings;
 
 static const moed_field INTEGRATE_FIELDS[] = {
     FIELD_TEXT_(integrate_settings, weights, "comma-separated weight of each submodel, for merge weighted and explicit"),
     FIELD_TEXT_(integrate_settings, partition,
-                "partition file: its centroids make the gate (gate centroids), its tokens the weights (merge weighted)"),
+                "partition file: its centroids or clusters make the gate (gate centroids, ridge), its tokens the weights (merge weighted)"),
     FIELD_TEXT_(integrate_settings, experts,
                 "table of experts, the split.json of split, for submodels whose config.json lost what it said of them"),
-    FIELD_TEXT_(integrate_settings, corpus, "corpus of the partition: counts tokens and measures the scale of experts"),
+    FIELD_TEXT_(integrate_settings, corpus, "corpus of the partition: counts tokens, fits the gate (gate ridge) and measures the scale of experts"),
     FIELD_SWITCH_(integrate_settings, scale_experts,
                   "for gates that do not renormalise: scale each expert by its mean routed weight on --corpus"),
+    FIELD_INTEGER(integrate_settings, gate_tokens, 20000, 0, 1e15, "gate ridge: tokens of each cluster looked at, 0 = all"),
+    FIELD_NUMBER(integrate_settings, ridge, 0.01, 1e-12, 1e12, "gate ridge: penalty, as a share of the mean square of a hidden state"),
     FIELD_INTEGER(integrate_settings, scale_tokens, 100000, 0, 1e15, "tokens looked at to scale experts, 0 = all"),
 };
 
@@ -316,12 +364,14 @@ static int integrate_with(const integrate_settings *s, moed_context *c, merger *
     }
     if (!code && m->options.merge == MOED_MERGE_EXPLICIT && !weights) code = fail(EXIT_INPUT, "--merge explicit needs --weights");
     if (!code && m->options.gate == MOED_GATE_CENTROIDS && !p) code = fail(EXIT_INPUT, "--gate centroids needs --partition");
+    if (!code && m->options.gate == MOED_GATE_RIDGE && (!p || !d)) code = fail(EXIT_INPUT, "--gate ridge needs --partition and --corpus");
     if (!code && s->scale_experts && !d) code = fail(EXIT_INPUT, "--scale-experts needs --corpus");
     m->weights = weights;
     m->experts = s->experts;
     m->partition = p;
     m->scale = s->scale_experts ? d : NULL;
     m->scale_tokens = s->scale_tokens;
+    m->documents = d, m->gate_tokens = s->gate_tokens, m->ridge = s->ridge;
     if (!code) code = surgery_integrate(c, base, m, out, &drift);
     if (!code) {
         say("integrated %lld submodels: %s; their shared parts moved by %.2g of the base's size", (long long)m->parts, out,
@@ -345,11 +395,11 @@ int verb_integrate(const verb *v, int argc, char **argv)
     flags f = {0};
     common c;
     merger m = {0};
-    integrate_settings s = {.scale_tokens = 100000};
+    integrate_settings s = {.scale_tokens = 100000, .gate_tokens = 20000, .ridge = 0.01};
     moed_context *context = NULL;
     const char *submodels[POSITIONALS_MAX];
     OPTIONS_INIT(INTEGRATION_OPTIONS, &m.options);
-    flags_struct(&f, "integrate", MOED_STRUCT_INTEGRATION_OPTIONS, &m.options, "reserved");
+    flags_struct(&f, "integrate", MOED_STRUCT_INTEGRATION_OPTIONS, &m.options, NULL);
     flags_table(&f, "integrate", INTEGRATE_FIELDS, sizeof INTEGRATE_FIELDS / sizeof *INTEGRATE_FIELDS, &s);
     common_flags(&f, &c);
     int code = flags_parse(&f, v, argc, argv, 3, POSITIONALS_MAX);

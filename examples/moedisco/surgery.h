@@ -14,7 +14,11 @@ typedef struct merger {
     const char *const *submodels; /* (parts) directories, NULL = lost */
     const char *experts;         /* file with a table of experts, nullable: as the submodels say */
     int clones;                  /* one submodel serves every part */
-    const moed_partition *partition; /* of a gate from centroids, nullable */
+    const moed_partition *partition; /* of a gate from centroids or clusters, nullable */
+    const moed_corpus *documents; /* of a gate from clusters */
+    int64_t gate_tokens;         /* of each cluster at most, 0 = all */
+    double ridge;
+    moed_split *split;           /* set by surgery_integrate */
     const moed_corpus *scale;    /* documents that measure the scale of experts, nullable */
     int64_t scale_tokens;        /* of them at most, 0 = all */
 } merger;

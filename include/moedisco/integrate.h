@@ -4,6 +4,7 @@
 #ifndef MOEDISCO_INTEGRATE_H
 #define MOEDISCO_INTEGRATE_H
 
+#include "cluster.h"
 #include "split.h"
 
 #ifdef __cplusplus
@@ -13,7 +14,7 @@ extern "C" {
 typedef struct moed_integration moed_integration;
 
 enum { MOED_MERGE_UNIFORM = 0, MOED_MERGE_WEIGHTED = 1, MOED_MERGE_EXPLICIT = 2 };
-enum { MOED_GATE_BASE = 0, MOED_GATE_RANDOM = 1, MOED_GATE_CENTROIDS = 2 };
+enum { MOED_GATE_BASE = 0, MOED_GATE_RANDOM = 1, MOED_GATE_CENTROIDS = 2, MOED_GATE_RIDGE = 3, MOED_GATE_SUBMODELS = 4 };
 
 enum {
     MOED_INTEGRATION_CLONES = 1 /* flags: submodels are clones: from which part of a split one comes is not compared, so that one model
@@ -26,12 +27,13 @@ typedef struct moed_integration_options {
     int32_t merge;         /* UNIFORM: gamma = 1/parts added; WEIGHTED: weights given at add (tokens), divided by their sum;
                               EXPLICIT: gamma = the weight given */
     int32_t gate;          /* BASE: the base's rows and biases (rows that submodels carry are ignored, trained or not); RANDOM: drawn;
-                              CENTROIDS: rows given by moed_integration_set_gate; both with router biases of 0 */
+                              CENTROIDS, RIDGE: rows given by moed_integration_set_gate; these three with router biases of 0;
+                              SUBMODELS: rows and biases that submodels carry, each expert's from its part */
     int32_t allow_missing; /* 1: finish without a lost submodel; its experts come from the base */
-    int32_t reserved;
+    int32_t dtype;         /* of the result's floating parameters; 0 = the base's */
     uint64_t seed;         /* RANDOM */
     double gate_std;       /* RANDOM: standard deviation; CENTROIDS: root mean square of each row; negative = the root mean
-                              square that the base's row of that expert has */
+                              square that the base's row of that expert has. RIDGE: of all rows of a layer, or the base's */
     int64_t shard_bytes;   /* of the result's directory: as in moed_model_options */
 } moed_integration_options;
 
@@ -61,15 +63,26 @@ MOED_API moed_status moed_integration_add(moed_integration *i, int32_t part, con
  * weights are 0. Since: 0.1. */
 MOED_API moed_status moed_integration_weights(const moed_integration *i, double *gamma);
 /* How parameter `param` of the base's layout is made: exactly what finish executes. Source 0 is the base, 1 + k
- * submodel k; with MOED_GATE_CENTROIDS source 1 + parts holds the rows given to set_gate, its parameters numbered by
+ * submodel k; with MOED_GATE_CENTROIDS and MOED_GATE_RIDGE source 1 + parts holds the rows given to set_gate, its parameters numbered by
  * layer. pieces [out, nullable] (capacity), count [out] of all. MOED_E_STATE naming the missing part. Since: 0.1. */
 MOED_API moed_status moed_integration_pieces(moed_integration *i, size_t param, moed_piece *pieces, size_t capacity,
                                              size_t *count);
-/* MOED_GATE_CENTROIDS: rows (parts, width) f32 for `layer` (-1 = all), copied: the mean over parts is subtracted and
- * each row scaled to gate_std. An expert takes the row of its part, one without a part keeps the base's.
- * MOED_E_ARGUMENT when a row is the mean itself (as with one part). Since: 0.1. Source: FlexOlmo, Nexus (router rows
- * from domain embeddings). */
+/* MOED_GATE_CENTROIDS, MOED_GATE_RIDGE: rows (parts, width) f32 for `layer` (-1 = all), copied: the mean over parts is
+ * subtracted, and the rows scaled to gate_std, each by itself (CENTROIDS) or all by one factor (RIDGE: their sizes mean something).
+ * An expert takes the row of its part, one without a part keeps the base's; where a part has several experts of a layer, the
+ * base's row of each is added, which tells them apart. MOED_E_ARGUMENT when nothing is left to scale (as with one part).
+ * Since: 0.1. Source: FlexOlmo, Nexus (router rows from domain embeddings). */
 MOED_API moed_status moed_integration_set_gate(moed_integration *i, int32_t layer, const moed_tensor *rows);
+/* Rows for set_gate with MOED_GATE_RIDGE by ridge regression: of each layer the hidden states h that its router sees, over the
+ * documents of every cluster in turn, against the cluster they are of. rows [out] (layers, clusters, hidden); row k of a layer is
+ *   argmin over w of sum_t (w . h_t - y_t)^2 + ridge * mean_d(sum_t h_td^2) |w|^2,   y_t = [t is of cluster k] - 1 / clusters
+ * so that the rows of a layer add up to zero; zeros where a layer has no experts. m: in memory: the model that the gate is for as far
+ * as it is there, such as the integrated one with another gate. tokens: of each cluster at most, 0 = all (unequal clusters then weigh what
+ * they hold). ridge > 0: 0.01 is a good start. Holds layers * hidden^2 doubles. Attention stays inside documents. Returns
+ * MOED_E_MISMATCH as moed_model_usage and moed_partition_view do, MOED_E_NUMERIC naming the layer. Since: 0.1. Source: DUME
+ * (arXiv 2603.29765). */
+MOED_API moed_status moed_model_fit_gate(const moed_model *m, const moed_corpus *d, const moed_partition *p, int64_t tokens,
+                                         double ridge, float *rows, const moed_cancel *cancel);
 /* For gates that do not renormalise their top-k weights: multiplies the output tensors (MOED_PARAM_EXPERT_OUTPUT) of
  * expert e in layer l by 1 / (top_k * weight[l][e]), so that top_k experts trained alone at scale 1 again weigh 1
  * together. weight (layers, experts), as moed_model_usage gives; 0 leaves an expert alone. Since: 0.1. */
@@ -77,7 +90,7 @@ MOED_API moed_status moed_integration_set_scale(moed_integration *i, const doubl
 MOED_API moed_status moed_integration_get_info(const moed_integration *i, moed_integration_info *out);
 /* Makes the model: in memory (dir NULL) or streamed tensor by tensor to a directory, all or nothing, then opened with
  * MOED_MODEL_STREAM. out nullable when dir is given. In memory it is where the base is; in device memory the submodels must be
- * there too, MOED_GATE_CENTROIDS (its rows are host memory) is refused, and drift is not measured. Returns MOED_E_STATE naming the
+ * there too, MOED_GATE_CENTROIDS and MOED_GATE_RIDGE (whose rows are host memory) are refused, and drift is not measured. Returns MOED_E_STATE naming the
  * missing part, MOED_E_ARGUMENT for memories mixed. Since: 0.1. */
 MOED_API moed_status moed_integration_finish(moed_model **out, moed_integration *i, const char *dir, const moed_cancel *cancel);
 

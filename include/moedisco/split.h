@@ -16,7 +16,7 @@ typedef struct moed_split_options {
     uint32_t struct_size;
     uint32_t flags;
     int32_t parts;     /* K; 0 = as many as the layers with most experts have experts */
-    int32_t reserved;
+    int32_t dtype;     /* of submodels' floating parameters; 0 = the base's */
     int64_t shard_bytes; /* of submodels' directories: as in moed_model_options */
 } moed_split_options;
 
@@ -58,7 +58,7 @@ MOED_API const moed_layout *moed_split_layout(moed_split *s, int32_t part);
  * count [out]. Since: 0.1. */
 MOED_API moed_status moed_split_pieces(moed_split *s, int32_t part, size_t param, moed_piece *pieces, size_t capacity,
                                        size_t *count);
-/* Makes the submodel, in the base's dtypes: in memory of its own (dir NULL), to be trained without touching the base,
+/* Makes the submodel, in the base's dtypes or the one of the options: in memory of its own (dir NULL), to be trained without touching the base,
  * or streamed to a Hugging Face directory, all or nothing, with a few MB of memory for a model of any size, and opened
  * with MOED_MODEL_STREAM. out nullable when dir is given. base: in memory or streamed, any dtypes. In memory the submodel is
  * where the base is: in device memory (freed with the model), enqueued on the stream of the base's context, if the base is there. Returns

@@ -103,16 +103,19 @@ static const field kmeans_fields[] = {
 #define S moed_split_options
 static const field split_fields[] = {
     I32(S, parts, 0, 0, 1 << 24, "submodels; 0 = one per expert"),
+    CHOICE(S, dtype, 0, 4, "as-is|f32|f16|bf16|f64", "data type of floating parameters in the submodels; as-is = the base's"),
     I64(S, shard_bytes, 0, 0, MAX_I64, "bytes of tensors in one file of a saved model at most; 0 = one file"),
 };
 #undef S
 #define S moed_integration_options
 static const field integration_fields[] = {
     CHOICE(S, merge, MOED_MERGE_UNIFORM, 2, "uniform|weighted|explicit", "how shared parameters of the submodels are weighted"),
-    CHOICE(S, gate, MOED_GATE_BASE, 2, "base|random|centroids", "where the router's rows come from"),
+    CHOICE(S, gate, MOED_GATE_BASE, MOED_GATE_SUBMODELS, "base|random|centroids|ridge|submodels",
+           "where the router's rows come from"),
     SWITCH(S, allow_missing, 0, "finish without a lost submodel: its experts come from the base"),
+    CHOICE(S, dtype, 0, 4, "as-is|f32|f16|bf16|f64", "data type of floating parameters in the result; as-is = the base's"),
     U64(S, seed, 0, "seed of a random gate"),
-    F64(S, gate_std, -1, -1, 100, "scale of random or centroid gate rows; negative = that of the base's rows"),
+    F64(S, gate_std, -1, -1, 100, "scale of random, centroid or ridge gate rows; negative = that of the base's rows"),
     I64(S, shard_bytes, 0, 0, MAX_I64, "bytes of tensors in one file of a saved model at most; 0 = one file"),
 };
 #undef S

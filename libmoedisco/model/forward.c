@@ -179,6 +179,7 @@ static moed_status forward_layer(moedi_transformer *t, int64_t layer)
     MOEDI_TRY(forward_attention(t, layer));
     MOEDI_TRY(moedi_transformer_norm(t, a->h, a->ffn_rstd, a->mid, moedi_group_of(t, layer, MOEDI_GROUP_FFN_NORM)));
     if (moedi_config_dense(c, layer)) return forward_plain(t, layer, next, a->mid);
+    if (t->tap) MOEDI_TRY(t->tap(t, layer, a->h, t->tap_user));
     if (moedi_config_routes(c)) MOEDI_TRY(forward_router(t, layer));
     MOEDI_TRY(moedi_config_routes(c) ? forward_experts(t, layer, next) : forward_only_expert(t, layer, next));
     return c->shared_width ? forward_plain(t, layer, next, next) : MOED_OK;
@@ -256,6 +257,11 @@ static moed_status check_forwarded(const moedi_transformer *t)
     return t->tokens_now
                ? MOED_OK
                : moedi_fail(MOED_E_STATE, "there was no forward pass yet, or the last one did not end");
+}
+
+void moedi_transformer_tap(moedi_transformer *t, moedi_tap_fn tap, void *user)
+{
+    t->tap = tap, t->tap_user = user;
 }
 
 const int64_t *moedi_transformer_offsets(const moedi_transformer *t, int32_t layer)

@@ -40,6 +40,8 @@ moed_status moedi_layout_build(moed_layout **out, moed_context *c, const moed_pa
 moed_status moedi_layout_from_json(moed_layout **out, moed_context *c, const json_t *o, const char *path);
 /* The same parameters with every floating one in `dtype`, but a family's selection biases never narrower than F32; config.json says so too. */
 moed_status moedi_layout_with_dtype(moed_layout **out, const moed_layout *l, moed_dtype dtype);
+/* Puts that layout in the place of l. */
+moed_status moedi_layout_take_dtype(moed_layout **l, moed_dtype dtype);
 /* The same parameters with dtypes (count) of their own. */
 moed_status moedi_layout_with_dtypes(moed_layout **out, const moed_layout *l, const moed_dtype *dtypes);
 /* The parameter of a slot (layer, expert: -1 where the slot has none), or -1: not there or a layout by hand. */

@@ -196,3 +196,12 @@ moed_status moedi_layout_with_dtype(moed_layout **out, const moed_layout *l, moe
     moedi_free(l->context, dtypes);
     return status;
 }
+
+moed_status moedi_layout_take_dtype(moed_layout **l, moed_dtype dtype)
+{
+    moed_layout *typed = NULL;
+    MOEDI_TRY(moedi_layout_with_dtype(&typed, *l, dtype));
+    moed_layout_destroy(*l);
+    *l = typed;
+    return MOED_OK;
+}

@@ -69,6 +69,8 @@ struct moedi_transformer {
     int train;
     int renorm;                     /* one block for the norms' outputs of all layers: backward makes them again */
     int replay;
+    moedi_tap_fn tap;               /* nullable */
+    void *tap_user;
     int64_t rows, length;           /* room */
 
     size_t *order;                  /* (parameters) in slot order */

@@ -77,6 +77,11 @@ moed_status moedi_transformer_routing(moedi_transformer *t, int32_t layer, int32
 /* 1: the next forwards keep the expert choices of the last one (gradient checks, recomputation). */
 void moedi_transformer_replay(moedi_transformer *t, int replay);
 
+/* The next forwards call tap in each layer with what its router and experts see: h (rows * length, hidden) of device memory, the batch's
+ * tokens; what it fails with ends the pass. NULL: no more. */
+typedef moed_status (*moedi_tap_fn)(moedi_transformer *t, int64_t layer, const void *h, void *user);
+void moedi_transformer_tap(moedi_transformer *t, moedi_tap_fn tap, void *user);
+
 /* Device memory of a parameter, of its gradient (NULL = frozen), and of the low halves of its numbers (NULL = it has none). */
 void *moedi_transformer_weight(moedi_transformer *t, size_t param);
 void *moedi_transformer_gradient(moedi_transformer *t, size_t param);

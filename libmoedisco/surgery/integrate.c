@@ -211,6 +211,22 @@ static double centred_rms(const moed_tensor *rows, int64_t row)
     return sqrt(sum / (double)width);
 }
 
+/* The same over all rows. */
+static double centred_rms_of_all(const moed_tensor *rows)
+{
+    double sum = 0.0;
+    for (int64_t r = 0; r < rows->shape[0]; r++) {
+        const double rms = centred_rms(rows, r);
+        sum += rms * rms;
+    }
+    return sqrt(sum / (double)rows->shape[0]);
+}
+
+static int takes_rows(const moed_integration *i)
+{
+    return i->options.gate == MOED_GATE_CENTROIDS || i->options.gate == MOED_GATE_RIDGE;
+}
+
 static moed_status check_gate(const moed_integration *i, int32_t layer, const moed_tensor *rows)
 {
     const moed_param *router = router_of(i, layer);
@@ -226,8 +242,10 @@ static moed_status check_gate(const moed_integration *i, int32_t layer, const mo
         if (!isfinite(x[n]))
             return moedi_fail(MOED_E_NUMERIC, "the gate's row %lld holds %g in column %lld",
                               (long long)(n / rows->shape[1]), (double)x[n], (long long)(n % rows->shape[1]));
+    if (i->options.gate == MOED_GATE_RIDGE && centred_rms_of_all(rows) == 0.0)
+        return moedi_fail(MOED_E_ARGUMENT, "the gate's rows are all the same: nothing of them is left to scale");
     for (int64_t r = 0; r < rows->shape[0]; r++)
-        if (centred_rms(rows, r) == 0.0)
+        if (i->options.gate == MOED_GATE_CENTROIDS && centred_rms(rows, r) == 0.0)
             return moedi_fail(MOED_E_ARGUMENT,
                               "the gate's row %lld is the mean of all rows: nothing of it is left to scale",
                               (long long)r);
@@ -240,9 +258,10 @@ moed_status moed_integration_set_gate(moed_integration *i, int32_t layer, const 
     MOEDI_REQUIRE(i && rows && rows->data, "the integration, rows or their data is NULL");
     MOEDI_TRY(moedi_context_check(i->context));
     const moed_layout *l = i->split->layout;
-    if (i->options.gate != MOED_GATE_CENTROIDS)
-        return moedi_fail(MOED_E_STATE,
-                          "the integration was made without gate = MOED_GATE_CENTROIDS, so it takes no rows");
+    if (!takes_rows(i))
+        return moedi_fail(
+            MOED_E_STATE,
+            "the integration was made without gate = MOED_GATE_CENTROIDS or MOED_GATE_RIDGE, so it takes no rows");
     if (layer < -1 || layer >= l->layers)
         return moedi_fail(MOED_E_RANGE, "layer %d of %d asked for", layer, l->layers);
     if (rows->device != 0 || rows->dtype != MOED_DTYPE_F32 || rows->rank != 2 ||
@@ -405,29 +424,51 @@ static moed_status random_rows(const moed_integration *i, size_t param, moedi_pi
     return MOED_OK;
 }
 
-/* Row of part k: s (c_k - mean) = sum over j of s / parts (c_k - c_j), on top of zeros. */
-static moed_status centroid_rows(const moed_integration *i, size_t param, moedi_piece_list *list)
+/* What a part's centred row is multiplied by, for expert `row` of the router. */
+static moed_status row_factor(const moed_integration *i, size_t param, int64_t row, int32_t part, double *out)
 {
     const moed_param *p = &i->split->layout->params[param];
     const moed_tensor *rows = &i->gates[p->layer];
+    double std = i->options.gate_std, sum = 0.0;
+    if (i->options.gate == MOED_GATE_CENTROIDS) {
+        MOEDI_TRY(row_std(i, param, row, &std));
+        *out = std / centred_rms(rows, part);
+        return MOED_OK;
+    }
+    if (std < 0.0) {
+        for (int64_t e = 0; e < p->shape[0]; e++) {
+            MOEDI_TRY(base_rms(i, param, e, &std));
+            sum += std * std;
+        }
+        std = sqrt(sum / (double)p->shape[0]);
+    }
+    *out = std / centred_rms_of_all(rows);
+    return MOED_OK;
+}
+
+/* Row of part k: s (c_k - mean) = sum over j of s / parts (c_k - c_j), on top of zeros, or of the base's row where the part has several
+ * experts, which that row tells apart. */
+static moed_status given_rows(const moed_integration *i, size_t param, moedi_piece_list *list)
+{
+    const moed_param *p = &i->split->layout->params[param];
     int32_t parts = i->split->parts, source = 1 + parts;
-    if (!rows->data)
+    if (!i->gates[p->layer].data)
         return moedi_fail(MOED_E_STATE, "layer %d has no rows for its gate yet: call moed_integration_set_gate",
                           p->layer);
     for (int32_t e = 0; e < (int32_t)p->shape[0]; e++) {
         int32_t part = i->owners[(int64_t)p->layer * i->most + e].part;
         moed_piece piece = moedi_piece_copy(0, param, 1);
         piece.from = piece.at = e;
-        piece.scale = part < 0 ? 1.0 : 0.0;
+        piece.scale = part < 0 || moedi_split_count(i->split, part, p->layer) > 1 ? 1.0 : 0.0;
         moedi_piece_add(list, &piece);
         if (part < 0) continue;
-        double std = 0.0;
-        MOEDI_TRY(row_std(i, param, e, &std));
+        double factor = 0.0;
+        MOEDI_TRY(row_factor(i, param, e, part, &factor));
         piece.op = MOED_PIECE_DELTA;
         piece.source = piece.reference = source;
         piece.source_param = piece.reference_param = p->layer;
         piece.from = part;
-        piece.scale = std / centred_rms(rows, part) / parts;
+        piece.scale = factor / parts;
         for (int32_t j = 0; j < parts; j++) {
             if (j == part) continue;
             piece.reference_from = j;
@@ -442,8 +483,11 @@ static moed_status router_pieces(const moed_integration *i, size_t param, moedi_
     const moed_param *p = &i->split->layout->params[param];
     moed_piece piece = moedi_piece_copy(0, param, moedi_piece_whole(p));
     if (p->role == MOED_ROLE_ROUTER && i->options.gate == MOED_GATE_RANDOM) return random_rows(i, param, list);
-    if (p->role == MOED_ROLE_ROUTER && i->options.gate == MOED_GATE_CENTROIDS)
-        return centroid_rows(i, param, list);
+    if (p->role == MOED_ROLE_ROUTER && takes_rows(i)) return given_rows(i, param, list);
+    if (i->options.gate == MOED_GATE_SUBMODELS) {
+        expert_pieces(i, param, list);
+        return MOED_OK;
+    }
     /* biases that were learnt for other rows mean nothing to new ones */
     if (i->options.gate != MOED_GATE_BASE) piece.scale = 0.0;
     moedi_piece_add(list, &piece);
@@ -518,8 +562,10 @@ moed_status moed_integration_finish(moed_model **out, moed_integration *i, const
     MOEDI_REQUIRE(!dir || dir[0], "the directory's name is empty");
     MOEDI_TRY(moedi_context_check(i->context));
     MOEDI_TRY(check_ready(i));
+    moed_layout *layout = moedi_layout_retain(i->base->layout);
+    moed_status status = i->options.dtype ? moedi_layout_take_dtype(&layout, i->options.dtype) : MOED_OK;
     moedi_surgery surgery = {.context = i->base->context,
-                             .layout = i->base->layout,
+                             .layout = layout,
                              .device = i->base->device,
                              .pieces = list_pieces,
                              .resolve = resolve,
@@ -529,7 +575,9 @@ moed_status moed_integration_finish(moed_model **out, moed_integration *i, const
                              .measure = 1};
     int32_t present = 0, missing = -1;
     double sum = 0.0;
-    MOEDI_TRY(moedi_assemble(out, &surgery, dir, cancel));
+    if (status == MOED_OK) status = moedi_assemble(out, &surgery, dir, cancel);
+    moed_layout_destroy(layout);
+    if (status != MOED_OK) return status;
     count_members(i, &present, &missing, &sum);
     i->drift = surgery.original > 0.0 ? sqrt(surgery.moved / present / surgery.original) : 0.0;
     return MOED_OK;

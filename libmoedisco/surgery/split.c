@@ -87,6 +87,7 @@ moed_status moed_split_create(moed_split **out, const moed_layout *l, const moed
     s->context = moedi_context_retain(l->context);
     s->layout = moedi_layout_retain(l);
     s->parts = parts;
+    s->dtype = o.dtype;
     s->shard_bytes = o.shard_bytes;
     MOEDI_GO(MOEDI_NEW(s->context, (int64_t)parts * l->layers, &s->experts));
     MOEDI_GO(MOEDI_NEW(s->context, (int64_t)parts * l->layers, &s->counts));
@@ -269,6 +270,11 @@ static moed_status check_layer(const moed_split *s, int32_t layer, int32_t *owne
         }
     }
     return MOED_OK;
+}
+
+int32_t moedi_split_count(const moed_split *s, int32_t part, int32_t layer)
+{
+    return count_of(s, part, layer);
 }
 
 moed_status moedi_split_use(moed_split *s)
@@ -533,6 +539,7 @@ moed_status moed_split_build(moed_model **out, moed_split *s, int32_t part, cons
     MOEDI_TRY(moedi_provenance_digest(base, digest));
     MOEDI_TRY(stamped_layout(s, part, digest, &layout));
     MOEDI_GO(take_dtypes(&layout, base->layout, b.made->base));
+    if (s->dtype) MOEDI_GO(moedi_layout_take_dtype(&layout, s->dtype));
     moedi_surgery surgery = {.context = base->context,
                              .layout = layout,
                              .device = base->device,

@@ -18,7 +18,8 @@ struct moed_split {
     moed_context *context;
     moed_layout *layout;           /* of the base */
     int32_t parts;
-    int64_t shard_bytes;           /* of files that are built */
+    int32_t dtype;                 /* of what is built; MOED_DTYPE_NONE = the base's */
+    int64_t shard_bytes;           /* of its files */
     int32_t **experts;             /* (parts, layers): lists */
     int32_t *counts;               /* (parts, layers): their lengths */
     moedi_part *made;              /* (parts) */
@@ -32,6 +33,8 @@ moed_status moedi_split_use(moed_split *s);
 moed_status moedi_split_part(moed_split *s, int32_t part, const moedi_part **out);
 /* Part and slot (position in its list) that hold an expert; part -1 when none does. */
 void moedi_split_owner(const moed_split *s, int32_t layer, int32_t expert, int32_t *part, int32_t *slot);
+/* Experts of a part in a layer. */
+int32_t moedi_split_count(const moed_split *s, int32_t part, int32_t layer);
 /* What a submodel of `part` says of its origin; base nullable. */
 moed_status moedi_split_provenance(const moed_split *s, int32_t part, const char *base, json_t **out);
 

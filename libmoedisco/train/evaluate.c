@@ -133,8 +133,7 @@ moed_status moedi_evaluate_check(const moed_layout *l, const moed_corpus *d, con
     return MOED_OK;
 }
 
-/* A model and a corpus that it can be run over. */
-static moed_status check_pair(const moed_model *m, const moed_corpus *d)
+moed_status moedi_evaluate_check_pair(const moed_model *m, const moed_corpus *d)
 {
     MOEDI_TRY(moedi_context_check(m->context));
     if (!m->layout->family) {
@@ -155,7 +154,7 @@ moed_status moed_model_evaluate(const moed_model *m, const moed_corpus *d, int64
     MOEDI_REQUIRE(m && d && out, "model, corpus and out must be given");
     MOEDI_REQUIRE(tokens >= 0, "tokens must not be negative");
     MOEDI_TRY(moedi_info_check(MOED_STRUCT_REPORT, out));
-    MOEDI_TRY(check_pair(m, d));
+    MOEDI_TRY(moedi_evaluate_check_pair(m, d));
     MOEDI_TRY(moedi_transformer_create(&t, m, rows, length, 0, NULL));
     MOEDI_GO(moedi_evaluate(t, d, tokens, rows, length, document_mask, &full, cancel));
     status = moedi_info_write(MOED_STRUCT_REPORT, &full, out);
@@ -243,7 +242,7 @@ moed_status moed_model_usage(const moed_model *m, const moed_corpus *d, int64_t 
     moedi_clear_error();
     MOEDI_REQUIRE(m && d && usage, "model, corpus and usage must be given");
     MOEDI_REQUIRE(tokens >= 0, "tokens must not be negative");
-    MOEDI_TRY(check_pair(m, d));
+    MOEDI_TRY(moedi_evaluate_check_pair(m, d));
     const moedi_config *c = &m->layout->config;
     const int64_t length = c->context_length < 512 ? c->context_length : 512,
                   rows = 4096 / length < 8 ? 4096 / length : 8;

@@ -15,5 +15,7 @@ moed_status moedi_evaluate(moedi_transformer *t, const moed_corpus *d, int64_t t
 
 /* Whether every token of d, end tokens too, is in the vocabulary of l; `which` names d in the error. MOED_E_MISMATCH. */
 moed_status moedi_evaluate_check(const moed_layout *l, const moed_corpus *d, const char *which);
+/* A model and a corpus that it can be run over. */
+moed_status moedi_evaluate_check_pair(const moed_model *m, const moed_corpus *d);
 
 #endif
