@@ -123,6 +123,25 @@ static moed_status assign_rest(moed_split *s, const merger *m, const moed_layout
     return status;
 }
 
+/* Submodels of another family than the base's are its dense siblings, or will be refused. */
+static int of_another_family(moed_context *c, const merger *m, const moed_model *base, moed_split_options *o)
+{
+    moed_model_options how;
+    moed_model *submodel = NULL;
+    moed_layout_info a = {.struct_size = sizeof a}, b = {.struct_size = sizeof b};
+    int64_t k = 0;
+    OPTIONS_INIT(MODEL_OPTIONS, &how);
+    how.flags = MOED_MODEL_STREAM;
+    while (k < m->parts && !m->submodels[k]) k++;
+    if (k == m->parts) return EXIT_DONE;
+    moed_status status = moed_model_open(&submodel, c, m->submodels[k], &how);
+    if (!status) status = moed_layout_get_info(moed_model_layout(submodel), &a);
+    if (!status) status = moed_layout_get_info(moed_model_layout(base), &b);
+    if (!status && strcmp(a.family, b.family) != 0) o->flags |= MOED_SPLIT_DENSE;
+    moed_model_destroy(submodel);
+    return status ? fail_status(status) : EXIT_DONE;
+}
+
 /* The assignment as the submodels tell it, unless a table does. */
 static int take_assignment(moed_split *s, const moed_model *base, moed_context *c, const merger *m)
 {
@@ -211,8 +230,9 @@ int surgery_integrate(moed_context *c, const char *base_dir, const merger *given
     open_options.flags = MOED_MODEL_STREAM;
     split_options.parts = (int32_t)m->parts;
     moed_status status = moed_model_open(&base, c, base_dir, &open_options);
-    if (!status) status = moed_split_create(&m->split, moed_model_layout(base), &split_options);
-    int code = status ? fail_status(status) : take_assignment(m->split, base, c, m);
+    int code = status ? fail_status(status) : of_another_family(c, m, base, &split_options);
+    if (!code && (status = moed_split_create(&m->split, moed_model_layout(base), &split_options))) code = fail_status(status);
+    if (!code) code = take_assignment(m->split, base, c, m);
     if (!code) code = begin_integration(&i, c, m, base, &m->options);
     if (!code) code = give_rows(i, c, m, base);
     if (!code && m->scale) status = give_scale(i, c, base_dir, m);
@@ -235,10 +255,13 @@ typedef struct split_settings {
     moed_split_options options;
     assignment assignment;
     int64_t part;
+    int32_t dense;
 } split_settings;
 
 static const moed_field SPLIT_FIELDS[] = {
     FIELD_INTEGER(split_settings, part, -1, -1, 65535, "only this submodel, -1 = all"),
+    FIELD_SWITCH_(split_settings, dense, "submodels of one expert as models of the dense family that computes the same (mixtral: mistral, "
+                                         "qwen3_moe: qwen3)"),
 };
 
 static int build_parts(moed_split *s, const moed_model *base, int64_t from, int64_t to, const char *out)
@@ -274,6 +297,7 @@ static int split_into(moed_context *c, split_settings *s, const char *base_dir, 
     if (!code && parts && s->options.parts && parts != s->options.parts)
         code = fail(EXIT_INPUT, "--parts %d: the experts are assigned to %lld parts", s->options.parts, (long long)parts);
     if (!code && parts) s->options.parts = (int32_t)parts;
+    if (s->dense) s->options.flags |= MOED_SPLIT_DENSE;
     if (!code && (status = moed_split_create(&split, moed_model_layout(base), &s->options))) code = fail_status(status);
     if (!parts) parts = s->options.parts ? s->options.parts : info.experts;
     if (!code) code = assignment_make(&s->assignment, c, base_dir, split, parts, &usage);
@@ -296,7 +320,7 @@ int verb_split(const verb *v, int argc, char **argv)
     moed_context *context = NULL;
     OPTIONS_INIT(SPLIT_OPTIONS, &s.options);
     flags_struct(&f, "split", MOED_STRUCT_SPLIT_OPTIONS, &s.options, NULL);
-    flags_table(&f, "split", SPLIT_FIELDS, 1, &s);
+    flags_table(&f, "split", SPLIT_FIELDS, sizeof SPLIT_FIELDS / sizeof *SPLIT_FIELDS, &s);
     assignment_flags(&f, &s.assignment);
     common_flags(&f, &c);
     int code = flags_parse(&f, v, argc, argv, 2, 2);

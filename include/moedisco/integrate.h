@@ -28,7 +28,7 @@ typedef struct moed_integration_options {
                               EXPLICIT: gamma = the weight given */
     int32_t gate;          /* BASE: the base's rows and biases (rows that submodels carry are ignored, trained or not); RANDOM: drawn;
                               CENTROIDS, RIDGE: rows given by moed_integration_set_gate; these three with router biases of 0;
-                              SUBMODELS: rows and biases that submodels carry, each expert's from its part */
+                              SUBMODELS: rows and biases that submodels carry (dense ones have none), each expert's from its part */
     int32_t allow_missing; /* 1: finish without a lost submodel; its experts come from the base */
     int32_t dtype;         /* of the result's floating parameters; 0 = the base's */
     uint64_t seed;         /* RANDOM */

@@ -12,6 +12,11 @@ extern "C" {
 
 typedef struct moed_split moed_split;
 
+enum {
+    MOED_SPLIT_DENSE = 1 /* flags: submodels of one expert as models of the dense family that computes the same (Mixtral: Mistral, Qwen3-MoE:
+                            Qwen3), without router rows; MOED_E_UNSUPPORTED where there is none, or a part has several experts */
+};
+
 typedef struct moed_split_options {
     uint32_t struct_size;
     uint32_t flags;
@@ -49,7 +54,7 @@ MOED_API moed_status moed_split_assign_from(moed_split *s, int32_t part, const m
 /* experts [out, nullable] (capacity) of a part in a layer, count [out]. Since: 0.1. */
 MOED_API moed_status moed_split_experts(const moed_split *s, int32_t part, int32_t layer, int32_t *experts,
                                         int32_t capacity, int32_t *count);
-/* The layout of part `part`: a valid model of the base's family when the base has one, its experts numbered from 0 in
+/* The layout of part `part`: a valid model of the base's family (or its dense one) when the base has one, its experts numbered from 0 in
  * the order of the list. By hand: tensors of one expert keep their names, stacks shrink along expert_axis. Router rows
  * and biases go with their expert. Its config says which part of what split it is. Owned by the split. NULL with the
  * last error set when the assignment is not right. Since: 0.1. */

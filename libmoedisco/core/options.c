@@ -190,7 +190,7 @@ static const structure structures[] = {
     PLAIN(VECTORS, moed_vectors),
     PLAIN(PARTITION_INFO, moed_partition_info),
     OPTIONS(EMBED_OPTIONS, moed_embed_options, embed_fields, 0),
-    OPTIONS(SPLIT_OPTIONS, moed_split_options, split_fields, 0),
+    OPTIONS(SPLIT_OPTIONS, moed_split_options, split_fields, MOED_SPLIT_DENSE),
     OPTIONS(INTEGRATION_OPTIONS, moed_integration_options, integration_fields, MOED_INTEGRATION_CLONES),
     PLAIN(INTEGRATION_INFO, moed_integration_info),
     OPTIONS(TRAIN_OPTIONS, moed_train_options, train_fields, 0),

@@ -70,7 +70,7 @@ static moed_status check_needed(const moedi_family *f, const json_t *o, const ch
 /* A window as long as any row is none. */
 static moed_status check_window(const moedi_family *f, const moedi_config *config, const json_t *o, const char *path)
 {
-    int64_t window = f->sliding_window == 2 && !json_object_get(o, "sliding_window") ? 4096 : INT64_MAX, full = 62;
+    int64_t window = f->window && !json_object_get(o, "sliding_window") ? f->window : INT64_MAX, full = 62;
     if (!f->sliding_window) return MOED_OK;
     MOEDI_TRY(moedi_json_integer(o, path, "sliding_window", 0, 1, INT64_MAX, &window));
     if (window >= config->context_length) return MOED_OK;
@@ -140,7 +140,9 @@ static moed_status read_heads(moedi_config *out, const moedi_family *f, const js
                                     "%s: num_attention_heads %lld is not a multiple of num_key_value_heads %lld%s", path,
                                     (long long)out->heads, (long long)out->kv_heads,
                                     json_object_get(o, "num_key_value_heads") ? "" : " (the family's default)");
-    if (moedi_config_absent(o, "head_dim")) {
+    if (f->head_dim && !json_object_get(o, "head_dim")) {
+        out->head_dim = f->head_dim;
+    } else if (moedi_config_absent(o, "head_dim")) {
         if (out->hidden % out->heads != 0)
             return moedi_fail_parameter(MOED_E_RANGE, "hidden_size",
                                         "%s: hidden_size %lld is not a multiple of num_attention_heads %lld", path,
@@ -219,6 +221,11 @@ static moed_status read_router(moedi_config *out, const moedi_family *f, const j
 
 static moed_status read_experts(moedi_config *out, const moedi_family *f, const json_t *o, const char *path)
 {
+    out->weight_scale = 1;
+    if (!f->experts_field) {
+        out->experts = out->top_k = out->normalise_top_k = 1;
+        return moedi_json_integer(o, path, f->expert_width_field, 1, 1, SIZE_MAX_WIDTH, &out->expert_width);
+    }
     const char *field = moedi_config_experts_field(f, o);
     MOEDI_TRY(moedi_json_integer(o, path, field, 1, 1, COUNT_MAX, &out->experts));
     MOEDI_TRY(moedi_json_integer(o, path, f->top_k_field, 1, 1, COUNT_MAX, &out->top_k));
@@ -231,7 +238,6 @@ static moed_status read_experts(moedi_config *out, const moedi_family *f, const 
     out->normalise_top_k = f->normalise_top_k > 0;
     if (f->normalise_top_k < 0) MOEDI_TRY(moedi_json_boolean(o, path, "norm_topk_prob", 0, &out->normalise_top_k));
     out->score = f->score, out->selection_bias = f->slots[MOEDI_SLOT_ROUTER_BIAS] != NULL;
-    out->weight_scale = 1;
     if (f->router_field) MOEDI_TRY(read_router(out, f, o, path));
     if (f->noise_field) {
         out->router_noise = 1;
@@ -287,6 +293,7 @@ static moed_status read_biases(moedi_config *c, const moedi_family *f, const jso
 static moed_status check_totals(const moedi_config *c, const moedi_family *f, const char *path)
 {
     const double most = 281474976710656.0, hidden = (double)c->hidden;
+    const char *experts_field = f->experts_field ? f->experts_field : f->expert_width_field;
     const struct { const char *field; double numbers; } parts[] = {
         {"vocab_size", (double)c->vocabulary * hidden},
         {"num_attention_heads", (double)c->heads * (double)c->head_dim * hidden},
@@ -296,7 +303,7 @@ static moed_status check_totals(const moedi_config *c, const moedi_family *f, co
          (double)c->shared_width * hidden},
         {"intermediate_size", (double)c->dense_width * hidden},
         {f->expert_width_field, (double)c->expert_width * hidden},
-        {f->experts_field, 3.0 * (double)c->expert_width * hidden * (double)c->experts},
+        {experts_field, 3.0 * (double)c->expert_width * hidden * (double)c->experts},
         {"num_hidden_layers", (double)c->layers * hidden *
                                   (3.0 * (double)c->expert_width * (double)c->experts +
                                    3.0 * (double)(c->shared_width + c->dense_width) +
@@ -308,9 +315,9 @@ static moed_status check_totals(const moedi_config *c, const moedi_family *f, co
                                         "%s: field %s makes tensors of %.3g numbers, and 2^48 is the most", path, parts[i].field,
                                         parts[i].numbers);
     if (c->layers * c->experts > 1 << 20)
-        return moedi_fail_parameter(MOED_E_RANGE, f->experts_field,
+        return moedi_fail_parameter(MOED_E_RANGE, experts_field,
                                     "%s: num_hidden_layers %lld times %s %lld is more than 1048576 experts", path,
-                                    (long long)c->layers, f->experts_field, (long long)c->experts);
+                                    (long long)c->layers, experts_field, (long long)c->experts);
     return MOED_OK;
 }
 

@@ -27,6 +27,10 @@
     [MOEDI_SLOT_EXPERT_GATE] = LAYER "mlp.experts.%e.gate_proj.weight",        \
     [MOEDI_SLOT_EXPERT_UP] = LAYER "mlp.experts.%e.up_proj.weight",            \
     [MOEDI_SLOT_EXPERT_DOWN] = LAYER "mlp.experts.%e.down_proj.weight"
+#define ONLY_EXPERT_SLOTS                                                      \
+    [MOEDI_SLOT_EXPERT_GATE] = LAYER "mlp.gate_proj.weight",                   \
+    [MOEDI_SLOT_EXPERT_UP] = LAYER "mlp.up_proj.weight",                       \
+    [MOEDI_SLOT_EXPERT_DOWN] = LAYER "mlp.down_proj.weight"
 /* What Transformers 5 has in memory, and writes with save_original_format=False. */
 #define STACKED                                                                \
     .stacked = {                                                               \
@@ -75,6 +79,7 @@ static const moedi_family families[] = {
         STACKED,
         .experts_field = "num_local_experts", .experts_alias = "num_experts", .top_k_field = "num_experts_per_tok",
         .expert_width_field = "intermediate_size",
+        .dense = "mistral",
         .normalise_top_k = 1,
         .sliding_window = 1,
         .kv_heads = 8,
@@ -111,6 +116,7 @@ static const moedi_family families[] = {
         .experts_field = "num_experts", .experts_alias = "num_local_experts", .top_k_field = "num_experts_per_tok",
         .expert_width_field = "moe_intermediate_size",
         .bias_field = "attention_bias",
+        .dense = "qwen3",
         .normalise_top_k = -1,
         .qk_norm = MOEDI_QK_NORM_HEAD,
         .kv_heads = 4,
@@ -137,7 +143,7 @@ static const moedi_family families[] = {
         .normalise_top_k = -1,
         .qk_norm = MOEDI_QK_NORM_HEAD,
         .score = MOED_SCORE_SIGMOID,
-        .sliding_window = 2,
+        .sliding_window = 2, .window = 4096,
         .kv_heads = 32,
         .epsilon = 1e-6,
         .rope_theta = 10000.0,
@@ -167,6 +173,48 @@ static const moedi_family families[] = {
         .epsilon = 1e-6,
         .rope_theta = 10000.0,
         .context_length = 2048,
+    },
+    {
+        .name = "mistral",
+        .architecture = "MistralForCausalLM",
+        .slots = {ATTENTION_SLOTS, ONLY_EXPERT_SLOTS},
+        .expert_width_field = "intermediate_size",
+        .moe = "mixtral",
+        .sliding_window = 1, .window = 4096,
+        .kv_heads = 8,
+        .epsilon = 1e-6,
+        .rope_theta = 10000.0,
+        .context_length = 131072,
+    },
+    {
+        .name = "llama",
+        .architecture = "LlamaForCausalLM",
+        .slots = {
+            ATTENTION_SLOTS, QKV_BIAS_SLOTS, ONLY_EXPERT_SLOTS,
+            [MOEDI_SLOT_O_BIAS] = LAYER "self_attn.o_proj.bias",
+        },
+        .expert_width_field = "intermediate_size",
+        .bias_field = "attention_bias",
+        .moe = "mixtral",
+        .epsilon = 1e-6,
+        .rope_theta = 10000.0,
+        .context_length = 2048,
+    },
+    {
+        .name = "qwen3",
+        .architecture = "Qwen3ForCausalLM",
+        .slots = {
+            ATTENTION_SLOTS, QKV_BIAS_SLOTS, QK_NORM_SLOTS, ONLY_EXPERT_SLOTS,
+            [MOEDI_SLOT_O_BIAS] = LAYER "self_attn.o_proj.bias",
+        },
+        .expert_width_field = "intermediate_size",
+        .bias_field = "attention_bias",
+        .moe = "qwen3_moe",
+        .qk_norm = MOEDI_QK_NORM_HEAD,
+        .kv_heads = 32, .head_dim = 128,
+        .epsilon = 1e-6,
+        .rope_theta = 10000.0,
+        .context_length = 32768,
     },
 };
 

@@ -34,6 +34,12 @@ void moedi_layout_fingerprint(const moed_layout *l, char out[33]);
  * nullable) kept as "moedisco" in its config.json. Family layouts only. */
 moed_status moedi_layout_with_experts(moed_layout **out, const moed_layout *l, int32_t experts, json_t *provenance);
 
+/* The layout of the dense sibling of a model that has one expert a layer left (its only expert's tensors are the feed-forward's; no
+ * router), with provenance as above. MOED_E_UNSUPPORTED where the sibling would not compute the same. */
+moed_status moedi_layout_dense(moed_layout **out, const moed_layout *l, json_t *provenance);
+/* The other way: the layout of the family with experts whose dense sibling a model is. MOED_E_UNSUPPORTED where there is none. */
+moed_status moedi_layout_upcycled(moed_layout **out, const moed_layout *l, int32_t experts, int32_t top_k);
+
 /* A checked layout by hand (names copied). */
 moed_status moedi_layout_build(moed_layout **out, moed_context *c, const moed_param *params, size_t count);
 /* The layout of a family from config.json's object (kept, unknown fields too); path names it in errors. */

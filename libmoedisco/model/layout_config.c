@@ -130,9 +130,13 @@ moed_status moedi_layout_with_experts(moed_layout **out, const moed_layout *l, i
     if (!l->family)
         return moedi_fail(MOED_E_UNSUPPORTED, "a layout made by hand has no config.json to change the number of experts in");
     if (experts < 1) return moedi_fail(MOED_E_RANGE, "%d experts asked for: at least 1", (int)experts);
+    if (!l->family->experts_field && experts != 1)
+        return moedi_fail(MOED_E_UNSUPPORTED, "a %s model is dense: it has no %d experts", l->family->name, (int)experts);
     MOEDI_TRY(load_config(l, &o));
-    MOEDI_GO(set_config(o, moedi_config_experts_field(l->family, o), json_integer(experts)));
-    MOEDI_GO(set_config(o, l->family->top_k_field, json_integer(l->config.top_k < experts ? l->config.top_k : experts)));
+    if (l->family->experts_field) {
+        MOEDI_GO(set_config(o, moedi_config_experts_field(l->family, o), json_integer(experts)));
+        MOEDI_GO(set_config(o, l->family->top_k_field, json_integer(l->config.top_k < experts ? l->config.top_k : experts)));
+    }
     if (l->config.router_hidden) MOEDI_GO(set_config(o, l->family->router_hidden_field, json_integer(l->config.router_hidden)));
     if (l->family->expert_sizes_field) {
         MOEDI_GO(set_config(o, l->family->expert_width_field, json_integer(experts * l->config.expert_width)));
@@ -141,6 +145,98 @@ moed_status moedi_layout_with_experts(moed_layout **out, const moed_layout *l, i
     if (provenance) MOEDI_GO(set_config(o, "moedisco", json_incref(provenance)));
     MOEDI_GO(moedi_layout_from_json(out, l->context, o, "config.json"));
     (*out)->stacked = l->stacked;
+out:
+    json_decref(o);
+    return status;
+}
+
+/* The configuration as one of another family: what that family would take another default for is said. */
+static moed_status become(json_t *o, const moed_layout *l, const moedi_family *f)
+{
+    const moedi_config *c = &l->config;
+    const json_t *rope = json_object_get(o, "rope_parameters");
+    MOEDI_TRY(set_config(o, "model_type", json_string(f->name)));
+    MOEDI_TRY(set_config(o, "architectures", json_pack("[s]", f->architecture)));
+    MOEDI_TRY(set_config(o, "head_dim", json_integer(c->head_dim)));
+    MOEDI_TRY(set_config(o, "num_key_value_heads", json_integer(c->kv_heads)));
+    MOEDI_TRY(set_config(o, "rms_norm_eps", json_real(c->epsilon)));
+    MOEDI_TRY(set_config(o, "max_position_embeddings", json_integer(c->context_length)));
+    if (!json_object_get(o, "sliding_window")) MOEDI_TRY(set_config(o, "sliding_window", json_null()));
+    if (json_object_get(o, "rope_theta") || json_object_get(rope, "rope_theta")) return MOED_OK;
+    return set_config(o, "rope_theta", json_real(c->rope.theta));
+}
+
+/* Whether two configurations are the same but for their experts. */
+static int same_but_for_experts(const moedi_config *a, const moedi_config *b)
+{
+    return a->vocabulary == b->vocabulary && a->hidden == b->hidden && a->layers == b->layers && a->heads == b->heads &&
+           a->kv_heads == b->kv_heads && a->head_dim == b->head_dim && a->epsilon == b->epsilon && a->qk_norm == b->qk_norm &&
+           a->qkv_bias == b->qkv_bias && a->o_bias == b->o_bias && a->tied == b->tied && a->dtype == b->dtype &&
+           a->expert_width == b->expert_width && memcmp(&a->rope, &b->rope, sizeof a->rope) == 0;
+}
+
+/* The layout of a changed configuration, if it still describes the same model but for its experts. */
+static moed_status read_changed(moed_layout **out, const moed_layout *l, const json_t *o)
+{
+    moed_layout *made = NULL;
+    MOEDI_TRY(moedi_layout_from_json(&made, l->context, o, "config.json"));
+    if (same_but_for_experts(&made->config, &l->config)) {
+        *out = made;
+        return MOED_OK;
+    }
+    const char *name = made->family->name;
+    moed_layout_destroy(made);
+    return moedi_fail(MOED_E_UNSUPPORTED, "a %s model would not compute what this %s model does", name, l->family->name);
+}
+
+static void drop_fields(json_t *o)
+{
+    static const char *const of_experts[] = {"num_experts", "num_local_experts", "num_experts_per_tok", "moe_intermediate_size",
+                                             "norm_topk_prob", "decoder_sparse_step", "mlp_only_layers", "router_aux_loss_coef",
+                                             "router_jitter_noise", "output_router_logits"};
+    for (size_t i = 0; i < sizeof of_experts / sizeof *of_experts; i++) json_object_del(o, of_experts[i]); /* absent is fine */
+}
+
+moed_status moedi_layout_dense(moed_layout **out, const moed_layout *l, json_t *provenance)
+{
+    json_t *o = NULL;
+    moed_status status;
+    const moedi_family *dense = l->family && l->family->dense ? moedi_family_find(l->family->dense) : NULL;
+    if (!dense)
+        return moedi_fail(MOED_E_UNSUPPORTED,
+                          "%s%s has no dense family that computes the same: its submodels are of the family itself, with one expert",
+                          l->family ? "the family " : "a layout made by hand", l->family ? l->family->name : "");
+    if (l->config.routed_layers != l->config.layers)
+        return moedi_fail(MOED_E_UNSUPPORTED, "%lld of %lld layers have a feed-forward of their own, which a %s model cannot say",
+                          (long long)(l->config.layers - l->config.routed_layers), (long long)l->config.layers, dense->name);
+    MOEDI_TRY(load_config(l, &o));
+    drop_fields(o);
+    MOEDI_GO(become(o, l, dense));
+    MOEDI_GO(set_config(o, dense->expert_width_field, json_integer(l->config.expert_width)));
+    if (provenance) MOEDI_GO(set_config(o, "moedisco", json_incref(provenance)));
+    MOEDI_GO(read_changed(out, l, o));
+out:
+    json_decref(o);
+    return status;
+}
+
+moed_status moedi_layout_upcycled(moed_layout **out, const moed_layout *l, int32_t experts, int32_t top_k)
+{
+    json_t *o = NULL;
+    moed_status status;
+    const moedi_family *moe = l->family && l->family->moe ? moedi_family_find(l->family->moe) : NULL;
+    if (!moe)
+        return moedi_fail(MOED_E_UNSUPPORTED, "%s%s is no dense family that has one with experts: llama, mistral and qwen3 are",
+                          l->family ? "the family " : "a layout made by hand", l->family ? l->family->name : "");
+    MOEDI_TRY(load_config(l, &o));
+    MOEDI_GO(become(o, l, moe));
+    MOEDI_GO(set_config(o, moe->experts_field, json_integer(experts)));
+    MOEDI_GO(set_config(o, moe->top_k_field, json_integer(top_k)));
+    MOEDI_GO(set_config(o, moe->expert_width_field, json_integer(l->config.expert_width)));
+    /* weights that add up to 1: clones compute what the dense model does */
+    if (moe->normalise_top_k < 0) MOEDI_GO(set_config(o, "norm_topk_prob", json_true()));
+    json_object_del(o, "moedisco");
+    MOEDI_GO(read_changed(out, l, o));
 out:
     json_decref(o);
     return status;

@@ -65,15 +65,16 @@ static size_t count_groups(const moed_layout *l)
 }
 
 /* Whether a layer has a group. */
-static int has_group(const moedi_config *c, int64_t layer, int kind)
+static int has_group(const moed_layout *l, int64_t layer, int kind)
 {
+    const moedi_config *c = &l->config;
     const int dense = moedi_config_dense(c, layer);
     switch (kind) {
     case MOEDI_GROUP_QKV_BIAS: return c->qkv_bias;
     case MOEDI_GROUP_Q_NORM:
     case MOEDI_GROUP_K_NORM: return c->qk_norm;
     case MOEDI_GROUP_O_BIAS: return c->o_bias;
-    case MOEDI_GROUP_ROUTER:
+    case MOEDI_GROUP_ROUTER: return !dense && l->family->slots[MOEDI_SLOT_ROUTER];
     case MOEDI_GROUP_GATE_UP:
     case MOEDI_GROUP_DOWN: return !dense;
     case MOEDI_GROUP_ROUTER_IN: return !dense && c->router_hidden > 0;
@@ -128,7 +129,7 @@ static moed_status walk_layout(walk *w, moedi_group *groups)
         for (int kind = 0; kind < MOEDI_GROUPS_PER_LAYER; kind++, g += next) {
             const int expert = kind == MOEDI_GROUP_GATE_UP || kind == MOEDI_GROUP_DOWN;
             int from, to;
-            if (!has_group(c, layer, kind)) continue;
+            if (!has_group(w->layout, layer, kind)) continue;
             slots_of(c, layer, kind, &from, &to);
             MOEDI_TRY(walk_group(w, g, from, to, layer, expert ? c->experts : 0));
         }

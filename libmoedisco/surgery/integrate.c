@@ -484,6 +484,8 @@ static moed_status router_pieces(const moed_integration *i, size_t param, moedi_
     moed_piece piece = moedi_piece_copy(0, param, moedi_piece_whole(p));
     if (p->role == MOED_ROLE_ROUTER && i->options.gate == MOED_GATE_RANDOM) return random_rows(i, param, list);
     if (p->role == MOED_ROLE_ROUTER && takes_rows(i)) return given_rows(i, param, list);
+    if (i->options.gate == MOED_GATE_SUBMODELS && i->split->dense)
+        return moedi_fail(MOED_E_STATE, "the submodels are dense: they carry no rows of a router");
     if (i->options.gate == MOED_GATE_SUBMODELS) {
         expert_pieces(i, param, list);
         return MOED_OK;

@@ -87,6 +87,7 @@ moed_status moed_split_create(moed_split **out, const moed_layout *l, const moed
     s->context = moedi_context_retain(l->context);
     s->layout = moedi_layout_retain(l);
     s->parts = parts;
+    s->dense = (o.flags & MOED_SPLIT_DENSE) != 0;
     s->dtype = o.dtype;
     s->shard_bytes = o.shard_bytes;
     MOEDI_GO(MOEDI_NEW(s->context, (int64_t)parts * l->layers, &s->experts));
@@ -394,6 +395,13 @@ out:
     return status;
 }
 
+static moed_status check_dense(const moed_split *s, int32_t part, int32_t layer)
+{
+    const int32_t count = count_of(s, part, layer); /* as in every layer of a family's model */
+    if (count == 1) return MOED_OK;
+    return moedi_fail(MOED_E_UNSUPPORTED, "part %d holds %d experts of a layer: a dense model is one expert", part, count);
+}
+
 /* The layout of a part that says which base (nullable) it is of. */
 static moed_status stamped_layout(const moed_split *s, int32_t part, const char *digest, moed_layout **out)
 {
@@ -403,7 +411,10 @@ static moed_status stamped_layout(const moed_split *s, int32_t part, const char 
     int32_t layer = 0;
     while (!s->layout->experts[layer]) layer++;
     MOEDI_TRY(moedi_split_provenance(s, part, digest, &provenance));
-    if (s->layout->family) {
+    if (s->dense) {
+        MOEDI_GO(check_dense(s, part, layer));
+        MOEDI_GO(moedi_layout_dense(&l, s->layout, provenance));
+    } else if (s->layout->family) {
         MOEDI_GO(moedi_layout_with_experts(&l, s->layout, count_of(s, part, layer), provenance));
     } else {
         MOEDI_GO(hand_layout(s, part, &l));

@@ -18,6 +18,7 @@ struct moed_split {
     moed_context *context;
     moed_layout *layout;           /* of the base */
     int32_t parts;
+    int dense;                     /* 1: submodels are of the dense family */
     int32_t dtype;                 /* of what is built; MOED_DTYPE_NONE = the base's */
     int64_t shard_bytes;           /* of its files */
     int32_t **experts;             /* (parts, layers): lists */

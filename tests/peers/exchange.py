@@ -25,9 +25,11 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 from transformers.utils import logging
 
-from transformers_fixture import CONFIGURATIONS, ROWS, LENGTH, VOCABULARY, randomise
+from transformers_fixture import CONFIGURATIONS, ROWS, LENGTH, qwen3, randomise
 
 STEPS = 20
+# experts in every layer of a family with a dense sibling
+CONFIGURATIONS["qwen3_moe-d"] = qwen3(head_dim=4, norm_topk_prob=True, attention_bias=True)
 FROZEN = ("embed_tokens", "layers.0.input_layernorm")  # of every part
 COMPANIONS = {"tokenizer.json": "{}", "tokenizer_config.json": "{}", "merges.txt": "a b", "notes.txt": "stays"}
 WAYS = {  # how the parts' trainer and the base's owner save
@@ -35,6 +37,7 @@ WAYS = {  # how the parts' trainer and the base's owner save
     "shards": dict(base=dict(max_shard_size="6KB"), part=dict(max_shard_size="5KB"), ours=("--shard-bytes", 6000)),
     "bf16": dict(base={}, part={}, dtype=torch.bfloat16),
     "bf16, trained in f32": dict(base={}, part={}, dtype=torch.bfloat16, part_dtype=torch.float32),
+    "dense": dict(base={}, part={}, split=("--dense",)),
     "as in memory": dict(base=dict(save_original_format=False), part=dict(save_original_format=False)),
 }
 
@@ -63,10 +66,12 @@ class Library:
             raise RuntimeError(f"{name}: {self.lib.moed_last_error().decode()}")
 
     def logits(self, folder, tokens):
+        with open(os.path.join(folder, "config.json")) as file:
+            vocabulary = json.load(file)["vocab_size"]
         model = ctypes.c_void_p()
         self.call("moed_model_open", ctypes.byref(model), self.context, folder.encode(), None)
         tokens = tokens.to(torch.int32).contiguous()
-        out = torch.zeros(*tokens.shape, VOCABULARY)
+        out = torch.zeros(*tokens.shape, vocabulary)
         batch = Batch(tokens.data_ptr(), None, None, None, *tokens.shape)
         tensor = Tensor(out.data_ptr(), 1, 0, 3, 0, (*out.shape, 0, 0, 0), (*out.stride(), 0, 0, 0))
         try:
@@ -95,7 +100,7 @@ def train(model, seed):
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-3)
     model.train()
     for _ in range(STEPS):
-        tokens = torch.randint(0, VOCABULARY, (ROWS, LENGTH), generator=generator)
+        tokens = torch.randint(0, model.config.vocab_size, (ROWS, LENGTH), generator=generator)
         optimizer.zero_grad()
         model(input_ids=tokens, labels=tokens).loss.backward()
         optimizer.step()
@@ -147,7 +152,15 @@ def moedisco(build, *arguments):
     check(done.returncode == 0, f"moedisco {arguments[0]}: {done.stderr.strip()}")
 
 
-def expert_of_part(name, lists):
+def has_dense(config):
+    """Whether the family has a dense sibling, and the model no layer without experts."""
+    layers = range(config.num_hidden_layers)
+    only = getattr(config, "mlp_only_layers", None) or []
+    step = getattr(config, "decoder_sparse_step", 1)
+    return config.model_type in ("mixtral", "qwen3_moe") and not any(l in only or (l + 1) % step for l in layers)
+
+
+def expert_of_part(name, lists, dense):
     """(name in the part) of the base's expert tensor, or None: (part, name)."""
     head, mark, tail = name.partition(".experts.")
     number, dot, rest = tail.partition(".")
@@ -155,29 +168,32 @@ def expert_of_part(name, lists):
         return None
     layer = int(head.split("layers.")[1].split(".")[0])
     for part, layers in enumerate(lists):
+        if int(number) in layers[layer] and dense:
+            matrix = {"w1.weight": "gate_proj.weight", "w2.weight": "down_proj.weight", "w3.weight": "up_proj.weight"}.get(rest, rest)
+            return part, f"model.layers.{layer}.mlp.{matrix}"
         if int(number) in layers[layer]:
             return part, f"{head}{mark}{layers[layer].index(int(number))}{dot}{rest}"
     return -1, name
 
 
-def compare(base, parts, whole, lists):
+def compare(base, parts, whole, lists, dense):
     """Every number of the result is what integration promises."""
     check(set(base) == set(whole), f"other tensors: {sorted(set(base) ^ set(whole))[:3]}")
     untouched = 0
     for name, before in base.items():
         after = whole[name]
         check(after.dtype == before.dtype and after.shape == before.shape, f"{name}: another type or shape")
-        where = expert_of_part(name, lists)
+        where = expert_of_part(name, lists, dense)
         if where and where[0] >= 0:
             check(torch.equal(after, parts[where[0]][where[1]].to(before.dtype)), f"{name} is not part {where[0]}'s")
-        elif where or ".gate.weight" in name or "bias_correction" in name or any(f in name for f in FROZEN):
+        elif where or ".gate.weight" in name or "correction_bias" in name or any(f in name for f in FROZEN):
             check(torch.equal(after, before), f"{name} was not trained, and has other bits")
             untouched += 1
         else:
             mean = before.double() + sum(p[name].double() - before.double() for p in parts) / len(parts)
             near = dict(rtol=1e-6, atol=1e-7) if before.dtype == torch.float32 else dict(rtol=2**-8, atol=1e-7)
             check(torch.allclose(after.double(), mean, **near), f"{name} is not the base and what the parts moved")
-            check(not torch.equal(after, before), f"{name} did not move")
+            check(before.dtype != torch.float32 or not torch.equal(after, before), f"{name} did not move")
     return untouched
 
 
@@ -191,11 +207,12 @@ def exchange(build, library, kind, config, way, folder):
     for name, text in COMPANIONS.items():
         with open(path("base", name), "w") as file:
             file.write(text)
-    tokens = torch.randint(0, VOCABULARY, (ROWS, LENGTH), generator=torch.Generator().manual_seed(2))
+    tokens = torch.randint(0, config.vocab_size, (ROWS, LENGTH), generator=torch.Generator().manual_seed(2))
     worst = agree(library, path("base"), tokens, "base")
     count = experts_of(config)
-    parts = count if count < 4 else count // 2
-    moedisco(build, "split", path("base"), path("sub"), "--parts", parts, "--quiet", *way.get("ours", ()))
+    dense = "split" in way
+    parts = count if count < 4 or count % 2 or dense else count // 2
+    moedisco(build, "split", path("base"), path("sub"), "--parts", parts, "--quiet", *way.get("ours", ()), *way.get("split", ()))
     lists = []
     for k in range(parts):
         worst = max(worst, agree(library, path("sub", k), tokens, f"part {k}"))
@@ -209,7 +226,7 @@ def exchange(build, library, kind, config, way, folder):
     moedisco(build, "integrate", path("base"), path("again"), *(path("sub", k) for k in range(parts)), "--quiet")
     base = numbers(path("again"))
     rewritten = [rewrite(library, path("trained", k), path("rewritten", k)) for k in range(parts)]
-    untouched = compare(base, rewritten, numbers(path("whole")), lists)
+    untouched = compare(base, rewritten, numbers(path("whole")), lists, dense)
     for made in ("whole", "sub/0"):
         for name in COMPANIONS:
             check(os.path.exists(path(made, name)) == (name != "notes.txt"), f"{made}: {name} is wrongly there or missing")
@@ -242,6 +259,8 @@ def main():
         if experts_of(config) < 2 or (wanted and not any(name.startswith(w) for w in wanted)):
             continue
         for way, how in WAYS.items():
+            if "split" in how and not has_dense(config):
+                continue
             folder = tempfile.mkdtemp(prefix="exchange-")
             try:
                 print(f"{name:16} {way:20} {exchange(build, library, kind, config, how, folder)}", flush=True)
