@@ -10,6 +10,7 @@
 #include "moedisco/cluster.h"
 #include "moedisco/split.h"
 #include "moedisco/integrate.h"
+#include "moedisco/upcycle.h"
 #include "moedisco/train.h"
 
 #endif

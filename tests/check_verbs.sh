@@ -176,6 +176,17 @@ expect 0 integrate m ridged sub/0 sub/1 sub/2 sub/3 --gate ridge --partition p.s
 expect 0 integrate m carried sub/0 sub/1 sub/2 sub/3 --gate submodels --dtype bf16
 has carried/config.json bfloat16
 refuse 2 'needs --partition and --corpus' integrate m bad sub/0 sub/1 sub/2 sub/3 --gate ridge
+# dense models: a part of one expert, and back; into experts
+expect 0 split m dense --dense
+has dense/0/config.json '"mistral"'
+expect 0 integrate m undense dense/0 dense/1 dense/2 dense/3
+same m/model.safetensors undense/model.safetensors 'dense submodels that were not trained'
+refuse 2 'a dense model is one expert' split m bad --dense --parts 2
+expect 0 upcycle dense/0 grown --experts 6 --redraw 0.5
+has out 'mixtral, 6 experts'
+refuse 2 'mixtral' upcycle m bad
+refuse 2 'the input too' upcycle dense/0 dense/0
+[ ! -e bad ] || wrong 'something is left of what was refused'
 refuse 2 'sub/1: ' integrate m mixed sub/1 sub/0 sub/2 sub/3
 refuse 2 'an input too' integrate m m sub/0 sub/1 sub/2 sub/3
 refuse 2 'nowhere' split nowhere left

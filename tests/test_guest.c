@@ -527,6 +527,8 @@ static void call_surgery_and_training(const guest *g)
     size_t count;
     double numbers[2 * GUEST_PARTS] = {0};
     moed_tensor view = {.data = numbers};
+    moed_model *made = NULL;
+    CHILD(moed_model_upcycle, &made, g->model, NULL, NULL, NULL);
     CHILD(moed_split_create, &s, l, NULL);
     CHILD(moed_split_assign, g->split, 0, -1, &expert, 1);
     CHILD(moed_split_assign_usage, g->split, numbers, NULL);

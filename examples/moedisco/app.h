@@ -83,6 +83,7 @@ int verb_sample(const verb *v, int argc, char **argv);
 int verb_cluster(const verb *v, int argc, char **argv);
 int verb_split(const verb *v, int argc, char **argv);
 int verb_integrate(const verb *v, int argc, char **argv);
+int verb_upcycle(const verb *v, int argc, char **argv);
 int verb_train(const verb *v, int argc, char **argv);
 int verb_plan(const verb *v, int argc, char **argv);
 int verb_run(const verb *v, int argc, char **argv);

@@ -33,6 +33,8 @@ static const verb VERBS[] = {
     {"integrate", "BASE OUT SUBMODEL...", "Trained submodels, in the order of split, and the base they came from, into one "
      "MoE model OUT. The word lost stands for a missing one (--allow-missing).",
      "moedisco integrate model merged out0/model out1/model out2/model out3/model", verb_integrate},
+    {"upcycle", "DENSE OUT", "One dense model (llama, mistral, qwen3, or one expert a layer) into an MoE model OUT: every expert its feed-forward, "
+     "as it is, with noise, or with a share of its units drawn anew.", "moedisco upcycle mistral moe --experts 8 --top-k 2 --redraw 0.5", verb_upcycle},
     {"eval", "MODEL CORPUS", "Loss, perplexity, bits per byte and the load of each expert.", "moedisco eval run/disco/model data/notes", verb_eval},
     {"sample", "MODEL [PROMPT]", "Text from a model of byte tokens.", "moedisco sample run/disco/model 'The ' --temperature 0.8", verb_sample},
     {"plan", "disco|full|upcycle [DIR]", "What `run` would do, before anything is spent: phases, memory, FLOPs, hours and money.",

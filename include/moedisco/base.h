@@ -131,6 +131,7 @@ enum {
     MOED_STRUCT_SPLIT_OPTIONS = 50,
     MOED_STRUCT_INTEGRATION_OPTIONS = 60,
     MOED_STRUCT_INTEGRATION_INFO = 61,
+    MOED_STRUCT_UPCYCLE_OPTIONS = 65,
     MOED_STRUCT_TRAIN_OPTIONS = 70,
     MOED_STRUCT_ESTIMATE = 71,
     MOED_STRUCT_TRAINER_INFO = 72,
@@ -268,11 +269,12 @@ typedef struct moed_param {
  *   COPY   dst[at .. at+count) = scale * source[from .. from+count)
  *   DELTA  dst[at .. at+count) += scale * (source[from ..] - reference[from ..])
  *   DRAW   dst[at .. at+count) = scale * normal(seed, index of the element in the whole tensor)
+ *   NOISE  dst[at .. at+count) += scale * normal(seed, the same): after the others, like a DELTA; in host memory alone
  * Sums are taken in double over all pieces of an element, in the order of the pieces, and rounded
  * once; a sum of zero leaves the COPY's bits alone. Numbers that are equal differ by zero, infinite
  * ones too. A scale of 0 makes zeros (COPY, DRAW) or adds nothing (DELTA), whatever the source
  * holds. Sources are numbered: 0 the base, 1 + k submodel k. */
-enum { MOED_PIECE_COPY = 1, MOED_PIECE_DELTA = 2, MOED_PIECE_DRAW = 3 };
+enum { MOED_PIECE_COPY = 1, MOED_PIECE_DELTA = 2, MOED_PIECE_DRAW = 3, MOED_PIECE_NOISE = 4 };
 
 typedef struct moed_piece {
     int32_t op;
@@ -286,7 +288,7 @@ typedef struct moed_piece {
     int64_t at;              /* first index along axis in the destination */
     int64_t count;           /* indices along axis */
     double scale;
-    uint64_t seed;           /* DRAW */
+    uint64_t seed;           /* DRAW, NOISE */
 } moed_piece;
 
 /* The part of a destination tensor that is at hand: [start, start + count) along axis. */

@@ -119,6 +119,18 @@ static const field integration_fields[] = {
     I64(S, shard_bytes, 0, 0, MAX_I64, "bytes of tensors in one file of a saved model at most; 0 = one file"),
 };
 #undef S
+#define S moed_upcycle_options
+static const field upcycle_fields[] = {
+    I32(S, experts, 8, 1, 1 << 16, "experts of every layer"),
+    I32(S, top_k, 2, 1, 1 << 16, "experts that see a token"),
+    CHOICE(S, dtype, 0, 4, "as-is|f32|f16|bf16|f64", "data type of floating parameters in the result; as-is = the dense model's"),
+    U64(S, seed, 0, "seed of router rows, noise and units drawn anew"),
+    F64(S, noise, 0, 0, 100, "noise on the experts, as a share of each tensor's root mean square; 0 = clones"),
+    F64(S, redraw, 0, 0, 1, "share of the intermediate units of every expert that are drawn anew (Drop-Upcycling: 0.5)"),
+    F64(S, router_std, -1, -1, 100, "standard deviation of router rows; negative = the config's initializer_range"),
+    I64(S, shard_bytes, 0, 0, MAX_I64, "bytes of tensors in one file of a saved model at most; 0 = one file"),
+};
+#undef S
 #define S moed_train_options
 static const field train_fields[] = {
     I64(S, steps, 1000, 1, MAX_I64, "optimizer steps of the whole run"),
@@ -193,6 +205,7 @@ static const structure structures[] = {
     OPTIONS(SPLIT_OPTIONS, moed_split_options, split_fields, MOED_SPLIT_DENSE),
     OPTIONS(INTEGRATION_OPTIONS, moed_integration_options, integration_fields, MOED_INTEGRATION_CLONES),
     PLAIN(INTEGRATION_INFO, moed_integration_info),
+    OPTIONS(UPCYCLE_OPTIONS, moed_upcycle_options, upcycle_fields, 0),
     OPTIONS(TRAIN_OPTIONS, moed_train_options, train_fields, 0),
     PLAIN(ESTIMATE, moed_estimate),
     PLAIN(TRAINER_INFO, moed_trainer_info),
@@ -221,6 +234,7 @@ FITS(moed_embed_options);
 FITS(moed_split_options);
 FITS(moed_integration_options);
 FITS(moed_integration_info);
+FITS(moed_upcycle_options);
 FITS(moed_train_options);
 FITS(moed_estimate);
 FITS(moed_trainer_info);

@@ -225,14 +225,17 @@ moed_status moedi_layout_upcycled(moed_layout **out, const moed_layout *l, int32
     json_t *o = NULL;
     moed_status status;
     const moedi_family *moe = l->family && l->family->moe ? moedi_family_find(l->family->moe) : NULL;
+    if (!moe && l->family && l->family->experts_field && l->config.experts == 1) moe = l->family;
     if (!moe)
-        return moedi_fail(MOED_E_UNSUPPORTED, "%s%s is no dense family that has one with experts: llama, mistral and qwen3 are",
+        return moedi_fail(MOED_E_UNSUPPORTED,
+                          "%s%s: neither a dense family that has one with experts (llama, mistral, qwen3) nor one expert in every layer",
                           l->family ? "the family " : "a layout made by hand", l->family ? l->family->name : "");
     MOEDI_TRY(load_config(l, &o));
-    MOEDI_GO(become(o, l, moe));
-    MOEDI_GO(set_config(o, moe->experts_field, json_integer(experts)));
+    if (moe != l->family) MOEDI_GO(become(o, l, moe));
+    MOEDI_GO(set_config(o, moedi_config_experts_field(moe, o), json_integer(experts)));
     MOEDI_GO(set_config(o, moe->top_k_field, json_integer(top_k)));
-    MOEDI_GO(set_config(o, moe->expert_width_field, json_integer(l->config.expert_width)));
+    MOEDI_GO(set_config(o, moe->expert_width_field, json_integer(l->config.expert_width * (moe->expert_sizes_field ? experts : 1))));
+    if (moe->expert_sizes_field) json_object_del(o, moe->expert_sizes_field);
     /* weights that add up to 1: clones compute what the dense model does */
     if (moe->normalise_top_k < 0) MOEDI_GO(set_config(o, "norm_topk_prob", json_true()));
     json_object_del(o, "moedisco");

@@ -151,10 +151,14 @@ static moed_status check_piece(const moedi_plan_request *r, size_t index, int64_
         return moedi_fail(MOED_E_ARGUMENT, "%s: scale %g is not finite", place_of(r, index).text, p->scale);
     out->piece = *p; /* without what the operation does not use: nothing is computed from it */
     if (p->op != MOED_PIECE_DELTA) out->piece.reference_from = 0;
-    if (p->op == MOED_PIECE_DRAW) out->piece.from = 0;
+    if (p->op == MOED_PIECE_DRAW || p->op == MOED_PIECE_NOISE) out->piece.from = 0;
     switch (p->op) {
     case MOED_PIECE_COPY: return check_copy(r, index, out);
     case MOED_PIECE_DELTA: return check_delta(r, index, out);
+    case MOED_PIECE_NOISE:
+        if (r->device)
+            return moedi_fail(MOED_E_UNSUPPORTED, "%s: noise is made in host memory alone", place_of(r, index).text);
+        return check_floats(r, index, r->dtype, "destination");
     case MOED_PIECE_DRAW: return check_floats(r, index, r->dtype, "destination");
     default: return moedi_fail(MOED_E_ARGUMENT, "%s: there is no operation %d", place_of(r, index).text, p->op);
     }
@@ -246,14 +250,15 @@ moed_status moedi_plan_create(moedi_plan *out, const moedi_plan_request *r)
         moedi_plan_piece checked = {0};
         MOEDI_GO(check_piece(r, i, plan.length, &checked));
         if (checked.piece.count == 0) continue;
-        if (checked.piece.op == MOED_PIECE_DELTA) plan.deltas[plan.delta_count++] = checked;
+        if (checked.piece.op == MOED_PIECE_DELTA || checked.piece.op == MOED_PIECE_NOISE) plan.deltas[plan.delta_count++] = checked;
         else plan.bases[plan.base_count++] = checked;
     }
     qsort(plan.bases, plan.base_count, sizeof *plan.bases, by_at);
     plan.bytes = plan.delta_count == 0;
     for (size_t i = 0; i < plan.base_count; i++) plan.bytes &= plan.bases[i].exact;
     MOEDI_GO(check_tiling(&plan, r->name));
-    for (size_t i = 0; i < plan.delta_count; i++) plan.deltas[i].on_reference = lies_on_reference(&plan, &plan.deltas[i]);
+    for (size_t i = 0; i < plan.delta_count; i++)
+        plan.deltas[i].on_reference = plan.deltas[i].piece.op == MOED_PIECE_DELTA && lies_on_reference(&plan, &plan.deltas[i]);
     *out = plan;
     return MOED_OK;
 out:
@@ -419,17 +424,55 @@ static moed_status run_delta(const moedi_plan *plan, const moedi_plan_piece *p, 
     return MOED_OK;
 }
 
+static moed_status run_noise(const moedi_plan *plan, const moedi_plan_piece *p, const stretch *at,
+                             int64_t first, scratch *s, unsigned char *out)
+{
+    (void)plan, (void)out;
+    double x[INNER];
+    if (p->piece.scale == 0.0) return MOED_OK;
+    if (!s->moving) memset(s->sum, 0, BLOCK * sizeof *s->sum);
+    s->moving = 1;
+    for (int64_t i = at->lo; i < at->hi; i += INNER) {
+        const int64_t n = at->hi - i < INNER ? at->hi - i : INNER;
+        moedi_random_normals(x, p->piece.seed, MOEDI_RANDOM_PIECE, 0, (uint64_t)(first + i), n);
+        for (int64_t k = 0; k < n; k++) s->sum[i + k] += p->piece.scale * x[k];
+    }
+    return MOED_OK;
+}
+
+/* The bases of a block that lies in one row: those from *from to *to. Where there are thousands, few of them are in a block. */
+static void bases_of_block(const moedi_plan *plan, int64_t first, int64_t count, size_t *from, size_t *to)
+{
+    const int64_t row = plan->length * plan->inner;
+    *from = 0, *to = plan->base_count;
+    if (plan->base_count < 8 || first / row != (first + count - 1) / row) return;
+    const int64_t lowest = first % row / plan->inner, highest = (first % row + count - 1) / plan->inner;
+    size_t low = 0, high = plan->base_count; /* the first that ends behind the lowest index */
+    while (low < high) {
+        const size_t middle = low + (high - low) / 2;
+        const moed_piece *p = &plan->bases[middle].piece;
+        if (p->at + p->count <= lowest) low = middle + 1;
+        else high = middle;
+    }
+    *from = low;
+    while (low < plan->base_count && plan->bases[low].piece.at <= highest) low++;
+    *to = low;
+}
+
 /* Elements [first, first + count) of the whole tensor, count <= BLOCK unless the plan moves nothing but bytes. */
 static moed_status run_block(const moedi_plan *plan, int64_t first, int64_t count, scratch *s, unsigned char *out)
 {
-    for (size_t i = 0; i < plan->base_count; i++) {
+    size_t from, to;
+    bases_of_block(plan, first, count, &from, &to);
+    for (size_t i = from; i < to; i++) {
         const moedi_plan_piece *p = &plan->bases[i];
         MOEDI_TRY(sweep(plan, p, first, count, s, out, p->piece.op == MOED_PIECE_DRAW ? run_draw : run_copy));
     }
     if (!plan->delta_count) return MOED_OK;
     s->moving = 0;
     for (size_t i = 0; i < plan->delta_count; i++)
-        MOEDI_TRY(sweep(plan, &plan->deltas[i], first, count, s, out, run_delta));
+        MOEDI_TRY(sweep(plan, &plan->deltas[i], first, count, s, out,
+                        plan->deltas[i].piece.op == MOED_PIECE_NOISE ? run_noise : run_delta));
     if (plan->measure) s->numbers->add_squares(s->original, s->value, count);
     if (s->moving) s->numbers->settle(out, plan->dtype, s->value, s->sum, count);
     return MOED_OK;
@@ -483,7 +526,7 @@ void moedi_plan_ahead(const moedi_plan *plan, int64_t first, int64_t count)
         if (plan->bases[i].piece.op == MOED_PIECE_COPY && plan->bases[i].piece.scale != 0.0)
             (void)sweep(plan, &plan->bases[i], first, count, NULL, NULL, tell_ahead);
     for (size_t i = 0; i < plan->delta_count; i++)
-        (void)sweep(plan, &plan->deltas[i], first, count, NULL, NULL, tell_ahead);
+        if (plan->deltas[i].piece.op == MOED_PIECE_DELTA) (void)sweep(plan, &plan->deltas[i], first, count, NULL, NULL, tell_ahead);
 }
 
 /* ---- the whole ---- */

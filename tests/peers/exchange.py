@@ -211,8 +211,14 @@ def exchange(build, library, kind, config, way, folder):
     worst = agree(library, path("base"), tokens, "base")
     count = experts_of(config)
     dense = "split" in way
-    parts = count if count < 4 or count % 2 or dense else count // 2
-    moedisco(build, "split", path("base"), path("sub"), "--parts", parts, "--quiet", *way.get("ours", ()), *way.get("split", ()))
+    parts = count if count < 4 or dense else count // 2
+    if parts < count and count % 2:  # two experts each, and one that stays the base's
+        with open(path("experts.json"), "w") as file:
+            json.dump({"experts": [[2 * k, 2 * k + 1] for k in range(parts)]}, file)
+        which = ("--experts", path("experts.json"))
+    else:
+        which = ("--parts", parts)
+    moedisco(build, "split", path("base"), path("sub"), *which, "--quiet", *way.get("ours", ()), *way.get("split", ()))
     lists = []
     for k in range(parts):
         worst = max(worst, agree(library, path("sub", k), tokens, f"part {k}"))
