@@ -10,7 +10,7 @@ transformers_fixture.py with several experts (or those whose name begins with a 
 
 and then it checks: the base's logits from what we read, and the result's, are those of Transformers (2e-4); what nobody trained has
 the base's bits, and each expert those of its part; shared numbers are the base's and the mean of what the parts moved (float32
-rounding); tokenizer and generation files went along. Prints a line each; ends with 1 when anything is wrong.
+rounding); tokenizer and generation files went along. Then dense models, upcycled. Prints a line each; ends with 1 when anything is wrong.
 """
 import ctypes
 import json
@@ -22,7 +22,7 @@ import tempfile
 
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, Qwen3Config
 from transformers.utils import logging
 
 from transformers_fixture import CONFIGURATIONS, ROWS, LENGTH, qwen3, randomise
@@ -30,6 +30,15 @@ from transformers_fixture import CONFIGURATIONS, ROWS, LENGTH, qwen3, randomise
 STEPS = 20
 # experts in every layer of a family with a dense sibling
 CONFIGURATIONS["qwen3_moe-d"] = qwen3(head_dim=4, norm_topk_prob=True, attention_bias=True)
+SIZES = dict(vocab_size=29, hidden_size=16, num_hidden_layers=2, num_attention_heads=4, intermediate_size=12,
+             max_position_embeddings=64, initializer_range=0.2, bos_token_id=None, eos_token_id=None, pad_token_id=None)
+DENSE = {
+    "mistral": MistralConfig(**SIZES, num_key_value_heads=2, sliding_window=None),
+    "llama": LlamaConfig(**SIZES, num_key_value_heads=2, tie_word_embeddings=True,
+                         rope_parameters=dict(rope_type="llama3", rope_theta=1e4, factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0,
+                                              original_max_position_embeddings=16)),
+    "qwen3": Qwen3Config(**SIZES, num_key_value_heads=4, head_dim=6, attention_bias=True),
+}
 FROZEN = ("embed_tokens", "layers.0.input_layernorm")  # of every part
 COMPANIONS = {"tokenizer.json": "{}", "tokenizer_config.json": "{}", "merges.txt": "a b", "notes.txt": "stays"}
 WAYS = {  # how the parts' trainer and the base's owner save
@@ -240,6 +249,23 @@ def exchange(build, library, kind, config, way, folder):
     return f"{parts} parts, logits within {worst:.1e}, {untouched} of {len(base)} tensors untouched"
 
 
+def upcycle(build, library, config, folder):
+    """A dense model of Transformers, read by us, made into one with experts, read by Transformers: the same logits three times."""
+    path = lambda name: os.path.join(folder, name)
+    torch.manual_seed(1)
+    config._attn_implementation = "eager"
+    model = AutoModelForCausalLM.from_config(config).float().eval()
+    randomise(model, torch.Generator().manual_seed(1))
+    model.save_pretrained(path("dense"))
+    tokens = torch.randint(0, config.vocab_size, (ROWS, LENGTH), generator=torch.Generator().manual_seed(2))
+    worst = agree(library, path("dense"), tokens, "the dense model")
+    moedisco(build, "upcycle", path("dense"), path("whole"), "--experts", 4, "--top-k", 2, "--quiet")
+    worst = max(worst, agree(library, path("whole"), tokens, "the upcycled model"))
+    difference = float((logits(model, tokens) - logits(load(path("whole")), tokens)).abs().max())
+    check(difference <= 2e-4, f"clones compute something else: logits differ by {difference:.1e}")
+    return f"logits within {max(worst, difference):.1e}"
+
+
 def rewrite(library, source, out):
     """The tensors of a directory of any layout under the names that we write."""
     class Options(ctypes.Structure):
@@ -275,6 +301,17 @@ def main():
                 print(f"{name:16} {way:20} WRONG: {fault}", flush=True)
             finally:
                 shutil.rmtree(folder)
+    for name, config in DENSE.items():
+        if wanted and not any(name.startswith(w) for w in wanted):
+            continue
+        folder = tempfile.mkdtemp(prefix="exchange-")
+        try:
+            print(f"{name:16} {'upcycled':20} {upcycle(build, library, config, folder)}", flush=True)
+        except (Fault, RuntimeError) as fault:
+            failed = 1
+            print(f"{name:16} {'upcycled':20} WRONG: {fault}", flush=True)
+        finally:
+            shutil.rmtree(folder)
     sys.exit(failed)
 
 
