@@ -383,6 +383,55 @@ static void a_submodel_tells_which_experts_it_holds(void **state)
     moed_layout_destroy(foreign);
 }
 
+/* ---- tensors that are no parameters ---- */
+
+/* A model with one tensor more, of that name. */
+static void save_with(const moed_model *m, const char *folder, const char *name)
+{
+    const moed_layout *l = m->layout;
+    moedi_safetensors_entry *entries = calloc(l->count + 1, sizeof *entries);
+    moedi_safetensors_writer w = {0};
+    const float numbers[2] = {1, 2};
+    assert_ok(moed_model_save(m, folder, NULL));
+    for (size_t i = 0; i < l->count; i++) {
+        entries[i].name = l->params[i].name, entries[i].dtype = l->params[i].dtype, entries[i].rank = l->params[i].rank;
+        memcpy(entries[i].shape, l->params[i].shape, sizeof entries[i].shape);
+    }
+    entries[l->count] = (moedi_safetensors_entry){.name = name, .dtype = MOED_DTYPE_F32, .rank = 1, .shape = {2}};
+    assert_ok(moedi_safetensors_create(&w, context, support_path(folder, "model.safetensors"), entries, l->count + 1, NULL));
+    for (size_t i = 0; i < l->count; i++)
+        assert_ok(moedi_safetensors_write(&w, i, 0, m->tensors[i].data, moedi_param_bytes(&l->params[i])));
+    assert_ok(moedi_safetensors_write(&w, l->count, 0, numbers, sizeof numbers));
+    assert_ok(moedi_safetensors_commit(&w));
+    free(entries);
+}
+
+static void tensors_too_many_are_passed_over_or_refused_with_what_to_do(void **state)
+{
+    static const struct { const char *name, *says; } names[] = {
+        {"_orig_mod.model.norm.weight", "save its _orig_mod"},
+        {"module.model.norm.weight", "save its module"},
+        {"model._fsdp_wrapped_module.norm.weight", "full state dict"},
+        {"base_model.model.x", "merge it first"},
+        {"model.layers.0.self_attn.q_proj.lora_A.weight", "merge it first"},
+        {"model.layers.0.self_attn.q_proj.qweight", "dequantised"},
+        {"model.strange", "that config.json describes"},
+    };
+    moed_model *m = fresh(4), *out = NULL;
+    place folder;
+    (void)state;
+    in_dir(folder, "m");
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
+        save_with(m, folder, names[i].name);
+        assert_refused(moed_model_open(&out, context, folder, NULL), MOED_E_MISMATCH, names[i].says);
+        assert_non_null(strstr(moed_last_error(), names[i].name));
+    }
+    save_with(m, folder, "model.layers.2.self_attn.rotary_emb.inv_freq"); /* of earlier Transformers */
+    assert_ok(moed_model_open(&out, context, folder, NULL));
+    moed_model_destroy(out);
+    moed_model_destroy(m);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -393,6 +442,7 @@ int main(void)
         T(experts_go_where_they_are_used_most),
         T(usage_that_is_none_is_refused_by_name),
         T(a_submodel_tells_which_experts_it_holds),
+        T(tensors_too_many_are_passed_over_or_refused_with_what_to_do),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

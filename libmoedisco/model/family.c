@@ -162,7 +162,6 @@ static const moedi_family families[] = {
             [MOEDI_SLOT_EXPERT_UP] = LAYER "mlp.calculator.experts.weight_up.%e",
             [MOEDI_SLOT_EXPERT_DOWN] = LAYER "mlp.calculator.experts.weight_down.%e",
         },
-        .ignored = LAYER "self_attn.rotary_emb.inv_freq",
         .experts_field = "num_experts", .experts_alias = "num_experts", .top_k_field = "num_selects",
         .expert_width_field = "intermediate_size", .expert_sizes_field = "size_experts",
         .weight_scale_field = "score_scale_factor", .noise_field = "gate_add_noise",

@@ -93,7 +93,6 @@ typedef struct moedi_family {
     const char *bias_field, *weight_scale_field, *noise_field;
     const char *router_field, *router_hidden_field; /* "linear", or "mlp" (the default); of an mlp, by default as many as experts */
     struct { const char *field, *only; } needed[8]; /* fields that must be absent or what is said here, as JSON */
-    const char *ignored;            /* a tensor that a checkpoint may hold and nobody needs */
     const char *dense;              /* the family that a model of one expert is, exactly, without a router; NULL = there is none */
     const char *moe;                /* of such a family: the one whose experts its feed-forward can be */
     int32_t bias;                   /* default of bias_field */

@@ -190,7 +190,8 @@ static moed_status place_tensors(opening *o)
             if (moedi_storage_ignores(l, e->name)) continue;
             if (!moedi_storage_find(l, tied ? l->family->slots[MOEDI_SLOT_EMBEDDING] : e->name, &held))
                 return moedi_fail_file(MOED_E_MISMATCH, o->paths[i], -1,
-                                       "tensor %s is no parameter of the model that config.json describes", e->name);
+                                       "tensor %s is no parameter of the model that config.json describes%s", e->name,
+                                       moedi_storage_advice(e->name));
             MOEDI_TRY(check_entry(&held.tensor, e, o->paths[i]));
             if (tied) o->head = (struct moedi_place){(int32_t)i, e, 0};
             else place_parameters(o, &held, (int32_t)i, e);

@@ -42,9 +42,36 @@ static void name_stack(const moed_layout *l, moedi_slot slot, moedi_stored *out)
     out->tensor.name = out->name;
 }
 
+static int ends_with(const char *name, const char *end)
+{
+    const size_t n = strlen(name), k = strlen(end);
+    return n >= k && !strcmp(name + n - k, end);
+}
+
+const char *moedi_storage_advice(const char *name)
+{
+    static const struct { const char *prefix, *part, *end, *says; } known[] = {
+        {"_orig_mod.", NULL, NULL, ": the model was saved as torch.compile wraps it; save its _orig_mod"},
+        {"module.", NULL, NULL, ": the model was saved as a parallel wrapper holds it; save its module"},
+        {NULL, "_fsdp_wrapped_module.", NULL, ": the model was saved as FSDP wraps it; save the full state dict that FSDP gathers"},
+        {NULL, ".lora_", NULL, ": an adapter is in it; merge it first (merge_and_unload in peft)"},
+        {"base_model.", NULL, NULL, ": an adapter wraps it; merge it first (merge_and_unload in peft)"},
+        {NULL, NULL, ".weight_scale_inv", ": its weights are quantised; save them dequantised, as bfloat16"},
+        {NULL, NULL, ".weight_scale", ": its weights are quantised; save them dequantised, as bfloat16"},
+        {NULL, NULL, ".qweight", ": its weights are quantised; save them dequantised, as bfloat16"},
+        {NULL, NULL, ".weight.absmax", ": its weights are quantised; save them dequantised, as bfloat16"},
+    };
+    for (size_t i = 0; i < sizeof known / sizeof *known; i++)
+        if ((!known[i].prefix || !strncmp(name, known[i].prefix, strlen(known[i].prefix))) &&
+            (!known[i].part || strstr(name, known[i].part)) && (!known[i].end || ends_with(name, known[i].end)))
+            return known[i].says;
+    return "";
+}
+
 int moedi_storage_ignores(const moed_layout *l, const char *name)
 {
-    return l->family && l->family->ignored && layer_of(l->family->ignored, name) >= 0;
+    /* earlier Transformers saved this buffer with every family */
+    return l->family && layer_of("model.layers.%l.self_attn.rotary_emb.inv_freq", name) >= 0;
 }
 
 int moedi_storage_find(const moed_layout *l, const char *name, moedi_stored *out)
