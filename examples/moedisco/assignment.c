@@ -144,10 +144,13 @@ static double *measure_usage(const assignment *a, moed_context *c, const char *b
     moed_model *m = NULL;
     moed_partition *p = NULL;
     moed_corpus *d = NULL;
+    moed_model_options o;
+    OPTIONS_INIT(MODEL_OPTIONS, &o);
+    o.flags = MOED_MODEL_STREAM; /* a layer at a time */
     double *usage = must(calloc(usage_size(info, parts) + 1, sizeof *usage));
     moed_status status = moed_partition_open(&p, c, a->partition);
     if (!status) status = open_corpus(&d, c, a->corpus);
-    if (!status) status = moed_model_open(&m, c, base_dir, NULL);
+    if (!status) status = moed_model_open(&m, c, base_dir, &o);
     for (int64_t k = 0; k < parts && !status; k++) {
         moed_corpus *view = NULL;
         status = moed_partition_view(&view, p, d, (int32_t)k);

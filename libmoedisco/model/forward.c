@@ -206,9 +206,13 @@ static moed_status forward_all(moedi_transformer *t)
 {
     const moedi_config *c = t->config;
     MOEDI_TRY(t->engine.table->zero(t->engine.self, t->results, MOEDI_RESULTS * t->wide));
-    MOEDI_OP(t, embedding, moed_op_embedding, .out = t->layers[0].x,
-             .table = moedi_group_embedding(t)->weight, .tokens = t->now.tokens, .count = t->tokens_now,
-             .width = c->hidden, .vocabulary = c->vocabulary);
+    if (t->states) {
+        MOEDI_TRY(t->engine.table->upload(t->engine.self, t->layers[0].x, t->states, (size_t)(t->tokens_now * c->hidden) * t->item));
+    } else {
+        MOEDI_OP(t, embedding, moed_op_embedding, .out = t->layers[0].x,
+                 .table = moedi_group_embedding(t)->weight, .tokens = t->now.tokens, .count = t->tokens_now,
+                 .width = c->hidden, .vocabulary = c->vocabulary);
+    }
     for (int64_t l = 0; l < c->layers; l++) {
         MOEDI_TRY(moedi_cancel_check(t->cancel));
         MOEDI_TRY(forward_layer(t, l));
@@ -247,6 +251,16 @@ moed_status moedi_transformer_forward(moedi_transformer *t, const moed_batch *b,
     }
     MOEDI_TRY(moedi_staged_upload(&t->own_batch, b, b->rows, labels, label_weight));
     return moedi_transformer_forward_shard(t, &t->own_batch, 0, o, cancel);
+}
+
+moed_status moedi_transformer_pass(moedi_transformer *t, const moed_batch *b, void *states, const moed_cancel *cancel)
+{
+    t->states = states;
+    const moed_status status = moedi_transformer_forward(t, b, NULL, cancel);
+    t->states = NULL;
+    MOEDI_TRY(status);
+    MOEDI_TRY(t->engine.table->download(t->engine.self, states, t->final_x, (size_t)(t->tokens_now * t->config->hidden) * t->item));
+    return t->engine.table->synchronize(t->engine.self);
 }
 
 /* ---- results ---- */

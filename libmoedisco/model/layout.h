@@ -34,6 +34,8 @@ void moedi_layout_fingerprint(const moed_layout *l, char out[33]);
  * nullable) kept as "moedisco" in its config.json. Family layouts only. */
 moed_status moedi_layout_with_experts(moed_layout **out, const moed_layout *l, int32_t experts, json_t *provenance);
 
+/* The layout of one layer of a family's model, with experts or (dense) without, and a vocabulary of one token. */
+moed_status moedi_layout_one_layer(moed_layout **out, const moed_layout *l, int dense);
 /* The layout of the dense sibling of a model that has one expert a layer left (its only expert's tensors are the feed-forward's; no
  * router), with provenance as above. MOED_E_UNSUPPORTED where the sibling would not compute the same. */
 moed_status moedi_layout_dense(moed_layout **out, const moed_layout *l, json_t *provenance);

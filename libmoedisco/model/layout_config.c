@@ -150,6 +150,23 @@ out:
     return status;
 }
 
+moed_status moedi_layout_one_layer(moed_layout **out, const moed_layout *l, int dense)
+{
+    static const char *const by_layer[] = {"decoder_sparse_step", "first_k_dense_replace", "layer_types", "moedisco"};
+    json_t *o = NULL;
+    moed_status status;
+    MOEDI_TRY(load_config(l, &o));
+    for (size_t i = 0; i < sizeof by_layer / sizeof *by_layer; i++) json_object_del(o, by_layer[i]);
+    if (l->config.dense_width) MOEDI_GO(set_config(o, "mlp_only_layers", dense ? json_pack("[i]", 0) : json_array()));
+    MOEDI_GO(set_config(o, "num_hidden_layers", json_integer(1)));
+    MOEDI_GO(set_config(o, "vocab_size", json_integer(1)));
+    MOEDI_GO(set_config(o, "tie_word_embeddings", json_true()));
+    MOEDI_GO(moedi_layout_from_json(out, l->context, o, "config.json"));
+out:
+    json_decref(o);
+    return status;
+}
+
 /* The configuration as one of another family: what that family would take another default for is said. */
 static moed_status become(json_t *o, const moed_layout *l, const moedi_family *f)
 {

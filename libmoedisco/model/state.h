@@ -69,6 +69,7 @@ struct moedi_transformer {
     int train;
     int renorm;                     /* one block for the norms' outputs of all layers: backward makes them again */
     int replay;
+    const void *states;             /* host: what enters the first layer in the place of embeddings; nullable */
     moedi_tap_fn tap;               /* nullable */
     void *tap_user;
     int64_t rows, length;           /* room */

@@ -77,6 +77,9 @@ moed_status moedi_transformer_routing(moedi_transformer *t, int32_t layer, int32
 /* 1: the next forwards keep the expert choices of the last one (gradient checks, recomputation). */
 void moedi_transformer_replay(moedi_transformer *t, int replay);
 
+/* A forward pass that begins with states (rows * length, hidden) of host memory, reals of the engine, in the place of embeddings, and
+ * leaves there what comes out of the last layer. */
+moed_status moedi_transformer_pass(moedi_transformer *t, const moed_batch *b, void *states, const moed_cancel *cancel);
 /* The next forwards call tap in each layer with what its router and experts see: h (rows * length, hidden) of device memory, the batch's
  * tokens; what it fails with ends the pass. NULL: no more. */
 typedef moed_status (*moedi_tap_fn)(moedi_transformer *t, int64_t layer, const void *h, void *user);

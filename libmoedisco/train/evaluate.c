@@ -6,6 +6,7 @@
 
 #include "core/options.h"
 #include "loads.h"
+#include "model/layerwise.h"
 #include "moedisco/split.h"
 #include "util/clock.h"
 
@@ -16,6 +17,7 @@ typedef struct stream {
     moedi_sampler *sampler;
     int32_t *tokens, *labels, *documents; /* (rows, length) */
     int64_t rows, length;                 /* at a time */
+    int64_t step;                         /* of these, that go through a layer at a time */
     int64_t row, all_rows;                /* next, and how many there are */
     int64_t left;                         /* labels still wanted */
 } stream;
@@ -232,11 +234,71 @@ static moed_status finish_usage(const moedi_config *c, const double *counts, con
     return MOED_OK;
 }
 
+enum { STATES_MOST = 1 << 27 }; /* bytes of hidden states that wait for the next layer */
+
+/* One batch through the layer that was loaded, rows at a time. counts, sums (experts). */
+static moed_status count_layer(moedi_layerwise *w, const stream *s, const moed_batch *b, char *states, void *const room[3], double *counts,
+                               double *sums, const moed_cancel *cancel)
+{
+    moedi_transformer *t = moedi_layerwise_transformer(w);
+    const int64_t hidden = moedi_transformer_config(t)->hidden, step = s->step;
+    for (int64_t row = 0; row < b->rows; row += step) {
+        const int64_t at = row * b->length;
+        const moed_batch part = {.documents = b->documents + at, .labels = b->labels + at, .length = b->length,
+                                 .rows = b->rows - row < step ? b->rows - row : step};
+        MOEDI_TRY(moedi_layerwise_pass(w, &part, states + (size_t)(at * hidden) * moedi_transformer_engine(t)->item, cancel));
+        MOEDI_TRY(count_choices(t, &part, room[0], room[1], room[2], counts, sums));
+    }
+    return MOED_OK;
+}
+
+/* The same for a streamed model: all rows that there is room for go through a layer before the next one is read. */
+static moed_status measure_layerwise(const moed_model *m, stream *s, double *counts, double *sums, const moed_cancel *cancel)
+{
+    const moedi_config *c = &m->layout->config;
+    const int64_t choices = s->step * s->length * c->top_k;
+    moedi_layerwise *w = NULL;
+    void *room[3] = {NULL}; /* ids, raw weights, weights: (choices) */
+    char *states = NULL;
+    moed_batch b;
+    int64_t labels;
+    moed_status status;
+    MOEDI_GO(moedi_layerwise_create(&w, m, s->step, s->length));
+    MOEDI_GO(moedi_alloc_array(s->context, choices, sizeof(int32_t), &room[0]));
+    MOEDI_GO(moedi_alloc_array(s->context, choices, sizeof(double), &room[1]));
+    MOEDI_GO(moedi_alloc_array(s->context, choices, sizeof(double), &room[2]));
+    MOEDI_GO(moedi_alloc_array(s->context, s->rows * s->length * c->hidden, moedi_dtype_size(m->context->backend_info.dtype), (void **)&states));
+    for (;;) {
+        MOEDI_GO(stream_next(s, &b, &labels));
+        if (!labels) break;
+        MOEDI_GO(moedi_layerwise_embed(w, b.tokens, b.rows * b.length, states));
+        for (int32_t layer = 0; layer < c->layers; layer++) {
+            MOEDI_GO(moedi_layerwise_load(w, layer, cancel));
+            MOEDI_GO(count_layer(w, s, &b, states, room, counts + layer * c->experts, sums + layer * c->experts, cancel));
+        }
+    }
+out:
+    for (int i = 0; i < 3; i++) moedi_free(s->context, room[i]);
+    moedi_free(s->context, states);
+    moedi_layerwise_destroy(w);
+    return status;
+}
+
+/* Rows that wait for the next layer together: as many as there is room for, or as there are. */
+static int64_t waiting_rows(const moed_model *m, const moed_corpus *d, int64_t tokens, int64_t rows, int64_t length)
+{
+    const int64_t row = length * m->layout->config.hidden * (int64_t)moedi_dtype_size(m->context->backend_info.dtype);
+    const int64_t all = tokens && tokens < d->info.tokens ? tokens : d->info.tokens + d->documents;
+    int64_t wait = STATES_MOST / row;
+    if (wait > all / length + 1) wait = all / length + 1;
+    return wait > rows ? wait : rows;
+}
+
 moed_status moed_model_usage(const moed_model *m, const moed_corpus *d, int64_t tokens, double *usage,
                              double *weight, const moed_cancel *cancel)
 {
     moedi_transformer *t = NULL;
-    double *counts = NULL;
+    double *counts = NULL, *sums;
     stream s = {0};
     moed_status status;
     moedi_clear_error();
@@ -244,13 +306,16 @@ moed_status moed_model_usage(const moed_model *m, const moed_corpus *d, int64_t 
     MOEDI_REQUIRE(tokens >= 0, "tokens must not be negative");
     MOEDI_TRY(moedi_evaluate_check_pair(m, d));
     const moedi_config *c = &m->layout->config;
-    const int64_t length = c->context_length < 512 ? c->context_length : 512,
-                  rows = 4096 / length < 8 ? 4096 / length : 8;
-    MOEDI_GO(moedi_transformer_create(&t, m, rows, length, 0, NULL));
+    const int streamed = m->places != NULL;
+    const int64_t length = c->context_length < 512 ? c->context_length : 512, most = streamed ? 2 : 8,
+                  rows = 4096 / length < most ? 4096 / length : most;
+    if (!streamed) MOEDI_GO(moedi_transformer_create(&t, m, rows, length, 0, NULL));
     MOEDI_GO(MOEDI_NEW(m->context, 2 * c->layers * c->experts, &counts));
-    MOEDI_GO(stream_open(&s, d, tokens, rows, length));
-    MOEDI_GO(measure_usage(t, &s, counts, counts + c->layers * c->experts, cancel));
-    status = finish_usage(c, counts, counts + c->layers * c->experts, usage, weight);
+    sums = counts + c->layers * c->experts;
+    MOEDI_GO(stream_open(&s, d, tokens, streamed ? waiting_rows(m, d, tokens, rows, length) : rows, length));
+    s.step = rows;
+    MOEDI_GO(streamed ? measure_layerwise(m, &s, counts, sums, cancel) : measure_usage(t, &s, counts, sums, cancel));
+    status = finish_usage(c, counts, sums, usage, weight);
 out:
     stream_close(&s);
     moedi_free(m->context, counts);
