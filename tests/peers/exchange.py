@@ -3,7 +3,7 @@
 
     python tests/peers/exchange.py BUILD [NAME...]
 
-BUILD is a build's directory (build/current). Needs torch, transformers and safetensors, CPU only. For each configuration of
+BUILD is a build's directory (build/current). About three minutes, on a quiet machine one. Needs torch, transformers and safetensors, CPU only. For each configuration of
 transformers_fixture.py with several experts (or those whose name begins with a NAME), and each way of saving below:
 
     save_pretrained -> moedisco split -> from_pretrained, 20 AdamW steps, save_pretrained in that way -> moedisco integrate
@@ -123,12 +123,24 @@ def save(model, folder, dtype=None, **options):
         raise SystemExit(f"this Transformers does not save with {options}: {fault}")
 
 
+def unstacked(name, tensor):
+    """A stack of experts, gate above up, as the tensors of each."""
+    head, mark, kind = name.partition(".experts.")
+    if kind == "down_proj":
+        return {f"{head}{mark}{e}.down_proj.weight": w for e, w in enumerate(tensor)}
+    if kind == "gate_up_proj":
+        halves = [(e, w.chunk(2)) for e, w in enumerate(tensor)]
+        return {f"{head}{mark}{e}.{which}_proj.weight": part for e, both in halves for which, part in zip(("gate", "up"), both)}
+    return {name: tensor}
+
+
 def numbers(folder):
     """{name: tensor} of a directory that we wrote: one tensor per expert and matrix."""
     out = {}
     for file in sorted(os.listdir(folder)):
         if file.endswith(".safetensors"):
-            out.update(load_file(os.path.join(folder, file)))
+            for name, tensor in load_file(os.path.join(folder, file)).items():
+                out.update(unstacked(name, tensor))
     return out
 
 
