@@ -87,6 +87,27 @@ static moed_status finish_integration(bench *b, int variant)
     return status;
 }
 
+/* From a directory with a tokenizer; variant 1 in several files. */
+static moed_status copy_model(bench *b, int variant)
+{
+    moed_model *m = NULL;
+    moed_model_options o;
+    assert_ok(moed_options_init(MOED_STRUCT_MODEL_OPTIONS, &o, sizeof o));
+    o.flags = MOED_MODEL_STREAM;
+    moed_status status = moed_model_open(&m, b->context, at(b, "m"), &o);
+    o.flags = 0, o.shard_bytes = variant ? 8000 : 0;
+    if (status == MOED_OK) status = moed_model_save(m, at(b, "out/m"), &o);
+    moed_model_destroy(m);
+    return status;
+}
+static moed_status upcycle(bench *b, int variant)
+{
+    moed_upcycle_options o;
+    assert_ok(moed_options_init(MOED_STRUCT_UPCYCLE_OPTIONS, &o, sizeof o));
+    o.experts = 3, o.redraw = 0.5, o.noise = 0.1, o.seed = (uint64_t)variant;
+    return moed_model_upcycle(NULL, b->part[0], at(b, "out/m"), &o, NULL);
+}
+
 /* A run that goes on from where the one before was stopped. */
 static moed_status train(bench *b, int variant)
 {
@@ -201,6 +222,7 @@ static bench open_bench(void)
     assert_ok(moed_split_create(&b.split, moed_model_layout(b.model[0]), &s));
     for (int32_t i = 0; i < 2; i++) assert_ok(moed_split_build(&b.part[i], b.split, i, b.model[0], NULL, NULL));
     assert_ok(moed_model_save(b.model[0], at(&b, "m"), NULL));
+    support_write(at(&b, "m/tokenizer.json"), "{}", 2);
     save_partition(&b, 0);
     assert_int_equal(rename(at(&b, "out/p"), at(&b, "p")), 0);
     return b;
@@ -283,6 +305,7 @@ static const struct {
     {"corpus_build", build_corpus, 0, 1},     {"corpus_save", save_corpus, 0, 1},
     {"partition_save", save_partition, 0, 1}, {"model_save", save_model, 0, 1},
     {"split_build", build_part, 0, 1},        {"integration_finish", finish_integration, 0, 1},
+    {"a copy with its tokenizer", copy_model, 0, 1}, {"upcycle", upcycle, 0, 1},
     {"trainer", train, 1, 1},                 {"reading", read_all, 0, 0},
 };
 
