@@ -1,4 +1,5 @@
-/* Checkpoints in and out: files of a bounded size, what goes along with a model, experts assigned by usage and as submodels say. */
+/* Checkpoints in and out: files of a bounded size, what goes along with a model, experts assigned by usage and as submodels say.
+ * */
 #include "support.h"
 
 #define FIXTURE_KERNELS "auto"
@@ -82,7 +83,8 @@ static size_t check_index(const char *folder, const moed_layout *l)
         const int64_t at = moedi_layout_find(l, name), bytes = (int64_t)moedi_param_bytes(&l->params[at]);
         json_t *before = json_object_get(sizes, json_string_value(value));
         total += bytes;
-        if (before && json_integer_value(before) + bytes > LIMIT) fail_msg("%s is larger than asked for", json_string_value(value));
+        if (before && json_integer_value(before) + bytes > LIMIT)
+            fail_msg("%s is larger than asked for", json_string_value(value));
         json_object_set_new(sizes, json_string_value(value), json_integer(json_integer_value(before) + bytes));
     }
     assert_int_equal(json_object_size(json_object_get(root, "weight_map")), l->count);
@@ -214,7 +216,8 @@ static void tokenizer_and_generation_files_go_along(void **state)
         assert_text(places[k], "chat_template.jinja", "{{x}}");
         assert_text(places[k], "modeling_mine.py", "pass");
         assert_true(is_there(places[k], "merges.txt") && is_there(places[k], "vocab.json"));
-        assert_false(is_there(places[k], "README.md") || is_there(places[k], "optimizer.pt") || is_there(places[k], "tokenizer_files.json"));
+        assert_false(is_there(places[k], "README.md") || is_there(places[k], "optimizer.pt"));
+        assert_false(is_there(places[k], "tokenizer_files.json"));
     }
     /* what goes along is replaced with its model; what would be lost keeps the old directory */
     assert_ok(moed_model_save(b, copy, NULL));
@@ -241,7 +244,7 @@ static void nothing_is_left_where_a_file_cannot_go_along(void **state)
     assert_refused(moed_model_save(b, support_path(dir, "out"), NULL), MOED_E_NOT_FOUND, "tokenizer.json");
     assert_false(is_there(dir, "out"));
     unlink(support_path(base, "tokenizer.json"));
-    assert_int_equal(rename(base, support_path(dir, "elsewhere")), 0); /* the model is in memory: it needs its directory no more */
+    assert_int_equal(rename(base, support_path(dir, "elsewhere")), 0); /* the model is in memory: it goes without */
     assert_ok(moed_model_save(b, support_path(dir, "out"), NULL));
     moed_model_destroy(b);
     moed_model_destroy(m);
@@ -298,7 +301,7 @@ static void experts_go_where_they_are_used_most(void **state)
             o.parts = parts;
             support_random(random, EXPERTS * LAYERS * EXPERTS, seed);
             for (int i = 0; i < EXPERTS * LAYERS * EXPERTS; i++)
-                usage[i] = seed == 7 ? 0.25 : floor(((double)random[i] + 1) * 8) / (seed < 4 ? 8 : 1); /* with ties, and all the same */
+                usage[i] = seed == 7 ? 0.25 : floor(((double)random[i] + 1) * 8) / (seed < 4 ? 8 : 1); /* ties, and all the same */
             assert_ok(moed_split_create(&s, l, &o));
             assert_ok(moed_split_assign_usage(s, usage, NULL));
             for (int32_t layer = 0; layer < LAYERS; layer++) {
@@ -306,7 +309,8 @@ static void experts_go_where_they_are_used_most(void **state)
                 for (int32_t k = 0; k < parts; k++) room[k] = EXPERTS / parts;
                 const double best = best_of_all(usage, parts, layer, 0, room);
                 const double found = captured(s, usage, parts, layer);
-                if (fabs(found - best) > 1e-9) fail_msg("%d parts, seed %d: %g, and %g can be had", parts, (int)seed, found, best);
+                if (fabs(found - best) > 1e-9)
+                    fail_msg("%d parts, seed %d: %g, and %g can be had", parts, (int)seed, found, best);
             }
             assert_non_null(moed_split_layout(s, 0));
             moed_split_destroy(s);

@@ -22,15 +22,16 @@ static int32_t length_of(int64_t document, int64_t *tokens, void *user)
 static int32_t read_tokens(int64_t document, int64_t offset, int32_t *tokens, int64_t count, void *user)
 {
     (void)user;
-    for (int64_t i = 0; i < count; i++) tokens[i] = (int32_t)((document * 7 + (offset + i) * (1 + document % CLUSTERS)) % (TINY_VOCABULARY - 1));
+    for (int64_t i = 0; i < count; i++)
+        tokens[i] = (int32_t)((document * 7 + (offset + i) * (1 + document % CLUSTERS)) % (TINY_VOCABULARY - 1));
     return 0;
 }
 
 static moed_corpus *kinds(int64_t end_token, int whole_rows)
 {
     static int something;
-    const moed_documents documents = {.struct_size = sizeof documents, .count = DOCUMENTS, .length = length_of, .read = read_tokens,
-                                      .user = whole_rows ? &something : NULL};
+    const moed_documents documents = {.struct_size = sizeof documents, .count = DOCUMENTS, .length = length_of,
+                                      .read = read_tokens, .user = whole_rows ? &something : NULL};
     moed_corpus_options o;
     moed_corpus *d = NULL;
     assert_ok(moed_options_init(MOED_STRUCT_CORPUS_OPTIONS, &o, sizeof o));
@@ -296,7 +297,8 @@ static void ridge_rows_keep_their_sizes_among_each_other(void **state)
     assert_ok(moed_integration_finish(&whole, x.integration, NULL, NULL));
     for (int l = 0; l < LAYERS; l++) {
         const double factor = rms_of(router(x.base, l), EXPERTS * HIDDEN) / rms_of(rows, EXPERTS * HIDDEN);
-        for (int i = 0; i < EXPERTS * HIDDEN; i++) assert_true(fabs((double)router(whole, l)[i] - factor * (double)rows[i]) < 1e-5);
+        for (int i = 0; i < EXPERTS * HIDDEN; i++)
+            assert_true(fabs((double)router(whole, l)[i] - factor * (double)rows[i]) < 1e-5);
     }
     for (int i = 0; i < EXPERTS * HIDDEN; i++) rows[i] = 1;
     assert_refused(moed_integration_set_gate(x.integration, 0, &t), MOED_E_ARGUMENT, "all the same");

@@ -213,7 +213,8 @@ static void a_share_of_every_experts_units_is_drawn_anew(void **state)
             int drawn = 0;
             double before = 0, after = 0;
             for (int u = 0; u < WIDTH; u++) {
-                const int a = kept(dense, whole, MOEDI_SLOT_EXPERT_GATE, l, e, u), b = kept(dense, whole, MOEDI_SLOT_EXPERT_UP, l, e, u),
+                const int a = kept(dense, whole, MOEDI_SLOT_EXPERT_GATE, l, e, u),
+                          b = kept(dense, whole, MOEDI_SLOT_EXPERT_UP, l, e, u),
                           c = kept(dense, whole, MOEDI_SLOT_EXPERT_DOWN, l, e, u);
                 assert_true(a >= 0 && a == b && b == c);
                 units[l][e][u] = (char)('0' + a);

@@ -1,4 +1,5 @@
-/* assignment.c - tables of experts and of their usage: {"parts": K, "experts": [part][layer][...], "usage": [part][layer][expert]}. */
+/* assignment.c - tables of experts and of their usage: {"parts": K, "experts": [part][layer][...], "usage":
+ * [part][layer][expert]}. */
 #include <stdlib.h>
 #include <string.h>
 
@@ -8,7 +9,8 @@
 
 static const moed_field FIELDS[] = {
     FIELD_TEXT_(assignment, experts, "file with a table of experts, as split.json: for each part a list, or one for each layer"),
-    FIELD_TEXT_(assignment, usage, "file with a table of usage, as split.json: (parts, layers, experts); experts go where they are used most"),
+    FIELD_TEXT_(assignment, usage, 
+                "file with a table of usage, as split.json: (parts, layers, experts); experts go where they are used most"),
     FIELD_TEXT_(assignment, partition, "partition file: experts go to the cluster that uses them most, measured on --corpus"),
     FIELD_TEXT_(assignment, corpus, "corpus of the partition"),
     FIELD_INTEGER(assignment, usage_tokens, 100000, 0, 1e15, "tokens of each cluster looked at, 0 = all"),
@@ -65,7 +67,8 @@ static int assign_list(moed_split *s, int64_t part, int64_t layer, const json_t 
     for (size_t j = 0; j < count && !code; j++) {
         const json_t *e = json_array_get(list, j);
         if (!json_is_integer(e) || json_integer_value(e) < 0 || json_integer_value(e) > INT32_MAX)
-            code = fail(EXIT_INPUT, "%s: part %lld, layer %lld: entry %zu is no number of an expert", path, (long long)part, (long long)layer, j);
+            code = fail(EXIT_INPUT, "%s: part %lld, layer %lld: entry %zu is no number of an expert", path, (long long)part,
+                        (long long)layer, j);
         else
             experts[j] = (int32_t)json_integer_value(e);
     }
@@ -86,7 +89,8 @@ static int assign_part(moed_split *s, const moed_layout_info *info, int64_t part
     int code = EXIT_DONE;
     for (int64_t l = 0; l < info->layers && !code; l++) {
         const json_t *list = json_array_get(lists, (size_t)l);
-        if (!json_is_array(list)) code = fail(EXIT_INPUT, "%s: part %lld, layer %lld: is no list of experts", path, (long long)part, (long long)l);
+        if (!json_is_array(list))
+            code = fail(EXIT_INPUT, "%s: part %lld, layer %lld: is no list of experts", path, (long long)part, (long long)l);
         else if (json_array_size(list)) code = assign_list(s, part, l, list, path); /* a dense layer has none */
     }
     return code;
@@ -139,7 +143,8 @@ static double *read_usage(const char *path, const moed_layout_info *info, int64_
     return NULL;
 }
 
-static double *measure_usage(const assignment *a, moed_context *c, const char *base_dir, const moed_layout_info *info, int64_t parts)
+static double *measure_usage(const assignment *a, moed_context *c, const char *base_dir, const moed_layout_info *info,
+                             int64_t parts)
 {
     moed_model *m = NULL;
     moed_partition *p = NULL;
@@ -167,7 +172,8 @@ static double *measure_usage(const assignment *a, moed_context *c, const char *b
     return NULL;
 }
 
-/* Mean over layers with experts of the share of its cluster's choices that a part's own experts get, against what chance would give. */
+/* Mean over layers with experts of the share of its cluster's choices that a part's own experts get, against what chance would
+ * give. */
 static void tell_share(const moed_split *s, const moed_layout_info *info, int64_t part, const double *usage)
 {
     double share = 0, chance = 0;

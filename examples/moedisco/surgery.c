@@ -260,8 +260,8 @@ typedef struct split_settings {
 
 static const moed_field SPLIT_FIELDS[] = {
     FIELD_INTEGER(split_settings, part, -1, -1, 65535, "only this submodel, -1 = all"),
-    FIELD_SWITCH_(split_settings, dense, "submodels of one expert as models of the dense family that computes the same (mixtral: mistral, "
-                                         "qwen3_moe: qwen3)"),
+    FIELD_SWITCH_(split_settings, dense,
+                  "submodels of one expert as models of the dense family that computes the same (mixtral: mistral, qwen3_moe: qwen3)"),
 };
 
 static int build_parts(moed_split *s, const moed_model *base, int64_t from, int64_t to, const char *out)
@@ -341,14 +341,16 @@ typedef struct integrate_settings {
 static const moed_field INTEGRATE_FIELDS[] = {
     FIELD_TEXT_(integrate_settings, weights, "comma-separated weight of each submodel, for merge weighted and explicit"),
     FIELD_TEXT_(integrate_settings, partition,
-                "partition file: its centroids or clusters make the gate (gate centroids, ridge), its tokens the weights (merge weighted)"),
+                "partition file: its centroids or clusters make the gate (centroids, ridge), its tokens the weights (merge weighted)"),
     FIELD_TEXT_(integrate_settings, experts,
                 "table of experts, the split.json of split, for submodels whose config.json lost what it said of them"),
-    FIELD_TEXT_(integrate_settings, corpus, "corpus of the partition: counts tokens, fits the gate (gate ridge) and measures the scale of experts"),
+    FIELD_TEXT_(integrate_settings, corpus,
+                "corpus of the partition: counts tokens, fits the gate (gate ridge) and measures the scale of experts"),
     FIELD_SWITCH_(integrate_settings, scale_experts,
                   "for gates that do not renormalise: scale each expert by its mean routed weight on --corpus"),
     FIELD_INTEGER(integrate_settings, gate_tokens, 20000, 0, 1e15, "gate ridge: tokens of each cluster looked at, 0 = all"),
-    FIELD_NUMBER(integrate_settings, ridge, 0.01, 1e-12, 1e12, "gate ridge: penalty, as a share of the mean square of a hidden state"),
+    FIELD_NUMBER(integrate_settings, ridge, 0.01, 1e-12, 1e12,
+                 "gate ridge: penalty, as a share of the mean square of a hidden state"),
     FIELD_INTEGER(integrate_settings, scale_tokens, 100000, 0, 1e15, "tokens looked at to scale experts, 0 = all"),
 };
 
@@ -388,7 +390,8 @@ static int integrate_with(const integrate_settings *s, moed_context *c, merger *
     }
     if (!code && m->options.merge == MOED_MERGE_EXPLICIT && !weights) code = fail(EXIT_INPUT, "--merge explicit needs --weights");
     if (!code && m->options.gate == MOED_GATE_CENTROIDS && !p) code = fail(EXIT_INPUT, "--gate centroids needs --partition");
-    if (!code && m->options.gate == MOED_GATE_RIDGE && (!p || !d)) code = fail(EXIT_INPUT, "--gate ridge needs --partition and --corpus");
+    if (!code && m->options.gate == MOED_GATE_RIDGE && (!p || !d))
+        code = fail(EXIT_INPUT, "--gate ridge needs --partition and --corpus");
     if (!code && s->scale_experts && !d) code = fail(EXIT_INPUT, "--scale-experts needs --corpus");
     m->weights = weights;
     m->experts = s->experts;
@@ -464,9 +467,10 @@ int verb_upcycle(const verb *v, int argc, char **argv)
     if (!code && !status) status = moed_layout_get_info(moed_model_layout(whole), &info);
     if (!code && status) code = fail_status(status);
     if (!code) {
-        say("%s: %s, %lld experts in each of %lld layers, %lld parameters", f.positionals[1], info.family, (long long)info.experts,
-            (long long)info.layers, (long long)info.total);
-        emit(json_pack("{s:s, s:s, s:I}", "event", "upcycled", "path", utf8(f.positionals[1]), "parameters", (json_int_t)info.total));
+        say("%s: %s, %lld experts in each of %lld layers, %lld parameters", f.positionals[1], info.family,
+            (long long)info.experts, (long long)info.layers, (long long)info.total);
+        emit(json_pack("{s:s, s:s, s:I}", "event", "upcycled", "path", utf8(f.positionals[1]), "parameters",
+                       (json_int_t)info.total));
     }
     moed_model_destroy(whole);
     moed_model_destroy(dense);

@@ -25,11 +25,11 @@ typedef struct moed_split_options {
     int64_t shard_bytes; /* of submodels' directories: as in moed_model_options */
 } moed_split_options;
 
-/* How a trained or fresh router uses the experts of a corpus. usage (layers, experts): share of token-choices that
- * went to the expert, rows sum to 1. weight (layers, experts), nullable: mean routed weight of the tokens it got (0 if
- * none). tokens: how many to look at, 0 = all. Attention is masked at documents: a corpus' usage does not depend on how it is
- * packed into rows. A streamed model is read a layer at a time, which alone is in memory, as the context's numbers, once for
- * every 128 MiB of hidden states. Returns MOED_E_MISMATCH when the corpus has tokens outside the model's vocabulary. Since: 0.1. */
+/* How a trained or fresh router uses the experts of a corpus. usage (layers, experts): share of token-choices that went to the
+ * expert, rows sum to 1. weight (layers, experts), nullable: mean routed weight of the tokens it got (0 if none). tokens: how
+ * many to look at, 0 = all. Attention is masked at documents: a corpus' usage does not depend on how it is packed into rows. A
+ * streamed model is read a layer at a time, which alone is in memory, as the context's numbers, once for every 128 MiB of hidden
+ * states. Returns MOED_E_MISMATCH when the corpus has tokens outside the model's vocabulary. Since: 0.1. */
 MOED_API moed_status moed_model_usage(const moed_model *m, const moed_corpus *d, int64_t tokens, double *usage, double *weight,
                                       const moed_cancel *cancel);
 
@@ -42,33 +42,34 @@ MOED_API void moed_split_destroy(moed_split *s);
  * holds the same number in a layer (a family's model: in all layers), no expert twice; checked when the split is first
  * used for a layout, pieces, a model or an integration, and MOED_E_STATE from then on. Since: 0.1. */
 MOED_API moed_status moed_split_assign(moed_split *s, int32_t part, int32_t layer, const int32_t *experts, int32_t count);
-/* Gives every part the same number of experts of each layer (experts / parts, those left over stay the base's), by usage: usage (parts,
- * layers, experts), experts those of the layers with most, as moed_model_usage gives for the documents of each part (the cluster it
- * will be trained on). Layer by layer the sum over parts of what their own documents use of their experts is the largest there is (an
- * assignment problem, solved exactly in experts^3 steps), so that trained experts meet their own data. Each list ascends. Returns
- * MOED_E_ARGUMENT naming a usage that is negative or not finite; the layers before stay assigned when it is stopped. Since: 0.1. */
+/* Gives every part the same number of experts of each layer (experts / parts, those left over stay the base's), by usage: usage
+ * (parts, layers, experts), experts those of the layers with most, as moed_model_usage gives for the documents of each part (the
+ * cluster it will be trained on). Layer by layer the sum over parts of what their own documents use of their experts is the
+ * largest there is (an assignment problem, solved exactly in experts^3 steps), so that trained experts meet their own data. Each
+ * list ascends. Returns MOED_E_ARGUMENT naming a usage that is negative or not finite; the layers before stay assigned when it
+ * is stopped. Since: 0.1. */
 MOED_API moed_status moed_split_assign_usage(moed_split *s, const double *usage, const moed_cancel *cancel);
-/* Gives part `part` the experts that a submodel's config.json says it holds, as split_build wrote them there: all that is needed to
- * integrate submodels of a split that was made elsewhere. submodel: its layout. Returns MOED_E_NOT_FOUND when it says nothing (trainers may
- * drop fields they do not know), MOED_E_MISMATCH naming the field when it is of another split. Since: 0.1. */
+/* Gives part `part` the experts that a submodel's config.json says it holds, as split_build wrote them there: all that is needed
+ * to integrate submodels of a split that was made elsewhere. submodel: its layout. Returns MOED_E_NOT_FOUND when it says nothing
+ * (trainers may drop fields they do not know), MOED_E_MISMATCH naming the field when it is of another split. Since: 0.1. */
 MOED_API moed_status moed_split_assign_from(moed_split *s, int32_t part, const moed_layout *submodel);
 /* experts [out, nullable] (capacity) of a part in a layer, count [out]. Since: 0.1. */
 MOED_API moed_status moed_split_experts(const moed_split *s, int32_t part, int32_t layer, int32_t *experts,
                                         int32_t capacity, int32_t *count);
-/* The layout of part `part`: a valid model of the base's family (or its dense one) when the base has one, its experts numbered from 0 in
- * the order of the list. By hand: tensors of one expert keep their names, stacks shrink along expert_axis. Router rows
- * and biases go with their expert. Its config says which part of what split it is. Owned by the split. NULL with the
- * last error set when the assignment is not right. Since: 0.1. */
+/* The layout of part `part`: a valid model of the base's family (or its dense one) when the base has one, its experts numbered
+ * from 0 in the order of the list. By hand: tensors of one expert keep their names, stacks shrink along expert_axis. Router rows
+ * and biases go with their expert. Its config says which part of what split it is. Owned by the split. NULL with the last error
+ * set when the assignment is not right. Since: 0.1. */
 MOED_API const moed_layout *moed_split_layout(moed_split *s, int32_t part);
 /* How parameter `param` of the part's layout is made of the base (source 0). pieces [out, nullable] (capacity),
  * count [out]. Since: 0.1. */
 MOED_API moed_status moed_split_pieces(moed_split *s, int32_t part, size_t param, moed_piece *pieces, size_t capacity,
                                        size_t *count);
-/* Makes the submodel, in the base's dtypes or the one of the options: in memory of its own (dir NULL), to be trained without touching the base,
- * or streamed to a Hugging Face directory, all or nothing, with a few MB of memory for a model of any size, and opened
- * with MOED_MODEL_STREAM. out nullable when dir is given. base: in memory or streamed, any dtypes. In memory the submodel is
- * where the base is: in device memory (freed with the model), enqueued on the stream of the base's context, if the base is there. Returns
- * MOED_E_MISMATCH when base has another layout. Since: 0.1. */
+/* Makes the submodel, in the base's dtypes or the one of the options: in memory of its own (dir NULL), to be trained without
+ * touching the base, or streamed to a Hugging Face directory, all or nothing, with a few MB of memory for a model of any size,
+ * and opened with MOED_MODEL_STREAM. out nullable when dir is given. base: in memory or streamed, any dtypes. In memory the
+ * submodel is where the base is: in device memory (freed with the model), enqueued on the stream of the base's context, if the
+ * base is there. Returns MOED_E_MISMATCH when base has another layout. Since: 0.1. */
 MOED_API moed_status moed_split_build(moed_model **out, moed_split *s, int32_t part, const moed_model *base, const char *dir,
                                       const moed_cancel *cancel);
 

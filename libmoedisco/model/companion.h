@@ -1,4 +1,5 @@
-/* model/companion.h - files that go along with a model wherever it is written: tokenizer, generation settings, code of its own. */
+/* model/companion.h - files that go along with a model wherever it is written: tokenizer, generation settings, code of its own.
+ * */
 #ifndef MOEDI_COMPANION_H
 #define MOEDI_COMPANION_H
 

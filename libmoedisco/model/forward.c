@@ -207,7 +207,8 @@ static moed_status forward_all(moedi_transformer *t)
     const moedi_config *c = t->config;
     MOEDI_TRY(t->engine.table->zero(t->engine.self, t->results, MOEDI_RESULTS * t->wide));
     if (t->states) {
-        MOEDI_TRY(t->engine.table->upload(t->engine.self, t->layers[0].x, t->states, (size_t)(t->tokens_now * c->hidden) * t->item));
+        const size_t bytes = (size_t)(t->tokens_now * c->hidden) * t->item;
+        MOEDI_TRY(t->engine.table->upload(t->engine.self, t->layers[0].x, t->states, bytes));
     } else {
         MOEDI_OP(t, embedding, moed_op_embedding, .out = t->layers[0].x,
                  .table = moedi_group_embedding(t)->weight, .tokens = t->now.tokens, .count = t->tokens_now,
@@ -259,7 +260,8 @@ moed_status moedi_transformer_pass(moedi_transformer *t, const moed_batch *b, vo
     const moed_status status = moedi_transformer_forward(t, b, NULL, cancel);
     t->states = NULL;
     MOEDI_TRY(status);
-    MOEDI_TRY(t->engine.table->download(t->engine.self, states, t->final_x, (size_t)(t->tokens_now * t->config->hidden) * t->item));
+    const size_t bytes = (size_t)(t->tokens_now * t->config->hidden) * t->item;
+    MOEDI_TRY(t->engine.table->download(t->engine.self, states, t->final_x, bytes));
     return t->engine.table->synchronize(t->engine.self);
 }
 

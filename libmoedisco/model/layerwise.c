@@ -80,8 +80,9 @@ moed_status moedi_layerwise_embed(moedi_layerwise *w, const int32_t *tokens, int
     const moed_model *m = w->whole;
     const int64_t hidden = m->layout->config.hidden, table = moedi_layout_slot(m->layout, MOEDI_SLOT_EMBEDDING, -1, -1);
     const int32_t real = m->context->backend_info.dtype;
-    for (int64_t i = 0; i < count; i++)
-        MOEDI_TRY(read_as(m, (size_t)table, tokens[i] * hidden, hidden, (char *)states + (size_t)(i * hidden) * moedi_dtype_size(real), real));
+    char *out = states;
+    for (int64_t i = 0; i < count; i++, out += (size_t)hidden * moedi_dtype_size(real))
+        MOEDI_TRY(read_as(m, (size_t)table, tokens[i] * hidden, hidden, out, real));
     return MOED_OK;
 }
 
@@ -115,7 +116,8 @@ static moed_status load_slot(void *argument, int64_t index)
     const int of_expert = slot >= MOEDI_SLOT_EXPERT_GATE && slot <= MOEDI_SLOT_EXPERT_DOWN;
     if (slot < MOEDI_SLOT_ATTENTION_NORM || slot >= MOEDI_SLOT_FINAL_NORM) return MOED_OK;
     for (int32_t e = of_expert ? 0 : -1; e < (of_expert ? (int32_t)to->layout->config.experts : 0); e++) {
-        const int64_t mine = moedi_layout_slot(to->layout, slot, 0, e), whole = moedi_layout_slot(from->layout, slot, g->layer, e);
+        const int64_t mine = moedi_layout_slot(to->layout, slot, 0, e);
+        const int64_t whole = moedi_layout_slot(from->layout, slot, g->layer, e);
         if (mine < 0) return MOED_OK;
         const moed_tensor *t = &to->tensors[mine];
         MOEDI_TRY(moedi_cancel_check(g->cancel));

@@ -1,4 +1,5 @@
-/* model/layerwise.h - a streamed model's forward pass, a layer at a time: only one layer is in memory, whatever the model's size. */
+/* model/layerwise.h - a streamed model's forward pass, a layer at a time: only one layer is in memory, whatever the model's
+ * size. */
 #ifndef MOEDI_LAYERWISE_H
 #define MOEDI_LAYERWISE_H
 

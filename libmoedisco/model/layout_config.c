@@ -251,7 +251,8 @@ moed_status moedi_layout_upcycled(moed_layout **out, const moed_layout *l, int32
     if (moe != l->family) MOEDI_GO(become(o, l, moe));
     MOEDI_GO(set_config(o, moedi_config_experts_field(moe, o), json_integer(experts)));
     MOEDI_GO(set_config(o, moe->top_k_field, json_integer(top_k)));
-    MOEDI_GO(set_config(o, moe->expert_width_field, json_integer(l->config.expert_width * (moe->expert_sizes_field ? experts : 1))));
+    const int64_t widths = moe->expert_sizes_field ? experts : 1; /* the field is of all experts together */
+    MOEDI_GO(set_config(o, moe->expert_width_field, json_integer(l->config.expert_width * widths)));
     if (moe->expert_sizes_field) json_object_del(o, moe->expert_sizes_field);
     /* weights that add up to 1: clones compute what the dense model does */
     if (moe->normalise_top_k < 0) MOEDI_GO(set_config(o, "norm_topk_prob", json_true()));

@@ -142,7 +142,8 @@ static moed_status write_index(const writing *w)
     moed_status status;
     if (w->shards == 1) return MOED_OK;
     for (size_t i = 0; i < w->tensors; i++) bytes += tensor_bytes(&w->entries[i]);
-    json_t *map = weight_map(w), *o = map ? json_pack("{s:{s:I},s:O}", "metadata", "total_size", (json_int_t)bytes, "weight_map", map) : NULL;
+    json_t *map = weight_map(w), *o = NULL;
+    if (map) o = json_pack("{s:{s:I},s:O}", "metadata", "total_size", (json_int_t)bytes, "weight_map", map);
     if (!o) {
         status = moedi_fail(MOED_E_MEMORY, "no memory for the index of %zu files", w->shards);
         goto out;
@@ -175,8 +176,8 @@ static moed_status write_made(writing *w)
     if (k->count == 0) return MOED_OK;
     const size_t tensor = w->places[k->param].tensor;
     MOEDI_TRY(reach_shard_of(w, tensor));
-    return moedi_safetensors_write(&w->writer, tensor - w->firsts[w->shard - 1], (w->places[k->param].at + k->first) * item, k->bytes,
-                                   (size_t)(k->count * item));
+    return moedi_safetensors_write(&w->writer, tensor - w->firsts[w->shard - 1], (w->places[k->param].at + k->first) * item,
+                                   k->bytes, (size_t)(k->count * item));
 }
 
 /* Task 0 writes what was made before, the others make a unit each. */

@@ -446,8 +446,8 @@ static moed_status row_factor(const moed_integration *i, size_t param, int64_t r
     return MOED_OK;
 }
 
-/* Row of part k: s (c_k - mean) = sum over j of s / parts (c_k - c_j), on top of zeros, or of the base's row where the part has several
- * experts, which that row tells apart. */
+/* Row of part k: s (c_k - mean) = sum over j of s / parts (c_k - c_j), on top of zeros, or of the base's row where the part has
+ * several experts, which that row tells apart. */
 static moed_status given_rows(const moed_integration *i, size_t param, moedi_piece_list *list)
 {
     const moed_param *p = &i->split->layout->params[param];

@@ -250,7 +250,8 @@ moed_status moedi_plan_create(moedi_plan *out, const moedi_plan_request *r)
         moedi_plan_piece checked = {0};
         MOEDI_GO(check_piece(r, i, plan.length, &checked));
         if (checked.piece.count == 0) continue;
-        if (checked.piece.op == MOED_PIECE_DELTA || checked.piece.op == MOED_PIECE_NOISE) plan.deltas[plan.delta_count++] = checked;
+        if (checked.piece.op == MOED_PIECE_DELTA || checked.piece.op == MOED_PIECE_NOISE)
+            plan.deltas[plan.delta_count++] = checked;
         else plan.bases[plan.base_count++] = checked;
     }
     qsort(plan.bases, plan.base_count, sizeof *plan.bases, by_at);
@@ -526,7 +527,8 @@ void moedi_plan_ahead(const moedi_plan *plan, int64_t first, int64_t count)
         if (plan->bases[i].piece.op == MOED_PIECE_COPY && plan->bases[i].piece.scale != 0.0)
             (void)sweep(plan, &plan->bases[i], first, count, NULL, NULL, tell_ahead);
     for (size_t i = 0; i < plan->delta_count; i++)
-        if (plan->deltas[i].piece.op == MOED_PIECE_DELTA) (void)sweep(plan, &plan->deltas[i], first, count, NULL, NULL, tell_ahead);
+        if (plan->deltas[i].piece.op == MOED_PIECE_DELTA)
+            (void)sweep(plan, &plan->deltas[i], first, count, NULL, NULL, tell_ahead);
 }
 
 /* ---- the whole ---- */

@@ -174,11 +174,13 @@ static moed_status read_list(const json_t *list, int32_t layer, int32_t *experts
 {
     const size_t n = json_array_size(list);
     if (!json_is_array(list) || n > room)
-        return moedi_fail_parameter(MOED_E_MISMATCH, "experts", "the submodel's experts of layer %d are no list of at most %zu", layer, room);
+        return moedi_fail_parameter(MOED_E_MISMATCH, "experts", "the submodel's experts of layer %d are no list of at most %zu",
+                                    layer, room);
     for (size_t j = 0; j < n; j++) {
         const json_t *e = json_array_get(list, j);
         if (!json_is_integer(e) || json_integer_value(e) < 0 || json_integer_value(e) > INT32_MAX)
-            return moedi_fail_parameter(MOED_E_MISMATCH, "experts", "the submodel's experts of layer %d are no numbers of experts", layer);
+            return moedi_fail_parameter(MOED_E_MISMATCH, "experts", "the submodel's experts of layer %d are no numbers of experts",
+                                        layer);
         experts[j] = (int32_t)json_integer_value(e);
     }
     *count = (int32_t)n;

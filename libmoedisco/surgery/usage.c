@@ -6,9 +6,9 @@
 #include "core/cancel.h"
 #include "surgery/split.h"
 
-/* One layer as an assignment problem: `rows` places of the parts, `each` of them in a part, to `columns` experts, at the largest sum of
- * usage. Solved by shortest augmenting paths over potentials (the Hungarian method: Kuhn, 1955; in this form Edmonds and Karp, 1972;
- * Jonker and Volgenant, 1987), exact, in rows^2 * columns steps. Rows and columns are numbered from 1; 0 is none. */
+/* One layer as an assignment problem: `rows` places of the parts, `each` of them in a part, to `columns` experts, at the largest
+ * sum of usage. Solved by shortest augmenting paths over potentials (the Hungarian method: Kuhn, 1955; in this form Edmonds and
+ * Karp, 1972; Jonker and Volgenant, 1987), exact, in rows^2 * columns steps. Rows and columns are numbered from 1; 0 is none. */
 typedef struct matching {
     int32_t rows, columns, each;
     const double *usage;             /* (parts, stride) */
@@ -97,9 +97,9 @@ static moed_status check_usage(const moed_split *s, const double *usage, int32_t
             for (int32_t e = 0; e < l->experts[layer]; e++) {
                 const double u = usage[((int64_t)part * l->layers + layer) * most + e];
                 if (!isfinite(u) || u < 0.0)
-                    return moedi_fail_parameter(MOED_E_ARGUMENT, "usage",
-                                                "part %d, layer %d, expert %d: a usage of %g is not a finite number of at least 0", part,
-                                                layer, e, u);
+                    return moedi_fail_parameter(
+                        MOED_E_ARGUMENT, "usage", "part %d, layer %d, expert %d: a usage of %g is not a finite number of at least 0",
+                        part, layer, e, u);
             }
     return MOED_OK;
 }

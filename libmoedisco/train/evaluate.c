@@ -237,8 +237,8 @@ static moed_status finish_usage(const moedi_config *c, const double *counts, con
 enum { STATES_MOST = 1 << 27 }; /* bytes of hidden states that wait for the next layer */
 
 /* One batch through the layer that was loaded, rows at a time. counts, sums (experts). */
-static moed_status count_layer(moedi_layerwise *w, const stream *s, const moed_batch *b, char *states, void *const room[3], double *counts,
-                               double *sums, const moed_cancel *cancel)
+static moed_status count_layer(moedi_layerwise *w, const stream *s, const moed_batch *b, char *states, void *const room[3],
+                               double *counts, double *sums, const moed_cancel *cancel)
 {
     moedi_transformer *t = moedi_layerwise_transformer(w);
     const int64_t hidden = moedi_transformer_config(t)->hidden, step = s->step;
@@ -267,7 +267,8 @@ static moed_status measure_layerwise(const moed_model *m, stream *s, double *cou
     MOEDI_GO(moedi_alloc_array(s->context, choices, sizeof(int32_t), &room[0]));
     MOEDI_GO(moedi_alloc_array(s->context, choices, sizeof(double), &room[1]));
     MOEDI_GO(moedi_alloc_array(s->context, choices, sizeof(double), &room[2]));
-    MOEDI_GO(moedi_alloc_array(s->context, s->rows * s->length * c->hidden, moedi_dtype_size(m->context->backend_info.dtype), (void **)&states));
+    MOEDI_GO(moedi_alloc_array(s->context, s->rows * s->length * c->hidden, moedi_dtype_size(m->context->backend_info.dtype),
+                               (void **)&states));
     for (;;) {
         MOEDI_GO(stream_next(s, &b, &labels));
         if (!labels) break;

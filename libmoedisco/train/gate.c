@@ -1,4 +1,5 @@
-/* train/gate.c - a router without training: ridge regression from the hidden states it sees to the cluster their document is of. */
+/* train/gate.c - a router without training: ridge regression from the hidden states it sees to the cluster their document is of.
+ * */
 #include <math.h>
 #include <string.h>
 
@@ -90,7 +91,8 @@ static int64_t filled(const int32_t *labels, int64_t length)
 }
 
 /* Every token of a view once, at most `most` of them. */
-static moed_status pass_view(moedi_transformer *t, const moed_corpus *view, rows *r, int64_t most, sums *s, const moed_cancel *cancel)
+static moed_status pass_view(moedi_transformer *t, const moed_corpus *view, rows *r, int64_t most, sums *s,
+                             const moed_cancel *cancel)
 {
     moedi_sampler *sampler = NULL;
     moed_status status;
@@ -114,8 +116,8 @@ out:
     return status;
 }
 
-static moed_status pass_clusters(moedi_transformer *t, const moed_corpus *d, const moed_partition *p, rows *r, int64_t tokens, sums *s,
-                                 const moed_cancel *cancel)
+static moed_status pass_clusters(moedi_transformer *t, const moed_corpus *d, const moed_partition *p, rows *r, int64_t tokens,
+                                 sums *s, const moed_cancel *cancel)
 {
     moedi_transformer_tap(t, add_batch, s);
     for (s->cluster = 0; s->cluster < s->clusters; s->cluster++) {
@@ -196,8 +198,9 @@ static moed_status solve_layer(void *argument, int64_t layer)
     for (int64_t i = 0; i < d; i++) a[i * d + i] += w->ridge * mean / (double)d;
     centre(totals, k, d);
     if (!factorise(a, d))
-        return moedi_fail(MOED_E_NUMERIC, "layer %lld: no regression on its hidden states: they are zero, NaN or infinite, or ridge is too small",
-                          (long long)layer);
+        return moedi_fail(
+            MOED_E_NUMERIC, "layer %lld: no regression on its hidden states: they are zero, NaN or infinite, or ridge is too small",
+            (long long)layer);
     for (int64_t c = 0; c < k; c++) {
         substitute(a, d, totals + c * d);
         for (int64_t i = 0; i < d; i++) w->rows[(layer * k + c) * d + i] = (float)totals[c * d + i];

@@ -3,14 +3,15 @@
 
     python tests/peers/exchange.py BUILD [NAME...]
 
-BUILD is a build's directory (build/current). About three minutes, on a quiet machine one. Needs torch, transformers and safetensors, CPU only. For each configuration of
-transformers_fixture.py with several experts (or those whose name begins with a NAME), and each way of saving below:
+BUILD is a build's directory (build/current). Needs torch, transformers and safetensors, CPU only; a few minutes. For each
+configuration of transformers_fixture.py with several experts (or those whose name begins with a NAME), and each way of saving below:
 
     save_pretrained -> moedisco split -> from_pretrained, 20 AdamW steps, save_pretrained in that way -> moedisco integrate
 
 and then it checks: the base's logits from what we read, and the result's, are those of Transformers (2e-4); what nobody trained has
 the base's bits, and each expert those of its part; shared numbers are the base's and the mean of what the parts moved (float32
-rounding); tokenizer and generation files went along. Then dense models, upcycled. Prints a line each; ends with 1 when anything is wrong.
+rounding); tokenizer and generation files went along. Then dense models, upcycled. Prints a line each; ends with 1 when anything is
+wrong.
 """
 import ctypes
 import json
@@ -93,7 +94,8 @@ class Library:
 # ---- Transformers ----
 
 def load(folder):
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager", experts_implementation="eager")
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager",
+                                                 experts_implementation="eager")
     return model.eval()
 
 
