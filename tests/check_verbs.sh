@@ -198,6 +198,10 @@ short='--rows 4 --length 32 --quiet'
 # shellcheck disable=SC2086
 expect 0 train sub/0 c/text t0 --partition p.safetensors --cluster 0 --steps 6 $short
 # shellcheck disable=SC2086
+expect 0 train dense/1 c/text dense-trained --partition p.safetensors --cluster 1 --steps 6 $short
+has dense-trained/model/config.json '"mistral"'
+expect 0 integrate m undense dense/0 dense-trained/model dense/2 dense/3
+# shellcheck disable=SC2086
 expect 0 train m c/text t --steps 12 --json $short
 has out '"event":"trained"'
 cp t/model/model.safetensors first
