@@ -78,6 +78,9 @@ typedef struct moed_train_options {
                                   moed_trainer_destroy alone, not after every moed_trainer_run and _update: for loops of many short
                                   calls, each of which would bring all weights to the host */
     int32_t reserved;
+    double balance_rate;       /* of routers with a selection bias: after every step an expert's bias moves by so much, up where it had
+                                  less than the mean of the step's choices, down where it had more; 0 = biases rest. Every row of the step
+                                  counts. Source: auxiliary-loss-free balancing (arXiv 2408.15664) */
 } moed_train_options;
 
 /* What a run will take, before it starts. */
@@ -174,6 +177,9 @@ MOED_API moed_status moed_trainer_run(moed_trainer *t, int64_t steps, moed_repor
  * one update average. b has at most options.rows rows of options.length tokens. When a call does not succeed for what
  * it computed, the gradients of those before it are dropped too. out nullable. Since: 0.1. */
 MOED_API moed_status moed_trainer_forward_backward(moed_trainer *t, const moed_batch *b, moed_report *out);
+/* How often each expert was chosen in the last step that was applied, over all its rows: loads [out] (layers, experts), capacity of them,
+ * zeros in layers without experts. MOED_E_RANGE. Since: 0.1. */
+MOED_API moed_status moed_trainer_loads(const moed_trainer *t, int64_t *loads, size_t capacity);
 /* The sum over calls since the last update of the gradient of parameter `param` (of the context's dtype), host memory, borrowed
  * until the next call; data NULL when frozen. Since: 0.1. */
 MOED_API moed_status moed_trainer_gradient(moed_trainer *t, size_t param, moed_tensor *out);

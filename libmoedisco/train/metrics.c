@@ -11,7 +11,7 @@
 #include "util/file.h"
 #include "util/json.h"
 
-enum { LINE_MOST = 2048 };
+enum { LINE_MOST = 1 << 13, LAYERS_MOST = 256 /* whose loads a line has room for */ };
 
 moed_status moedi_metrics_open(moedi_metrics *out, const moed_context *c, const char *directory)
 {
@@ -123,13 +123,40 @@ static moed_status append(moedi_metrics *m, json_t *o)
     return MOED_OK;
 }
 
-moed_status moedi_metrics_step(moedi_metrics *m, const moed_report *r)
+/* Four digits say enough of it. */
+static int add_rounded(json_t *list, double x)
+{
+    return json_array_append_new(list, json_real(round(x * 1e4) / 1e4));
+}
+
+/* How even each layer's choices are, layers without experts left out. NULL: no memory. */
+static json_t *pack_loads(const moedi_config *c, const int64_t *loads, int64_t *scratch)
+{
+    json_t *most = json_array(), *entropy = json_array(), *gini = json_array();
+    int failed = !most || !entropy || !gini;
+    for (int64_t layer = 0; !failed && layer < c->layers; layer++) {
+        if (moedi_config_dense(c, layer)) continue;
+        const moedi_evenness found = moedi_loads_evenness(loads + layer * c->experts, c->experts, scratch);
+        failed = add_rounded(most, found.most) || add_rounded(entropy, found.entropy) || add_rounded(gini, found.gini);
+    }
+    if (!failed) return json_pack("{s:o, s:o, s:o}", "max", most, "entropy", entropy, "gini", gini);
+    json_decref(most), json_decref(entropy), json_decref(gini);
+    return NULL;
+}
+
+moed_status moedi_metrics_step(moedi_metrics *m, const moed_report *r, const moedi_config *c, const int64_t *loads, int64_t *scratch)
 {
     if (m->fd < 0) return MOED_OK;
-    return append(m, json_pack("{s:I, s:I, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f}", "step", (json_int_t)r->step, "tokens",
-                               (json_int_t)r->tokens, "loss", r->loss, "load_balance", r->load_balance, "z_loss", r->z_loss,
-                               "gradient_norm", r->gradient_norm, "learning_rate", r->learning_rate, "max_load", r->max_load,
-                               "seconds", r->seconds, "tokens_per_second", r->tokens_per_second));
+    json_t *o = json_pack("{s:I, s:I, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f}", "step", (json_int_t)r->step, "tokens",
+                          (json_int_t)r->tokens, "loss", r->loss, "load_balance", r->load_balance, "z_loss", r->z_loss,
+                          "gradient_norm", r->gradient_norm, "learning_rate", r->learning_rate, "max_load", r->max_load,
+                          "seconds", r->seconds, "tokens_per_second", r->tokens_per_second);
+    if (o && c->experts > 1 && c->routed_layers > 0 && c->routed_layers <= LAYERS_MOST &&
+        json_object_set_new(o, "loads", pack_loads(c, loads, scratch)) != 0) {
+        json_decref(o);
+        o = NULL;
+    }
+    return append(m, o);
 }
 
 moed_status moedi_metrics_evaluation(moedi_metrics *m, int64_t step, const moed_report *r)

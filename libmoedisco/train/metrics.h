@@ -3,6 +3,7 @@
 #define MOEDI_METRICS_H
 
 #include "core/context.h"
+#include "loads.h"
 #include "moedisco/train.h"
 
 typedef struct moedi_metrics {
@@ -19,7 +20,8 @@ moed_status moedi_metrics_used(const moedi_metrics *m, int *used);
 /* Keeps the leading lines with "step" <= step; what follows the first other, damaged or torn line goes. */
 moed_status moedi_metrics_cut(moedi_metrics *m, int64_t step);
 /* On a closed file these do nothing. */
-moed_status moedi_metrics_step(moedi_metrics *m, const moed_report *report);
+/* loads (layers, experts) of the step; scratch (experts). */
+moed_status moedi_metrics_step(moedi_metrics *m, const moed_report *report, const moedi_config *c, const int64_t *loads, int64_t *scratch);
 moed_status moedi_metrics_evaluation(moedi_metrics *m, int64_t step, const moed_report *report);
 moed_status moedi_metrics_sync(moedi_metrics *m);
 

@@ -27,7 +27,7 @@ moed_status moedi_step_check(const moed_trainer *t)
 static void forget(moed_trainer *t)
 {
     memset(&t->pending, 0, sizeof t->pending);
-    memset(t->loads, 0, (size_t)(t->model->layout->config.layers * t->model->layout->config.experts) * sizeof *t->loads);
+    memset(t->loads, 0, moedi_loads_bytes(&t->model->layout->config));
 }
 
 /* What was accumulated since the last update goes; the error on its way stays. */
@@ -203,6 +203,11 @@ static moed_status finish_update(moed_trainer *t, double factor, double start, m
     if (!isfinite(norm))
         return moedi_fail(MOED_E_NUMERIC, "step %lld: the gradient's norm is %g; nothing of this step was applied",
                           (long long)t->step + 1, norm);
+    const moed_status moved = moedi_selection_biases_move(&t->biases, t->loads, t->options.balance_rate);
+    if (moved != MOED_OK) {
+        t->broken = 1; /* weights were updated, biases were not all */
+        return moved;
+    }
     memset(out, 0, sizeof *out);
     out->struct_size = sizeof *out;
     out->learning_rate = rate_of_next(t, factor);
@@ -215,7 +220,13 @@ static moed_status finish_update(moed_trainer *t, double factor, double start, m
     out->max_load = moedi_loads_most(&t->model->layout->config, t->loads);
     out->seconds = p->seconds + moedi_clock_seconds() - start;
     out->tokens_per_second = out->seconds > 0 ? (double)p->tokens / out->seconds : 0;
+    memcpy(t->last_loads, t->loads, moedi_loads_bytes(&t->model->layout->config));
     return MOED_OK;
+}
+
+static moed_status write_line(moed_trainer *t, const moed_report *r)
+{
+    return moedi_metrics_step(&t->metrics, r, &t->model->layout->config, t->last_loads, t->scratch);
 }
 
 /* ---- a whole step, and its halves ---- */
@@ -236,7 +247,7 @@ moed_status moedi_step_run(moed_trainer *t, moed_report *out, const moed_cancel 
         status = finish_update(t, 1, start, out);
     }
     forget(t);
-    return status == MOED_OK ? moedi_metrics_step(&t->metrics, out) : status;
+    return status == MOED_OK ? write_line(t, out) : status;
 }
 
 moed_status moedi_step_accumulate(moed_trainer *t, const moed_batch *b, moed_report *out, const moed_cancel *cancel)
@@ -274,7 +285,7 @@ moed_status moedi_step_update(moed_trainer *t, double factor, moed_report *out)
     if (status != MOED_OK) t->broken = 1;
     if (status == MOED_OK) status = finish_update(t, factor, start, out);
     forget(t);
-    return status == MOED_OK ? moedi_metrics_step(&t->metrics, out) : status;
+    return status == MOED_OK ? write_line(t, out) : status;
 }
 
 moed_status moedi_step_store(moed_trainer *t, moed_status status)
@@ -299,6 +310,19 @@ moed_status moedi_step_evaluate(moed_trainer *t, const moed_corpus *d, int64_t t
 }
 
 /* ---- the public halves ---- */
+
+moed_status moed_trainer_loads(const moed_trainer *t, int64_t *loads, size_t capacity)
+{
+    moedi_clear_error();
+    MOEDI_REQUIRE(t, "t is NULL");
+    MOEDI_REQUIRE(loads, "loads is NULL");
+    MOEDI_TRY(moedi_step_check(t));
+    const size_t bytes = moedi_loads_bytes(&t->model->layout->config), count = bytes / sizeof *loads;
+    if (capacity < count)
+        return moedi_fail_parameter(MOED_E_RANGE, "capacity", "capacity is %zu, and the layers have %zu experts in all", capacity, count);
+    memcpy(loads, t->last_loads, bytes);
+    return MOED_OK;
+}
 
 moed_status moed_trainer_forward_backward(moed_trainer *t, const moed_batch *b, moed_report *out)
 {

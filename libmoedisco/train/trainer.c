@@ -117,6 +117,7 @@ static moed_status build(moed_trainer *t)
     MOEDI_TRY(moedi_findings_create(&t->findings, t->transformer, o->micro_batches));
     MOEDI_TRY(moedi_optimizer_create(&t->optimizer, t->transformer, t->model->layout, t->trained, o->weight_decay, t->policy,
                                      moedi_findings_scalars(&t->findings)));
+    MOEDI_TRY(moedi_selection_biases_create(&t->biases, t->transformer, t->model->layout));
     return moedi_staged_create(&t->batch, moedi_transformer_engine(t->transformer), o->rows * o->length);
 }
 
@@ -125,6 +126,7 @@ static void demolish(moed_trainer *t)
     for (int i = 0; t->transformer && i < 2; i++)
         moedi_recording_destroy(&t->recordings[i], moedi_transformer_engine(t->transformer));
     moedi_staged_destroy(&t->batch);
+    moedi_selection_biases_destroy(&t->biases);
     moedi_optimizer_destroy(&t->optimizer);
     moedi_findings_destroy(&t->findings);
     moedi_accumulator_destroy(&t->gradients);
@@ -157,6 +159,8 @@ static moed_status allocate(moed_trainer *t)
     MOEDI_TRY(MOEDI_NEW(t->context, batch, &t->labels));
     MOEDI_TRY(MOEDI_NEW(t->context, batch, &t->documents));
     MOEDI_TRY(MOEDI_NEW(t->context, l->config.layers * l->config.experts, &t->loads));
+    MOEDI_TRY(MOEDI_NEW(t->context, l->config.layers * l->config.experts, &t->last_loads));
+    MOEDI_TRY(MOEDI_NEW(t->context, l->config.experts, &t->scratch));
     if (t->context->backend_info.host_memory) return MOED_OK;
     int64_t most = 0;
     for (size_t i = 0; i < t->optimizer.count; i++)
@@ -214,7 +218,7 @@ void moed_trainer_destroy(moed_trainer *t)
     if (t->behind && !t->broken && moedi_context_check(c) == MOED_OK) (void)moedi_transformer_store(t->transformer);
     demolish(t);
     moedi_sampler_destroy(t->sampler);
-    void *owned[] = {t->tokens, t->labels, t->documents, t->loads, t->staging, t->trained};
+    void *owned[] = {t->tokens, t->labels, t->documents, t->loads, t->last_loads, t->scratch, t->staging, t->trained};
     for (size_t i = 0; i < sizeof owned / sizeof owned[0]; i++) moedi_free(c, owned[i]);
     moedi_free(c, (char *)(uintptr_t)t->options.train);
     moedi_free(c, (char *)(uintptr_t)t->options.freeze);

@@ -8,6 +8,7 @@
 #include "metrics.h"
 #include "optimizer.h"
 #include "recording.h"
+#include "selection_bias.h"
 
 /* What the calls since the last update found. */
 typedef struct moedi_pending {
@@ -31,9 +32,11 @@ struct moed_trainer {
     moedi_optimizer optimizer;
     moedi_staged batch;            /* of the step */
     moedi_findings findings;
+    moedi_selection_biases biases;
     moedi_recording recordings[2]; /* of a step's work, by moedi_staged.whole */
     int32_t *tokens, *labels, *documents; /* (rows, length) of one step */
-    int64_t *loads;                /* (layers, experts): choices since the last update */
+    int64_t *loads, *last_loads;   /* (layers, experts): choices since the last update, and before it */
+    int64_t *scratch;              /* (experts) */
     void *staging;                 /* one parameter, where device memory is not host memory */
     moedi_metrics metrics;
     moedi_pending pending;

@@ -1,0 +1,158 @@
+/* Loss-free balancing: biases that experts are chosen by follow the loads, exactly, and nothing of it is lost over a checkpoint. */
+#include <math.h>
+
+#include "train_support.h"
+
+#include "train/loads.h"
+
+enum { EXPERTS = 4, LAYERS = 2, ROUTED = 1 /* the second layer */ };
+
+static const char biased[] =
+    "{\"model_type\": \"dots1\", \"vocab_size\": 48, \"hidden_size\": 16, \"intermediate_size\": 16, \"num_hidden_layers\": 2, \"num_attention_heads\": 2,"
+    " \"num_key_value_heads\": 1, \"n_routed_experts\": 4, \"num_experts_per_tok\": 1, \"n_shared_experts\": 1, \"first_k_dense_replace\": 1,"
+    " \"moe_intermediate_size\": 16, \"max_position_embeddings\": 256, \"initializer_range\": 0.1, \"torch_dtype\": \"float32\"}";
+static const char bias_name[] = "model.layers.1.mlp.gate.e_score_correction_bias";
+
+static moed_model *biased_model(moed_context *c)
+{
+    moed_layout *l = NULL;
+    moed_model *m = NULL;
+    moed_model_options o;
+    assert_ok(moed_layout_from_config(&l, c, biased, strlen(biased)));
+    assert_ok(moed_options_init(MOED_STRUCT_MODEL_OPTIONS, &o, sizeof o));
+    o.seed = 7;
+    assert_ok(moed_model_init(&m, c, l, &o));
+    moed_layout_destroy(l);
+    return m;
+}
+
+static rig biased_rig(const moed_train_options *o)
+{
+    rig r = {.context = support_context("auto", 1)};
+    r.model = biased_model(r.context);
+    r.corpus = tiny_corpus(r.context, NULL);
+    assert_ok(moed_trainer_create(&r.trainer, r.context, r.model, r.corpus, NULL, o));
+    return r;
+}
+
+static const float *biases_of(const rig *r)
+{
+    return model_tensor(r->model, model_find(r->model, bias_name)).data;
+}
+
+static void a_step_moves_every_bias_by_the_rate_towards_equal_loads(void **state)
+{
+    (void)state;
+    moed_train_options o = tiny_options(6);
+    o.balance_rate = 0.125, o.load_balance = 0, o.micro_batches = 2;
+    rig r = biased_rig(&o);
+    float before[EXPERTS];
+    for (int step = 0; step < 6; step++) {
+        int64_t loads[LAYERS * EXPERTS], total = 0;
+        memcpy(before, biases_of(&r), sizeof before);
+        rig_run(&r, 1);
+        assert_ok(moed_trainer_loads(r.trainer, loads, LAYERS * EXPERTS));
+        for (int e = 0; e < EXPERTS; e++) {
+            assert_int_equal(loads[e], 0); /* a layer without experts */
+            total += loads[ROUTED * EXPERTS + e];
+        }
+        assert_int_equal(total, 4 * TINY_LENGTH); /* of all rows, whatever shard they were in */
+        for (int e = 0; e < EXPERTS; e++) {
+            const int64_t own = loads[ROUTED * EXPERTS + e] * EXPERTS;
+            const float moved = own < total ? 0.125f : own > total ? -0.125f : 0;
+            assert_true(biases_of(&r)[e] == before[e] + moved);
+        }
+    }
+    int64_t few[1];
+    assert_refused(moed_trainer_loads(r.trainer, few, 1), MOED_E_RANGE, "8 experts in all");
+    rig_close(&r);
+}
+
+/* The largest share of an expert, times experts, in the mean of the last steps. One is preferred to all others at first. */
+static double load_after(double rate)
+{
+    moed_train_options o = tiny_options(220);
+    double sum = 0;
+    o.rows = 16;
+    o.balance_rate = rate, o.load_balance = 0;
+    rig r = biased_rig(&o);
+    ((float *)model_tensor(r.model, model_find(r.model, bias_name)).data)[1] = 1;
+    rig_run(&r, 200);
+    for (int i = 0; i < 20; i++) sum += rig_run(&r, 1).max_load / 20;
+    rig_close(&r);
+    return sum;
+}
+static void loads_even_out_without_a_loss_for_it(void **state)
+{
+    (void)state;
+    const double resting = load_after(0), moving = load_after(0.01);
+    assert_true(resting > EXPERTS - 0.01 && moving < 1.5);
+}
+
+static void biases_rest_at_rate_zero_and_where_a_step_is_dropped(void **state)
+{
+    (void)state;
+    moed_train_options o = tiny_options(3);
+    o.balance_rate = 0;
+    rig r = biased_rig(&o);
+    rig_run(&r, 0);
+    for (int e = 0; e < EXPERTS; e++) assert_true(biases_of(&r)[e] == 0);
+    rig_close(&r);
+    o.balance_rate = 0.5, o.learning_rate = 1e-2;
+    r = biased_rig(&o);
+    float *embedding = model_tensor(r.model, model_find(r.model, "model.norm.weight")).data;
+    embedding[0] = NAN;
+    assert_int_equal(moed_trainer_run(r.trainer, 1, NULL, NULL), MOED_E_NUMERIC);
+    for (int e = 0; e < EXPERTS; e++) assert_true(biases_of(&r)[e] == 0);
+    rig_close(&r);
+}
+
+static void a_run_that_was_stopped_goes_on_to_the_same_bits(void **state)
+{
+    (void)state;
+    char *dir = support_directory();
+    moed_train_options o = tiny_options(8);
+    o.balance_rate = 0.03;
+    rig whole = biased_rig(&o);
+    rig_run(&whole, 0);
+    o.directory = dir;
+    rig first = biased_rig(&o);
+    rig_run(&first, 5);
+    assert_ok(moed_trainer_save(first.trainer));
+    rig_close(&first);
+    rig second = biased_rig(&o);
+    assert_ok(moed_trainer_resume(second.trainer));
+    rig_run(&second, 0);
+    assert_same_models(whole.model, second.model);
+    assert_true(biases_of(&second)[0] != 0);
+    rig_close(&second);
+    rig_close(&whole);
+    support_remove(dir);
+}
+
+static void evenness_is_that_of_its_formulas(void **state)
+{
+    (void)state;
+    static const int64_t equal[] = {5, 5, 5, 5}, all[] = {0, 12, 0, 0}, some[] = {1, 3, 0, 4}, none[4] = {0};
+    int64_t scratch[4];
+    moedi_evenness e = moedi_loads_evenness(equal, 4, scratch);
+    assert_true(fabs(e.most - 1) < 1e-12 && fabs(e.entropy - 1) < 1e-12 && fabs(e.gini) < 1e-12);
+    e = moedi_loads_evenness(all, 4, scratch);
+    assert_true(fabs(e.most - 4) < 1e-12 && fabs(e.entropy) < 1e-12 && fabs(e.gini - 0.75) < 1e-12);
+    e = moedi_loads_evenness(some, 4, scratch); /* by hand: mean absolute difference 2.25 over twice the mean 2; entropy 1.40564 bits of 2 */
+    assert_true(fabs(e.most - 2) < 1e-12 && fabs(e.gini - 0.4375) < 1e-12 && fabs(e.entropy - 0.70282) < 1e-5);
+    e = moedi_loads_evenness(none, 4, scratch);
+    assert_true(e.most == 0 && e.entropy == 0 && e.gini == 0);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(a_step_moves_every_bias_by_the_rate_towards_equal_loads),
+        cmocka_unit_test(loads_even_out_without_a_loss_for_it),
+        cmocka_unit_test(biases_rest_at_rate_zero_and_where_a_step_is_dropped),
+        cmocka_unit_test(a_run_that_was_stopped_goes_on_to_the_same_bits),
+        cmocka_unit_test(evenness_is_that_of_its_formulas),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
