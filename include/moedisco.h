@@ -11,6 +11,7 @@
 #include "moedisco/split.h"
 #include "moedisco/integrate.h"
 #include "moedisco/upcycle.h"
+#include "moedisco/expand.h"
 #include "moedisco/train.h"
 
 #endif

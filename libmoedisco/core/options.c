@@ -131,6 +131,20 @@ static const field upcycle_fields[] = {
     I64(S, shard_bytes, 0, 0, MAX_I64, "bytes of tensors in one file of a saved model at most; 0 = one file"),
 };
 #undef S
+#define S moed_expansion_options
+static const field expansion_fields[] = {
+    I32(S, experts, 16, 1, 1 << 16, "experts of every layer that has experts, afterwards"),
+    I32(S, top_k, 0, 0, 1 << 16, "experts that see a token; 0 = as before"),
+    CHOICE(S, method, MOED_EXPAND_DRAW, 1, "draw|clone", "new experts: drawn, or clones of the others in turn"),
+    SWITCH(S, keep_bias, 0, "old experts keep their selection biases; off: all are 0"),
+    CHOICE(S, dtype, 0, 4, "as-is|f32|f16|bf16|f64", "data type of floating parameters in the result; as-is = the model's"),
+    U64(S, seed, 0, "seed of what is drawn"),
+    F64(S, std, -1, -1, 100, "draw: standard deviation of new experts and router rows; negative = the config's initializer_range"),
+    F64(S, noise, 0.01, 0, 100, "clone: noise on new experts, as a share of each tensor's root mean square"),
+    F64(S, redraw, 0, 0, 1, "clone: share of the intermediate units of new experts that are drawn anew (Drop-Upcycling: 0.5)"),
+    I64(S, shard_bytes, 0, 0, MAX_I64, "bytes of tensors in one file of a saved model at most; 0 = one file"),
+};
+#undef S
 #define S moed_train_options
 static const field train_fields[] = {
     I64(S, steps, 1000, 1, MAX_I64, "optimizer steps of the whole run"),
@@ -207,6 +221,7 @@ static const structure structures[] = {
     OPTIONS(INTEGRATION_OPTIONS, moed_integration_options, integration_fields, MOED_INTEGRATION_CLONES),
     PLAIN(INTEGRATION_INFO, moed_integration_info),
     OPTIONS(UPCYCLE_OPTIONS, moed_upcycle_options, upcycle_fields, 0),
+    OPTIONS(EXPANSION_OPTIONS, moed_expansion_options, expansion_fields, 0),
     OPTIONS(TRAIN_OPTIONS, moed_train_options, train_fields, 0),
     PLAIN(ESTIMATE, moed_estimate),
     PLAIN(TRAINER_INFO, moed_trainer_info),

@@ -52,6 +52,8 @@ moed_status moedi_layout_with_dtype(moed_layout **out, const moed_layout *l, moe
 moed_status moedi_layout_take_dtype(moed_layout **l, moed_dtype dtype);
 /* The same parameters with dtypes (count) of their own. */
 moed_status moedi_layout_with_dtypes(moed_layout **out, const moed_layout *l, const moed_dtype *dtypes);
+/* The family layout of the same model with `experts` experts in every layer that has some, top_k of which see a token (0: as before). */
+moed_status moedi_layout_resized(moed_layout **out, const moed_layout *l, int32_t experts, int32_t top_k);
 /* The parameter of a slot (layer, expert: -1 where the slot has none), or -1: not there or a layout by hand. */
 int64_t moedi_layout_slot(const moed_layout *l, moedi_slot slot, int32_t layer, int32_t expert);
 /* Elements and bytes of a parameter. */

@@ -122,6 +122,35 @@ static moed_status set_config_dtype(json_t *o, moed_dtype dtype)
     return set_config(o, "torch_dtype", json_string(name));
 }
 
+/* Every field that says how many experts there are, and how many see a token (0: as many as before, of so many). */
+static moed_status set_experts(json_t *o, const moed_layout *l, int32_t experts, int32_t top_k)
+{
+    const moedi_family *f = l->family;
+    const int64_t before = top_k ? top_k : l->config.top_k;
+    if (f->experts_field) {
+        MOEDI_TRY(set_config(o, moedi_config_experts_field(f, o), json_integer(experts)));
+        MOEDI_TRY(set_config(o, f->top_k_field, json_integer(before < experts ? before : experts)));
+    }
+    if (l->config.router_hidden) MOEDI_TRY(set_config(o, f->router_hidden_field, json_integer(l->config.router_hidden)));
+    if (!f->expert_sizes_field) return MOED_OK;
+    MOEDI_TRY(set_config(o, f->expert_width_field, json_integer(experts * l->config.expert_width)));
+    return json_object_get(o, f->expert_sizes_field) ? set_config(o, f->expert_sizes_field, json_null()) : MOED_OK;
+}
+
+moed_status moedi_layout_resized(moed_layout **out, const moed_layout *l, int32_t experts, int32_t top_k)
+{
+    json_t *o = NULL;
+    moed_status status;
+    MOEDI_TRY(load_config(l, &o));
+    MOEDI_GO(set_experts(o, l, experts, top_k));
+    json_object_del(o, "moedisco"); /* what it was split from has other experts */
+    MOEDI_GO(moedi_layout_from_json(out, l->context, o, "config.json"));
+    (*out)->stacked = l->stacked;
+out:
+    json_decref(o);
+    return status;
+}
+
 moed_status moedi_layout_with_experts(moed_layout **out, const moed_layout *l, int32_t experts, json_t *provenance)
 {
     json_t *o = NULL;
@@ -133,15 +162,7 @@ moed_status moedi_layout_with_experts(moed_layout **out, const moed_layout *l, i
     if (!l->family->experts_field && experts != 1)
         return moedi_fail(MOED_E_UNSUPPORTED, "a %s model is dense: it has no %d experts", l->family->name, (int)experts);
     MOEDI_TRY(load_config(l, &o));
-    if (l->family->experts_field) {
-        MOEDI_GO(set_config(o, moedi_config_experts_field(l->family, o), json_integer(experts)));
-        MOEDI_GO(set_config(o, l->family->top_k_field, json_integer(l->config.top_k < experts ? l->config.top_k : experts)));
-    }
-    if (l->config.router_hidden) MOEDI_GO(set_config(o, l->family->router_hidden_field, json_integer(l->config.router_hidden)));
-    if (l->family->expert_sizes_field) {
-        MOEDI_GO(set_config(o, l->family->expert_width_field, json_integer(experts * l->config.expert_width)));
-        if (json_object_get(o, l->family->expert_sizes_field)) MOEDI_GO(set_config(o, l->family->expert_sizes_field, json_null()));
-    }
+    MOEDI_GO(set_experts(o, l, experts, 0));
     if (provenance) MOEDI_GO(set_config(o, "moedisco", json_incref(provenance)));
     MOEDI_GO(moedi_layout_from_json(out, l->context, o, "config.json"));
     (*out)->stacked = l->stacked;
