@@ -288,3 +288,9 @@ const char *human_time(double seconds, char out[32])
     else snprintf(out, 32, "%d:%02d", (int)(s / 60), (int)(s % 60));
     return out;
 }
+
+int same_folder(const char *a, const char *b)
+{
+    struct stat x, y;
+    return !stat(a, &x) && !stat(b, &y) && x.st_dev == y.st_dev && x.st_ino == y.st_ino;
+}

@@ -55,6 +55,8 @@ moed_status open_corpus(moed_corpus **out, moed_context *c, const char *prefix);
 char *text_format(const char *format, ...) __attribute__((format(printf, 1, 2)));
 char *path_join(const char *a, const char *b);
 int path_exists(const char *path);
+/* Both are there, and the same. */
+int same_folder(const char *a, const char *b);
 int path_is_folder(const char *path);
 int make_folder(const char *path);             /* with its parents; an exit code */
 /* make_folder, and its undoing after work that failed, as far as the folders are empty. made: the first new one, or NULL. */
@@ -84,6 +86,7 @@ int verb_cluster(const verb *v, int argc, char **argv);
 int verb_split(const verb *v, int argc, char **argv);
 int verb_integrate(const verb *v, int argc, char **argv);
 int verb_upcycle(const verb *v, int argc, char **argv);
+int verb_expand(const verb *v, int argc, char **argv);
 int verb_train(const verb *v, int argc, char **argv);
 int verb_plan(const verb *v, int argc, char **argv);
 int verb_run(const verb *v, int argc, char **argv);

@@ -35,6 +35,8 @@ static const verb VERBS[] = {
      "moedisco integrate model merged out0/model out1/model out2/model out3/model", verb_integrate},
     {"upcycle", "DENSE OUT", "One dense model (llama, mistral, qwen3, or one expert a layer) into an MoE model OUT: every expert its feed-forward, "
      "as it is, with noise, or with a share of its units drawn anew.", "moedisco upcycle mistral moe --experts 8 --top-k 2 --redraw 0.5", verb_upcycle},
+    {"expand", "MODEL OUT", "One MoE model into OUT with more experts, drawn or cloned, that the old ones do not feel until they are chosen; or with "
+     "fewer, the most used on a corpus.", "moedisco expand small big --experts 16", verb_expand},
     {"eval", "MODEL CORPUS", "Loss, perplexity, bits per byte and the load of each expert.", "moedisco eval run/disco/model data/notes", verb_eval},
     {"sample", "MODEL [PROMPT]", "Text from a model of byte tokens.", "moedisco sample run/disco/model 'The ' --temperature 0.8", verb_sample},
     {"plan", "disco|full|upcycle [DIR]", "What `run` would do, before anything is spent: phases, memory, FLOPs, hours and money.",

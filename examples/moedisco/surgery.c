@@ -411,12 +411,6 @@ static int integrate_with(const integrate_settings *s, moed_context *c, merger *
     return code;
 }
 
-static int same_folder(const char *a, const char *b)
-{
-    struct stat x, y;
-    return !stat(a, &x) && !stat(b, &y) && x.st_dev == y.st_dev && x.st_ino == y.st_ino;
-}
-
 int verb_integrate(const verb *v, int argc, char **argv)
 {
     flags f = {0};
