@@ -395,6 +395,24 @@ static void several_calls_before_an_update_average(void **state)
     rig_close(&parts);
 }
 
+static void a_run_takes_the_stream_up_where_the_one_before_left_it(void **state)
+{
+    (void)state;
+    moed_train_options o = tiny_options(3);
+    int32_t tokens[4 * TINY_LENGTH], labels[4 * TINY_LENGTH], documents[4 * TINY_LENGTH];
+    rig by_hand = rig_open(&o, 1);
+    o.first_row = 8;
+    rig later = rig_open(&o, 1);
+    assert_ok(moed_corpus_sample(by_hand.corpus, o.seed, 8, 4, TINY_LENGTH, tokens, labels, documents));
+    const moed_batch b = {.tokens = tokens, .labels = labels, .documents = documents, .rows = 4, .length = TINY_LENGTH};
+    moed_report a = empty_report(), c = empty_report();
+    assert_ok(moed_trainer_forward_backward(by_hand.trainer, &b, &a));
+    assert_ok(moed_trainer_forward_backward(later.trainer, NULL, &c));
+    assert_true(a.loss == c.loss);
+    rig_close(&by_hand);
+    rig_close(&later);
+}
+
 static void gradient_is_there_after_a_call_and_zero_after_the_update(void **state)
 {
     (void)state;
@@ -762,6 +780,7 @@ int main(void)
         cmocka_unit_test(freeze_takes_away_from_train),
         cmocka_unit_test(a_foreign_loop_gives_the_bits_of_run),
         cmocka_unit_test(several_calls_before_an_update_average),
+        cmocka_unit_test(a_run_takes_the_stream_up_where_the_one_before_left_it),
         cmocka_unit_test(gradient_is_there_after_a_call_and_zero_after_the_update),
         cmocka_unit_test(bad_batches_are_refused_by_name),
         cmocka_unit_test(options_out_of_range_are_refused_by_name),

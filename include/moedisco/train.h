@@ -81,6 +81,7 @@ typedef struct moed_train_options {
     double balance_rate;       /* of routers with a selection bias: after every step an expert's bias moves by so much, up where it had
                                   less than the mean of the step's choices, down where it had more; 0 = biases rest. Every row of the step
                                   counts. Source: auxiliary-loss-free balancing (arXiv 2408.15664) */
+    int64_t first_row;         /* of the corpus' stream: where this run takes it up, as many rows as runs before it took. 0 = its beginning */
 } moed_train_options;
 
 /* What a run will take, before it starts. */

@@ -180,6 +180,7 @@ static const field train_fields[] = {
            "what the optimizer keeps: full = 32-bit numbers and moments, lean = 8-bit moments and no copies; auto = full if it fits"),
     SWITCH(S, graph, 1, "record a step's work once and launch it as a whole, where the device can"),
     SWITCH(S, store_late, 0, "of a device: the host's copy of the weights follows at the end of the run alone"),
+    I64(S, first_row, 0, 0, MAX_I64 / 2, "rows of the data order that runs before this one took"),
     F64(S, balance_rate, 1e-3, 0, 100, "by how much a step moves selection biases towards equal loads; 0 = they rest"),
 };
 #undef S

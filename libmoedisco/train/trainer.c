@@ -194,6 +194,7 @@ moed_status moed_trainer_create(moed_trainer **out, moed_context *c, moed_model 
     t->corpus = moedi_corpus_retain(d);
     t->metrics.fd = -1;
     t->saved = -1;
+    t->row = options.first_row;
     MOEDI_GO(copy_options(t, &options));
     if (options.held_out) t->held_out = moedi_corpus_retain(options.held_out);
     MOEDI_GO(MOEDI_NEW(c, m->layout->count, &t->trained));
