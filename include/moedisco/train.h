@@ -3,6 +3,7 @@
 #define MOEDISCO_TRAIN_H
 
 #include "corpus.h"
+#include "expand.h"
 #include "model.h"
 
 #ifdef __cplusplus
@@ -178,6 +179,14 @@ MOED_API moed_status moed_trainer_run(moed_trainer *t, int64_t steps, moed_repor
  * one update average. b has at most options.rows rows of options.length tokens. When a call does not succeed for what
  * it computed, the gradients of those before it are dropped too. out nullable. Since: 0.1. */
 MOED_API moed_status moed_trainer_forward_backward(moed_trainer *t, const moed_batch *b, moed_report *out);
+/* The trainer goes on with the model that moed_expansion_build makes of its weights, to the last bit, with the same usage and options, which
+ * takes the place of the one it was made with (that one keeps the last step's numbers). The schedule and the data go on; carry: 1 = so do the
+ * optimizer's moments, those of new experts 0; 0 = all moments are 0, as in EMO. A checkpoint made afterwards is resumed by a trainer made
+ * with a model of so many experts. Takes host memory for the weights (and moments) twice. On MOED_E_LIMIT, and where the device has no memory, the
+ * trainer is at its end: resume from a checkpoint. Threads: as moed_trainer_run. Since: 0.1. Source: EMO. */
+MOED_API moed_status moed_trainer_expand(moed_trainer *t, const double *usage, const moed_expansion_options *o, int32_t carry);
+/* The model that is trained: the one of moed_trainer_create, or what the last moed_trainer_expand made. Borrowed. Since: 0.1. */
+MOED_API const moed_model *moed_trainer_model(const moed_trainer *t);
 /* How often each expert was chosen in the last step that was applied, over all its rows: loads [out] (layers, experts), capacity of them,
  * zeros in layers without experts. MOED_E_RANGE. Since: 0.1. */
 MOED_API moed_status moed_trainer_loads(const moed_trainer *t, int64_t *loads, size_t capacity);

@@ -386,6 +386,7 @@ static moed_status restore(moed_trainer *t, const char *dir)
     MOEDI_GO(read_model(t, dir, buffer));
     MOEDI_GO(read_optimizer(t, dir, buffer));
     t->step = at.step, t->consumed = at.tokens, t->row = at.row, t->evaluated = at.evaluated, t->best_held_out = at.best_held_out;
+    t->optimizer.since = at.moments_since;
     t->broken = 0;
     t->saved = t->step;
     snprintf(t->resumed_from, sizeof t->resumed_from, "%s", dir);

@@ -168,6 +168,12 @@ moed_status moedi_metrics_evaluation(moedi_metrics *m, int64_t step, const moed_
                                r->seconds));
 }
 
+moed_status moedi_metrics_expansion(moedi_metrics *m, int64_t step, const moedi_config *c)
+{
+    if (m->fd < 0) return MOED_OK;
+    return append(m, json_pack("{s:I, s:I, s:I}", "step", (json_int_t)step, "experts", (json_int_t)c->experts, "top_k", (json_int_t)c->top_k));
+}
+
 moed_status moedi_metrics_sync(moedi_metrics *m)
 {
     if (m->fd < 0) return MOED_OK;

@@ -140,8 +140,8 @@ moed_status moedi_optimizer_prepare(moedi_optimizer *o, const moed_train_options
     moed_step_scalars scalars;
     memset(&scalars, 0, sizeof scalars);
     scalars.learning_rate = rate;
-    scalars.beta1_correction = 1.0 - pow(options->beta1, (double)step);
-    scalars.beta2_correction = 1.0 - pow(options->beta2, (double)step);
+    scalars.beta1_correction = 1.0 - pow(options->beta1, (double)(step - o->since));
+    scalars.beta2_correction = 1.0 - pow(options->beta2, (double)(step - o->since));
     scalars.gradient_scale = scale;
     scalars.step = (uint64_t)step;
     scalars.random = moedi_random(options->seed, MOEDI_RANDOM_ROUNDING, (uint64_t)step, 0);

@@ -15,6 +15,7 @@ typedef struct moedi_optimizer {
     moed_step_scalars *scalars;     /* device; borrowed */
     int64_t numbers;                /* that have moments */
     int32_t policy;                 /* MOED_POLICY_FULL or _LEAN */
+    int64_t since;                  /* the step after which moments were all 0 */
 } moedi_optimizer;
 
 moed_status moedi_optimizer_create(moedi_optimizer *out, moedi_transformer *t, const moed_layout *l, const uint8_t *trained,

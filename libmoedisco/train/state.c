@@ -82,10 +82,10 @@ json_t *moedi_state_make(const moed_trainer *t)
     json_t *options = make_options(&t->options);
     if (!options) return NULL;
     json_t *state =
-        json_pack("{s:i, s:s, s:s, s:s, s:I, s:I, s:I, s:I, s:f, s:s, s:{s:s, s:s, s:I, s:I}}", "format", STATE_FORMAT, "library",
+        json_pack("{s:i, s:s, s:s, s:s, s:I, s:I, s:I, s:I, s:f, s:I, s:s, s:{s:s, s:s, s:I, s:I}}", "format", STATE_FORMAT, "library",
                   text, "kernels", t->context->backend_info.kernels, "policy", moedi_policy_name(t->policy), "step",
                   (json_int_t)t->step, "tokens", (json_int_t)t->consumed, "row", (json_int_t)t->row, "evaluated",
-                  (json_int_t)t->evaluated, "best_held_out", t->best_held_out, "layout", layout, "corpus", "fingerprint",
+                  (json_int_t)t->evaluated, "best_held_out", t->best_held_out, "moments_since", (json_int_t)t->optimizer.since, "layout", layout, "corpus", "fingerprint",
                   t->corpus->info.fingerprint, "view", view, "documents", (json_int_t)t->corpus->documents, "tokens",
                   (json_int_t)t->corpus->info.tokens);
     if (json_object_set_new(state, "options", options) == 0) return state;
@@ -160,6 +160,7 @@ moed_status moedi_state_read(moedi_state *out, const moed_trainer *t, const json
     MOEDI_TRY(moedi_json_integer(state, path, "row", 1, 0, most, &s.row));
     MOEDI_TRY(moedi_json_integer(state, path, "evaluated", 1, 0, most, &s.evaluated));
     MOEDI_TRY(moedi_json_number(state, path, "best_held_out", 1, 0, 1e300, &s.best_held_out));
+    MOEDI_TRY(moedi_json_integer(state, path, "moments_since", 0, 0, s.step, &s.moments_since));
     *out = s;
     return MOED_OK;
 }

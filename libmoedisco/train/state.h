@@ -15,6 +15,7 @@ moed_status moedi_state_policy(const moed_trainer *t, const json_t *state, const
 typedef struct moedi_state {
     int64_t step, tokens, row, evaluated;
     double best_held_out;
+    int64_t moments_since;
 } moedi_state;
 moed_status moedi_state_read(moedi_state *out, const moed_trainer *t, const json_t *state, const char *path);
 

@@ -134,30 +134,31 @@ static void demolish(moed_trainer *t)
     t->transformer = NULL;
 }
 
-moed_status moedi_trainer_adopt(moed_trainer *t, int32_t policy)
+/* Whether it fits with a policy that is not the one asked for. */
+static moed_status check_fits_with(moed_trainer *t, int32_t policy)
 {
     const int32_t asked = t->options.policy;
-    if (asked != MOED_POLICY_AUTO || (t->transformer && t->policy == policy)) return MOED_OK;
+    t->options.policy = policy;
+    const moed_status status = check_fits(t);
+    t->options.policy = asked;
+    return status;
+}
+
+moed_status moedi_trainer_adopt(moed_trainer *t, int32_t policy)
+{
+    if (t->options.policy != MOED_POLICY_AUTO || (t->transformer && t->policy == policy)) return MOED_OK;
     t->broken = 1;
     demolish(t);
-    t->options.policy = policy;
-    moed_status status = check_fits(t);
-    t->options.policy = asked;
+    moed_status status = check_fits_with(t, policy);
     if (status == MOED_OK) status = build(t);
     if (status == MOED_OK) t->broken = 0;
     return status;
 }
 
-static moed_status allocate(moed_trainer *t)
+/* What depends on the model beside that. */
+static moed_status size_up(moed_trainer *t)
 {
-    const moed_train_options *o = &t->options;
     const moed_layout *l = t->model->layout;
-    const int64_t batch = o->rows * o->length;
-    MOEDI_TRY(moedi_sampler_create(&t->sampler, t->corpus, o->seed));
-    MOEDI_TRY(build(t));
-    MOEDI_TRY(MOEDI_NEW(t->context, batch, &t->tokens));
-    MOEDI_TRY(MOEDI_NEW(t->context, batch, &t->labels));
-    MOEDI_TRY(MOEDI_NEW(t->context, batch, &t->documents));
     MOEDI_TRY(MOEDI_NEW(t->context, l->config.layers * l->config.experts, &t->loads));
     MOEDI_TRY(MOEDI_NEW(t->context, l->config.layers * l->config.experts, &t->last_loads));
     MOEDI_TRY(MOEDI_NEW(t->context, l->config.experts, &t->scratch));
@@ -166,6 +167,61 @@ static moed_status allocate(moed_trainer *t)
     for (size_t i = 0; i < t->optimizer.count; i++)
         if (t->optimizer.slices[i].count > most) most = t->optimizer.slices[i].count;
     return moedi_alloc(t->context, (size_t)most * moedi_transformer_engine(t->transformer)->item, &t->staging);
+}
+
+static void size_down(moed_trainer *t)
+{
+    void **const owned[] = {(void **)&t->loads, (void **)&t->last_loads, (void **)&t->scratch, &t->staging};
+    for (size_t i = 0; i < sizeof owned / sizeof owned[0]; i++) {
+        moedi_free(t->context, *owned[i]);
+        *owned[i] = NULL;
+    }
+}
+
+static moed_status allocate(moed_trainer *t)
+{
+    const moed_train_options *o = &t->options;
+    const int64_t batch = o->rows * o->length;
+    MOEDI_TRY(moedi_sampler_create(&t->sampler, t->corpus, o->seed));
+    MOEDI_TRY(build(t));
+    MOEDI_TRY(MOEDI_NEW(t->context, batch, &t->tokens));
+    MOEDI_TRY(MOEDI_NEW(t->context, batch, &t->labels));
+    MOEDI_TRY(MOEDI_NEW(t->context, batch, &t->documents));
+    return size_up(t);
+}
+
+/* The trainer's parts that change with the model, exchanged for those of another. */
+static void exchange(moed_trainer *t, moed_model **m, uint8_t **trained)
+{
+    moed_model *const model = t->model;
+    uint8_t *const of_it = t->trained;
+    t->model = *m, t->trained = *trained;
+    *m = model, *trained = of_it;
+}
+
+moed_status moedi_trainer_take_model(moed_trainer *t, moed_model *m)
+{
+    uint8_t *trained = NULL;
+    moed_status status = MOED_OK;
+    moed_model *other = moedi_model_retain(m);
+    MOEDI_GO(MOEDI_NEW(t->context, m->layout->count, &trained));
+    MOEDI_GO(moedi_selection(m->layout, t->options.train, t->options.freeze, trained));
+    t->broken = 1;
+    moed_status kept = moedi_transformer_store(t->transformer); /* the model that goes is as the last step left it */
+    demolish(t);
+    size_down(t);
+    exchange(t, &other, &trained);
+    status = kept == MOED_OK ? check_fits_with(t, t->policy) : kept;
+    MOEDI_GO(status);
+    MOEDI_GO(build(t));
+    MOEDI_GO(size_up(t));
+    t->behind = 0;
+    t->saved = t->evaluated = -1;
+    t->broken = 0;
+out:
+    moedi_free(t->context, trained);
+    moed_model_destroy(other);
+    return status;
 }
 
 moed_status moed_trainer_create(moed_trainer **out, moed_context *c, moed_model *m, const moed_corpus *d, moed_comm *comm,
