@@ -216,7 +216,7 @@ moed_status moedi_trainer_take_model(moed_trainer *t, moed_model *m)
     MOEDI_GO(build(t));
     MOEDI_GO(size_up(t));
     t->behind = 0;
-    t->saved = t->evaluated = -1;
+    t->saved = -1;
     t->broken = 0;
 out:
     moedi_free(t->context, trained);
