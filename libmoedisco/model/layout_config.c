@@ -136,7 +136,8 @@ moed_status moedi_layout_with_experts(moed_layout **out, const moed_layout *l, i
     if (l->config.router_hidden) MOEDI_GO(set_config(o, l->family->router_hidden_field, json_integer(l->config.router_hidden)));
     if (l->family->expert_sizes_field) {
         MOEDI_GO(set_config(o, l->family->expert_width_field, json_integer(experts * l->config.expert_width)));
-        if (json_object_get(o, l->family->expert_sizes_field)) MOEDI_GO(set_config(o, l->family->expert_sizes_field, json_null()));
+        const char *sizes = l->family->expert_sizes_field;
+        if (json_object_get(o, sizes)) MOEDI_GO(set_config(o, sizes, json_null()));
     }
     if (provenance) MOEDI_GO(set_config(o, "moedisco", json_incref(provenance)));
     MOEDI_GO(moedi_layout_from_json(out, l->context, o, "config.json"));
