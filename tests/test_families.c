@@ -364,6 +364,36 @@ static void a_stack_that_does_not_fit_is_refused_by_name(void **state)
     }
 }
 
+/* Opening, computing with and saving of a stacked checkpoint, and of one with all the switches, wherever memory ends. */
+static void every_allocation_may_be_refused(void **state)
+{
+    static const char *const names[] = {"qwen3_moe-stacked", "dots1-a"};
+    int64_t allowed;
+    moed_context *c = support_scarce_context(&allowed);
+    (void)state;
+    for (int i = 0; i < 2; i++) {
+        const char *to = support_path(dir, names[i]);
+        const int64_t held = support_held(c);
+        int64_t n = 0;
+        for (moed_status status = MOED_E_MEMORY; status != MOED_OK; n += 1 + n / 16) {
+            int32_t experts[3 * 2 * 2];
+            const moed_batch b = {.tokens = (const int32_t[]){1, 2}, .rows = 1, .length = 2};
+            moed_model *m = NULL;
+            allowed = n;
+            status = moed_model_open(&m, c, fixture_path(names[i]), NULL);
+            if (status == MOED_OK) status = moed_model_routing(m, &b, experts, NULL, NULL);
+            if (status == MOED_OK) status = moed_model_save(m, to, NULL);
+            allowed = INT64_MAX;
+            if (status != MOED_OK && status != MOED_E_MEMORY) fail_msg("allocation %d: %s", (int)n, moed_last_error());
+            moed_model_destroy(m);
+            if (support_held(c) != held) fail_msg("allocation %d refused: memory is still held", (int)n);
+        }
+        assert_true(n > 30);
+        assert_same_files(fixture_path(names[i]), to);
+    }
+    moed_context_destroy(c);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -375,6 +405,7 @@ int main(void)
         T(stacks_are_written_as_they_came),
         T(parts_of_a_stacked_checkpoint_are_stacked),
         T(a_stack_that_does_not_fit_is_refused_by_name),
+        T(every_allocation_may_be_refused),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -108,8 +108,8 @@ MOED_API moed_status moed_model_tensor(const moed_model *m, size_t param, moed_t
 /* out [in] (rows, length, vocabulary), contiguous, of the context's dtype. Since: 0.1. */
 MOED_API moed_status moed_model_logits(const moed_model *m, const moed_batch *b, moed_tensor *out, const moed_cancel *cancel);
 
-/* The router's choices: experts (layers, rows * length, top_k) and weights (same shape, nullable); -1 and 0 in layers without experts.
- * Since: 0.1. */
+/* The router's choices: experts (layers, rows * length, top_k) and weights (same shape, nullable); -1 and 0 in layers without
+ * experts. Since: 0.1. */
 MOED_API moed_status moed_model_routing(const moed_model *m, const moed_batch *b, int32_t *experts, float *weights,
                                         const moed_cancel *cancel);
 

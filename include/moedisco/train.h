@@ -61,8 +61,8 @@ typedef struct moed_train_options {
     double load_balance;       /* coefficient of the load-balance loss */
     double z_loss;             /* coefficient of the router z-loss */
     uint64_t seed;
-    const char *train;         /* comma-separated roles (shared, expert, router, bias) or name patterns with * ; NULL = all; never what is
-                                * MOED_PARAM_FIXED */
+    const char *train;         /* comma-separated roles (shared, expert, router, bias) or name patterns with * ; NULL = all; what is
+                                * MOED_PARAM_FIXED never does */
     const char *freeze;        /* the same, taken away from the former; NULL = none */
     const char *directory;     /* of checkpoints/ and metrics.jsonl; NULL = none are written */
     int64_t checkpoint_every;  /* steps; 0 = only by moed_trainer_save */

@@ -79,7 +79,8 @@ static moed_status backward_router(moedi_transformer *t, int64_t layer)
     MOEDI_TRY(linear_backward(t, t->d_router_hidden, 0, router, a->router_hidden, t->d_router_logits, c->experts, width));
     MOEDI_OP(t, squash_backward, moed_op_squash, .out = a->router_hidden, .d_x = t->d_router_hidden, .d_out = t->d_router_hidden,
              .count = t->tokens_now * width);
-    return linear_backward(t, t->d_h, 0, moedi_group_of(t, layer, MOEDI_GROUP_ROUTER_IN), a->h, t->d_router_hidden, width, c->hidden);
+    return linear_backward(t, t->d_h, 0, moedi_group_of(t, layer, MOEDI_GROUP_ROUTER_IN), a->h, t->d_router_hidden, width,
+                           c->hidden);
 }
 
 /* Experts and router: d_h =. The gradient of x = mid + sum w y passes to all choices of a token as it is; what multiplies y

@@ -60,9 +60,10 @@ static moed_status check_needed(const moedi_family *f, const json_t *o, const ch
 {
     for (size_t i = 0; i < sizeof f->needed / sizeof *f->needed && f->needed[i].field; i++) {
         char value[80];
-        if (moedi_config_absent(o, f->needed[i].field)) continue;
-        describe(json_object_get(o, f->needed[i].field), value, sizeof value);
-        if (strcmp(value, f->needed[i].only) != 0) return moedi_config_unsupported(o, f->needed[i].field, path, f->needed[i].only);
+        const char *field = f->needed[i].field, *only = f->needed[i].only;
+        if (moedi_config_absent(o, field)) continue;
+        describe(json_object_get(o, field), value, sizeof value);
+        if (strcmp(value, only) != 0) return moedi_config_unsupported(o, field, path, only);
     }
     return MOED_OK;
 }
@@ -104,7 +105,8 @@ static moed_status check_supported(const moedi_family *f, const moedi_config *co
         if (!json_is_array(list)) return moedi_config_unsupported(o, "layer_types", path, "a list");
         for (size_t i = 0; i < json_array_size(list); i++) {
             const char *type = json_string_value(json_array_get(list, i));
-            if (!type || strcmp(type, "full_attention") != 0) return moedi_config_unsupported(o, "layer_types", path, "\"full_attention\"");
+            if (!type || strcmp(type, "full_attention") != 0)
+                return moedi_config_unsupported(o, "layer_types", path, "\"full_attention\"");
         }
     }
     return check_window(f, config, o, path);
@@ -133,7 +135,8 @@ const char *moedi_config_dtype_name(moed_dtype dtype)
 static moed_status read_heads(moedi_config *out, const moedi_family *f, const json_t *o, const char *path)
 {
     MOEDI_TRY(moedi_json_integer(o, path, "num_attention_heads", 1, 1, COUNT_MAX, &out->heads));
-    out->kv_heads = json_object_get(o, "num_key_value_heads") || !f->kv_heads ? out->heads : f->kv_heads; /* null means as many as heads */
+    /* null means as many as heads */
+    out->kv_heads = json_object_get(o, "num_key_value_heads") || !f->kv_heads ? out->heads : f->kv_heads;
     MOEDI_TRY(moedi_json_integer(o, path, "num_key_value_heads", 0, 1, COUNT_MAX, &out->kv_heads));
     if (out->heads % out->kv_heads != 0)
         return moedi_fail_parameter(MOED_E_RANGE, "num_key_value_heads",
@@ -158,7 +161,8 @@ static moed_status read_heads(moedi_config *out, const moedi_family *f, const js
 
 const char *moedi_config_experts_field(const moedi_family *f, const json_t *o)
 {
-    return moedi_config_absent(o, f->experts_field) && !moedi_config_absent(o, f->experts_alias) ? f->experts_alias : f->experts_field;
+    const int other = moedi_config_absent(o, f->experts_field) && !moedi_config_absent(o, f->experts_alias);
+    return other ? f->experts_alias : f->experts_field;
 }
 
 static moed_status read_shared(moedi_config *out, const moedi_family *f, const json_t *o, const char *path)
@@ -190,10 +194,12 @@ static moed_status divide_width(moedi_config *out, const moedi_family *f, const 
 {
     if (out->expert_width % out->experts != 0)
         return moedi_fail_parameter(MOED_E_RANGE, f->expert_width_field, "%s: %s %lld is not a multiple of %s %lld", path,
-                                    f->expert_width_field, (long long)out->expert_width, f->experts_field, (long long)out->experts);
+                                    f->expert_width_field, (long long)out->expert_width, f->experts_field,
+                                    (long long)out->experts);
     out->expert_width /= out->experts;
     double each = (double)out->expert_width;
-    if (moedi_config_absent(o, f->expert_sizes_field) || all_are(json_object_get(o, f->expert_sizes_field), &each)) return MOED_OK;
+    const json_t *sizes = json_object_get(o, f->expert_sizes_field);
+    if (!sizes || json_is_null(sizes) || all_are(sizes, &each)) return MOED_OK;
     return moedi_config_unsupported(o, f->expert_sizes_field, path, "experts of the same size in all layers");
 }
 
@@ -246,12 +252,14 @@ static moed_status read_experts(moedi_config *out, const moedi_family *f, const 
     return f->weight_scale_field ? read_scale(out, f, o, path) : MOED_OK;
 }
 
-static moed_status make_dense(moedi_config *c, const moedi_family *f, const json_t *o, int64_t layer, const char *field, const char *path)
+static moed_status make_dense(moedi_config *c, const moedi_family *f, const json_t *o, int64_t layer, const char *field,
+                              const char *path)
 {
     if (!f->slots[MOEDI_SLOT_DENSE_GATE]) return moedi_config_unsupported(o, field, path, "what leaves experts in every layer");
     if (layer >= MOEDI_DENSE_LAYERS_MAX)
-        return moedi_fail_parameter(MOED_E_UNSUPPORTED, field, "%s: field %s leaves layer %lld without experts, and only layers below %d can be",
-                                    path, field, (long long)layer, (int)MOEDI_DENSE_LAYERS_MAX);
+        return moedi_fail_parameter(MOED_E_UNSUPPORTED, field,
+                                    "%s: field %s leaves layer %lld without experts, and only layers below %d can be", path,
+                                    field, (long long)layer, (int)MOEDI_DENSE_LAYERS_MAX);
     c->dense[layer / 64] |= (uint64_t)1 << (layer % 64);
     return MOED_OK;
 }

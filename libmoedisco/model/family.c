@@ -165,9 +165,10 @@ static const moedi_family families[] = {
         .experts_field = "num_experts", .experts_alias = "num_experts", .top_k_field = "num_selects",
         .expert_width_field = "intermediate_size", .expert_sizes_field = "size_experts",
         .weight_scale_field = "score_scale_factor", .noise_field = "gate_add_noise",
-        .router_field = "gate_network", .router_hidden_field = "gate_hidden_size", /* the latter ours: a part has fewer experts, not inputs */
-        .needed = {{"gate_type", "\"TopKBalancedNoisyGate\""}, {"gate_use_softmax", "true"}, {"calculator_type", "\"UniversalCalculator\""},
-                   {"multiply_gate_scores", "true"}, {"add_weight_norm", "false"}},
+        .router_field = "gate_network",
+        .router_hidden_field = "gate_hidden_size", /* ours: a part has fewer experts, and all hidden units */
+        .needed = {{"gate_type", "\"TopKBalancedNoisyGate\""}, {"gate_use_softmax", "true"},
+                   {"calculator_type", "\"UniversalCalculator\""}, {"multiply_gate_scores", "true"}, {"add_weight_norm", "false"}},
         .normalise_top_k = 1,
         .epsilon = 1e-6,
         .rope_theta = 10000.0,

@@ -7,7 +7,8 @@ double moedi_transformer_flops(const moed_layout *l, int64_t length)
     const moedi_config *c = &l->config;
     const double hidden = (double)c->hidden, query = (double)(c->heads * c->head_dim), key = (double)(c->kv_heads * c->head_dim);
     const double projections = hidden * (2.0 * query + 2.0 * key);
-    const double router = c->router_hidden ? (double)c->router_hidden * (hidden + (double)c->experts) : (double)c->experts * hidden;
+    const double inner = (double)c->router_hidden;
+    const double router = inner > 0 ? inner * (hidden + (double)c->experts) : (double)c->experts * hidden;
     const double experts = router + 3.0 * hidden * (double)(c->expert_width * c->top_k);
     const double shared = 3.0 * hidden * (double)c->shared_width + (c->shared_switch ? hidden : 0.0);
     const double dense = 3.0 * hidden * (double)c->dense_width, layers = (double)c->layers, routed = (double)c->routed_layers;

@@ -25,8 +25,8 @@ moed_status moedi_transformer_norm(moedi_transformer *t, void *out, void *rstd, 
     return MOED_OK;
 }
 
-/* q, k and v of every token into qkv, before they are turned. With norms q and k are made apart, and normed on their way: backward needs
- * them as they were. */
+/* q, k and v of every token into qkv, before they are turned. With norms q and k are made apart, and normed on their way: backward
+ * needs them as they were. */
 static moed_status forward_qkv(moedi_transformer *t, int64_t layer)
 {
     const moedi_config *c = t->config;
@@ -35,9 +35,9 @@ static moed_status forward_qkv(moedi_transformer *t, int64_t layer)
     const int64_t width = moedi_qkv_width(c), normed = moedi_qk_width(c), hidden = c->hidden;
     if (!c->qk_norm) return linear(t, a->qkv, a->normed, w->weight, bias->count ? bias->weight : NULL, NULL, width, hidden);
     MOEDI_TRY(linear(t, a->unnormed, a->normed, w->weight, bias->count ? bias->weight : NULL, NULL, normed, hidden));
-    MOEDI_LONG_OP(t, gemm, moed_op_gemm, .c = moedi_at(t, a->qkv, normed), .a = a->normed, .b = moedi_at(t, w->weight, normed * hidden),
-             .bias = bias->count ? moedi_at(t, bias->weight, normed) : NULL, .m = t->tokens_now, .n = width - normed, .k = hidden,
-             .lda = hidden, .ldb = hidden, .ldc = width, .transpose_b = 1);
+    MOEDI_LONG_OP(t, gemm, moed_op_gemm, .c = moedi_at(t, a->qkv, normed), .a = a->normed,
+             .b = moedi_at(t, w->weight, normed * hidden), .bias = bias->count ? moedi_at(t, bias->weight, normed) : NULL,
+             .m = t->tokens_now, .n = width - normed, .k = hidden, .lda = hidden, .ldb = hidden, .ldc = width, .transpose_b = 1);
     for (int key = 0; key < 2; key++) {
         moed_op_rmsnorm norm = moedi_transformer_qk_norm(t, layer, key);
         MOEDI_TRY(t->engine.table->rmsnorm(t->engine.self, &norm));
@@ -54,9 +54,10 @@ moed_op_rmsnorm moedi_transformer_qk_norm(const moedi_transformer *t, int64_t la
     const int64_t heads = key ? c->kv_heads : c->heads, parts = c->qk_norm == MOEDI_QK_NORM_HEAD ? heads : 1;
     const int64_t at = key ? c->heads * c->head_dim : 0;
     void *d = t->train ? moedi_at(t, t->d_qkv, at) : NULL;
-    return (moed_op_rmsnorm){.out = moedi_at(t, a->qkv, at), .rstd = key ? a->k_rstd : a->q_rstd, .x = moedi_at(t, a->unnormed, at),
-                             .weight = weight->weight, .d_x = d, .d_weight = moedi_group_gradient(t, weight), .d_out = d,
-                             .rows = t->tokens_now * parts, .width = heads * c->head_dim / parts, .epsilon = c->epsilon, .parts = parts,
+    return (moed_op_rmsnorm){.out = moedi_at(t, a->qkv, at), .rstd = key ? a->k_rstd : a->q_rstd,
+                             .x = moedi_at(t, a->unnormed, at), .weight = weight->weight, .d_x = d, .d_out = d,
+                             .d_weight = moedi_group_gradient(t, weight), .rows = t->tokens_now * parts,
+                             .width = heads * c->head_dim / parts, .epsilon = c->epsilon, .parts = parts,
                              .stride = moedi_qk_width(c), .out_stride = moedi_qkv_width(c)};
 }
 
@@ -78,8 +79,8 @@ static moed_status forward_attention(moedi_transformer *t, int64_t layer)
              .start = t->now.start, .rows = t->last_rows, .length = t->last_length, .heads = c->heads,
              .kv_heads = c->kv_heads, .head_dim = c->head_dim, .stride = width,
              .scale = 1.0 / sqrt((double)c->head_dim), .whole = t->whole);
-    return linear(t, a->mid, a->attended, moedi_group_of(t, layer, MOEDI_GROUP_O)->weight, bias->count ? bias->weight : NULL, a->x,
-                  c->hidden, heads);
+    return linear(t, a->mid, a->attended, moedi_group_of(t, layer, MOEDI_GROUP_O)->weight, bias->count ? bias->weight : NULL,
+                  a->x, c->hidden, heads);
 }
 
 /* Logits of h, or of tanh(w h) where the router has two layers. */
@@ -89,7 +90,8 @@ static moed_status forward_router_logits(moedi_transformer *t, int64_t layer)
     const moedi_activations *a = &t->layers[layer];
     const int64_t width = c->router_hidden ? c->router_hidden : c->hidden;
     if (c->router_hidden) {
-        MOEDI_TRY(linear(t, a->router_hidden, a->h, moedi_group_of(t, layer, MOEDI_GROUP_ROUTER_IN)->weight, NULL, NULL, width, c->hidden));
+        const moedi_group *in = moedi_group_of(t, layer, MOEDI_GROUP_ROUTER_IN);
+        MOEDI_TRY(linear(t, a->router_hidden, a->h, in->weight, NULL, NULL, width, c->hidden));
         MOEDI_OP(t, squash, moed_op_squash, .out = a->router_hidden, .x = a->router_hidden, .count = t->tokens_now * width);
     }
     MOEDI_OP(t, gemm, moed_op_gemm, .c = a->router_logits, .a = c->router_hidden ? a->router_hidden : a->h,
@@ -157,7 +159,8 @@ static moed_status forward_plain(moedi_transformer *t, int64_t layer, void *x, c
 {
     const moedi_config *c = t->config;
     const moedi_activations *a = &t->layers[layer];
-    const moedi_group *down = moedi_group_of(t, layer, MOEDI_GROUP_PLAIN_DOWN), *gate = moedi_group_of(t, layer, MOEDI_GROUP_SHARED_SWITCH);
+    const moedi_group *down = moedi_group_of(t, layer, MOEDI_GROUP_PLAIN_DOWN);
+    const moedi_group *gate = moedi_group_of(t, layer, MOEDI_GROUP_SHARED_SWITCH);
     const int64_t width = moedi_plain_width(c, layer);
     MOEDI_TRY(linear(t, a->plain_gate_up, a->h, moedi_group_of(t, layer, MOEDI_GROUP_PLAIN_GATE_UP)->weight,
                      NULL, NULL, 2 * width, c->hidden));

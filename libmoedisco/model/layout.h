@@ -46,7 +46,8 @@ moed_status moedi_layout_upcycled(moed_layout **out, const moed_layout *l, int32
 moed_status moedi_layout_build(moed_layout **out, moed_context *c, const moed_param *params, size_t count);
 /* The layout of a family from config.json's object (kept, unknown fields too); path names it in errors. */
 moed_status moedi_layout_from_json(moed_layout **out, moed_context *c, const json_t *o, const char *path);
-/* The same parameters with every floating one in `dtype`, but a family's selection biases never narrower than F32; config.json says so too. */
+/* The same parameters with every floating one in `dtype`, but a family's selection biases never narrower than F32; config.json says
+ * so too. */
 moed_status moedi_layout_with_dtype(moed_layout **out, const moed_layout *l, moed_dtype dtype);
 /* Puts that layout in the place of l. */
 moed_status moedi_layout_take_dtype(moed_layout **l, moed_dtype dtype);

@@ -281,7 +281,8 @@ moed_status moedi_model_read(const moed_model *m, size_t param, int64_t first, i
         return MOED_OK;
     }
     const struct moedi_place *place = &m->places[param];
-    return moedi_safetensors_read(&m->files[place->file], place->entry, (place->at + first) * (int64_t)item, out, (size_t)count * item);
+    const int64_t at = (place->at + first) * (int64_t)item;
+    return moedi_safetensors_read(&m->files[place->file], place->entry, at, out, (size_t)count * item);
 }
 
 void moedi_model_ahead(const moed_model *m, size_t param, int64_t first, int64_t count)

@@ -15,8 +15,8 @@ struct moed_model {
     void *arena;                    /* owned memory of all tensors, in slot order; NULL when borrowed or streamed */
     moedi_safetensors *files;       /* streamed: the open files (file_count) */
     size_t file_count;
-    struct moedi_place { int32_t file; const moedi_safetensors_entry *entry; int64_t at; } *places; /* streamed: (count); at: its first
-                                     * element in the entry */
+    struct moedi_place { int32_t file; const moedi_safetensors_entry *entry; int64_t at; } *places; /* streamed: (count); at: its
+                                     * first element in the entry */
     struct moedi_drawn { int32_t on; uint64_t seed; double std; } drawn; /* on: no numbers are held, they are drawn when read */
     int32_t borrowed;
     int32_t device;                 /* 1: tensors and arena are memory of the context's device */

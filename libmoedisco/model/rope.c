@@ -1,5 +1,5 @@
-/* model/rope.c - rotary positions and the ways to stretch them (arXiv 2104.09864, 2309.00071; Llama 3.1), as Transformers computes them
- * from config.json alone. */
+/* model/rope.c - rotary positions and the ways to stretch them (arXiv 2104.09864, 2309.00071; Llama 3.1), as Transformers computes
+ * them from config.json alone. */
 #include "rope.h"
 
 #include <math.h>
@@ -10,7 +10,8 @@
 #define MOST 1e15 /* of any number here */
 static const double TURN = 6.283185307179586476925286766559;
 
-/* The object that says it. rope_scaling goes before rope_parameters where a config has both, as in Transformers; an empty one says nothing. */
+/* The object that says it. rope_scaling goes before rope_parameters where a config has both, as in Transformers; an empty one says
+ * nothing. */
 static const char *place_of(const json_t *o)
 {
     static const char *const places[] = {"rope_scaling", "rope_parameters"};
@@ -57,8 +58,8 @@ static moed_status read_llama3(moedi_rope *out, const json_t *rope, const char *
     MOEDI_TRY(moedi_json_number(rope, path, "low_freq_factor", 1, 1e-3, MOST, &out->low));
     MOEDI_TRY(moedi_json_number(rope, path, "high_freq_factor", 1, 1e-3, MOST, &out->high));
     if (out->high > out->low) return MOED_OK;
-    return moedi_fail_parameter(MOED_E_RANGE, "high_freq_factor", "%s: high_freq_factor %g is not above low_freq_factor %g", path, out->high,
-                                out->low);
+    return moedi_fail_parameter(MOED_E_RANGE, "high_freq_factor", "%s: high_freq_factor %g is not above low_freq_factor %g", path,
+                                out->high, out->low);
 }
 
 moed_status moedi_rope_read(moedi_rope *out, double theta, int64_t context_length, const json_t *o, const char *path)
@@ -75,7 +76,8 @@ moed_status moedi_rope_read(moedi_rope *out, double theta, int64_t context_lengt
     const json_t *rope = json_object_get(o, place);
     if (!json_is_object(rope)) return moedi_config_unsupported(o, place, path, "an object or null");
     json_object_foreach((json_t *)(uintptr_t)rope, key, value)
-        if (json_is_object(value) || json_is_array(value) || (!strcmp(key, "partial_rotary_factor") && json_number_value(value) != 1.0))
+        if (json_is_object(value) || json_is_array(value) ||
+            (!strcmp(key, "partial_rotary_factor") && json_number_value(value) != 1.0))
             return moedi_config_unsupported(o, place, path, known);
     MOEDI_TRY(moedi_json_text(rope, path, "type", 0, &type));
     MOEDI_TRY(moedi_json_text(rope, path, "rope_type", 0, &type));

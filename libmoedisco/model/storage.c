@@ -1,5 +1,5 @@
-/* model/storage.c - stacked experts: gate and up of one expert after another, (experts, 2 width, hidden), and their downs. That is the order
- * in which their parameters lie in a layout: a stack is a run of these, and nothing is ever moved. */
+/* model/storage.c - stacked experts: gate and up of one expert after another, (experts, 2 width, hidden), and their downs. That is
+ * the order in which their parameters lie in a layout: a stack is a run of these, and nothing is ever moved. */
 #include "storage.h"
 
 #include <string.h>

@@ -1,4 +1,4 @@
-/* model/storage.h - the tensors in which a layout's parameters lie on disk: each in its own, or a layer's experts stacked in two. */
+/* model/storage.h - the tensors in which a layout's parameters lie on disk: each in its own, or experts of a layer in two stacks. */
 #ifndef MOEDI_STORAGE_H
 #define MOEDI_STORAGE_H
 

@@ -35,7 +35,8 @@ static moed_status walk_group(walk *w, moedi_group *g, int from, int to, int32_t
 {
     const moed_layout *l = w->layout;
     int trained = 0;
-    *g = (moedi_group){.first = w->used, .gradient = -1, .fixed = from == MOEDI_SLOT_ROUTER_BIAS || from == MOEDI_SLOT_ROUTER_NOISE};
+    *g = (moedi_group){.first = w->used, .gradient = -1};
+    g->fixed = from == MOEDI_SLOT_ROUTER_BIAS || from == MOEDI_SLOT_ROUTER_NOISE;
     for (int64_t e = 0; e < (experts ? experts : 1); e++) {
         for (int s = from; s <= to; s++) {
             char name[512] = "";

@@ -93,8 +93,8 @@ typedef struct moed_op_embedding {
 
 /* out (rows, width) = x * rstd * weight, rstd (rows, wide) = 1/sqrt(mean(x^2) + epsilon), kept for backward.
  * backward: d_x += ..., d_weight += ... (d_weight may be NULL); where d_x is d_out, d_x = ...
- * Rows lie one after another, or, with parts, as equal parts of longer ones: row r then begins at (r / parts) * stride + (r % parts) * width
- * in x, and likewise by out_stride in out, d_x and d_out. The norms of queries and keys are such. */
+ * Rows lie one after another, or, with parts, as equal parts of longer ones: row r then begins at (r / parts) * stride +
+ * (r % parts) * width in x, and likewise by out_stride in out, d_x and d_out. The norms of queries and keys are such. */
 typedef struct moed_op_rmsnorm {
     void *out;
     void *rstd;
@@ -188,14 +188,14 @@ enum { /* moed_op_router.score */
     MOED_SCORE_SIGMOID = 1    /* of each logit alone */
 };
 
-/* The top_k highest of score + bias are chosen (ties: the lower index; bias (experts, wide) nullable: 0). weights = weight_scale times
- * their scores, without the bias, divided by the sum of the chosen scores when normalise.
- * logits, probabilities (rows, experts; the scores); ids, weights (rows, top_k); lse (rows) of the logits, all wide. replay = 1: ids is an
- * input. losses (2, wide) += { experts * sum_e f_e P_e, mean lse^2 } * loss_scale: f_e share of choices, P_e mean of the scores, each
- * divided by the sum of its row's (nullable). ids are valid and distinct even where logits are not numbers.
- * backward: d_logits (real) = of d_weights (wide), plus load_balance * loss_scale and z_loss * loss_scale times the gradients of those two; ids,
- * f_e and bias are constants: no gradient trains a bias, how often an expert is chosen does. That is offsets[e + 1] - offsets[e], where
- * offsets is what dispatch made of ids (backward: so that they need not be counted again; nullable). */
+/* The top_k highest of score + bias are chosen (ties: the lower index; bias (experts, wide) nullable: 0). weights = weight_scale
+ * times their scores, without the bias, divided by the sum of the chosen scores when normalise.
+ * logits, probabilities (rows, experts; the scores); ids, weights (rows, top_k); lse (rows) of the logits, all wide. replay = 1:
+ * ids is an input. losses (2, wide) += { experts * sum_e f_e P_e, mean lse^2 } * loss_scale: f_e share of choices, P_e mean of the
+ * scores, each divided by the sum of its row's (nullable). ids are valid and distinct even where logits are not numbers.
+ * backward: d_logits (real) = of d_weights (wide), plus load_balance * loss_scale and z_loss * loss_scale times the gradients of
+ * those two; ids, f_e and bias are constants: no gradient trains a bias, how often an expert is chosen does. That is
+ * offsets[e + 1] - offsets[e], where offsets is what dispatch made of ids (here so that they need not be counted again; nullable). */
 typedef struct moed_op_router {
     void *probabilities, *weights, *lse;
     int32_t *ids;

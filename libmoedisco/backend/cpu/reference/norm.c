@@ -19,8 +19,8 @@ MOEDI_REFERENCE(rmsnorm, rmsnorm)
     return MOED_OK;
 }
 
-/* With x^ = x * rstd: d_x = rstd * (w d_out - x^ * mean(w d_out x^)), d_weight = sum over rows of d_out x^. d_x may be d_out: the weight's
- * gradient comes first. */
+/* With x^ = x * rstd: d_x = rstd * (w d_out - x^ * mean(w d_out x^)), d_weight = sum over rows of d_out x^. d_x may be d_out: the
+ * weight's gradient comes first. */
 MOEDI_REFERENCE(rmsnorm_backward, rmsnorm)
 {
     const real *weight = a->weight, *rstd = a->rstd;

@@ -80,8 +80,8 @@ MOEDI_REFERENCE(router, router)
     return MOED_OK;
 }
 
-/* d_score of expert e of row i that comes through the chosen weights: w_j = f s_j, so d_s_j = f d_w_j; when normalised f is the scale
- * over the sum of the chosen scores, and d_s_j = f (d_w_j - sum_l d_w_l s_l / sum). */
+/* d_score of expert e of row i that comes through the chosen weights: w_j = f s_j, so d_s_j = f d_w_j; when normalised f is the
+ * scale over the sum of the chosen scores, and d_s_j = f (d_w_j - sum_l d_w_l s_l / sum). */
 static double through_weights(const moed_op_router *a, int64_t i, int64_t e)
 {
     const real *scores = (const real *)a->probabilities + i * a->experts;
