@@ -175,6 +175,7 @@ static const structure structures[] = {
     PLAIN(DEVICE_INFO, moed_device_info),
     OPTIONS(MODEL_OPTIONS, moed_model_options, model_fields, MOED_MODEL_STREAM),
     PLAIN(LAYOUT_INFO, moed_layout_info),
+    PLAIN(FINDING, moed_finding),
     OPTIONS(CORPUS_OPTIONS, moed_corpus_options, corpus_fields, 0),
     PLAIN(CORPUS_INFO, moed_corpus_info),
     PLAIN(DOCUMENTS, moed_documents),
@@ -206,7 +207,7 @@ enum { LARGEST = 512 }; /* bytes of any public struct */
 #define FITS(type) _Static_assert(sizeof(type) % 8 == 0 && sizeof(type) <= LARGEST, "layout of " #type)
 FITS(moed_error_info); FITS(moed_tensor); FITS(moed_param); FITS(moed_piece); FITS(moed_shard); FITS(moed_batch);
 FITS(moed_field); FITS(moed_context_options); FITS(moed_context_info); FITS(moed_device_info); FITS(moed_model_options);
-FITS(moed_layout_info); FITS(moed_corpus_options); FITS(moed_corpus_info); FITS(moed_documents); FITS(moed_corpus_report);
+FITS(moed_layout_info); FITS(moed_finding); FITS(moed_corpus_options); FITS(moed_corpus_info); FITS(moed_documents); FITS(moed_corpus_report);
 FITS(moed_kmeans_options);
 FITS(moed_kmeans_info);
 FITS(moed_vectors);
