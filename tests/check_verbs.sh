@@ -116,6 +116,25 @@ expect 0 init m --preset tiny
 refuse 2 'holds a model already' init m --preset tiny
 expect 0 info m
 has out 'mixtral, 2 layers, hidden 32, 4 experts'
+has out 'one of 4 parts'
+has out 'nothing is wrong with it: files, shapes and every number'
+expect 0 info m/config.json --json
+has out '"event":"memory","what":"part","parts":4'
+# damage, by tensor name; the exit code says it
+cp -r m damaged
+size=$(wc -c < damaged/model.safetensors)
+head -c $((size - 1)) m/model.safetensors > damaged/model.safetensors
+refuse 2 'damaged: 1 fault' info damaged
+has out 'tensor lm_head.weight is cut off: of its 32896 bytes 32895 are there'
+head -c $((size - 16)) m/model.safetensors > damaged/model.safetensors
+printf '\000\000\300\177\000\000\200\377\000\000\200\077\000\000\200\077' >> damaged/model.safetensors
+refuse 2 'damaged: 1 fault' info damaged --json
+has out '"kind":"not_finite","tensor":"lm_head.weight",.*"count":2'
+expect 0 info damaged --no-numbers
+rm damaged/model.safetensors
+expect 0 info damaged
+has out 'a configuration alone'
+rm -r damaged
 echo '{"model_type": "mixtral", "hidden_size": -3}' > bad.json
 refuse 2 'bad.json' init m2 --config bad.json
 echo '{"model_type": "parrot"}' > bad.json

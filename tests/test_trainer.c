@@ -674,6 +674,20 @@ static void the_estimate_prices_time_and_other_devices(void **state)
     o.directory = "somewhere", o.checkpoint_every = 1, o.keep = 3;
     assert_ok(moed_train_estimate(moed_model_layout(m), &d, &o, &e));
     assert_int_equal(e.disk_bytes, 4 * (e.weights + e.moments));
+    /* one that computes in bf16, which is not here: low halves are kept with full alone */
+    moed_estimate narrow = {.struct_size = sizeof narrow};
+    d.dtype = MOED_DTYPE_BF16, o.policy = MOED_POLICY_LEAN;
+    assert_ok(moed_train_estimate(moed_model_layout(m), &d, &o, &narrow));
+    assert_int_equal(narrow.weights, e.weights / 2);
+    assert_true(narrow.gradients < 0.53 * (double)e.gradients); /* each of them begins at 64 bytes */
+    o.policy = MOED_POLICY_FULL;
+    assert_ok(moed_train_estimate(moed_model_layout(m), &d, &o, &narrow));
+    assert_true(narrow.weights >= e.weights && narrow.moments == e.moments);
+    d.dtype = MOED_DTYPE_F16;
+    assert_refused(moed_train_estimate(moed_model_layout(m), &d, &o, &narrow), MOED_E_RANGE, "F16");
+    d.struct_size = (uint32_t)offsetof(moed_device_info, dtype); /* a caller who knows of none */
+    assert_ok(moed_train_estimate(moed_model_layout(m), &d, &o, &narrow));
+    assert_int_equal(narrow.gradients, e.gradients);
     moed_model_destroy(m);
     moed_context_destroy(c);
 }

@@ -22,7 +22,8 @@ static const verb VERBS[] = {
     {"corpus info", "CORPUS", "What a corpus holds.", "moedisco corpus info data/notes", verb_corpus_info},
     {"init", "DIR", "A fresh model as a Hugging Face directory, from sizes or from a config.json.",
      "moedisco init model --hidden 256 --layers 6 --experts 8", verb_init},
-    {"info", "[PATH]", "What a file, model, corpus, partition or run directory is; without PATH: the devices and kernel sets here.",
+    {"info", "[PATH]", "What a file, model, corpus, partition or run directory is; of a model or a config.json also what training it takes, and what is "
+     "wrong in its files (exit code 2); without PATH: the devices and kernel sets here.",
      "moedisco info run/disco", verb_info},
     {"cluster", "CORPUS PARTITION", "Clusters the documents of a corpus by their mean token embedding into the file PARTITION; shows size, tokens "
      "and most typical documents of each cluster.", "moedisco cluster data/notes p.safetensors --clusters 4 --model model", verb_cluster},
