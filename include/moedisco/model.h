@@ -142,6 +142,16 @@ MOED_API moed_status moed_model_tensor(const moed_model *m, size_t param, moed_t
 /* out [in] (rows, length, vocabulary), contiguous, of the context's dtype. Since: 0.1. */
 MOED_API moed_status moed_model_logits(const moed_model *m, const moed_batch *b, moed_tensor *out, const moed_cancel *cancel);
 
+/* Log-likelihoods, in nats, of b->labels: of each position's label given the tokens of its row up to there (with documents: of its
+ * document). rows [out] (rows): sums over the labels of a row, each times its weight where b has weights. tokens [out, nullable]
+ * (rows, length): each one alone, 0 where there is no label.
+ * A continuation given a context is one row: the context and the continuation but its last token; labels are the token that comes
+ * next, and -1 before the context's last token. Rows that are shorter than the longest are filled up behind with any token and label
+ * -1: what comes before does not see it. Rows go through the model a few thousand tokens at a time, whatever their number.
+ * Returns MOED_E_ARGUMENT (no labels), MOED_E_RANGE naming a token or label, MOED_E_LIMIT, MOED_E_CANCELLED. Since: 0.1. */
+MOED_API moed_status moed_model_likelihood(const moed_model *m, const moed_batch *b, double *rows, float *tokens,
+                                           const moed_cancel *cancel);
+
 /* The router's choices: experts (layers, rows * length, top_k) and weights (same shape, nullable). Since: 0.1. */
 MOED_API moed_status moed_model_routing(const moed_model *m, const moed_batch *b, int32_t *experts, float *weights,
                                         const moed_cancel *cancel);
