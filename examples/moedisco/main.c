@@ -34,7 +34,8 @@ static const verb VERBS[] = {
     {"integrate", "BASE OUT SUBMODEL...", "Trained submodels, in the order of split, and the base they came from, into one "
      "MoE model OUT. The word lost stands for a missing one (--allow-missing).",
      "moedisco integrate model merged out0/model out1/model out2/model out3/model", verb_integrate},
-    {"eval", "MODEL CORPUS", "Loss, perplexity, bits per byte and the load of each expert.", "moedisco eval run/disco/model data/notes", verb_eval},
+    {"eval", "MODEL CORPUS|ITEMS", "Loss, perplexity, bits per byte and the load of each expert on a corpus; with --task, how many items of a "
+     "multiple-choice task it gets right, as lm-evaluation-harness counts.", "moedisco eval run/disco/model data/notes", verb_eval},
     {"sample", "MODEL [PROMPT]", "Text from a model of byte tokens.", "moedisco sample run/disco/model 'The ' --temperature 0.8", verb_sample},
     {"plan", "disco|full|upcycle [DIR]", "What `run` would do, before anything is spent: phases, memory, FLOPs, hours and money.",
      "moedisco plan disco --hidden 2048 --heads 16 --layers 24 --steps 4100 --branch-steps 4200", verb_plan},
