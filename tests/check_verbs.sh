@@ -23,6 +23,9 @@ mkdir plugins
 echo rubbish > plugins/libmoedisco-rubbish.so
 expect 0 info --plugin-dir plugins
 has out 'libmoedisco-rubbish.so.*not usable'
+mkfifo plugins/libmoedisco-pipe.so
+timeout 60 "$moedisco" info --plugin-dir plugins > out 2> err || wrong 'a named pipe among the plug-ins holds info up'
+has out 'libmoedisco-pipe.so.*no regular file'
 rm -r plugins
 expect 0 run --help
 has out 'run upcycle'

@@ -102,17 +102,18 @@ def compare(moedisco, model_dir, model, tokenizer, task, path, labels_path, coun
     assert len(mine) == len(theirs) == len(items)
     names = ("acc", "acc_norm", "acc_bytes")
     differ = {name: 0 for name in names}
-    worst = 0.0
+    apart = []
     for a, b in zip(mine, theirs):
         for name, choice in zip(names, choices_of(b, items)):
             differ[name] += a[name] != choice
             assert b[name] == float(choice == a["gold"]), (b[name], choice, a["gold"])  # the arithmetic above is the harness's
-        worst = max(worst, *(abs(x - y) for x, y in zip(a["likelihoods"], likelihoods(b))))
+        apart += [abs(x - y) for x, y in zip(a["likelihoods"], likelihoods(b))]
     for name in names:
         assert abs(result[name] - totals[f"{name},none"]) < 1e-9 or differ[name]
         assert abs(result[f"{name}_stderr"] - totals[f"{name}_stderr,none"]) < 1e-9 or differ[name]
-    print(f"{task}, {tokenizer.get_vocab_size()} tokens: {len(items)} items, choices that differ: {differ}; worst difference of a "
-          f"log-likelihood {worst:.2g}; acc {result['acc']:.4f} +- {result['acc_stderr']:.4f}, acc_norm {result['acc_norm']:.4f}", flush=True)
+    print(f"{task}, {tokenizer.get_vocab_size()} tokens: {len(items)} items, choices that differ: {differ}; log-likelihoods differ by "
+          f"{sorted(apart)[len(apart) // 2]:.1g} (median), {max(apart):.2g} (worst), {sum(x > 0.01 for x in apart)} of {len(apart)} by more "
+          f"than 0.01; acc {result['acc']:.4f} +- {result['acc_stderr']:.4f}, acc_norm {result['acc_norm']:.4f}", flush=True)
     return sum(differ.values()), theirs
 
 
