@@ -58,8 +58,8 @@ typedef struct moed_documents {
 
 /* Builds PREFIX.bin, PREFIX.idx and PREFIX.json from text: paths (count) are folders, text files, or JSON lines
  * (.jsonl, .ndjson: one document a line). Folders are walked in name order; hidden entries, symbolic links and binary
- * files (a NUL byte, or not UTF-8) in them are left out. Bytes are the tokens (0..255); 256 ends a document, but is not
- * stored: the sampler adds it, and PREFIX.json says so (end_token_stored). Text files above twice document_bytes are
+ * files (a NUL byte, or not UTF-8) in them are left out; a byte-order mark at a file's beginning too. Bytes are the
+ * tokens (0..255); 256 ends a document, but is not stored: the sampler adds it, and PREFIX.json says so (end_token_stored). Text files above twice document_bytes are
  * cut after blank lines; documents of white space only are dropped, exact duplicates too. Memory grows with the number
  * of documents, not with the text. All or nothing: killed at any instant, PREFIX is a whole corpus or does not open.
  * report nullable.
