@@ -181,7 +181,7 @@ cp t/model/model.safetensors first
 expect 0 train m c/text t --steps 12 $short
 same first t/model/model.safetensors 'training that was finished already'
 # shellcheck disable=SC2086
-refuse 2 'steps' train m c/text t --steps 13 $short
+refuse 2 'with steps 12, this trainer has 13; --steps as it was goes on' train m c/text t --steps 13 $short
 # shellcheck disable=SC2086
 refuse 1 'nan' train m c/text nan --steps 300 --learning-rate 100 --clip 0 --beta2 0 --checkpoint-every 1 $short
 [ -d nan/checkpoints ] || wrong 'a loss that turned NaN left no checkpoint'
@@ -213,6 +213,8 @@ expect 0 eval wild/model c/text --tokens 2000 --json
 grep -v '^{.*}$' out && wrong 'not only JSON lines with --json'
 mkdir little
 head -c 2000 text/1.c > little/a.c
+refuse 2 'must be a number from 0.2' try little --minutes -1
+refuse 2 'name r?: is not UTF-8' run disco x --text little --name "$(printf 'r\351')"
 refuse 2 'too little text' try little --minutes 1 --output tried
 [ ! -e tried ] || wrong 'something is left of a try that was refused'
 # what would fit is named by try, whose own measurement needs too much, as by run

@@ -735,6 +735,19 @@ static void a_report_that_cannot_be_filled_in_stops_nothing_half_way(void **stat
     rig_close(&r);
 }
 
+static void a_run_after_the_last_step_has_none_to_do(void **state)
+{
+    (void)state;
+    const moed_train_options o = tiny_options(2);
+    rig r = rig_open(&o, 1);
+    const moed_report last = rig_run(&r, 0), more = rig_run(&r, 3);
+    assert_true(last.loss > 0);
+    assert_int_equal(more.step, 2);
+    assert_int_equal(more.tokens, last.tokens);
+    assert_true(more.loss == 0 && more.labels == 0);
+    rig_close(&r);
+}
+
 static void borrowed_arrays_that_overlap_are_not_trained(void **state)
 {
     (void)state;
@@ -787,6 +800,7 @@ int main(void)
         cmocka_unit_test(the_estimate_is_within_a_tenth_of_the_peak),
         cmocka_unit_test(saving_takes_no_more_than_the_estimate_counts),
         cmocka_unit_test(the_estimate_prices_time_and_other_devices),
+        cmocka_unit_test(a_run_after_the_last_step_has_none_to_do),
         cmocka_unit_test(borrowed_arrays_that_overlap_are_not_trained),
         cmocka_unit_test(a_report_that_cannot_be_filled_in_stops_nothing_half_way),
         cmocka_unit_test(what_does_not_fit_is_refused_with_the_figures),

@@ -101,8 +101,8 @@ static int general_help(void)
     printf("moedisco - train Mixture-of-Experts language models cheaply (MoE-DisCo)\n\nusage: moedisco VERB ... [--flags]\n\n");
     list_verbs("");
     printf("\n`moedisco VERB --help` lists a verb's flags with defaults and an example. Start with: moedisco try FOLDER --minutes 10\n"
-           "exit codes: 0 done, 2 bad usage or input (a path that may not be read or written too), 3 does not fit, 75 stopped and\n"
-           "resumable, 1 anything else: worth one more try\n");
+           "exit codes: 0 done, 2 bad usage or input (also a path that may not be read or written, a full disk, a damaged model), 3 does\n"
+           "not fit in memory, 75 stopped and resumable, 1 anything else: worth one more try\n");
     return EXIT_DONE;
 }
 

@@ -160,7 +160,8 @@ MOED_API moed_status moed_trainer_create(moed_trainer **out, moed_context *c, mo
                                          moed_comm *comm, const moed_train_options *o);
 MOED_API void moed_trainer_destroy(moed_trainer *t);
 MOED_API moed_status moed_trainer_get_info(const moed_trainer *t, moed_trainer_info *out);
-/* steps more steps (0 = to the end of options.steps). last nullable. Evaluates held_out at the end, and saves there
+/* steps more steps (0 = to the end of options.steps). last nullable. After the last of options.steps none is left: what was
+ * due there and is not done yet is made up for, last gets step and tokens and is 0 otherwise, and the call returns MOED_OK. Evaluates held_out at the end, and saves there
  * when checkpoint_every is set. A loss or gradient that is NaN or infinite: MOED_E_NUMERIC naming the step; nothing of
  * that step is applied. Whatever stops a run, the trainer and (unless options.store_late) the model's own tensors stay at its last
  * whole step.
