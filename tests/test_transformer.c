@@ -456,6 +456,32 @@ static void no_failed_allocation_leaks_or_crashes(void **state)
     moed_context_destroy(c);
 }
 
+static void a_product_that_has_no_memory_writes_nothing(void **state)
+{
+    enum { SIDE = 48 };
+    static float a[SIDE * SIDE], b[SIDE * SIDE], addend[SIDE * SIDE], c[SIDE * SIDE], kept[SIDE * SIDE];
+    moed_context_options o;
+    moed_context *context = NULL;
+    moedi_engine e;
+    (void)state;
+    support_random(addend, SIDE * SIDE, 1);
+    assert_ok(moed_options_init(MOED_STRUCT_CONTEXT_OPTIONS, &o, sizeof o));
+    o.flags = MOED_CONTEXT_NO_ENV, o.threads = 1, o.alloc = failing_alloc, o.free = failing_free;
+    assert_ok(moed_context_create(&context, &o));
+    assert_ok(moedi_engine_open(&e, context));
+    const moed_op_gemm product = {.c = c, .a = a, .b = b, .addend = addend, .m = SIDE, .n = SIDE, .k = SIDE, .lda = SIDE, .ldb = SIDE,
+                                  .ldc = SIDE, .accumulate = 1};
+    countdown = 0;
+    const moed_status status = e.table->gemm(e.self, &product);
+    countdown = -1;
+    assert_int_equal(status, MOED_E_MEMORY);
+    assert_memory_equal(c, kept, sizeof c);
+    assert_ok(e.table->gemm(e.self, &product));
+    assert_memory_equal(c, addend, sizeof c);
+    moedi_engine_close(&e);
+    moed_context_destroy(context);
+}
+
 static void one_expert_is_a_dense_block(void **state)
 {
     fixture *f = *state;
@@ -553,6 +579,7 @@ int main(void)
         WITH_MODEL(wrong_arrays_for_logits_are_refused),
         WITH_MODEL(cancel_stops_between_layers),
         cmocka_unit_test(no_failed_allocation_leaks_or_crashes),
+        cmocka_unit_test(a_product_that_has_no_memory_writes_nothing),
         WITH_MODEL(one_expert_is_a_dense_block),
         WITH_MODEL(evaluation_scores_every_token_once_whatever_the_rows),
         WITH_MODEL(usage_is_a_share_per_layer),

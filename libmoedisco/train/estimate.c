@@ -64,12 +64,6 @@ static moed_status compute(const moed_layout *l, const moed_backend_info *number
     return MOED_OK;
 }
 
-const char *moedi_policy_name(int32_t policy)
-{
-    static const char *const names[] = {"auto", "full", "lean"};
-    return names[policy];
-}
-
 /* Of the bytes a device is said to have; the rest is its driver's and its libraries'. 0 = not known. */
 static int64_t device_memory(const moed_context *c, const moed_device_info *device)
 {

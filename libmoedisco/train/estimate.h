@@ -28,6 +28,5 @@ moedi_room moedi_budget_place(const moedi_budget *b, const moedi_room *room);
  * documents: of the corpus, 0 = not known. */
 moed_status moedi_policy_choose(const moed_layout *l, const moed_backend_info *numbers, const moed_train_options *o, const uint8_t *trained,
                                 int64_t documents, const moedi_room *room, int32_t *policy, moedi_budget *out, const char **reason);
-const char *moedi_policy_name(int32_t policy);
 
 #endif

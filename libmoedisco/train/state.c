@@ -4,7 +4,7 @@
 #include <inttypes.h>
 #include <string.h>
 
-#include "estimate.h"
+#include "settings.h"
 #include "util/hash.h"
 
 /* Counted up when the same numbers come to mean something else. 2: `row` counts rows of an epoch in their drawn order. */
