@@ -597,63 +597,72 @@ static void memory_does_not_grow_after_the_first_step(void **state)
     rig_close(&r);
 }
 
+/* A model's sizes, and how it is trained. */
+typedef struct shape {
+    const char *kernels;
+    int hidden, layers, experts, vocabulary;
+    int64_t rows, length, micro_batches;
+    const char *train;
+    int32_t policy;
+} shape;
+
+/* Two steps of a shape, saved in dir (nullable): what was estimated before them (e), and the peak of all of it. */
+static int64_t peak_of(const shape *s, const char *dir, moed_estimate *e)
+{
+    moed_context *c = support_context(s->kernels, 1);
+    moed_model *m = tiny_model_of(c, s->hidden, s->layers, s->experts, s->vocabulary);
+    moed_corpus *d = tiny_corpus(c, NULL);
+    moed_train_options o = tiny_options(2);
+    o.rows = s->rows, o.length = s->length, o.micro_batches = s->micro_batches, o.train = s->train, o.policy = s->policy;
+    o.directory = dir, o.checkpoint_every = dir != NULL;
+    moed_context_info info = {.struct_size = sizeof info};
+    moed_trainer *t = NULL;
+    *e = (moed_estimate){.struct_size = sizeof *e};
+    assert_ok(moed_train_estimate(moed_model_layout(m), NULL, &o, e));
+    assert_ok(moed_trainer_create(&t, c, m, d, NULL, &o));
+    assert_ok(moed_trainer_run(t, 0, NULL, NULL));
+    assert_ok(moed_context_get_info(c, &info));
+    moed_trainer_destroy(t);
+    moed_corpus_destroy(d);
+    moed_model_destroy(m);
+    moed_context_destroy(c);
+    return info.host_peak;
+}
+
 static void the_estimate_is_within_a_tenth_of_the_peak(void **state)
 {
     (void)state;
-    static const struct { int hidden, layers, experts; int64_t rows, length, micro_batches; const char *train; int32_t policy; } shapes[] = {
-        {32, 2, 4, 4, 64, 1, NULL, 0}, {64, 1, 8, 8, 32, 4, NULL, 0}, {64, 3, 2, 2, 128, 2, "expert", 0},
-        {32, 1, 2, 16, 16, 1, "router,shared", 0}, {64, 1, 8, 8, 32, 4, NULL, MOED_POLICY_LEAN},
+    static const shape shapes[] = {
+        {"auto", 32, 2, 4, 512, 4, 64, 1, NULL, 0},
+        {"auto", 64, 1, 8, 512, 8, 32, 4, NULL, 0},
+        {"auto", 64, 3, 2, 512, 2, 128, 2, "expert", 0},
+        {"auto", 32, 1, 2, 512, 16, 16, 1, "router,shared", 0},
+        {"auto", 64, 1, 8, 512, 8, 32, 4, NULL, MOED_POLICY_LEAN},
     };
     for (size_t i = 0; i < sizeof shapes / sizeof shapes[0]; i++) {
-        moed_context *c = support_context("auto", 1);
-        moed_model *m = tiny_model_of(c, shapes[i].hidden, shapes[i].layers, shapes[i].experts, 512);
-        moed_corpus *d = tiny_corpus(c, NULL);
-        moed_train_options o = tiny_options(2);
-        o.rows = shapes[i].rows, o.length = shapes[i].length, o.micro_batches = shapes[i].micro_batches,
-        o.train = shapes[i].train, o.policy = shapes[i].policy;
-        moed_estimate e = {.struct_size = sizeof e};
-        moed_context_info info = {.struct_size = sizeof info};
-        moed_trainer *t = NULL;
-        assert_ok(moed_train_estimate(moed_model_layout(m), NULL, &o, &e));
-        assert_ok(moed_trainer_create(&t, c, m, d, NULL, &o));
-        assert_ok(moed_trainer_run(t, 0, NULL, NULL));
-        assert_ok(moed_context_get_info(c, &info));
-        const double share = (double)e.host_bytes / (double)info.host_peak;
-        if (share < 0.9 || share > 1.1)
-            fail_msg("shape %zu: estimate %lld, peak %lld", i, (long long)e.host_bytes, (long long)info.host_peak);
+        moed_estimate e;
+        const int64_t peak = peak_of(&shapes[i], NULL, &e);
+        const double share = (double)e.host_bytes / (double)peak;
+        if (share < 0.9 || share > 1.1) fail_msg("shape %zu: estimate %lld, peak %lld", i, (long long)e.host_bytes, (long long)peak);
         assert_true(e.device_bytes == 0 && e.seconds == 0 && e.flops_per_token > 0);
-        moed_trainer_destroy(t);
-        moed_corpus_destroy(d);
-        moed_model_destroy(m);
-        moed_context_destroy(c);
     }
 }
 
 static void saving_takes_no_more_than_the_estimate_counts(void **state)
 {
     (void)state;
-    static const struct { int hidden, experts; const char *kernels; } shapes[] = {{32, 4, "auto"}, {64, 8, "double"}, {512, 4, "auto"}};
+    static const shape shapes[] = {
+        {"auto", 32, 1, 4, 4096, 1, 8, 1, NULL, 0},
+        {"double", 64, 1, 8, 4096, 1, 8, 1, NULL, 0},
+        {"auto", 512, 1, 4, 4096, 1, 8, 1, NULL, 0},
+    };
     for (size_t i = 0; i < sizeof shapes / sizeof shapes[0]; i++) {
-        moed_context *c = support_context(shapes[i].kernels, 1);
-        moed_model *m = tiny_model_of(c, shapes[i].hidden, 1, shapes[i].experts, 4096);
-        moed_corpus *d = tiny_corpus(c, NULL);
         char *dir = support_directory();
-        moed_train_options o = tiny_options(1);
-        o.rows = 1, o.length = 8, o.directory = dir, o.checkpoint_every = 1;
-        moed_estimate e = {.struct_size = sizeof e};
-        moed_context_info info = {.struct_size = sizeof info};
-        moed_trainer *t = NULL;
-        assert_ok(moed_train_estimate(moed_model_layout(m), NULL, &o, &e));
-        assert_ok(moed_trainer_create(&t, c, m, d, NULL, &o));
-        assert_ok(moed_trainer_run(t, 0, NULL, NULL));
-        assert_ok(moed_context_get_info(c, &info));
-        if (e.host_bytes < info.host_peak || e.host_bytes > info.host_peak + info.host_peak / 20 + (2 << 20))
-            fail_msg("shape %zu: estimate %lld, peak %lld", i, (long long)e.host_bytes, (long long)info.host_peak);
-        moed_trainer_destroy(t);
+        moed_estimate e;
+        const int64_t peak = peak_of(&shapes[i], dir, &e);
+        if (e.host_bytes < peak || e.host_bytes > peak + peak / 20 + (2 << 20))
+            fail_msg("shape %zu: estimate %lld, peak %lld", i, (long long)e.host_bytes, (long long)peak);
         support_remove(dir);
-        moed_corpus_destroy(d);
-        moed_model_destroy(m);
-        moed_context_destroy(c);
     }
 }
 

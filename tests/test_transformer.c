@@ -469,8 +469,8 @@ static void a_product_that_has_no_memory_writes_nothing(void **state)
     o.flags = MOED_CONTEXT_NO_ENV, o.threads = 1, o.alloc = failing_alloc, o.free = failing_free;
     assert_ok(moed_context_create(&context, &o));
     assert_ok(moedi_engine_open(&e, context));
-    const moed_op_gemm product = {.c = c, .a = a, .b = b, .addend = addend, .m = SIDE, .n = SIDE, .k = SIDE, .lda = SIDE, .ldb = SIDE,
-                                  .ldc = SIDE, .accumulate = 1};
+    const moed_op_gemm product = {.c = c, .a = a, .b = b, .addend = addend, .m = SIDE, .n = SIDE, .k = SIDE, .lda = SIDE,
+                                  .ldb = SIDE, .ldc = SIDE, .accumulate = 1};
     countdown = 0;
     const moed_status status = e.table->gemm(e.self, &product);
     countdown = -1;

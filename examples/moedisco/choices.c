@@ -1,6 +1,6 @@
-/* choices.c - multiple-choice tasks, by the conventions of lm-evaluation-harness 0.4: an item is a context and choices; the answer is
- * the choice that is likeliest after the context and a blank (acc), or likeliest per character (acc_norm) or byte (acc_bytes) of the
- * choice. Contexts that are too long lose their beginning. */
+/* choices.c - multiple-choice tasks, by the conventions of lm-evaluation-harness 0.4: an item is a context and choices; the
+ * answer is the choice that is likeliest after the context and a blank (acc), or likeliest per character (acc_norm) or byte
+ * (acc_bytes) of the choice. Contexts that are too long lose their beginning. */
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -26,13 +26,16 @@ static const task TASKS[] = {
 };
 
 static const moed_field FIELDS[] = {
-    FIELD_CHOICE_(choices_settings, task, "none|arc_easy|piqa", "score the items of a multiple-choice task, JSON lines, instead of a corpus"),
+    FIELD_CHOICE_(choices_settings, task, "none|arc_easy|piqa",
+                  "score the items of a multiple-choice task, JSON lines, instead of a corpus"),
     FIELD_INTEGER(choices_settings, items, 0, 0, 1 << 30, "of a task: the first so many items, 0 = all"),
-    FIELD_TEXT_(choices_settings, labels, "of a task: a file with the number of the right choice of each item, where the items lack it"),
-    FIELD_TEXT_(choices_settings, tokenizer, "of a task: a tokenizer.json; none = the model's own, or bytes for a model of bytes"),
-    {sizeof(moed_field), 0, "tokenizer_program", "", "of a task: what reads a tokenizer.json: called with its path, it gets a JSON text a "
-     "line and gives a JSON list of tokens a line; none = moedisco-tokenize, which takes Python and its tokenizers", MOED_FIELD_TEXT,
-     offsetof(choices_settings, program), 0, 0, 0},
+    FIELD_TEXT_(choices_settings, labels,
+                "of a task: a file with the number of the right choice of each item, where the items lack it"),
+    FIELD_TEXT_(choices_settings, tokenizer,
+                "of a task: a tokenizer.json; none = the model's own, or bytes for a model of bytes"),
+    {sizeof(moed_field), 0, "tokenizer_program", "", "of a task: what reads a tokenizer.json: called with its path, it gets a "
+     "JSON text a line and gives a JSON list of tokens a line; none = moedisco-tokenize, which takes Python and its tokenizers",
+     MOED_FIELD_TEXT, offsetof(choices_settings, program), 0, 0, 0},
 };
 
 void choices_flags(flags *f, choices_settings *s)
@@ -162,7 +165,8 @@ static int longer(const void *a, const void *b)
     return x->choice < y->choice ? -1 : x->choice > y->choice;
 }
 
-/* Tokens of the context alone are cut from those of context and choice, as the harness does: a token may reach over the border. */
+/* Tokens of the context alone are cut from those of context and choice, as the harness does: a token may reach over the
+ * border. */
 static int make_requests(const item_set *s, const token_list *tokens, int64_t longest, const char *path, request *out)
 {
     const token_list *next = tokens;
@@ -172,8 +176,8 @@ static int make_requests(const item_set *s, const token_list *tokens, int64_t lo
             const token_list *whole = next++;
             const int64_t count = (int64_t)whole->count, scored = count - (int64_t)context->count;
             if (scored < 1 || scored > longest || count < 2)
-                return fail(EXIT_INPUT, "%s: item %lld: choice %lld has %lld tokens; from 1 to the %lld of the model's context are scored", path, (long long)i + 1,
-                            (long long)k, (long long)scored, (long long)longest);
+                return fail(EXIT_INPUT, "%s: item %lld: choice %lld has %lld tokens; from 1 to the %lld of the model's context "
+                            "are scored", path, (long long)i + 1, (long long)k, (long long)scored, (long long)longest);
             const int64_t length = count - 1 < longest ? count - 1 : longest;
             out[s->items[i].first + k] = (request){.tokens = whole->ids + count - 1 - length, .length = length,
                                                    .scored = scored < length ? scored : length, .choice = s->items[i].first + k};
@@ -188,9 +192,10 @@ enum { TOKENS_AT_ONCE = 1 << 16 };
 static moed_status score_some(const moed_model *m, const request *r, int64_t count, double *out)
 {
     const int64_t length = r[0].length;
-    int32_t *tokens = must(calloc((size_t)(count * length), sizeof *tokens)), *labels = must(malloc((size_t)(count * length) * sizeof *labels));
+    const size_t room = (size_t)(count * length);
+    int32_t *tokens = must(calloc(room, sizeof *tokens)), *labels = must(malloc(room * sizeof *labels));
     double *sums = must(calloc((size_t)count, sizeof *sums));
-    memset(labels, -1, (size_t)(count * length) * sizeof *labels);
+    memset(labels, -1, room * sizeof *labels);
     for (int64_t i = 0; i < count; i++) {
         memcpy(tokens + i * length, r[i].tokens, (size_t)r[i].length * sizeof *tokens);
         for (int64_t at = r[i].length - r[i].scored; at < r[i].length; at++) labels[i * length + at] = r[i].tokens[at + 1];
@@ -221,7 +226,7 @@ static int score(const moed_model *m, request *r, int64_t count, double *out)
     }
     progress_end(&p);
     for (int64_t i = 0; i < count; i++)
-        if (!isfinite(out[i])) return fail(EXIT_OTHER, "the model's likelihoods are not numbers: moedisco info MODEL looks for why");
+        if (!isfinite(out[i])) return fail(EXIT_INPUT, "the model's likelihoods are not numbers; moedisco info looks for why");
     return EXIT_DONE;
 }
 
@@ -247,9 +252,9 @@ static void tell_item(const item_set *s, const double *likelihoods, int64_t numb
     const item *i = &s->items[number];
     json_t *list = json_array();
     for (int64_t k = 0; k < i->count; k++) put_last(list, json_real(likelihoods[i->first + k]));
-    emit(json_pack("{s:s, s:I, s:I, s:I, s:I, s:I, s:o}", "event", "item", "item", (json_int_t)number, "gold", (json_int_t)i->gold, NAMES[ACC],
-                   (json_int_t)chosen[ACC], NAMES[ACC_NORM], (json_int_t)chosen[ACC_NORM], NAMES[ACC_BYTES],
-                   (json_int_t)chosen[ACC_BYTES], "likelihoods", list));
+    emit(json_pack("{s:s, s:I, s:I, s:I, s:I, s:I, s:o}", "event", "item", "item", (json_int_t)number, "gold",
+                   (json_int_t)i->gold, NAMES[ACC], (json_int_t)chosen[ACC], NAMES[ACC_NORM], (json_int_t)chosen[ACC_NORM],
+                   NAMES[ACC_BYTES], (json_int_t)chosen[ACC_BYTES], "likelihoods", list));
 }
 
 static void tell(const item_set *s, const double *likelihoods, const task *t, const tokenizer *by)
@@ -264,9 +269,10 @@ static void tell(const item_set *s, const double *likelihoods, const task *t, co
         }
         if (output_json()) tell_item(s, likelihoods, i, chosen);
     }
-    json_t *o = must(json_pack("{s:s, s:s, s:s, s:I}", "event", "task", "task", t->name, "tokenizer", by->file ? utf8(by->file) : "bytes",
-                               "items", (json_int_t)s->count));
-    say("%s: %lld items, tokens by %s", t->name, (long long)s->count, by->file ? by->file : "bytes");
+    const char *tokens = by->file ? by->file : "bytes";
+    json_t *o = must(json_pack("{s:s, s:s, s:s, s:I}", "event", "task", "task", t->name, "tokenizer", utf8(tokens), "items",
+                               (json_int_t)s->count));
+    say("%s: %lld items, tokens by %s", t->name, (long long)s->count, tokens);
     for (int f = 0; f < FIGURES; f++) {
         static const char *const OF[FIGURES] = {"likeliest choice", "likeliest per character", "likeliest per byte"};
         const double n = (double)s->count, mean = (double)right[f] / n, deviation = n > 1 ? sqrt(mean * (1 - mean) / (n - 1)) : 0;

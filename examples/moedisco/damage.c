@@ -20,7 +20,8 @@ int damage_has_tensors(const char *dir)
 }
 
 enum { KINDS = 10, SHOWN = 20 }; /* lines of a kind that people get; --json has all */
-static const char *const NAMES[KINDS] = {"other", "file", "index", "missing", "extra", "shape", "cut", "tied", "not_finite", "zero"};
+static const char *const NAMES[KINDS] = {"other", "file", "index", "missing", "extra",
+                                         "shape", "cut",  "tied",  "not_finite", "zero"};
 
 static int32_t tell(const moed_finding *f, void *user)
 {
@@ -44,7 +45,8 @@ int damage_tell(moed_context *c, const char *dir, int numbers)
     if (status) return fail_status(status);
     for (int k = 0; k < KINDS; k++)
         if (counts[k] > SHOWN) say("  and %lld more of kind %s (--json lists all)", (long long)(counts[k] - SHOWN), NAMES[k]);
-    emit(json_pack("{s:s, s:s, s:I, s:b}", "event", "damage", "path", utf8(dir), "faults", (json_int_t)faults, "numbers", numbers));
+    emit(json_pack("{s:s, s:s, s:I, s:b}", "event", "damage", "path", utf8(dir), "faults", (json_int_t)faults, "numbers",
+                   numbers));
     if (faults) return fail(EXIT_INPUT, "%s: %lld fault%s", dir, (long long)faults, faults == 1 ? "" : "s");
     if (numbers) say("nothing is wrong with it: files, shapes and every number (%s)", human_time(now_seconds() - started, taken));
     else say("nothing is wrong with its files and shapes; the numbers were not read");

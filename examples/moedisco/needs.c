@@ -84,8 +84,8 @@ int needs_tell(const needs *n, const moed_layout *l)
     }
     moed_layout_get_info(part, &i);
     snprintf(name, sizeof name, "one of %lld parts, of %s parameters", (long long)parts, human_count((double)i.total, total));
-    tell(name, part, &m, must(json_pack("{s:s, s:s, s:I, s:I}", "event", "memory", "what", "part", "parts", (json_int_t)parts, "length",
-                                        (json_int_t)length)));
+    tell(name, part, &m, must(json_pack("{s:s, s:s, s:I, s:I}", "event", "memory", "what", "part", "parts", (json_int_t)parts,
+                                        "length", (json_int_t)length)));
     moed_split_destroy(s);
     return EXIT_DONE;
 }

@@ -106,12 +106,13 @@ typedef struct moed_finding {
 /* Called on the thread that called, in the order of the files; must not call the library. Non-zero stops with MOED_E_CALLBACK. */
 typedef int32_t (*moed_finding_fn)(const moed_finding *finding, void *user);
 
-/* All that is wrong in the directory of a model, where moed_model_open ends at the first fault. What config.json describes is held
- * against the index, the headers of the files and, unless o (nullable) has MOED_MODEL_STREAM, every number; each tensor is read
- * once, some MB at a time on each thread. findings [out] how many there are, 0 for a model that is whole; tell nullable.
+/* All that is wrong in the directory of a model, where moed_model_open ends at the first fault. What config.json describes is
+ * held against the index, the headers of the files and, unless o (nullable) has MOED_MODEL_STREAM, every number; each tensor
+ * is read once, some MB at a time on each thread. findings [out] how many there are, 0 for a model that is whole; tell
+ * nullable.
  * Returns MOED_OK when it looked at everything, whatever it found. Else MOED_E_NOT_FOUND, MOED_E_FORMAT, MOED_E_RANGE or
- * MOED_E_UNSUPPORTED where there is no directory or its config.json describes no model, MOED_E_IO, MOED_E_MEMORY, MOED_E_CANCELLED.
- * Since: 0.1. */
+ * MOED_E_UNSUPPORTED where there is no directory or its config.json describes no model, MOED_E_IO, MOED_E_MEMORY,
+ * MOED_E_CANCELLED. Since: 0.1. */
 MOED_API moed_status moed_model_inspect(moed_context *c, const char *dir, const moed_model_options *o, moed_finding_fn tell,
                                         void *user, int64_t *findings, const moed_cancel *cancel);
 
@@ -142,12 +143,13 @@ MOED_API moed_status moed_model_tensor(const moed_model *m, size_t param, moed_t
 /* out [in] (rows, length, vocabulary), contiguous, of the context's dtype. Since: 0.1. */
 MOED_API moed_status moed_model_logits(const moed_model *m, const moed_batch *b, moed_tensor *out, const moed_cancel *cancel);
 
-/* Log-likelihoods, in nats, of b->labels: of each position's label given the tokens of its row up to there (with documents: of its
- * document). rows [out] (rows): sums over the labels of a row, each times its weight where b has weights. tokens [out, nullable]
- * (rows, length): each one alone, 0 where there is no label.
- * A continuation given a context is one row: the context and the continuation but its last token; labels are the token that comes
- * next, and -1 before the context's last token. Rows that are shorter than the longest are filled up behind with any token and label
- * -1: what comes before does not see it. Rows go through the model a few thousand tokens at a time, whatever their number.
+/* Log-likelihoods, in nats, of b->labels: of each position's label given the tokens of its row up to there (with documents: of
+ * its document). rows [out] (rows): sums over the labels of a row, each times its weight where b has weights. tokens [out,
+ * nullable] (rows, length): each one alone, 0 where there is no label.
+ * A continuation given a context is one row: the context and the continuation but its last token; labels are the token that
+ * comes next, and -1 before the context's last token. Rows that are shorter than the longest are filled up behind with any
+ * token and label -1: what comes before does not see it. Rows go through the model a few thousand tokens at a time, whatever
+ * their number.
  * Returns MOED_E_ARGUMENT (no labels), MOED_E_RANGE naming a token or label, MOED_E_LIMIT, MOED_E_CANCELLED. Since: 0.1. */
 MOED_API moed_status moed_model_likelihood(const moed_model *m, const moed_batch *b, double *rows, float *tokens,
                                            const moed_cancel *cancel);

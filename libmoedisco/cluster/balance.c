@@ -33,8 +33,8 @@ typedef struct balance {
     float *charge;   /* (clusters) prices as rows pay them */
     double *change;  /* (clusters) of the price, in the last step */
     float *closing;  /* (clusters) how far a row's own cost may have come up to any other since the prices before, from above */
-    float *slack;    /* (count) by how much every other cluster costs more than the chosen one, from below: costs are rounded, and a
-                        row that is passed over must have been chosen for the same cluster again */
+    float *slack;    /* (count) by how much every other cluster costs more than the chosen one, from below: costs are rounded,
+                        and a row that is passed over must be one that would be chosen for the same cluster again */
     int chosen;      /* whether labels and slack belong to the prices before the last step */
     double *before;  /* (clusters) excess of the step before */
     double *weight;  /* (clusters) of f->labels */
@@ -103,8 +103,8 @@ static inline floats pick(ints first, floats a, floats b)
     return (floats)((first & (ints)a) | (~first & (ints)b));
 }
 
-/* The cluster that costs a row least, and by how much every other costs more, less what rounding may have added. Both arrays are read past the clusters, to
- * whole vectors; charges there are infinite. */
+/* The cluster that costs a row least, and by how much every other costs more, less what rounding may have added. Both arrays are
+ * read past the clusters, to whole vectors; charges there are infinite. */
 static int32_t cheapest(const float *distance, const float *charge, int64_t clusters, float *slack)
 {
     floats lowest = load(distance) + load(charge), next = (floats){0} + INFINITY; /* of each lane */
@@ -171,8 +171,10 @@ static void find_closing(balance *b)
     }
     double most = 0; /* of the charges, which are rounded before and after */
     for (int64_t k = 0; k < clusters; k++) most = fmax(most, fmax(fabs(b->price[k]), fabs(b->price[k] - b->change[k])));
-    for (int64_t k = 0; k < clusters; k++)
-        b->closing[k] = (float)((b->change[k] - (k == faller ? next_fall : fall)) * (1 + (double)ROUNDING) + most * (double)ROUNDING);
+    for (int64_t k = 0; k < clusters; k++) {
+        const double up = b->change[k] - (k == faller ? next_fall : fall);
+        b->closing[k] = (float)(up + (fabs(up) + most) * (double)ROUNDING);
+    }
     b->chosen = 1;
 }
 

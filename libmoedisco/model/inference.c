@@ -121,7 +121,8 @@ static int64_t stretch_of(const moed_batch *b)
     return b->length > TOKENS_AT_ONCE ? b->length : TOKENS_AT_ONCE;
 }
 
-moed_status moed_model_likelihood(const moed_model *m, const moed_batch *b, double *rows, float *tokens, const moed_cancel *cancel)
+moed_status moed_model_likelihood(const moed_model *m, const moed_batch *b, double *rows, float *tokens,
+                                  const moed_cancel *cancel)
 {
     moed_status status;
     moedi_clear_error();

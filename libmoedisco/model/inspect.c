@@ -92,13 +92,13 @@ static int may_be_zero(const moed_layout *l, const char *name)
     return (p->flags & MOED_PARAM_BIAS) || p->role == MOED_ROLE_ROUTER_BIAS || p->role == MOED_ROLE_OPAQUE;
 }
 
-static moed_status tell_numbers(moedi_faults *f, const moed_layout *l, const moedi_safetensors *file, const moedi_safetensors_entry *e,
-                                const tally *t)
+static moed_status tell_numbers(moedi_faults *f, const moed_layout *l, const moedi_safetensors *file,
+                                const moedi_safetensors_entry *e, const tally *t)
 {
     const char *path = file->file.path;
     if (t->bad) {
-        moedi_fail_file(MOED_E_NUMERIC, path, -1, "tensor %s: %lld of %lld numbers are NaN or infinite, the first at %lld", e->name,
-                        (long long)t->bad, (long long)e->elements, (long long)t->first);
+        moedi_fail_file(MOED_E_NUMERIC, path, -1, "tensor %s: %lld of %lld numbers are NaN or infinite, the first at %lld",
+                        e->name, (long long)t->bad, (long long)e->elements, (long long)t->first);
         return moedi_faults_tell(f, MOED_FINDING_NOT_FINITE, path, e->name, t->bad);
     }
     if (!t->zero || may_be_zero(l, e->name)) return MOED_OK;
@@ -119,8 +119,8 @@ out:
     return status;
 }
 
-moed_status moed_model_inspect(moed_context *c, const char *dir, const moed_model_options *given, moed_finding_fn tell, void *user,
-                               int64_t *findings, const moed_cancel *cancel)
+moed_status moed_model_inspect(moed_context *c, const char *dir, const moed_model_options *given, moed_finding_fn tell,
+                               void *user, int64_t *findings, const moed_cancel *cancel)
 {
     moed_model_options o;
     moed_layout *l = NULL;
@@ -136,7 +136,8 @@ moed_status moed_model_inspect(moed_context *c, const char *dir, const moed_mode
     MOEDI_TRY(moedi_model_options_read(given, MOED_MODEL_STREAM, &o));
     MOEDI_GO(moedi_model_layout_of(&l, c, dir));
     MOEDI_GO(moedi_model_open_faulty(&m, c, l, dir, &f));
-    for (size_t i = 0; i < m->file_count && !(o.flags & MOED_MODEL_STREAM); i++) MOEDI_GO(scan_file(c, l, &m->files[i], &f, cancel));
+    if (!(o.flags & MOED_MODEL_STREAM))
+        for (size_t i = 0; i < m->file_count; i++) MOEDI_GO(scan_file(c, l, &m->files[i], &f, cancel));
     *findings = f.count;
     status = MOED_OK;
 out:

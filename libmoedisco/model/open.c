@@ -53,8 +53,9 @@ static moed_status tell_cut(opening *o, const moedi_safetensors *s)
         if (!is_cut(s, e)) continue;
         const int64_t there = s->file.size > e->offset ? s->file.size - e->offset : 0;
         MOEDI_TRY(found(o, MOED_FINDING_CUT, s->file.path, e->name,
-                        moedi_fail_file(MOED_E_FORMAT, s->file.path, e->offset, "tensor %s is cut off: of its %lld bytes %lld are there",
-                                        e->name, (long long)e->bytes, (long long)there)));
+                        moedi_fail_file(MOED_E_FORMAT, s->file.path, e->offset,
+                                        "tensor %s is cut off: of its %lld bytes %lld are there", e->name,
+                                        (long long)e->bytes, (long long)there)));
     }
     return MOED_OK;
 }
@@ -113,7 +114,8 @@ static moed_status open_shards(opening *o, const char *index, const json_t *map)
         }
     }
     if (json_object_size(seen) == 0) {
-        status = found(o, MOED_FINDING_INDEX, index, NULL, moedi_fail_file(MOED_E_FORMAT, index, -1, "weight_map names no tensor"));
+        status = found(o, MOED_FINDING_INDEX, index, NULL,
+                       moedi_fail_file(MOED_E_FORMAT, index, -1, "weight_map names no tensor"));
         goto out;
     }
     MOEDI_GO(room_for_files(o, json_object_size(seen)));
@@ -357,7 +359,8 @@ moed_status moedi_model_open_as(moed_model **out, moed_context *c, const moed_la
     return open_all(out, c, l, dir, stream, NULL);
 }
 
-moed_status moedi_model_open_faulty(moed_model **out, moed_context *c, const moed_layout *l, const char *dir, moedi_faults *faults)
+moed_status moedi_model_open_faulty(moed_model **out, moed_context *c, const moed_layout *l, const char *dir,
+                                    moedi_faults *faults)
 {
     return open_all(out, c, l, dir, 1, faults);
 }

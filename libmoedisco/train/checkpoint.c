@@ -168,7 +168,8 @@ out:
     return status;
 }
 
-static moed_status write_moment(const moed_trainer *t, moedi_safetensors_writer *w, size_t entry, const moedi_moment *m, void *buffer)
+static moed_status write_moment(const moed_trainer *t, moedi_safetensors_writer *w, size_t entry, const moedi_moment *m,
+                                void *buffer)
 {
     const moedi_engine *e = moedi_transformer_engine(t->transformer);
     const size_t item = moedi_dtype_size(m->dtype);
@@ -334,7 +335,8 @@ static moed_status read_moment(moed_trainer *t, const moedi_safetensors *s, cons
     if (!found) return moedi_fail_file(MOED_E_MISMATCH, s->file.path, -1, "lacks %s", name);
     if (found->dtype != m->dtype || found->elements != m->count)
         return moedi_fail_file(MOED_E_MISMATCH, s->file.path, found->offset, "%s has %lld numbers of %s, not %lld of %s", name,
-                               (long long)found->elements, moed_dtype_name(found->dtype), (long long)m->count, moed_dtype_name(m->dtype));
+                               (long long)found->elements, moed_dtype_name(found->dtype), (long long)m->count,
+                               moed_dtype_name(m->dtype));
     for (int64_t at = 0; buffer && at < m->count; at += CHUNK) {
         const size_t bytes = (size_t)(m->count - at < CHUNK ? m->count - at : CHUNK) * item;
         MOEDI_TRY(moedi_safetensors_read(s, found, at * (int64_t)item, buffer, bytes));

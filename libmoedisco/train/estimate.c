@@ -104,8 +104,9 @@ static int fits(const moedi_budget *b, const moedi_room *room)
     return needs.host <= room->host && needs.device <= room->device;
 }
 
-moed_status moedi_policy_choose(const moed_layout *l, const moed_backend_info *numbers, const moed_train_options *o, const uint8_t *trained,
-                                int64_t documents, const moedi_room *room, int32_t *policy, moedi_budget *out, const char **reason)
+moed_status moedi_policy_choose(const moed_layout *l, const moed_backend_info *numbers, const moed_train_options *o,
+                                const uint8_t *trained, int64_t documents, const moedi_room *room, int32_t *policy,
+                                moedi_budget *out, const char **reason)
 {
     *policy = o->policy == MOED_POLICY_AUTO ? MOED_POLICY_FULL : o->policy;
     *reason = o->policy == MOED_POLICY_AUTO ? "it fits" : "asked for";
@@ -120,7 +121,7 @@ moed_status moedi_policy_choose(const moed_layout *l, const moed_backend_info *n
 static int64_t model_bytes(const moed_layout *l)
 {
     int64_t bytes = 0;
-    for (size_t i = 0; i < l->count; i++) bytes += moedi_param_elements(&l->params[i]) * (int64_t)moedi_dtype_size(l->params[i].dtype);
+    for (size_t i = 0; i < l->count; i++) bytes += (int64_t)moedi_param_bytes(&l->params[i]);
     return bytes;
 }
 
@@ -154,7 +155,8 @@ static moed_status numbers_of(const moed_layout *l, const moed_device_info *d, m
     return MOED_OK;
 }
 
-moed_status moed_train_estimate(const moed_layout *l, const moed_device_info *given, const moed_train_options *o, moed_estimate *out)
+moed_status moed_train_estimate(const moed_layout *l, const moed_device_info *given, const moed_train_options *o,
+                                moed_estimate *out)
 {
     moed_device_info own = {0};
     const moed_device_info *d = given ? &own : NULL;
