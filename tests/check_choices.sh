@@ -57,6 +57,8 @@ sed 's/, "label": [01]//' "$fixtures/piqa.jsonl" > bare.jsonl
 refuse 2 'bare.jsonl: line 1 does not say which choice is right' eval m bare.jsonl --task piqa
 printf '1\n0\n0\n' > labels
 refuse 2 'bare.jsonl: line 4 does not say' eval m bare.jsonl --task piqa --labels labels
+printf '1\nx\n0\n0\n' > wrong
+refuse 2 'wrong: line 2 is no number' eval m bare.jsonl --task piqa --labels wrong
 printf '0\n' >> labels
 expect 0 eval m bare.jsonl --task piqa --labels labels --json
 against piqa

@@ -111,34 +111,44 @@ static const char *add_item(item_set *s, const task *t, const json_t *o, int64_t
     return NULL;
 }
 
-/* The number of the next line of labels, -1 when there is none. */
-static int64_t next_label(const char **at)
+/* The numbers in a file, one for each item; NULL after telling why there are none. */
+static int64_t *read_labels(const char *path, int64_t *count)
 {
-    char *end;
-    if (!*at) return -1;
-    const long long label = strtoll(*at, &end, 10);
-    const int there = end != *at;
-    *at = end;
-    return there && label >= 0 ? label : -1;
+    size_t size;
+    char *text = read_text(path, &size), *end = text;
+    if (!text) return NULL;
+    int64_t *labels = must(calloc(size / 2 + 1, sizeof *labels)); /* a digit and a line break each, at least */
+    *count = 0;
+    for (const char *at = text;; at = end) {
+        const long long label = strtoll(at, &end, 10);
+        if (end == at) break;
+        labels[(*count)++] = label;
+    }
+    const int whole = !end[strspn(end, " \t\r\n")];
+    free(text);
+    if (whole) return labels;
+    free(labels);
+    fail(EXIT_INPUT, "%s: line %lld is no number", path, (long long)*count + 1);
+    return NULL;
 }
 
 static int read_items(const char *path, const choices_settings *s, item_set *set)
 {
     const task *t = &TASKS[s->task];
-    size_t size, label_size;
-    char *labels = NULL, *text = NULL;
-    if (s->labels && !(labels = read_text(s->labels, &label_size))) return EXIT_INPUT;
-    int code = (text = read_text(path, &size)) ? EXIT_DONE : EXIT_INPUT;
-    const char *label = labels;
-    int64_t number = 0;
-    for (char *line = text, *end; !code && line && *line && (!s->items || set->count < s->items); line = end) {
+    size_t size;
+    int64_t number = 0, label_count = 0;
+    int64_t *labels = s->labels ? read_labels(s->labels, &label_count) : NULL;
+    char *text = s->labels && !labels ? NULL : read_text(path, &size);
+    int code = text ? EXIT_DONE : EXIT_INPUT;
+    for (char *line = text, *end; !code && *line && (!s->items || set->count < s->items); line = end) {
         end = line + strcspn(line, "\n");
         const size_t length = (size_t)(end - line);
         if (*end) end++;
         number++;
         if (strspn(line, " \t\r") >= length) continue;
         json_t *o = json_loadb(line, length, JSON_REJECT_DUPLICATES, NULL);
-        const char *wrong = json_is_object(o) ? add_item(set, t, o, next_label(&label)) : "is no JSON object";
+        const int64_t label = set->count < label_count ? labels[set->count] : -1;
+        const char *wrong = json_is_object(o) ? add_item(set, t, o, label) : "is no JSON object";
         if (wrong) code = fail(EXIT_INPUT, "%s: line %lld %s", path, (long long)number, wrong);
         json_decref(o);
     }
@@ -216,13 +226,14 @@ static int score(const moed_model *m, request *r, int64_t count, double *out)
     char text[64];
     progress_begin(&p, "eval", count, NULL);
     qsort(r, (size_t)count, sizeof *r, longer);
-    for (int64_t at = 0, some; at < count; at += some) {
+    for (int64_t at = 0, some, done; at < count; at = done) {
         some = TOKENS_AT_ONCE / r[at].length > 1 ? TOKENS_AT_ONCE / r[at].length : 1;
         if (some > count - at) some = count - at;
+        done = at + some;
         const moed_status status = score_some(m, r + at, some, out);
         if (status) return progress_end(&p), fail_status(status);
-        snprintf(text, sizeof text, "eval: %lld of %lld choices", (long long)(at + some), (long long)count);
-        progress_text(&p, at + some == count, text);
+        snprintf(text, sizeof text, "eval: %lld of %lld choices", (long long)done, (long long)count);
+        progress_text(&p, done == count, text);
     }
     progress_end(&p);
     for (int64_t i = 0; i < count; i++)

@@ -13,7 +13,7 @@ typedef struct choices_settings {
 } choices_settings;
 
 void choices_flags(flags *f, choices_settings *s);
-/* Scores the items of a file with the model that lies in folder dir. An exit code. */
-int choices_evaluate(const moed_model *m, const char *dir, const char *items, const choices_settings *s);
+/* Scores the items of the file `path` with the model that lies in folder dir. An exit code. */
+int choices_evaluate(const moed_model *m, const char *dir, const char *path, const choices_settings *s);
 
 #endif
