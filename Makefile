@@ -89,6 +89,7 @@ SHARED   := $(OUT)/libmoedisco.so
 STATIC   := $(OUT)/libmoedisco.a
 INTERNAL := $(OUT)/libmoedisco-internal.a
 COMMAND  := $(OUT)/moedisco
+TOKENIZE := $(OUT)/moedisco-tokenize
 COMMAND_SOURCES := $(sort $(wildcard examples/moedisco/*.c))
 EXAMPLES := $(patsubst examples/%.c,$(OUT)/examples/%,$(sort $(wildcard examples/[0-9]*.c)))
 TESTS    := $(patsubst tests/%.c,$(OUT)/tests/%,$(sort $(wildcard tests/test_*.c)))
@@ -96,7 +97,7 @@ SCRIPTS  := tests/headers.sh tests/abi.sh tests/install.sh $(sort $(wildcard tes
 BENCHES  := $(patsubst tests/bench/%.c,$(OUT)/tests/bench/%,$(sort $(wildcard tests/bench/*.c)))
 
 # What runs on any machine, and is what the tests are of; `all` has the plug-in too.
-host: $(SHARED) $(STATIC) $(if $(COMMAND_SOURCES),$(COMMAND)) $(EXAMPLES)
+host: $(SHARED) $(STATIC) $(if $(COMMAND_SOURCES),$(COMMAND) $(TOKENIZE)) $(EXAMPLES)
 	$(Q)ln -sfn $(FLAG_HASH) $(BUILD)/current
 all: host $(CUDA_PLUGIN)
 	@echo '$(if $(CUDA_PLUGIN),CUDA: the plug-in is built by $(NVCC) for $(CUDA_ARCHS) (CUDA=0 leaves it out),CUDA: no plug-in ($(if $(NVCC),CUDA=0 was given,no nvcc was found; CUDA=1 NVCC=/path/to/nvcc builds it)))'
@@ -204,6 +205,8 @@ gpu-pack: all $(OUT)/tests/test_conformance $(OUT)/tests/gpu/test_gpu $(GPU_BENC
 $(COMMAND): $(COMMAND_SOURCES:%.c=$(OUT)/%.o) $(SHARED)
 	$(call say,LD,$@)$(CC) $(FLAGS) $(LDFLAGS) -o $@ $(filter %.o,$^) -L$(OUT) -lmoedisco $(LIBS) \
 	    -Wl,-rpath,'$$ORIGIN' -Wl,-rpath,'$$ORIGIN/../lib'
+$(TOKENIZE): examples/moedisco/moedisco-tokenize
+	$(Q)install -D -m 755 $< $@
 $(OUT)/examples/%: examples/%.c $(SHARED)
 	@mkdir -p $(@D)
 	$(call say,LD,$@)$(CC) $(FLAGS) $(LDFLAGS) -MMD -MP -o $@ $< -L$(OUT) -lmoedisco -lm -Wl,-rpath,'$$ORIGIN/..'
@@ -321,25 +324,27 @@ fuzz-merge-run: $(FUZZERS)
 	@OUT='$(abspath $(OUT))' sh tests/fuzz/run.sh merge 0 $(FUZZERS)
 fuzz-build: $(FUZZERS)
 
-# ---- install ----
-PC = $(DESTDIR)$(LIBDIR)/pkgconfig/moedisco.pc
+# ---- install: places may have blanks in their names ----
+TO_LIB = "$(DESTDIR)$(LIBDIR)"
+TO_INCLUDE = "$(DESTDIR)$(INCLUDEDIR)"
+TO_BIN = "$(DESTDIR)$(BINDIR)"
 install: all
-	install -d $(DESTDIR)$(LIBDIR)/pkgconfig $(DESTDIR)$(INCLUDEDIR)/moedisco/sys $(DESTDIR)$(BINDIR)
-	install -m 644 include/moedisco.h $(DESTDIR)$(INCLUDEDIR)/
-	install -m 644 include/moedisco/*.h $(DESTDIR)$(INCLUDEDIR)/moedisco/
-	install -m 644 include/moedisco/sys/*.h $(DESTDIR)$(INCLUDEDIR)/moedisco/sys/
-	install -m 755 $(SHARED) $(DESTDIR)$(LIBDIR)/libmoedisco.so.$(VERSION)
-	ln -sf libmoedisco.so.$(VERSION) $(DESTDIR)$(LIBDIR)/$(SONAME)
-	ln -sf $(SONAME) $(DESTDIR)$(LIBDIR)/libmoedisco.so
-	install -m 644 $(STATIC) $(DESTDIR)$(LIBDIR)/
-	install -m 755 $(COMMAND) $(DESTDIR)$(BINDIR)/
-	$(if $(CUDA_PLUGIN),install -d $(DESTDIR)$(LIBDIR)/moedisco-backends && install -m 755 $(CUDA_PLUGIN) $(DESTDIR)$(LIBDIR)/moedisco-backends/)
+	install -d $(TO_LIB)/pkgconfig $(TO_INCLUDE)/moedisco/sys $(TO_BIN)
+	install -m 644 include/moedisco.h $(TO_INCLUDE)/
+	install -m 644 include/moedisco/*.h $(TO_INCLUDE)/moedisco/
+	install -m 644 include/moedisco/sys/*.h $(TO_INCLUDE)/moedisco/sys/
+	install -m 755 $(SHARED) $(TO_LIB)/libmoedisco.so.$(VERSION)
+	ln -sf libmoedisco.so.$(VERSION) $(TO_LIB)/$(SONAME)
+	ln -sf $(SONAME) $(TO_LIB)/libmoedisco.so
+	install -m 644 $(STATIC) $(TO_LIB)/
+	install -m 755 $(COMMAND) $(TOKENIZE) $(TO_BIN)/
+	$(if $(CUDA_PLUGIN),install -d $(TO_LIB)/moedisco-backends && install -m 755 $(CUDA_PLUGIN) $(TO_LIB)/moedisco-backends/)
 	sed -e 's|@PREFIX@|$(PREFIX)|' -e 's|@LIBDIR@|$(LIBDIR)|' -e 's|@INCLUDEDIR@|$(INCLUDEDIR)|' -e 's|@VERSION@|$(VERSION)|' \
-	    pkgconfig/moedisco.pc.in > $(PC)
+	    pkgconfig/moedisco.pc.in > $(TO_LIB)/pkgconfig/moedisco.pc
 uninstall:
-	rm -f $(DESTDIR)$(LIBDIR)/libmoedisco.so* $(DESTDIR)$(LIBDIR)/libmoedisco.a $(PC) $(DESTDIR)$(INCLUDEDIR)/moedisco.h \
-	    $(DESTDIR)$(BINDIR)/moedisco
-	rm -rf $(DESTDIR)$(INCLUDEDIR)/moedisco $(DESTDIR)$(LIBDIR)/moedisco-backends
+	rm -f $(TO_LIB)/libmoedisco.so* $(TO_LIB)/libmoedisco.a $(TO_LIB)/pkgconfig/moedisco.pc $(TO_INCLUDE)/moedisco.h \
+	    $(TO_BIN)/moedisco $(TO_BIN)/moedisco-tokenize
+	rm -rf $(TO_INCLUDE)/moedisco $(TO_LIB)/moedisco-backends
 dist:
 	git archive --prefix=libmoedisco-$(VERSION)/ -o libmoedisco-$(VERSION).tar.gz HEAD
 clean:

@@ -23,6 +23,9 @@ mkdir plugins
 echo rubbish > plugins/libmoedisco-rubbish.so
 expect 0 info --plugin-dir plugins
 has out 'libmoedisco-rubbish.so.*not usable'
+mkfifo plugins/libmoedisco-pipe.so
+timeout 60 "$moedisco" info --plugin-dir plugins > out 2> err || wrong 'a named pipe among the plug-ins holds info up'
+has out 'libmoedisco-pipe.so.*no regular file'
 rm -r plugins
 expect 0 run --help
 has out 'run upcycle'
@@ -116,6 +119,25 @@ expect 0 init m --preset tiny
 refuse 2 'holds a model already' init m --preset tiny
 expect 0 info m
 has out 'mixtral, 2 layers, hidden 32, 4 experts'
+has out 'one of 4 parts'
+has out 'nothing is wrong with it: files, shapes and every number'
+expect 0 info m/config.json --json
+has out '"event":"memory","what":"part","parts":4'
+# damage, by tensor name; the exit code says it
+cp -r m damaged
+size=$(wc -c < damaged/model.safetensors)
+head -c $((size - 1)) m/model.safetensors > damaged/model.safetensors
+refuse 2 'damaged: 1 fault' info damaged
+has out 'tensor lm_head.weight is cut off: of its 32896 bytes 32895 are there'
+head -c $((size - 16)) m/model.safetensors > damaged/model.safetensors
+printf '\000\000\300\177\000\000\200\377\000\000\200\077\000\000\200\077' >> damaged/model.safetensors
+refuse 2 'damaged: 1 fault' info damaged --json
+has out '"kind":"not_finite","tensor":"lm_head.weight",.*"count":2'
+expect 0 info damaged --no-numbers
+rm damaged/model.safetensors
+expect 0 info damaged
+has out 'a configuration alone'
+rm -r damaged
 echo '{"model_type": "mixtral", "hidden_size": -3}' > bad.json
 refuse 2 'bad.json' init m2 --config bad.json
 echo '{"model_type": "parrot"}' > bad.json
@@ -209,7 +231,7 @@ cp t/model/model.safetensors first
 expect 0 train m c/text t --steps 12 $short
 same first t/model/model.safetensors 'training that was finished already'
 # shellcheck disable=SC2086
-refuse 2 'steps' train m c/text t --steps 13 $short
+refuse 2 'with steps 12, this trainer has 13; --steps as it was goes on' train m c/text t --steps 13 $short
 # shellcheck disable=SC2086
 refuse 1 'nan' train m c/text nan --steps 300 --learning-rate 100 --clip 0 --beta2 0 --checkpoint-every 1 $short
 [ -d nan/checkpoints ] || wrong 'a loss that turned NaN left no checkpoint'
@@ -241,6 +263,8 @@ expect 0 eval wild/model c/text --tokens 2000 --json
 grep -v '^{.*}$' out && wrong 'not only JSON lines with --json'
 mkdir little
 head -c 2000 text/1.c > little/a.c
+refuse 2 'must be a number from 0.2' try little --minutes -1
+refuse 2 'name r?: is not UTF-8' run disco x --text little --name "$(printf 'r\351')"
 refuse 2 'too little text' try little --minutes 1 --output tried
 [ ! -e tried ] || wrong 'something is left of a try that was refused'
 # what would fit is named by try, whose own measurement needs too much, as by run

@@ -416,16 +416,52 @@ static void a_checkpoint_says_its_policy_and_goes_on_under_it_alone(void **state
     }
 }
 
+/* The checkpoint's parts as its manifest lists them. */
+static void write_manifest(const char *checkpoint)
+{
+    static const char *const listed[] = {"model/config.json", "model/model.safetensors", "optimizer.safetensors", "state.json"};
+    moed_context *c = support_context("reference", 1);
+    assert_ok(moedi_manifest_write(c, checkpoint, listed, 4));
+    support_close(c);
+}
+
+/* Not even the policy that AUTO came to. */
+static void a_checkpoint_that_lacks_something_changes_nothing(void **state)
+{
+    (void)state;
+    static const char *const files[] = {"checkpoints/step-4/optimizer.safetensors", "checkpoints/step-4/model/model.safetensors"};
+    static const char *const words[] = {"lacks m.", "is missing"};
+    static const char empty[] = "\2\0\0\0\0\0\0\0{}";
+    for (int i = 0; i < 2; i++) {
+        char *dir = support_directory();
+        int32_t came_to;
+        size_t count;
+        free(go_on(dir, MOED_POLICY_LEAN, 4, &came_to, &count));
+        support_write(support_path(dir, files[i]), empty, sizeof empty - 1);
+        write_manifest(support_path(dir, "checkpoints/step-4"));
+        job j = job_open(dir, "auto");
+        job_create(&j);
+        float *before = model_numbers(j.model, &count);
+        assert_refused(moed_trainer_resume(j.trainer), MOED_E_MISMATCH, words[i]);
+        assert_int_equal(job_info(&j).policy, MOED_POLICY_FULL);
+        assert_int_equal(job_info(&j).step, 0);
+        float *after = model_numbers(j.model, &count);
+        assert_memory_equal(before, after, count * sizeof *before);
+        moed_report r = empty_report();
+        assert_ok(moed_trainer_evaluate(j.trainer, j.corpus, 0, &r, NULL)); /* and the trainer can be used */
+        free(before), free(after);
+        job_close(&j);
+        support_remove(dir);
+    }
+}
+
 /* Writes `digit` as the format of a checkpoint's file, and a manifest that agrees unless it is the manifest's own. */
 static void set_format(const char *checkpoint, const char *file, char digit)
 {
-    static const char *const listed[] = {"model/config.json", "model/model.safetensors", "optimizer.safetensors", "state.json"};
     char command[4600];
     snprintf(command, sizeof command, "sed -i 's/\"format\": [0-9]/\"format\": %c/' '%s/%s'", digit, checkpoint, file);
     assert_int_equal(system(command), 0);
-    moed_context *c = support_context("reference", 1);
-    if (strcmp(file, "manifest.json") != 0) assert_ok(moedi_manifest_write(c, checkpoint, listed, 4));
-    support_close(c);
+    if (strcmp(file, "manifest.json") != 0) write_manifest(checkpoint);
 }
 
 static void a_checkpoint_of_another_version_is_refused_and_kept(void **state)
@@ -751,6 +787,7 @@ int main(void)
         cmocka_unit_test(a_run_whose_checkpoints_are_all_damaged_is_not_started_over),
         cmocka_unit_test(another_runs_checkpoint_is_refused_by_name),
         cmocka_unit_test(a_checkpoint_says_its_policy_and_goes_on_under_it_alone),
+        cmocka_unit_test(a_checkpoint_that_lacks_something_changes_nothing),
         cmocka_unit_test(a_checkpoint_of_another_version_is_refused_and_kept),
         cmocka_unit_test(what_is_only_watched_may_change_between_runs),
         cmocka_unit_test(the_newest_are_kept_and_leftovers_go),

@@ -193,6 +193,18 @@ static void json_lines_give_their_field(void **state)
     assert_ok(build("b.jsonl", "c2", &o, NULL));
 }
 
+static void a_byte_order_mark_is_no_text(void **state)
+{
+    (void)state;
+    folder("f");
+    put("f/a.txt", "\xEF\xBB\xBFone"), put("f/b.jsonl", "\xEF\xBB\xBF{\"text\": \"two\"}\n"), put("f/c.txt", "\xEF\xBB\xBF");
+    put("f/d.txt", "three \xEF\xBB\xBF stays"); /* inside it is a character */
+    assert_ok(build("f", "c", NULL, NULL));
+    moed_corpus *d = opened("c");
+    assert_text(d, 0, "one"), assert_text(d, 1, "two"), assert_text(d, 2, "three \xEF\xBB\xBF stays");
+    moed_corpus_destroy(d);
+}
+
 static void text_that_is_none_is_refused_and_leaves_nothing(void **state)
 {
     (void)state;
@@ -863,6 +875,7 @@ int main(void)
         T(a_long_file_is_cut_at_blank_lines_and_nothing_is_lost),
         T(a_long_file_without_lines_is_cut_between_characters),
         T(json_lines_give_their_field),
+        T(a_byte_order_mark_is_no_text),
         T(text_that_is_none_is_refused_and_leaves_nothing),
         T(a_failed_build_leaves_the_older_corpus_alone),
         T(a_corpus_in_its_own_folder_does_not_eat_itself),

@@ -143,7 +143,10 @@ static moed_status read_all(bench *b, int variant)
     (void)variant;
     assert_ok(moed_options_init(MOED_STRUCT_KMEANS_OPTIONS, &o, sizeof o));
     o.clusters = 2;
-    moed_status status = moed_model_open(&m, b->context, at(b, "m"), NULL);
+    int64_t findings = 0;
+    moed_status status = moed_model_inspect(b->context, at(b, "m"), NULL, NULL, NULL, &findings, NULL);
+    if (status == MOED_OK) assert_int_equal(findings, 0);
+    if (status == MOED_OK) status = moed_model_open(&m, b->context, at(b, "m"), NULL);
     if (status == MOED_OK) status = moed_corpus_open(&c, b->context, at(b, "c"), NULL);
     if (status == MOED_OK) status = moed_corpus_divide(&train_view, &held, c, 0.2, 1);
     if (status == MOED_OK) status = moed_corpus_get_info(train_view, &info);

@@ -499,10 +499,13 @@ static void call_models(const guest *g)
     CHILD(moed_layout_param, l, 0, &param);
     CHILD(moed_piece_apply, g->context, &piece, 1, sources, &y, NULL);
     CHILD(moed_model_open, &m, g->context, "/nowhere", NULL);
+    CHILD(moed_model_inspect, g->context, "/nowhere", NULL, NULL, NULL, &(int64_t){0}, NULL);
     CHILD(moed_model_init, &m, g->context, l, NULL);
     CHILD(moed_model_borrow, &m, g->context, l, &x, 1, NULL, NULL);
     CHILD(moed_model_tensor, g->model, 0, &view);
     CHILD(moed_model_logits, g->model, &b, &out, NULL);
+    const moed_batch labelled = {.tokens = tokens, .labels = tokens, .rows = 1, .length = 4};
+    CHILD(moed_model_likelihood, g->model, &labelled, usage, NULL, NULL);
     CHILD(moed_model_routing, g->model, &b, experts, NULL, NULL);
     CHILD(moed_model_save, g->model, "/nowhere/m", NULL);
     CHILD(moed_model_usage, g->model, g->corpus, 0, usage, NULL, NULL);

@@ -388,9 +388,95 @@ static void strange_tensors_are_refused_by_name(void **state)
     assert_refused(moed_model_open(&again, *state, dir, NULL), MOED_E_UNSUPPORTED, "config.json");
     unlink(support_path(dir, "config.json"));
     assert_refused(moed_model_open(&again, *state, dir, NULL), MOED_E_NOT_FOUND, "config.json");
-    assert_refused(moed_model_open(&again, *state, file, NULL), MOED_E_FORMAT, "no such directory");
+    assert_refused(moed_model_open(&again, *state, file, NULL), MOED_E_FORMAT, "is a file; a model is a directory");
     assert_null(again);
     free(file);
+    moed_model_destroy(m);
+    support_remove(dir);
+}
+
+/* ---- inspection ---- */
+
+typedef struct told {
+    char lines[4000]; /* "kind tensor count;" each */
+    int32_t stop;
+} told;
+
+static int32_t note(const moed_finding *f, void *user)
+{
+    told *t = user;
+    const size_t at = strlen(t->lines);
+    assert_int_equal(f->struct_size, sizeof *f);
+    assert_non_null(strstr(f->text, f->file));
+    assert_non_null(strstr(f->text, f->tensor));
+    snprintf(t->lines + at, sizeof t->lines - at, "%d %s %lld;", (int)f->kind, f->tensor, (long long)f->count);
+    return t->stop;
+}
+
+static const char *inspected(moed_context *c, const char *dir, uint32_t flags, int64_t count)
+{
+    static told t;
+    moed_model_options o = options_of(0);
+    int64_t findings = -1;
+    o.flags = flags;
+    t = (told){0};
+    assert_ok(moed_model_inspect(c, dir, &o, note, &t, &findings, NULL));
+    assert_int_equal(findings, count);
+    return t.lines;
+}
+
+static void an_inspection_tells_all_that_is_wrong_by_name(void **state)
+{
+    char *dir = support_directory();
+    moed_model *m = fresh(*state, QWEN, 3);
+    const size_t count = moed_model_layout(m)->count;
+    const char *index = keep(dir, "model.safetensors.index.json"), *a = keep(dir, A), *b = keep(dir, B);
+    const char *router = "model.layers.1.mlp.gate.weight", *norm = "model.layers.1.input_layernorm.weight";
+    write_text(support_path(dir, "config.json"), QWEN);
+    inspected(*state, dir, 0, 1 + (int64_t)count); /* no file, and so no tensor */
+    write_part(*state, a, m, 0, 20, NULL, NULL, NULL, NULL);
+    write_part(*state, b, m, 20, count, NULL, NULL, NULL, NULL);
+    write_index(index, m, 20, A, B, NULL, NULL);
+    assert_string_equal(inspected(*state, dir, 0, 0), ""); /* its biases are zero */
+
+    const int64_t at = moedi_layout_find(moed_model_layout(m), norm);
+    float *numbers = m->tensors[at].data;
+    const float one = numbers[2];
+    numbers[2] = NAN, numbers[5] = -INFINITY;
+    memset(m->tensors[0].data, 0, sizeof(float) * (size_t)moedi_param_elements(&moed_model_layout(m)->params[0]));
+    write_part(*state, a, m, 0, 20, NULL, "stranger", NULL, NULL);
+    write_part(*state, b, m, 20, count, moed_model_layout(m)->params[count - 1].name, NULL, router, NULL);
+    assert_string_equal(inspected(*state, dir, MOED_MODEL_STREAM, 5),
+                        "2 lm_head.weight 0;2 stranger 0;4 stranger 0;5 model.layers.1.mlp.gate.weight 0;3 lm_head.weight 0;");
+    const char *all = inspected(*state, dir, 0, 8);
+    assert_non_null(strstr(all, "9 model.embed_tokens.weight 800;"));
+    assert_non_null(strstr(all, "9 stranger 2;"));
+    assert_non_null(strstr(all, "8 model.layers.1.input_layernorm.weight 2;"));
+    numbers[2] = numbers[5] = one;
+
+    struct stat st; /* a shard that ends early: what lies behind the end, and nothing else; then the other one is no shard */
+    write_part(*state, a, m, 0, 20, NULL, NULL, NULL, NULL);
+    write_part(*state, b, m, 20, count, NULL, NULL, NULL, NULL);
+    assert_int_equal(stat(b, &st), 0);
+    assert_int_equal(truncate(b, st.st_size - 1), 0);
+    assert_string_equal(inspected(*state, dir, 0, 2), "6 lm_head.weight 0;9 model.embed_tokens.weight 800;");
+    write_text(a, "no shard");
+    all = inspected(*state, dir, 0, 22);
+    assert_int_equal(strncmp(all, "1  0;6 lm_head.weight 0;3 model.embed_tokens.weight 0;", 54), 0);
+
+    told t = {.stop = 7};
+    int64_t findings = -1;
+    moed_error_info e = {.struct_size = sizeof e};
+    assert_int_equal(moed_model_inspect(*state, dir, NULL, note, &t, &findings, NULL), MOED_E_CALLBACK);
+    assert_ok(moed_last_error_get(&e));
+    assert_int_equal(e.callback_code, 7);
+    moed_cancel *cancel = NULL;
+    assert_ok(moed_cancel_create(&cancel));
+    moed_cancel_request(cancel);
+    assert_int_equal(moed_model_inspect(*state, dir, NULL, NULL, NULL, &findings, cancel), MOED_E_CANCELLED);
+    moed_cancel_destroy(cancel);
+    assert_int_equal(findings, -1);
+    assert_refused(moed_model_inspect(*state, a, NULL, NULL, NULL, &findings, NULL), MOED_E_FORMAT, "is a file");
     moed_model_destroy(m);
     support_remove(dir);
 }
@@ -410,6 +496,7 @@ static void a_tied_models_stored_head_must_be_its_embedding(void **state)
     head[799] += 1;
     write_part(*state, support_path(dir, "model.safetensors"), m, 0, moed_model_layout(m)->count, NULL, NULL, NULL, head);
     assert_refused(moed_model_open(&again, *state, dir, NULL), MOED_E_MISMATCH, "lm_head.weight is not the embedding");
+    assert_string_equal(inspected(*state, dir, 0, 1), "7 lm_head.weight 0;");
     moed_model_destroy(m);
     support_remove(dir);
 }
@@ -568,6 +655,7 @@ int main(void)
         TEST(a_save_that_stops_leaves_the_old_model),
         TEST(shards_open_as_one_model),
         TEST(strange_tensors_are_refused_by_name),
+        TEST(an_inspection_tells_all_that_is_wrong_by_name),
         TEST(a_tied_models_stored_head_must_be_its_embedding),
         TEST(borrowed_arrays_are_released_once_at_the_last_reference),
         TEST(a_model_by_hand_is_saved_and_opened_with_its_layout),

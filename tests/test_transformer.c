@@ -148,6 +148,51 @@ static void attention_stays_inside_documents(void **state)
     assert_true(fabs((double)before[5 * TINY_VOCABULARY] - (double)after[5 * TINY_VOCABULARY]) > 1e-5);
 }
 
+static void likelihoods_are_the_logits_own(void **state)
+{
+    fixture *f = *state;
+    float logits[ROWS * LENGTH * TINY_VOCABULARY], each[ROWS * LENGTH];
+    double rows[ROWS];
+    logits_of(f->model, &f->b.batch, logits);
+    assert_ok(moed_model_likelihood(f->model, &f->b.batch, rows, each, NULL));
+    for (int64_t r = 0; r < ROWS; r++) {
+        double sum = 0;
+        for (int64_t i = r * LENGTH; i < (r + 1) * LENGTH; i++) {
+            const float *x = logits + i * TINY_VOCABULARY;
+            double total = 0, own = 0;
+            for (int64_t v = 0; v < TINY_VOCABULARY; v++) total += exp((double)x[v]);
+            if (f->b.labels[i] >= 0) own = (double)f->b.weights[i] * ((double)x[f->b.labels[i]] - log(total));
+            assert_float_equal(each[i], own, 1e-5);
+            sum += own;
+        }
+        assert_float_equal(rows[r], sum, 1e-5);
+    }
+    f->b.batch.labels = NULL;
+    assert_refused(moed_model_likelihood(f->model, &f->b.batch, rows, NULL, NULL), MOED_E_ARGUMENT, "no labels");
+}
+
+/* What stands behind a row's last label changes nothing of it; more rows than one pass takes are scored like few. */
+static void a_rows_likelihood_is_its_own(void **state)
+{
+    const fixture *f = *state;
+    enum { MANY = 500, SHORT = 6 }; /* tokens: more than 4,096 */
+    static int32_t tokens[MANY * LENGTH], labels[MANY * LENGTH];
+    static double rows[MANY], once;
+    for (int64_t i = 0; i < MANY * LENGTH; i++) {
+        const int64_t at = i % LENGTH;
+        tokens[i] = at < SHORT ? f->b.tokens[at] : (int32_t)(i % TINY_VOCABULARY);
+        labels[i] = at > 1 && at < SHORT ? f->b.tokens[at + 1] : -1;
+    }
+    moed_batch b = {.tokens = tokens, .labels = labels, .rows = 1, .length = SHORT};
+    assert_ok(moed_model_likelihood(f->model, &b, &once, NULL, NULL));
+    assert_true(once < -1);
+    b.rows = MANY, b.length = LENGTH;
+    assert_ok(moed_model_likelihood(f->model, &b, rows, NULL, NULL));
+    for (int r = 0; r < MANY; r++) assert_float_equal(rows[r], once, 1e-5);
+    labels[MANY * LENGTH - 1] = TINY_VOCABULARY;
+    assert_refused(moed_model_likelihood(f->model, &b, rows, NULL, NULL), MOED_E_RANGE, "row 499 of the batch: label 19");
+}
+
 static void routing_is_the_transformers(void **state)
 {
     const fixture *f = *state;
@@ -380,6 +425,7 @@ static void no_failed_allocation_leaks_or_crashes(void **state)
     moed_context *c = NULL;
     tiny_batch b;
     float out[ROWS * LENGTH * TINY_VOCABULARY];
+    double sums[ROWS];
     const int64_t shape[3] = {ROWS, LENGTH, TINY_VOCABULARY};
     moed_tensor x;
     int failures = 0;
@@ -391,18 +437,49 @@ static void no_failed_allocation_leaks_or_crashes(void **state)
     assert_ok(moed_context_create(&c, &o));
     moed_model *m = tiny_model(c, tiny_configs[0].config, 4);
     const int64_t before = support_held(c);
-    for (int64_t at = 0;; at++) {
+    for (int64_t at = 0, done = 0; done < 2; at++) {
         countdown = at;
-        const moed_status status = moed_model_logits(m, &b.batch, &x, NULL);
+        const moed_status status =
+            done ? moed_model_likelihood(m, &b.batch, sums, NULL, NULL) : moed_model_logits(m, &b.batch, &x, NULL);
         countdown = -1;
         assert_int_equal(support_held(c), before);
-        if (status == MOED_OK) break;
+        if (status == MOED_OK) {
+            done++;
+            at = -1;
+            continue;
+        }
         assert_int_equal(status, MOED_E_MEMORY);
         failures++;
     }
     assert_true(failures > 8);
     moed_model_destroy(m);
     moed_context_destroy(c);
+}
+
+static void a_product_that_has_no_memory_writes_nothing(void **state)
+{
+    enum { SIDE = 48 };
+    static float a[SIDE * SIDE], b[SIDE * SIDE], addend[SIDE * SIDE], c[SIDE * SIDE], kept[SIDE * SIDE];
+    moed_context_options o;
+    moed_context *context = NULL;
+    moedi_engine e;
+    (void)state;
+    support_random(addend, SIDE * SIDE, 1);
+    assert_ok(moed_options_init(MOED_STRUCT_CONTEXT_OPTIONS, &o, sizeof o));
+    o.flags = MOED_CONTEXT_NO_ENV, o.threads = 1, o.alloc = failing_alloc, o.free = failing_free;
+    assert_ok(moed_context_create(&context, &o));
+    assert_ok(moedi_engine_open(&e, context));
+    const moed_op_gemm product = {.c = c, .a = a, .b = b, .addend = addend, .m = SIDE, .n = SIDE, .k = SIDE, .lda = SIDE,
+                                  .ldb = SIDE, .ldc = SIDE, .accumulate = 1};
+    countdown = 0;
+    const moed_status status = e.table->gemm(e.self, &product);
+    countdown = -1;
+    assert_int_equal(status, MOED_E_MEMORY);
+    assert_memory_equal(c, kept, sizeof c);
+    assert_ok(e.table->gemm(e.self, &product));
+    assert_memory_equal(c, addend, sizeof c);
+    moedi_engine_close(&e);
+    moed_context_destroy(context);
 }
 
 static void one_expert_is_a_dense_block(void **state)
@@ -490,6 +567,8 @@ int main(void)
         cmocka_unit_test(bits_do_not_depend_on_threads_in_wide_layers),
         WITH_MODEL(smaller_batches_give_the_same_logits),
         WITH_MODEL(attention_stays_inside_documents),
+        WITH_MODEL(likelihoods_are_the_logits_own),
+        WITH_MODEL(a_rows_likelihood_is_its_own),
         WITH_MODEL(routing_is_the_transformers),
         WITH_MODEL(frozen_parameters_have_no_gradient_and_change_no_other),
         WITH_MODEL(evaluation_leaves_gradients_alone),
@@ -500,6 +579,7 @@ int main(void)
         WITH_MODEL(wrong_arrays_for_logits_are_refused),
         WITH_MODEL(cancel_stops_between_layers),
         cmocka_unit_test(no_failed_allocation_leaks_or_crashes),
+        cmocka_unit_test(a_product_that_has_no_memory_writes_nothing),
         WITH_MODEL(one_expert_is_a_dense_block),
         WITH_MODEL(evaluation_scores_every_token_once_whatever_the_rows),
         WITH_MODEL(usage_is_a_share_per_layer),

@@ -135,7 +135,7 @@ static int set_text(flag *item, const char *text)
     switch (d->type) {
     case MOED_FIELD_TEXT:
         if (!item->passing && utf8(text) != text) /* it is kept in run.json */
-            return fail(EXIT_INPUT, "--%s %s: is not UTF-8; rename the file", item->name, utf8(text));
+            return fail(EXIT_INPUT, "--%s %s: is not UTF-8, as all that is kept in run.json is; choose another", item->name, utf8(text));
         *(const char **)p = text;
         return -1;
     case MOED_FIELD_CHOICE: {

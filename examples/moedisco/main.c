@@ -22,7 +22,8 @@ static const verb VERBS[] = {
     {"corpus info", "CORPUS", "What a corpus holds.", "moedisco corpus info data/notes", verb_corpus_info},
     {"init", "DIR", "A fresh model as a Hugging Face directory, from sizes or from a config.json.",
      "moedisco init model --hidden 256 --layers 6 --experts 8", verb_init},
-    {"info", "[PATH]", "What a file, model, corpus, partition or run directory is; without PATH: the devices and kernel sets here.",
+    {"info", "[PATH]", "What a file, model, corpus, partition or run directory is; of a model or a config.json also what training it takes, and what is "
+     "wrong in its files (exit code 2); without PATH: the devices and kernel sets here.",
      "moedisco info run/disco", verb_info},
     {"cluster", "CORPUS PARTITION", "Clusters the documents of a corpus by their mean token embedding into the file PARTITION; shows size, tokens "
      "and most typical documents of each cluster.", "moedisco cluster data/notes p.safetensors --clusters 4 --model model", verb_cluster},
@@ -37,7 +38,8 @@ static const verb VERBS[] = {
      "as it is, with noise, or with a share of its units drawn anew.", "moedisco upcycle mistral moe --experts 8 --top-k 2 --redraw 0.5", verb_upcycle},
     {"expand", "MODEL OUT", "One MoE model into OUT with more experts, drawn or cloned, that the old ones do not feel until they are chosen; or with "
      "fewer, the most used on a corpus.", "moedisco expand small big --experts 16", verb_expand},
-    {"eval", "MODEL CORPUS", "Loss, perplexity, bits per byte and the load of each expert.", "moedisco eval run/disco/model data/notes", verb_eval},
+    {"eval", "MODEL CORPUS|ITEMS", "Loss, perplexity, bits per byte and the load of each expert on a corpus; with --task, how many items of a "
+     "multiple-choice task it gets right, as lm-evaluation-harness counts.", "moedisco eval run/disco/model data/notes", verb_eval},
     {"sample", "MODEL [PROMPT]", "Text from a model of byte tokens.", "moedisco sample run/disco/model 'The ' --temperature 0.8", verb_sample},
     {"plan", "disco|full|upcycle [DIR]", "What `run` would do, before anything is spent: phases, memory, FLOPs, hours and money.",
      "moedisco plan disco --hidden 2048 --heads 16 --layers 24 --steps 4100 --branch-steps 4200", verb_plan},
@@ -103,8 +105,8 @@ static int general_help(void)
     printf("moedisco - train Mixture-of-Experts language models cheaply (MoE-DisCo)\n\nusage: moedisco VERB ... [--flags]\n\n");
     list_verbs("");
     printf("\n`moedisco VERB --help` lists a verb's flags with defaults and an example. Start with: moedisco try FOLDER --minutes 10\n"
-           "exit codes: 0 done, 2 bad usage or input (a path that may not be read or written too), 3 does not fit, 75 stopped and\n"
-           "resumable, 1 anything else: worth one more try\n");
+           "exit codes: 0 done, 2 bad usage or input (also a path that may not be read or written, a full disk, a damaged model), 3 does\n"
+           "not fit in memory, 75 stopped and resumable, 1 anything else: worth one more try\n");
     return EXIT_DONE;
 }
 

@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "choices.h"
 #include "clusters.h"
 #include "info.h"
 #include "output.h"
@@ -128,20 +129,22 @@ int verb_eval(const verb *v, int argc, char **argv)
     common c;
     choice pick;
     eval_settings s = {.rows = 8};
+    choices_settings task;
     moed_context *context = NULL;
     moed_corpus *d = NULL, *view = NULL;
     moed_model *m = NULL;
     flags_table(&f, "evaluation", EVAL_FIELDS, sizeof EVAL_FIELDS / sizeof *EVAL_FIELDS, &s);
     choice_flags(&f, &pick, PART_ALL);
+    choices_flags(&f, &task);
     common_flags(&f, &c);
     int code = flags_parse(&f, v, argc, argv, 2, 2);
     if (code >= 0) return code;
     if ((code = common_open(&c, &context))) return code;
     moed_status status = moed_model_open(&m, context, f.positionals[0], NULL);
-    if (!status) status = open_corpus(&d, context, f.positionals[1]);
+    if (!status && !task.task) status = open_corpus(&d, context, f.positionals[1]);
     if (status) code = fail_status(status);
-    if (!code) code = choice_view(&pick, context, d, &view, NULL);
-    if (!code) code = evaluate(m, view, &s);
+    else if (task.task) code = choices_evaluate(m, f.positionals[0], f.positionals[1], &task);
+    else if (!(code = choice_view(&pick, context, d, &view, NULL))) code = evaluate(m, view, &s);
     moed_model_destroy(m);
     moed_corpus_destroy(view);
     moed_corpus_destroy(d);

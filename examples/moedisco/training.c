@@ -102,6 +102,24 @@ static int stopped_or_failed(training *t, moed_trainer *trainer, moed_status sta
     return fail(code, "%s: %s", t->label, text);
 }
 
+/* What to do about a checkpoint of other settings, to end the sentence that names the first. */
+static void way_on(moed_status status, char *out, size_t size)
+{
+    moed_error_info e = {.struct_size = sizeof e};
+    moed_field field = {.struct_size = sizeof field};
+    char name[48];
+    out[0] = 0;
+    if (status != MOED_E_MISMATCH || moed_last_error_get(&e) != MOED_OK) return;
+    snprintf(name, sizeof name, "%s", e.parameter);
+    for (size_t i = 0; moed_options_field(MOED_STRUCT_TRAIN_OPTIONS, i, &field) == MOED_OK; i++)
+        if (!strcmp(field.name, name)) {
+            for (char *c = name; *c; c++)
+                if (*c == '_') *c = '-';
+            snprintf(out, size, "; --%s as it was goes on from there, another folder starts anew", name);
+            return;
+        }
+}
+
 int training_run(training *t)
 {
     progress p;
@@ -131,7 +149,11 @@ int training_run(training *t)
         say("%s: goes on from step %lld of %lld", t->label, (long long)info.step, (long long)info.steps);
         emit(json_pack("{s:s, s:s, s:I}", "event", "resumed", "phase", t->label, "step", (json_int_t)info.step));
     } else if (status != MOED_E_NOT_FOUND) {
-        code = fail(exit_code(status), "%s: %s", t->label, moed_last_error());
+        char text[512], way[128];
+        code = exit_code(status);
+        snprintf(text, sizeof text, "%s", moed_last_error());
+        way_on(status, way, sizeof way);
+        fail(code, "%s: %s%s", t->label, text, way);
         goto out;
     }
     status = moed_trainer_run(trainer, 0, &t->last, app_cancel);

@@ -34,6 +34,7 @@ int verb_try(const verb *v, int argc, char **argv)
     pipeline_flags(&f, &p, KIND_DISCO);
     p.minutes = 10;
     strcpy(flags_find(&f, "minutes")->initial, "10");
+    flags_find(&f, "minutes")->field.minimum = 0.2; /* nothing comes of less */
     p.build.document_bytes = TRY_DOCUMENT_BYTES;
     snprintf(flags_find(&f, "document-bytes")->initial, sizeof f.items[0].initial, "%d", TRY_DOCUMENT_BYTES);
     const size_t from = f.count;
@@ -43,7 +44,6 @@ int verb_try(const verb *v, int argc, char **argv)
     int code = flags_parse(&f, v, argc, argv, 1, 1);
     if (code >= 0) return code;
     if (p.text || p.corpus) return fail(EXIT_INPUT, "try takes its text from FOLDER: leave --text and --corpus out");
-    if (p.minutes < 0.2) return fail(EXIT_INPUT, "--minutes %g: at least 0.2 are needed", p.minutes);
     if (!path_exists(f.positionals[0])) return fail(EXIT_INPUT, "%s: there is no such file or folder", f.positionals[0]);
     p.text = f.positionals[0];
     p.pick_sizes = 1;

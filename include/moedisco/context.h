@@ -89,6 +89,9 @@ typedef struct moed_device_info {
     char reason[192];      /* "" when usable, else why not */
     int64_t memory;        /* bytes (the CPU's: the machine's, or what control groups allow of it), 0 = not known */
     double flops;          /* effective FLOP/s in training, 0 = not known (moed_train_estimate needs it for time) */
+    int32_t dtype;         /* for moed_train_estimate: MOED_DTYPE_BF16 or F32, what a device that is not here computes with;
+                              0 = what the layout's context does */
+    int32_t reserved;
 } moed_device_info;
 
 /* Lists devices of the built-in CPU backend and of every plug-in found. A plug-in that does not load

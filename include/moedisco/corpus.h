@@ -56,13 +56,13 @@ typedef struct moed_documents {
     void *user;
 } moed_documents;
 
-/* Builds PREFIX.bin, PREFIX.idx and PREFIX.json from text: paths (count) are folders, text files, or JSON lines
- * (.jsonl, .ndjson: one document a line). Folders are walked in name order; hidden entries, symbolic links and binary
- * files (a NUL byte, or not UTF-8) in them are left out. Bytes are the tokens (0..255); 256 ends a document, but is not
- * stored: the sampler adds it, and PREFIX.json says so (end_token_stored). Text files above twice document_bytes are
- * cut after blank lines; documents of white space only are dropped, exact duplicates too. Memory grows with the number
- * of documents, not with the text. All or nothing: killed at any instant, PREFIX is a whole corpus or does not open.
- * report nullable.
+/* Builds PREFIX.bin, PREFIX.idx and PREFIX.json from text: paths (count) are folders, text files, or JSON lines (.jsonl,
+ * .ndjson: one document a line). Folders are walked in name order; hidden entries, symbolic links and binary files (a NUL
+ * byte, or not UTF-8) in them are left out; a byte-order mark at a file's beginning too. Bytes are the tokens (0..255); 256
+ * ends a document, but is not stored: the sampler adds it, and PREFIX.json says so (end_token_stored). Text files above twice
+ * document_bytes are cut after blank lines; documents of white space only are dropped, exact duplicates too. Memory grows with
+ * the number of documents, not with the text. All or nothing: killed at any instant, PREFIX is a whole corpus or does not
+ * open. report nullable.
  * Returns MOED_E_NOT_FOUND, MOED_E_FORMAT (a named file is binary, a bad JSON line: file and line; nothing left),
  * MOED_E_SPACE, MOED_E_EXISTS (PREFIX.bin, .idx or .json is there and is no corpus': only a corpus is replaced). Since: 0.1. */
 MOED_API moed_status moed_corpus_build(moed_context *c, const char *const *paths, size_t count, const char *prefix,

@@ -81,6 +81,43 @@ MOED_API moed_status moed_piece_apply(moed_context *c, const moed_piece *pieces,
  * Since: 0.1. */
 MOED_API moed_status moed_model_open(moed_model **out, moed_context *c, const char *dir, const moed_model_options *o);
 
+enum { /* moed_finding.kind */
+    MOED_FINDING_FILE = 1,       /* a file that is not there, or of which nothing can be read */
+    MOED_FINDING_INDEX = 2,      /* the index and the shards do not say the same */
+    MOED_FINDING_MISSING = 3,    /* a tensor that the model needs */
+    MOED_FINDING_EXTRA = 4,      /* one that it has no use for */
+    MOED_FINDING_SHAPE = 5,      /* one of another shape or dtype */
+    MOED_FINDING_CUT = 6,        /* its file ends before it does */
+    MOED_FINDING_TIED = 7,       /* a head that is not the embedding, which it is tied to */
+    MOED_FINDING_NOT_FINITE = 8, /* numbers that are NaN or infinite */
+    MOED_FINDING_ZERO = 9        /* all its numbers are 0, and it is no bias */
+};
+
+/* One thing that is wrong in a model's directory. Strings are borrowed for the call. */
+typedef struct moed_finding {
+    uint32_t struct_size;
+    uint32_t flags;
+    int32_t kind;        /* MOED_FINDING_* */
+    int32_t reserved;
+    int64_t count;       /* NOT_FINITE: such numbers; ZERO: its numbers; else 0 */
+    const char *file;    /* path of the file, or of the directory */
+    const char *tensor;  /* its name, "" where none is meant */
+    const char *text;    /* one sentence with all of it */
+} moed_finding;
+
+/* Called on the thread that called, in the order of the files; must not call the library. Non-zero stops with MOED_E_CALLBACK. */
+typedef int32_t (*moed_finding_fn)(const moed_finding *finding, void *user);
+
+/* All that is wrong in the directory of a model, where moed_model_open ends at the first fault. What config.json describes is
+ * held against the index, the headers of the files and, unless o (nullable) has MOED_MODEL_STREAM, every number; each tensor
+ * is read once, some MB at a time on each thread. findings [out] how many there are, 0 for a model that is whole; tell
+ * nullable.
+ * Returns MOED_OK when it looked at everything, whatever it found. Else MOED_E_NOT_FOUND, MOED_E_FORMAT, MOED_E_RANGE or
+ * MOED_E_UNSUPPORTED where there is no directory or its config.json describes no model, MOED_E_IO, MOED_E_MEMORY,
+ * MOED_E_CANCELLED. Since: 0.1. */
+MOED_API moed_status moed_model_inspect(moed_context *c, const char *dir, const moed_model_options *o, moed_finding_fn tell,
+                                        void *user, int64_t *findings, const moed_cancel *cancel);
+
 /* A fresh model in the context's dtype of arithmetic: weights normal(0, init_std), norms 1, biases and opaque
  * parameters 0, by a counter-based generator without libm: a tensor's numbers depend on seed, name and index alone, on
  * every machine. With MOED_MODEL_STREAM no numbers are held, whatever the model's size: they are drawn when saved or split, in the
@@ -107,6 +144,17 @@ MOED_API moed_status moed_model_tensor(const moed_model *m, size_t param, moed_t
 
 /* out [in] (rows, length, vocabulary), contiguous, of the context's dtype. Since: 0.1. */
 MOED_API moed_status moed_model_logits(const moed_model *m, const moed_batch *b, moed_tensor *out, const moed_cancel *cancel);
+
+/* Log-likelihoods, in nats, of b->labels: of each position's label given the tokens of its row up to there (with documents: of
+ * its document). rows [out] (rows): sums over the labels of a row, each times its weight where b has weights. tokens [out,
+ * nullable] (rows, length): each one alone, 0 where there is no label.
+ * A continuation given a context is one row: the context and the continuation but its last token; labels are the token that
+ * comes next, and -1 before the context's last token. Rows that are shorter than the longest are filled up behind with any
+ * token and label -1: what comes before does not see it. Rows go through the model a few thousand tokens at a time, whatever
+ * their number.
+ * Returns MOED_E_ARGUMENT (no labels), MOED_E_RANGE naming a token or label, MOED_E_LIMIT, MOED_E_CANCELLED. Since: 0.1. */
+MOED_API moed_status moed_model_likelihood(const moed_model *m, const moed_batch *b, double *rows, float *tokens,
+                                           const moed_cancel *cancel);
 
 /* The router's choices: experts (layers, rows * length, top_k) and weights (same shape, nullable); -1 and 0 in layers without
  * experts. Since: 0.1. */

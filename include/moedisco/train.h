@@ -103,12 +103,12 @@ typedef struct moed_estimate {
     int32_t reserved;
 } moed_estimate;
 
-/* What moed_trainer_create and a run will take on device d (nullable: the CPU, and no time). Needs no device, and of
- * memory next to nothing. host_bytes is everything in host memory: on the CPU the model's own weights, gradients (one
+/* What moed_trainer_create and a run will take on device d (nullable: the CPU, and no time). Needs no device: d may be filled in by
+ * hand (struct_size, backend, memory, flops, dtype; the rest 0). Of memory it takes next to nothing. host_bytes is everything in host memory: on the CPU the model's own weights, gradients (one
  * block, and log2(micro_batches) more), moments, activations with workspace, rows, and what passes through when saving.
  * device_bytes is what counts against a device_limit: what the driver takes is not in it, and what operations keep only where the
  * backend that d names is found here and tells.
- * Returns MOED_E_RANGE, MOED_E_ARGUMENT, MOED_E_UNSUPPORTED (a layout by hand). Since: 0.1. */
+ * Returns MOED_E_RANGE, MOED_E_ARGUMENT, MOED_E_STRUCT, MOED_E_UNSUPPORTED (a layout by hand). Since: 0.1. */
 MOED_API moed_status moed_train_estimate(const moed_layout *l, const moed_device_info *d, const moed_train_options *o,
                                          moed_estimate *out);
 
@@ -166,7 +166,8 @@ MOED_API moed_status moed_trainer_create(moed_trainer **out, moed_context *c, mo
                                          moed_comm *comm, const moed_train_options *o);
 MOED_API void moed_trainer_destroy(moed_trainer *t);
 MOED_API moed_status moed_trainer_get_info(const moed_trainer *t, moed_trainer_info *out);
-/* steps more steps (0 = to the end of options.steps). last nullable. Evaluates held_out at the end, and saves there
+/* steps more steps (0 = to the end of options.steps). last nullable. After the last of options.steps none is left: what was
+ * due there and is not done yet is made up for, last gets step and tokens and is 0 otherwise, and the call returns MOED_OK. Evaluates held_out at the end, and saves there
  * when checkpoint_every is set. A loss or gradient that is NaN or infinite: MOED_E_NUMERIC naming the step; nothing of
  * that step is applied. Whatever stops a run, the trainer and (unless options.store_late) the model's own tensors stay at its last
  * whole step.

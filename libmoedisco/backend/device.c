@@ -172,7 +172,8 @@ static moed_status choose(moed_context *c)
     c->device_index = found.index;
     if ((c->options.stream || c->options.device_alloc) && !moedi_backend_has_streams(c->backend))
         return moedi_fail_parameter(MOED_E_UNSUPPORTED, c->options.stream ? "stream" : "device_alloc",
-                                    "the device %s has no streams and no memory of its own: stream and device_alloc are for those that do",
+                                    "the device %s has no streams and no memory of its own: stream and device_alloc are for "
+                                    "those that do",
                                     c->device);
     moedi_engine probe;
     MOEDI_TRY(moedi_engine_open(&probe, c));

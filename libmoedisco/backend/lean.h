@@ -3,8 +3,8 @@
  *
  * A block's numbers are divided by the largest of them. What is left is at most 1 and becomes a float of few bits, counted down
  * from 1, so that relative accuracy reaches far below the largest, which arXiv 2110.02861 found to matter; arithmetic takes the
- * place of its table. m is a sign, 4 bits of exponent and 3 of fraction; of v the square root is kept, 4 bits of exponent and 4 of
- * fraction. Rounding is stochastic: to nearest, a mean that moves by less than half a step an update would stand still. */
+ * place of its table. m is a sign, 4 bits of exponent and 3 of fraction; of v the square root is kept, 4 bits of exponent and 4
+ * of fraction. Rounding is stochastic: to nearest, a mean that moves by less than half a step an update would stand still. */
 #ifndef MOEDI_LEAN_H
 #define MOEDI_LEAN_H
 

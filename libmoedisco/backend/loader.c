@@ -7,6 +7,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 
 #include "cpu/cpu.h"
 
@@ -81,6 +82,11 @@ static const char *fault_of(const moed_backend *t)
 
 static void visit_plugin(search *s, const char *path)
 {
+    struct stat file;
+    if (stat(path, &file) == 0 && !S_ISREG(file.st_mode)) { /* a named pipe would be waited for */
+        s->stopped = s->visit(NULL, path, "it is no regular file", s->user);
+        return;
+    }
     void *library = dlopen(path, RTLD_NOW | RTLD_LOCAL);
     if (!library) {
         const char *reason = dlerror();

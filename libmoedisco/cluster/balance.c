@@ -17,6 +17,7 @@ enum { ROUNDS = 8, PRICE_STEPS = 80, LANES = 4 };
 #define LEAST_STEP 0.1
 #define MOST_STEP 1.5
 #define WORTH_A_ROUND 0.005 /* relative gain in inertia */
+#define ROUNDING 0x1p-21F   /* of a float number, with room for several of them */
 
 typedef struct move {
     double regret; /* squared distance lost */
@@ -31,8 +32,9 @@ typedef struct balance {
     double *step;    /* (clusters) of the price */
     float *charge;   /* (clusters) prices as rows pay them */
     double *change;  /* (clusters) of the price, in the last step */
-    float *closing;  /* (clusters) how far a row's own cost may have come up to any other since the prices before */
-    float *slack;    /* (count) by how much every other cluster costs more than the chosen one, from below */
+    float *closing;  /* (clusters) how far a row's own cost may have come up to any other since the prices before, from above */
+    float *slack;    /* (count) by how much every other cluster costs more than the chosen one, from below: costs are rounded,
+                        and a row that is passed over must be one that would be chosen for the same cluster again */
     int chosen;      /* whether labels and slack belong to the prices before the last step */
     double *before;  /* (clusters) excess of the step before */
     double *weight;  /* (clusters) of f->labels */
@@ -101,8 +103,8 @@ static inline floats pick(ints first, floats a, floats b)
     return (floats)((first & (ints)a) | (~first & (ints)b));
 }
 
-/* The cluster that costs a row least, and by how much every other costs more. Both arrays are read past the clusters, to
- * whole vectors; charges there are infinite. */
+/* The cluster that costs a row least, and by how much every other costs more, less what rounding may have added. Both arrays are
+ * read past the clusters, to whole vectors; charges there are infinite. */
 static int32_t cheapest(const float *distance, const float *charge, int64_t clusters, float *slack)
 {
     floats lowest = load(distance) + load(charge), next = (floats){0} + INFINITY; /* of each lane */
@@ -121,7 +123,7 @@ static int32_t cheapest(const float *distance, const float *charge, int64_t clus
     float other = next[best];
     for (int l = 0; l < LANES; l++)
         if (l != best && lowest[l] < other) other = lowest[l];
-    *slack = other - lowest[best];
+    *slack = other - lowest[best] - ROUNDING * (fabsf(other) + fabsf(lowest[best]));
     return at[best] + best;
 }
 
@@ -167,7 +169,12 @@ static void find_closing(balance *b)
         if (b->change[k] < fall) next_fall = fall, fall = b->change[k], faller = k;
         else if (b->change[k] < next_fall) next_fall = b->change[k];
     }
-    for (int64_t k = 0; k < clusters; k++) b->closing[k] = (float)(b->change[k] - (k == faller ? next_fall : fall));
+    double most = 0; /* of the charges, which are rounded before and after */
+    for (int64_t k = 0; k < clusters; k++) most = fmax(most, fmax(fabs(b->price[k]), fabs(b->price[k] - b->change[k])));
+    for (int64_t k = 0; k < clusters; k++) {
+        const double up = b->change[k] - (k == faller ? next_fall : fall);
+        b->closing[k] = (float)(up + (fabs(up) + most) * (double)ROUNDING);
+    }
     b->chosen = 1;
 }
 

@@ -268,7 +268,8 @@ static moed_status fill_empty(moedi_fit *f, int64_t *filled)
     return MOED_OK;
 }
 
-double moedi_kmeans_move(float *centroids, const double *sums, const double *totals, int64_t clusters, int64_t width, float *moved)
+double moedi_kmeans_move(float *centroids, const double *sums, const double *totals, int64_t clusters, int64_t width,
+                         float *moved)
 {
     double shift = 0;
     for (int64_t k = 0; k < clusters; k++) {

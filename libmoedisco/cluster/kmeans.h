@@ -88,9 +88,10 @@ static inline double moedi_square_distance(const float *x, const float *c, int64
 moed_status moedi_kmeans_starts(moedi_fit *f, uint64_t restart);
 /* From a converged plain fit to clusters of equal weight: labels, centroids and inertia are replaced. */
 moed_status moedi_kmeans_balance(moedi_fit *f);
-/* Centroids from sums; how far each has gone (moved, nullable), and the squares of that over all of them. Without weight they stay:
- * weights may be so far apart that sums lose the small ones. */
-double moedi_kmeans_move(float *centroids, const double *sums, const double *totals, int64_t clusters, int64_t width, float *moved);
+/* Centroids from sums; how far each has gone (moved, nullable), and the squares of that over all of them. Without weight they
+ * stay: weights may be so far apart that sums lose the small ones. */
+double moedi_kmeans_move(float *centroids, const double *sums, const double *totals, int64_t clusters, int64_t width,
+                         float *moved);
 /* Centroids of f->labels (sums, totals, counts and moved too); every cluster must have weight. */
 moed_status moedi_kmeans_centre(moedi_fit *f);
 /* The exact inertia. */

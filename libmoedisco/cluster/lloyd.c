@@ -131,8 +131,8 @@ moed_status moedi_lloyd_assign(moedi_lloyd *l, const float *centroids, int64_t c
     return t->synchronize(self);
 }
 
-/* What the engine has summed over a part, added to what the parts before gave. sums NULL: they stay there; then there is one part,
- * as everywhere but on the CPU. */
+/* What the engine has summed over a part, added to what the parts before gave. sums NULL: they stay there; then there is one
+ * part, as everywhere but on the CPU. */
 static moed_status take_sums(moedi_lloyd *l, int first, double *sums, double *totals, int64_t *counts)
 {
     const moed_backend *t = l->engine.table;
@@ -290,7 +290,8 @@ static moed_status part_distances(moedi_lloyd *l, int64_t first, int64_t cluster
 
 /* A few clusters at a time, part by part of the vectors: as many distances as there is room for. host: the same room, NULL where
  * an engine's memory is the host's. */
-static moed_status all_distances(moedi_lloyd *l, int64_t clusters, float *distances, int64_t by_row, int64_t by_cluster, float *host)
+static moed_status all_distances(moedi_lloyd *l, int64_t clusters, float *distances, int64_t by_row, int64_t by_cluster,
+                                 float *host)
 {
     const moed_backend *t = l->engine.table;
     const int64_t most = MOED_BACKEND_HAS(t, kmeans_distances) ? DISTANCES_CLUSTERS : 1;

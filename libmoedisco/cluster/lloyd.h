@@ -33,13 +33,13 @@ moed_status moedi_lloyd_assign(moedi_lloyd *l, const float *centroids, int64_t c
 /* Host arrays: sums (clusters, width), totals (clusters), counts (clusters). */
 moed_status moedi_lloyd_accumulate(moedi_lloyd *l, const int32_t *labels, double *sums, double *totals,
                                    int64_t *counts);
-/* Both at once; the labels stay with the engine. centroids are those of the host, or the engine's own where moedi_lloyd_move has moved
- * them on. moved (clusters): how far each centroid has gone since the step before; NULL: there was none, or its labels have been
- * changed. sums NULL, where the engine moves centroids: they stay there. */
+/* Both at once; the labels stay with the engine. centroids are those of the host, or the engine's own where moedi_lloyd_move has
+ * moved them on. moved (clusters): how far each centroid has gone since the step before; NULL: there was none, or its labels
+ * have been changed. sums NULL, where the engine moves centroids: they stay there. */
 moed_status moedi_lloyd_step(moedi_lloyd *l, const float *centroids, const float *moved, double *sums,
                              double *totals, int64_t *counts);
-/* Whether sums and centroids may stay with an engine whose memory is not the host's. Then, after a step: centroids from sums, moved to
- * the host; and centroids and sums to the host, which has the centroids again. */
+/* Whether sums and centroids may stay with an engine whose memory is not the host's. Then, after a step: centroids from sums,
+ * moved to the host; and centroids and sums to the host, which has the centroids again. */
 int moedi_lloyd_moves(const moedi_lloyd *l);
 moed_status moedi_lloyd_move(moedi_lloyd *l, float *moved);
 moed_status moedi_lloyd_fetch(moedi_lloyd *l, float *centroids, double *sums);

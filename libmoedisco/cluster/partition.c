@@ -130,7 +130,8 @@ static void print_digest(const moed_partition *p, char out[65])
 {
     moedi_digest_print(moedi_hash_bytes(p->labels, (size_t)p->info.documents * sizeof *p->labels), out);
     if (!p->centroids) return;
-    moedi_digest_print(moedi_hash_bytes(p->centroids, (size_t)(p->info.clusters * p->info.width) * sizeof *p->centroids), out + 32);
+    const size_t numbers = (size_t)(p->info.clusters * p->info.width);
+    moedi_digest_print(moedi_hash_bytes(p->centroids, numbers * sizeof *p->centroids), out + 32);
 }
 
 /* Files of other programs have no digest. */

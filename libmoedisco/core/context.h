@@ -36,7 +36,8 @@ moed_status moedi_context_check(const moed_context *c);
  * back through moedi_free with the same context (free(NULL) is fine). */
 moed_status moedi_alloc(const moed_context *c, size_t size, void **out);
 moed_status moedi_alloc_array(const moed_context *c, int64_t count, size_t item, void **out); /* zeroed; overflow checked */
-moed_status moedi_realloc_array(const moed_context *c, int64_t count, size_t item, void **memory); /* keeps content, new part zeroed */
+/* keeps content, new part zeroed */
+moed_status moedi_realloc_array(const moed_context *c, int64_t count, size_t item, void **memory);
 moed_status moedi_strdup(const moed_context *c, const char *text, char **out);
 /* `count` copies of data, or none; *out: an array of them. Every copy and the array go back through moedi_free. */
 moed_status moedi_copies(const moed_context *c, const void *data, size_t size, int64_t count, void ***out);
@@ -52,7 +53,8 @@ moed_status moedi_parallel_try(const moed_context *c, int64_t count, moedi_task_
 
 void moedi_log(const moed_context *c, int32_t level, const char *format, ...) MOEDI_PRINTF(3, 4);
 
-/* NULL where `memory` (moed_tensor.device) is one that the context's device works on; else what memory it has, to end a sentence. */
+/* NULL where `memory` (moed_tensor.device) is one that the context's device works on; else what memory it has, to end a
+ * sentence. */
 const char *moedi_context_lacks_memory(const moed_context *c, int32_t memory);
 
 static inline int moedi_backend_has_streams(const moed_backend *b)
@@ -69,13 +71,13 @@ typedef struct moedi_engine {
     size_t item, wide_item;           /* bytes of a `real`; of a `wide` */
 } moedi_engine;
 moed_status moedi_engine_open(moedi_engine *out, moed_context *c);
-/* At the end of a call that brings nothing back to the host: the caller's stream keeps the order by itself, without one the work is
- * waited for. */
+/* At the end of a call that brings nothing back to the host: the caller's stream keeps the order by itself, without one the work
+ * is waited for. */
 moed_status moedi_engine_settle(const moedi_engine *e);
 void moedi_engine_close(moedi_engine *e);
 
-/* The context's own engine, opened when first asked for and kept until the context goes: for work on device memory that belongs to
- * no trainer. Locked until it is returned. */
+/* The context's own engine, opened when first asked for and kept until the context goes: for work on device memory that belongs
+ * to no trainer. Locked until it is returned. */
 moed_status moedi_context_engine_borrow(const moed_context *c, moedi_engine **out);
 void moedi_context_engine_return(const moed_context *c);
 /* Device memory of the context's device, and out of it to the host: done when they return. free(NULL) does nothing. */

@@ -177,7 +177,8 @@ static const field train_fields[] = {
     POINTER(S, progress, "called between steps"),
     POINTER(S, progress_user, "passed to it"),
     CHOICE(S, policy, MOED_POLICY_AUTO, 2, "auto|full|lean",
-           "what the optimizer keeps: full = 32-bit numbers and moments, lean = 8-bit moments and no copies; auto = full if it fits"),
+           "what the optimizer keeps: full = 32-bit numbers and moments, lean = 8-bit moments and no copies; auto = full if it "
+           "fits"),
     SWITCH(S, graph, 1, "record a step's work once and launch it as a whole, where the device can"),
     SWITCH(S, store_late, 0, "of a device: the host's copy of the weights follows at the end of the run alone"),
     I64(S, first_row, 0, 0, MAX_I64 / 2, "rows of the data order that runs before this one took"),
@@ -209,6 +210,7 @@ static const structure structures[] = {
     PLAIN(DEVICE_INFO, moed_device_info),
     OPTIONS(MODEL_OPTIONS, moed_model_options, model_fields, MOED_MODEL_STREAM),
     PLAIN(LAYOUT_INFO, moed_layout_info),
+    PLAIN(FINDING, moed_finding),
     OPTIONS(CORPUS_OPTIONS, moed_corpus_options, corpus_fields, 0),
     PLAIN(CORPUS_INFO, moed_corpus_info),
     PLAIN(DOCUMENTS, moed_documents),
@@ -242,7 +244,8 @@ enum { LARGEST = 512 }; /* bytes of any public struct */
 #define FITS(type) _Static_assert(sizeof(type) % 8 == 0 && sizeof(type) <= LARGEST, "layout of " #type)
 FITS(moed_error_info); FITS(moed_tensor); FITS(moed_param); FITS(moed_piece); FITS(moed_shard); FITS(moed_batch);
 FITS(moed_field); FITS(moed_context_options); FITS(moed_context_info); FITS(moed_device_info); FITS(moed_model_options);
-FITS(moed_layout_info); FITS(moed_corpus_options); FITS(moed_corpus_info); FITS(moed_documents); FITS(moed_corpus_report);
+FITS(moed_layout_info); FITS(moed_finding);
+FITS(moed_corpus_options); FITS(moed_corpus_info); FITS(moed_documents); FITS(moed_corpus_report);
 FITS(moed_kmeans_options);
 FITS(moed_kmeans_info);
 FITS(moed_vectors);

@@ -21,6 +21,15 @@ static moed_status read_chunk(const moedi_builder *b, const moedi_file *f, int64
     return moedi_file_read(f, at, chunk, (size_t)*count);
 }
 
+/* Where the text begins: behind a byte-order mark, which says that it is UTF-8 and is no part of it. */
+static moed_status find_start(const moedi_builder *b, const moedi_file *f, unsigned char *chunk, int64_t *start)
+{
+    int64_t n = 0;
+    MOEDI_TRY(read_chunk(b, f, 0, chunk, &n));
+    *start = n >= 3 && memcmp(chunk, "\xEF\xBB\xBF", 3) == 0 ? 3 : 0;
+    return MOED_OK;
+}
+
 static moed_status check_text(const moedi_builder *b, const moedi_file *f, unsigned char *chunk, int *text)
 {
     moedi_utf8 u = {0, 0, 0};
@@ -74,12 +83,12 @@ static int64_t pass_over(cutter *k, const unsigned char *bytes, int64_t count)
     return n;
 }
 
-static moed_status read_text(moedi_builder *b, const moedi_file *f, unsigned char *chunk)
+static moed_status read_text(moedi_builder *b, const moedi_file *f, int64_t start, unsigned char *chunk)
 {
     const int64_t target = b->options.document_bytes;
-    cutter k = {target > 0 && f->size / 2 > target ? target : 0, 0, f->size, 0};
+    cutter k = {target > 0 && f->size / 2 > target ? target : 0, 0, f->size - start, 0};
     int64_t n = 0;
-    for (int64_t at = 0; at < f->size; at += n) {
+    for (int64_t at = start; at < f->size; at += n) {
         int64_t from = 0;
         MOEDI_TRY(read_chunk(b, f, at, chunk, &n));
         for (int64_t i = 0; k.target && i < n; i++) {
@@ -200,12 +209,12 @@ static moed_status add_to_line(lines *l, const unsigned char *bytes, int64_t cou
     return MOED_OK;
 }
 
-static moed_status read_lines(moedi_builder *b, const moedi_file *f, unsigned char *chunk)
+static moed_status read_lines(moedi_builder *b, const moedi_file *f, int64_t start, unsigned char *chunk)
 {
     lines l = {.builder = b, .path = f->path, .number = 1};
     int64_t n = 0;
     moed_status status = MOED_OK;
-    for (int64_t at = 0; at < f->size; at += n) {
+    for (int64_t at = start; at < f->size; at += n) {
         MOEDI_GO(read_chunk(b, f, at, chunk, &n));
         for (int64_t from = 0; from < n;) {
             const unsigned char *end = memchr(chunk + from, '\n', (size_t)(n - from));
@@ -236,14 +245,16 @@ static moed_status read_file(moedi_builder *b, const char *path, int named)
     moedi_file f;
     unsigned char *chunk = NULL;
     int text = 1;
+    int64_t start = 0;
     MOEDI_TRY(moedi_file_open(&f, b->context, path));
     moed_status status = moedi_alloc(b->context, CHUNK, (void **)&chunk);
     if (status != MOED_OK) goto out;
+    MOEDI_GO(find_start(b, &f, chunk, &start));
     if (has_suffix(path, ".jsonl") || has_suffix(path, ".ndjson")) {
-        MOEDI_GO(read_lines(b, &f, chunk));
+        MOEDI_GO(read_lines(b, &f, start, chunk));
     } else {
         MOEDI_GO(check_text(b, &f, chunk, &text));
-        if (text) MOEDI_GO(read_text(b, &f, chunk));
+        if (text) MOEDI_GO(read_text(b, &f, start, chunk));
     }
     if (!text && named) {
         status = moedi_fail_file(MOED_E_FORMAT, path, -1, "a binary file: it holds a NUL byte or is not UTF-8");

@@ -325,6 +325,13 @@ moed_status moedi_transformer_losses(moedi_transformer *t, moedi_losses *out)
     return MOED_OK;
 }
 
+moed_status moedi_transformer_token_losses(moedi_transformer *t, void *out)
+{
+    MOEDI_TRY(check_forwarded(t));
+    MOEDI_TRY(t->engine.table->download(t->engine.self, out, t->token_losses, (size_t)t->tokens_now * t->wide));
+    return t->engine.table->synchronize(t->engine.self);
+}
+
 moed_status moedi_transformer_logits(moedi_transformer *t, void *out)
 {
     const moedi_config *c = t->config;

@@ -1,4 +1,4 @@
-/* model/inference.c - logits and routing of a model, for any number of rows in bounded memory. */
+/* model/inference.c - logits, likelihoods and routing of a model, for any number of rows in bounded memory. */
 #include "core/context.h"
 #include "transformer.h"
 
@@ -13,6 +13,9 @@ static moed_status visit_rows(const moed_model *m, const moed_batch *b, visit_fn
 {
     moedi_transformer *t = NULL;
     moed_status status;
+    int64_t labels;
+    double label_weight;
+    MOEDI_TRY(moedi_batch_check(b, m->layout->config.vocabulary, b->rows, b->length, &labels, &label_weight));
     const int64_t fitting = b->length > 0 && b->length < TOKENS_AT_ONCE ? TOKENS_AT_ONCE / b->length : 1;
     const int64_t rows = b->rows < fitting ? b->rows : fitting;
     MOEDI_TRY(moedi_transformer_create(&t, m, rows, b->length, 0, NULL));
@@ -22,6 +25,8 @@ static moed_status visit_rows(const moed_model *m, const moed_batch *b, visit_fn
                            .rows = b->rows - row < rows ? b->rows - row : rows,
                            .length = b->length};
         if (b->documents) part.documents = b->documents + first;
+        if (b->labels) part.labels = b->labels + first;
+        if (b->weights) part.weights = b->weights + first;
         MOEDI_GO(moedi_transformer_forward(t, &part, NULL, cancel));
         MOEDI_GO(visit(t, first, part.rows * part.length, user));
     }
@@ -89,6 +94,51 @@ moed_status moed_model_logits(const moed_model *m, const moed_batch *b, moed_ten
     return visit_rows(m, b, visit_logits, &job, cancel);
 }
 
+typedef struct likelihood_job {
+    double *rows;    /* (rows) */
+    float *tokens;   /* (rows, length), nullable */
+    double *numbers; /* a stretch's losses */
+    void *raw;       /* as the engine has them */
+    int64_t length;
+} likelihood_job;
+
+static moed_status visit_likelihoods(moedi_transformer *t, int64_t first, int64_t tokens, void *user)
+{
+    const likelihood_job *job = user;
+    MOEDI_TRY(moedi_transformer_token_losses(t, job->raw));
+    moedi_to_double(job->numbers, job->raw, moedi_transformer_engine(t)->info.wide, tokens);
+    for (int64_t i = 0; i < tokens; i++) {
+        if (i % job->length == 0) job->rows[(first + i) / job->length] = 0;
+        job->rows[(first + i) / job->length] -= job->numbers[i];
+        if (job->tokens) job->tokens[first + i] = (float)(0 - job->numbers[i]);
+    }
+    return MOED_OK;
+}
+
+/* Tokens of a stretch of rows: a row at least. */
+static int64_t stretch_of(const moed_batch *b)
+{
+    return b->length > TOKENS_AT_ONCE ? b->length : TOKENS_AT_ONCE;
+}
+
+moed_status moed_model_likelihood(const moed_model *m, const moed_batch *b, double *rows, float *tokens,
+                                  const moed_cancel *cancel)
+{
+    moed_status status;
+    moedi_clear_error();
+    MOEDI_REQUIRE(m && b && rows, "model, batch and rows must be given");
+    MOEDI_REQUIRE(b->labels, "the batch has no labels, whose likelihoods are asked for");
+    MOEDI_TRY(check_model_and_batch(m, b));
+    likelihood_job job = {.rows = rows, .tokens = tokens, .length = b->length};
+    MOEDI_GO(MOEDI_NEW(m->context, stretch_of(b), &job.numbers));
+    MOEDI_GO(moedi_alloc_array(m->context, stretch_of(b), sizeof(double), &job.raw));
+    MOEDI_GO(visit_rows(m, b, visit_likelihoods, &job, cancel));
+out:
+    moedi_free(m->context, job.numbers);
+    moedi_free(m->context, job.raw);
+    return status;
+}
+
 typedef struct routing_job {
     int32_t *experts;
     float *weights;  /* nullable */
@@ -120,11 +170,7 @@ moed_status moed_model_routing(const moed_model *m, const moed_batch *b, int32_t
     MOEDI_TRY(check_model_and_batch(m, b));
     routing_job job = {
         .experts = experts, .weights = weights, .config = &m->layout->config, .tokens = b->rows * b->length};
-    /* one stretch is a row at least, TOKENS_AT_ONCE otherwise */
-    const int64_t stretch = b->length > TOKENS_AT_ONCE ? b->length : TOKENS_AT_ONCE;
-    if (weights) {
-        MOEDI_TRY(moedi_alloc_array(m->context, stretch * job.config->top_k, sizeof(double), &job.raw));
-    }
+    if (weights) MOEDI_TRY(moedi_alloc_array(m->context, stretch_of(b) * job.config->top_k, sizeof(double), &job.raw));
     const moed_status status = visit_rows(m, b, visit_routing, &job, cancel);
     moedi_free(m->context, job.raw);
     return status;

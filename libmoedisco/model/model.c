@@ -63,7 +63,8 @@ static moed_status create(moed_model **out, moed_context *c, const moed_layout *
         const size_t item = moedi_dtype_size(l->params[i].dtype);
         size = (size + item - 1) / item * item + moedi_param_bytes(&l->params[i]);
     }
-    const moed_status status = device ? moedi_device_alloc(c, size, &m->arena) : moedi_alloc_array(c, (int64_t)size, 1, &m->arena);
+    const moed_status status =
+        device ? moedi_device_alloc(c, size, &m->arena) : moedi_alloc_array(c, (int64_t)size, 1, &m->arena);
     if (status != MOED_OK) {
         moed_model_destroy(m);
         return status;
@@ -275,7 +276,8 @@ moed_status moedi_model_read(const moed_model *m, size_t param, int64_t first, i
         return MOED_OK;
     }
     if (m->device)
-        return moedi_device_read(m->context, out, (const char *)m->tensors[param].data + (size_t)first * item, (size_t)count * item);
+        return moedi_device_read(m->context, out, (const char *)m->tensors[param].data + (size_t)first * item,
+                                 (size_t)count * item);
     if (!m->places) {
         memcpy(out, (const char *)m->tensors[param].data + (size_t)first * item, (size_t)count * item);
         return MOED_OK;

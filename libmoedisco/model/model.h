@@ -29,7 +29,8 @@ moed_model *moedi_model_retain(const moed_model *m);
 moed_status moedi_model_shell(moed_model **out, moed_context *c, const moed_layout *l);
 /* Options with defaults (given nullable); refuses flags other than those. */
 moed_status moedi_model_options_read(const moed_model_options *given, uint32_t flags, moed_model_options *out);
-/* A model with owned memory for every parameter of l (retained, its dtypes): zeroed, or of the context's device and as it comes. */
+/* A model with owned memory for every parameter of l (retained, its dtypes): zeroed, or of the context's device and as it
+ * comes. */
 moed_status moedi_model_create(moed_model **out, moed_context *c, const moed_layout *l);
 moed_status moedi_model_create_device(moed_model **out, moed_context *c, const moed_layout *l);
 /* Elements [first, first + count) of a parameter in the layout's dtype, from memory, disk or device. */
@@ -70,5 +71,20 @@ moed_status moedi_model_save_from(const moed_context *c, const moed_layout *l, c
 /* The tensors of a directory as a model of layout l (its config.json is not read): resident as in moed_model_open, or
  * streamed. */
 moed_status moedi_model_open_as(moed_model **out, moed_context *c, const moed_layout *l, const char *dir, int stream);
+/* The layout that a directory's config.json describes. */
+moed_status moedi_model_layout_of(moed_layout **out, moed_context *c, const char *dir);
+
+/* Who is told of the faults of a directory, and how many there were. */
+typedef struct moedi_faults {
+    moed_finding_fn tell;           /* nullable */
+    void *user;
+    int64_t count;
+} moedi_faults;
+/* Tells this thread's last error as one of them, and clears it. tensor nullable. */
+moed_status moedi_faults_tell(moedi_faults *f, int32_t kind, const char *file, const char *tensor, int64_t count);
+/* The same as streamed, with every fault told instead of the first ending it: files that could be opened, and parameters whose
+ * place has no entry, or one that the file ends before. Nothing but its files may be read. */
+moed_status moedi_model_open_faulty(moed_model **out, moed_context *c, const moed_layout *l, const char *dir,
+                                    moedi_faults *faults);
 
 #endif

@@ -69,6 +69,9 @@ moed_status moedi_transformer_losses(moedi_transformer *t, moedi_losses *out);
 /* Choices per expert in a layer of the last forward as running sums: (experts + 1) from 0. Valid after
  * moedi_transformer_losses. */
 const int64_t *moedi_transformer_offsets(const moedi_transformer *t, int32_t layer);
+/* Label losses of the last forward, each with its weight, 0 where there is no label: (rows * length) to host memory of the
+ * engine's wide dtype. */
+moed_status moedi_transformer_token_losses(moedi_transformer *t, void *out);
 /* Logits of the last forward (rows * length, vocabulary) to host memory of the engine's wide dtype. */
 moed_status moedi_transformer_logits(moedi_transformer *t, void *out);
 /* Routing of the last forward in a layer, to host memory: ids (tokens, top_k), weights (same, wide dtype,

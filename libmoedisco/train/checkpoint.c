@@ -130,19 +130,20 @@ static void list_free(const moed_trainer *t, moment_list *list)
     moedi_free(t->context, list->names);
 }
 
-static moed_status list_make(const moed_trainer *t, moment_list *out)
+/* Of the trainer's slices as a policy keeps them. */
+static moed_status list_make(const moed_trainer *t, int32_t policy, moment_list *out)
 {
     const moed_context *c = t->context;
     const moed_layout *l = t->model->layout;
     const moedi_optimizer *o = &t->optimizer;
-    const size_t each = (size_t)moedi_optimizer_parts(o->policy);
+    const size_t each = (size_t)moedi_optimizer_parts(policy);
     moed_status status = MOED_OK;
     moment_list list = {.count = each * o->count};
     size_t bytes = 0;
     MOEDI_GO(MOEDI_NEW(c, list.count, &list.moments));
     MOEDI_GO(MOEDI_NEW(c, list.count, &list.entries));
     for (size_t i = 0; i < list.count; i++) {
-        list.moments[i] = moedi_optimizer_part(o, i / each, (int)(i % each));
+        list.moments[i] = moedi_optimizer_part(o, policy, i / each, (int)(i % each));
         bytes += strlen(list.moments[i].name) + strlen(l->params[o->params[i / each]].name) + 2;
     }
     MOEDI_GO(MOEDI_NEW(c, bytes, &list.names));
@@ -167,7 +168,8 @@ out:
     return status;
 }
 
-static moed_status write_moment(const moed_trainer *t, moedi_safetensors_writer *w, size_t entry, const moedi_moment *m, void *buffer)
+static moed_status write_moment(const moed_trainer *t, moedi_safetensors_writer *w, size_t entry, const moedi_moment *m,
+                                void *buffer)
 {
     const moedi_engine *e = moedi_transformer_engine(t->transformer);
     const size_t item = moedi_dtype_size(m->dtype);
@@ -189,7 +191,7 @@ static moed_status write_optimizer(const moed_trainer *t, const char *dir)
     void *buffer = NULL;
     moedi_safetensors_writer w;
     memset(&w, 0, sizeof w);
-    MOEDI_TRY(list_make(t, &list));
+    MOEDI_TRY(list_make(t, t->policy, &list));
     MOEDI_GO(moedi_path_join(c, dir, "optimizer.safetensors", &path));
     MOEDI_GO(moedi_alloc(c, CHUNK * moedi_transformer_engine(t->transformer)->wide_item, &buffer));
     MOEDI_GO(moedi_safetensors_create(&w, c, path, list.entries, list.count, NULL));
@@ -297,6 +299,7 @@ out:
 
 /* ---- reading ---- */
 
+/* Without a buffer the tensors are only checked. */
 static moed_status read_model(moed_trainer *t, const char *dir, void *buffer)
 {
     const moed_context *c = t->context;
@@ -307,7 +310,7 @@ static moed_status read_model(moed_trainer *t, const char *dir, void *buffer)
     MOEDI_GO(moedi_path_join(c, dir, "model", &path));
     MOEDI_GO(exact_layout(t, &exact));
     MOEDI_GO(moedi_model_open_as(&saved, t->context, exact, path, 1));
-    for (size_t i = 0; i < exact->count; i++) {
+    for (size_t i = 0; buffer && i < exact->count; i++) {
         const int64_t count = moedi_param_elements(&exact->params[i]);
         for (int64_t at = 0; at < count; at += CHUNK) {
             const int64_t n = count - at < CHUNK ? count - at : CHUNK;
@@ -315,8 +318,8 @@ static moed_status read_model(moed_trainer *t, const char *dir, void *buffer)
             MOEDI_GO(moedi_transformer_write(t->transformer, i, at, n, buffer));
         }
     }
-    moedi_selection_biases_forget(&t->biases);
-    MOEDI_GO(moedi_transformer_store(t->transformer));
+    if (buffer) moedi_selection_biases_forget(&t->biases);
+    if (buffer) MOEDI_GO(moedi_transformer_store(t->transformer));
 out:
     moed_model_destroy(saved);
     moed_layout_destroy(exact);
@@ -333,7 +336,8 @@ static moed_status read_moment(moed_trainer *t, const moedi_safetensors *s, cons
     if (!found) return moedi_fail_file(MOED_E_MISMATCH, s->file.path, -1, "lacks %s", name);
     if (found->dtype != m->dtype || found->elements != m->count)
         return moedi_fail_file(MOED_E_MISMATCH, s->file.path, found->offset, "%s has %lld numbers of %s, not %lld of %s", name,
-                               (long long)found->elements, moed_dtype_name(found->dtype), (long long)m->count, moed_dtype_name(m->dtype));
+                               (long long)found->elements, moed_dtype_name(found->dtype), (long long)m->count,
+                               moed_dtype_name(m->dtype));
     for (int64_t at = 0; buffer && at < m->count; at += CHUNK) {
         const size_t bytes = (size_t)(m->count - at < CHUNK ? m->count - at : CHUNK) * item;
         MOEDI_TRY(moedi_safetensors_read(s, found, at * (int64_t)item, buffer, bytes));
@@ -343,7 +347,8 @@ static moed_status read_moment(moed_trainer *t, const moedi_safetensors *s, cons
     return MOED_OK;
 }
 
-static moed_status read_optimizer(moed_trainer *t, const char *dir, void *buffer)
+/* As a policy keeps it; without a buffer it is only checked. */
+static moed_status read_optimizer(moed_trainer *t, int32_t policy, const char *dir, void *buffer)
 {
     const moed_context *c = t->context;
     moed_status status = MOED_OK;
@@ -351,7 +356,7 @@ static moed_status read_optimizer(moed_trainer *t, const char *dir, void *buffer
     char *path = NULL;
     int opened = 0;
     moedi_safetensors s;
-    MOEDI_TRY(list_make(t, &list));
+    MOEDI_TRY(list_make(t, policy, &list));
     MOEDI_GO(moedi_path_join(c, dir, "optimizer.safetensors", &path));
     MOEDI_GO(moedi_safetensors_open(&s, c, path));
     opened = 1;
@@ -363,8 +368,7 @@ out:
     return status;
 }
 
-/* Compares and checks first: a checkpoint of another run changes nothing, one that lacks something at most the policy that AUTO came
- * to. */
+/* Compares and checks everything first: a checkpoint of another run, or one that lacks something, changes nothing. */
 static moed_status restore(moed_trainer *t, const char *dir)
 {
     moedi_state at;
@@ -379,12 +383,13 @@ static moed_status restore(moed_trainer *t, const char *dir)
     MOEDI_GO(moedi_state_compare(t, state, path));
     MOEDI_GO(moedi_state_read(&at, t, state, path));
     MOEDI_GO(moedi_state_policy(t, state, path, &policy));
+    MOEDI_GO(read_model(t, dir, NULL));
+    MOEDI_GO(read_optimizer(t, policy, dir, NULL));
     MOEDI_GO(moedi_trainer_adopt(t, policy));
-    MOEDI_GO(read_optimizer(t, dir, NULL));
     MOEDI_GO(moedi_alloc(c, CHUNK * moedi_transformer_engine(t->transformer)->wide_item, &buffer));
     t->broken = 1;
     MOEDI_GO(read_model(t, dir, buffer));
-    MOEDI_GO(read_optimizer(t, dir, buffer));
+    MOEDI_GO(read_optimizer(t, policy, dir, buffer));
     t->step = at.step, t->consumed = at.tokens, t->row = at.row, t->evaluated = at.evaluated, t->best_held_out = at.best_held_out;
     t->optimizer.since = at.moments_since;
     t->broken = 0;

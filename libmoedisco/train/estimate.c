@@ -65,12 +65,6 @@ static moed_status compute(const moed_layout *l, const moed_backend_info *number
     return MOED_OK;
 }
 
-const char *moedi_policy_name(int32_t policy)
-{
-    static const char *const names[] = {"auto", "full", "lean"};
-    return names[policy];
-}
-
 /* Of the bytes a device is said to have; the rest is its driver's and its libraries'. 0 = not known. */
 static int64_t device_memory(const moed_context *c, const moed_device_info *device)
 {
@@ -111,8 +105,9 @@ static int fits(const moedi_budget *b, const moedi_room *room)
     return needs.host <= room->host && needs.device <= room->device;
 }
 
-moed_status moedi_policy_choose(const moed_layout *l, const moed_backend_info *numbers, const moed_train_options *o, const uint8_t *trained,
-                                int64_t documents, const moedi_room *room, int32_t *policy, moedi_budget *out, const char **reason)
+moed_status moedi_policy_choose(const moed_layout *l, const moed_backend_info *numbers, const moed_train_options *o,
+                                const uint8_t *trained, int64_t documents, const moedi_room *room, int32_t *policy,
+                                moedi_budget *out, const char **reason)
 {
     *policy = o->policy == MOED_POLICY_AUTO ? MOED_POLICY_FULL : o->policy;
     *reason = o->policy == MOED_POLICY_AUTO ? "it fits" : "asked for";
@@ -127,7 +122,7 @@ moed_status moedi_policy_choose(const moed_layout *l, const moed_backend_info *n
 static int64_t model_bytes(const moed_layout *l)
 {
     int64_t bytes = 0;
-    for (size_t i = 0; i < l->count; i++) bytes += moedi_param_elements(&l->params[i]) * (int64_t)moedi_dtype_size(l->params[i].dtype);
+    for (size_t i = 0; i < l->count; i++) bytes += (int64_t)moedi_param_bytes(&l->params[i]);
     return bytes;
 }
 
@@ -146,12 +141,32 @@ static int64_t disk_bytes(const moed_layout *l, const moed_train_options *o, con
     return each > INT64_MAX / count ? INT64_MAX : count * each;
 }
 
-moed_status moed_train_estimate(const moed_layout *l, const moed_device_info *d, const moed_train_options *o, moed_estimate *out)
+/* The numbers that device d (nullable) computes with; own: what is known of it, of an older caller's struct too. */
+static moed_status numbers_of(const moed_layout *l, const moed_device_info *d, moed_device_info *own, moed_backend_info *out)
 {
+    *out = l->context->backend_info;
+    if (!d) return MOED_OK;
+    MOEDI_TRY(moedi_info_check(MOED_STRUCT_DEVICE_INFO, d));
+    memcpy(own, d, d->struct_size < sizeof *own ? d->struct_size : sizeof *own);
+    if (!own->dtype) return MOED_OK;
+    if (own->dtype != MOED_DTYPE_BF16 && own->dtype != MOED_DTYPE_F32)
+        return moedi_fail_parameter(MOED_E_RANGE, "dtype", "dtype of the device is %s: it must be BF16 or F32, or 0",
+                                    moed_dtype_name(own->dtype));
+    out->dtype = own->dtype, out->wide = MOED_DTYPE_F32;
+    return MOED_OK;
+}
+
+moed_status moed_train_estimate(const moed_layout *l, const moed_device_info *given, const moed_train_options *o,
+                                moed_estimate *out)
+{
+    moed_device_info own = {0};
+    const moed_device_info *d = given ? &own : NULL;
+    moed_backend_info numbers;
     moedi_clear_error();
     MOEDI_REQUIRE(l, "l is NULL");
     MOEDI_REQUIRE(out, "out is NULL");
     MOEDI_TRY(moedi_context_check(l->context));
+    MOEDI_TRY(numbers_of(l, given, &own, &numbers));
     moed_train_options options;
     MOEDI_TRY(moedi_settings_read(l, o, &options));
     moed_status status = MOED_OK;
@@ -162,7 +177,7 @@ moed_status moed_train_estimate(const moed_layout *l, const moed_device_info *d,
     const moedi_room room = moedi_room_of(l->context, d, 0);
     int32_t policy;
     const char *reason;
-    MOEDI_GO(moedi_policy_choose(l, &l->context->backend_info, &options, trained, 0, &room, &policy, &b, &reason));
+    MOEDI_GO(moedi_policy_choose(l, &numbers, &options, trained, 0, &room, &policy, &b, &reason));
 
     const moedi_room needs = moedi_budget_place(&b, &room);
     moed_estimate e;

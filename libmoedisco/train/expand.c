@@ -24,7 +24,7 @@ static moed_status hold_moments(const moed_trainer *t, holdings *h)
     for (int k = 0; k < 2; k++) {
         MOEDI_TRY(moedi_model_create(&h->moments[k], t->context, h->weights->layout));
         for (size_t i = 0; i < t->optimizer.count; i++) {
-            const moedi_moment m = moedi_optimizer_part(&t->optimizer, i, k);
+            const moedi_moment m = moedi_optimizer_part(&t->optimizer, t->policy, i, k);
             MOEDI_TRY(e->table->download(e->self, h->moments[k]->tensors[t->optimizer.params[i]].data, m.memory,
                                          (size_t)m.count * moedi_dtype_size(m.dtype)));
         }
@@ -73,7 +73,7 @@ static moed_status write_weights(moed_trainer *t, const moed_model *wide)
 static moed_status write_moment(moed_trainer *t, moed_expansion *x, const moed_model *held, size_t slice, int which)
 {
     const moedi_engine *e = moedi_transformer_engine(t->transformer);
-    const moedi_moment m = moedi_optimizer_part(&t->optimizer, slice, which);
+    const moedi_moment m = moedi_optimizer_part(&t->optimizer, t->policy, slice, which);
     const size_t param = t->optimizer.params[slice], bytes = (size_t)m.count * moedi_dtype_size(m.dtype);
     const moed_param *p = &t->model->layout->params[param];
     const moed_tensor *const sources[] = {held->tensors};

@@ -9,7 +9,8 @@ typedef struct moedi_findings {
     moedi_transformer *transformer;
     int64_t shards;              /* room */
     size_t losses_at, offsets_at, bytes;
-    char *device, *host;         /* moed_step_scalars, losses (shards, MOEDI_RESULTS) wide, offsets (shards, layers, experts + 1) */
+    char *device, *host;         /* moed_step_scalars, losses (shards, MOEDI_RESULTS) wide,
+                                    offsets (shards, layers, experts + 1) */
 } moedi_findings;
 
 /* Of device memory, and of host memory again. */

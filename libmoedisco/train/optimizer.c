@@ -45,12 +45,12 @@ int64_t moedi_optimizer_bytes(const moed_layout *l, const moed_backend_info *num
     return bytes;
 }
 
-moedi_moment moedi_optimizer_part(const moedi_optimizer *o, size_t slice, int part)
+moedi_moment moedi_optimizer_part(const moedi_optimizer *o, int32_t policy, size_t slice, int part)
 {
     const moed_op_slice *s = &o->slices[slice];
     void *const memory[MOEDI_MOMENT_PARTS] = {s->m, s->v, s->m_scale, s->v_scale};
-    moedi_moment m = describe(o->policy, moedi_transformer_engine(o->transformer)->info.wide, s->count, part);
-    m.memory = memory[part];
+    moedi_moment m = describe(policy, moedi_transformer_engine(o->transformer)->info.wide, s->count, part);
+    if (policy == o->policy) m.memory = memory[part];
     return m;
 }
 

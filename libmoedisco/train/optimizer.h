@@ -33,7 +33,8 @@ typedef struct moedi_moment {
     void *memory;                   /* device */
 } moedi_moment;
 int moedi_optimizer_parts(int32_t policy);
-moedi_moment moedi_optimizer_part(const moedi_optimizer *o, size_t slice, int part);
+/* As a policy keeps it: with the memory that it has where that is the optimizer's own, else without. */
+moedi_moment moedi_optimizer_part(const moedi_optimizer *o, int32_t policy, size_t slice, int part);
 
 /* Brings up the numbers of optimizer step `step`: its rate, and scale, a factor of the gradients. */
 moed_status moedi_optimizer_prepare(moedi_optimizer *o, const moed_train_options *options, int64_t step, double rate,

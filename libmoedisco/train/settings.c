@@ -5,6 +5,12 @@
 
 #include "core/options.h"
 
+const char *moedi_policy_name(int32_t policy)
+{
+    static const char *const names[] = {"auto", "full", "lean"};
+    return names[policy];
+}
+
 moed_status moedi_settings_read(const moed_layout *l, const moed_train_options *given, moed_train_options *out)
 {
     MOEDI_TRY(moedi_options_read(MOED_STRUCT_TRAIN_OPTIONS, given, out));

@@ -4,7 +4,7 @@
 #include <inttypes.h>
 #include <string.h>
 
-#include "estimate.h"
+#include "settings.h"
 #include "util/hash.h"
 
 /* Counted up when the same numbers come to mean something else. 2: `row` counts rows of an epoch in their drawn order. */
@@ -122,8 +122,8 @@ moed_status moedi_state_policy(const moed_trainer *t, const json_t *state, const
         return moedi_fail_file(MOED_E_FORMAT, path, -1, "policy is neither full nor lean");
     *policy = lean ? MOED_POLICY_LEAN : MOED_POLICY_FULL;
     if (t->options.policy == MOED_POLICY_AUTO || t->options.policy == *policy) return MOED_OK;
-    return moedi_fail_parameter(MOED_E_MISMATCH, "policy", "%s: the checkpoint was made with policy %s, this trainer has %s: their moments "
-                                "are kept differently", path, name, moedi_policy_name(t->options.policy));
+    return moedi_fail_parameter(MOED_E_MISMATCH, "policy", "%s: the checkpoint was made with policy %s, this trainer has %s: "
+                                "their moments are kept differently", path, name, moedi_policy_name(t->options.policy));
 }
 
 moed_status moedi_state_compare(const moed_trainer *t, const json_t *state, const char *path)

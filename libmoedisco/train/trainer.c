@@ -91,15 +91,16 @@ static moed_status check_fits(moed_trainer *t)
     moedi_budget b;
     const char *reason;
     room.in_place = weights_in_place(t->model, c);
-    MOEDI_TRY(moedi_policy_choose(t->model->layout, &c->backend_info, &t->options, t->trained, t->corpus->documents, &room, &t->policy, &b,
-                                  &reason));
+    MOEDI_TRY(moedi_policy_choose(t->model->layout, &c->backend_info, &t->options, t->trained, t->corpus->documents, &room,
+                                  &t->policy, &b, &reason));
     const moedi_room needs = moedi_budget_place(&b, &room);
-    moedi_log(c, MOED_LOG_INFO, "policy %s: %s; %lld bytes of host memory, %lld of the device", moedi_policy_name(t->policy), reason,
-              (long long)needs.host, (long long)needs.device);
+    moedi_log(c, MOED_LOG_INFO, "policy %s: %s; %lld bytes of host memory, %lld of the device", moedi_policy_name(t->policy),
+              reason, (long long)needs.host, (long long)needs.device);
     if (most > 0 && needs.host > room.host)
-        return moedi_fail(MOED_E_LIMIT, "training needs %lld bytes beside the %lld in use, the limit is %lld: gradients %lld, moments %lld, "
-                          "activations %lld (less with fewer rows, a smaller length or more micro_batches%s)", (long long)needs.host,
-                          (long long)used, (long long)most, (long long)b.gradients, (long long)b.moments, (long long)b.activations,
+        return moedi_fail(MOED_E_LIMIT, "training needs %lld bytes beside the %lld in use, the limit is %lld: gradients %lld, "
+                          "moments %lld, activations %lld (less with fewer rows, a smaller length or more micro_batches%s)",
+                          (long long)needs.host, (long long)used, (long long)most, (long long)b.gradients,
+                          (long long)b.moments, (long long)b.activations,
                           t->policy == MOED_POLICY_FULL ? ", or policy lean" : "");
     if (c->options.device_limit > 0 && needs.device > c->options.device_limit)
         return moedi_fail(MOED_E_LIMIT, "training needs %lld bytes on the device, the limit is %lld", (long long)needs.device,

@@ -54,8 +54,8 @@ struct moed_trainer {
 
 /* Takes the directory: refuses one that holds another run, opens the metrics and cuts them back to the trainer's step. */
 moed_status moedi_trainer_claim(moed_trainer *t);
-/* With AUTO: everything that depends on the policy is made anew for a checkpoint's, where that is another. Frees first: when it does not
- * succeed, the trainer is broken. */
+/* With AUTO: everything that depends on the policy is made anew for a checkpoint's, where that is another. Frees first: when it
+ * does not succeed, the trainer is broken. */
 moed_status moedi_trainer_adopt(moed_trainer *t, int32_t policy);
 /* Another model in the place of its own, with the policy that it has; moments are 0. What does not fit changes nothing; what fails later
  * breaks the trainer. */

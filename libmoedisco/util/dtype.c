@@ -60,11 +60,14 @@ const moedi_numbers *moedi_numbers_set(int index)
 #if defined(__x86_64__)
     case 1: return __builtin_cpu_supports("sse4.2") && __builtin_cpu_supports("popcnt") ? &moedi_numbers_v2 : NULL;
     case 2:
-        return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2") ? &moedi_numbers_v3 : NULL;
+        return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2")
+                   ? &moedi_numbers_v3
+                   : NULL;
     case 3:
         return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2") &&
-                       __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512cd") &&
-                       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")
+                       __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                       __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
+                       __builtin_cpu_supports("avx512vl")
                    ? &moedi_numbers_v4
                    : NULL;
 #endif

@@ -1,4 +1,5 @@
-/* util/item.h - what an element takes, for code that is linked without the library (plug-ins, kernels) and so lacks dtype.c's table. */
+/* util/item.h - what an element takes, for code that is linked without the library (plug-ins, kernels) and so lacks dtype.c's
+ * table. */
 #ifndef MOEDI_ITEM_H
 #define MOEDI_ITEM_H
 

@@ -1,5 +1,5 @@
-/* util/narrow.h - numbers of 16 bits and back, inline for loops over many (vector/numbers.c) and for one (backends): integer arithmetic and
- * exact steps alone, so that every machine, GPUs among them, gives the same bits. */
+/* util/narrow.h - numbers of 16 bits and back, inline for loops over many (vector/numbers.c) and for one (backends): integer
+ * arithmetic and exact steps alone, so that every machine, GPUs among them, gives the same bits. */
 #ifndef MOEDI_NARROW_H
 #define MOEDI_NARROW_H
 
@@ -50,8 +50,8 @@ MOEDI_EVERYWHERE uint16_t moedi_to_bf16(uint32_t u)
     return (uint16_t)((u & 0x7FFFFFFF) > 0x7F800000 ? nan : rounded);
 }
 
-/* A double becomes a narrow number with one rounding: to odd in float, then to nearest. near: the bits of the nearest float; lies: where the
- * double lies of it, 1 above, -1 below, 0 on it. */
+/* A double becomes a narrow number with one rounding: to odd in float, then to nearest. near: the bits of the nearest float;
+ * lies: where the double lies of it, 1 above, -1 below, 0 on it. */
 MOEDI_EVERYWHERE uint32_t moedi_float_odd(uint32_t near, int32_t lies)
 {
     const uint32_t away = near >> 31 ? 0u - (uint32_t)lies : (uint32_t)lies;

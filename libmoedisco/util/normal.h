@@ -1,6 +1,6 @@
-/* util/normal.h - the arithmetic of one random number, inline for the function of one (random.c), the loops over many (vector/normals.c) and
- * kernels: additions, multiplications, divisions and square roots alone, in one order, so that all of them and every machine draw the
- * same bits. */
+/* util/normal.h - the arithmetic of one random number, inline for the function of one (random.c), the loops over many
+ * (vector/normals.c) and kernels: additions, multiplications, divisions and square roots alone, in one order, so that all of
+ * them and every machine draw the same bits. */
 #ifndef MOEDI_NORMAL_H
 #define MOEDI_NORMAL_H
 
@@ -40,7 +40,8 @@ MOEDI_EVERYWHERE double moedi_normal_quantile(uint64_t random)
     return ((x - 0x1p52) + 0.5) * 0x1p-52 - 0.5;
 }
 
-/* Natural logarithm of x in (0, 1): exponent and mantissa m in [sqrt(1/2), sqrt(2)), ln m = 2 artanh((m - 1) / (m + 1)) as a series. */
+/* Natural logarithm of x in (0, 1): exponent and mantissa m in [sqrt(1/2), sqrt(2)), ln m = 2 artanh((m - 1) / (m + 1)) as a
+ * series. */
 MOEDI_EVERYWHERE double moedi_normal_logarithm(double x)
 {
     uint64_t bits;
@@ -69,8 +70,9 @@ MOEDI_EVERYWHERE double moedi_normal_ratio(const double a[8], const double b[7],
     return above / (below * x + 1);
 }
 
-/* Inverse of the normal distribution function at q + 1/2: the published coefficients of algorithm AS 241 (Wichura 1988, PPND16), about
- * 1e-15 relative. In three parts: |q| up to MOEDI_NORMAL_CENTRE; beyond it, by r, to MOEDI_NORMAL_MIDDLE and from there on. */
+/* Inverse of the normal distribution function at q + 1/2: the published coefficients of algorithm AS 241 (Wichura 1988, PPND16),
+ * about 1e-15 relative. In three parts: |q| up to MOEDI_NORMAL_CENTRE; beyond it, by r, to MOEDI_NORMAL_MIDDLE and from there
+ * on. */
 #define MOEDI_NORMAL_CENTRE 0.425
 #define MOEDI_NORMAL_MIDDLE 5.0
 
@@ -93,7 +95,8 @@ MOEDI_EVERYWHERE double moedi_normal_r(double q)
 MOEDI_EVERYWHERE double moedi_normal_middle(double r)
 {
     static const double a[8] = {1.42343711074968357734, 4.63033784615654529590, 5.76949722146069140550, 3.64784832476320460504,
-                                1.27045825245236838258, 0.241780725177450611770, 0.0227238449892691845833, 7.74545014278341407640e-4};
+                                1.27045825245236838258, 0.241780725177450611770, 0.0227238449892691845833,
+                                7.74545014278341407640e-4};
     static const double b[7] = {2.05319162663775882187, 1.67638483018380384940, 0.689767334985100004550, 0.148103976427480074590,
                                 0.0151986665636164571966, 5.47593808499534494600e-4, 1.05075007164441684324e-9};
     return moedi_normal_ratio(a, b, r - 1.6);
@@ -102,9 +105,11 @@ MOEDI_EVERYWHERE double moedi_normal_middle(double r)
 MOEDI_EVERYWHERE double moedi_normal_far(double r)
 {
     static const double a[8] = {6.65790464350110377720, 5.46378491116411436990, 1.78482653991729133580, 0.296560571828504891230,
-                                0.0265321895265761230930, 0.00124266094738807843860, 2.71155556874348757815e-5, 2.01033439929228813265e-7};
-    static const double b[7] = {0.599832206555887937690, 0.136929880922735805310, 0.0148753612908506148525, 7.86869131145613259100e-4,
-                                1.84631831751005468180e-5, 1.42151175831614588870e-7, 2.04426310338993978564e-15};
+                                0.0265321895265761230930, 0.00124266094738807843860, 2.71155556874348757815e-5,
+                                2.01033439929228813265e-7};
+    static const double b[7] = {0.599832206555887937690, 0.136929880922735805310, 0.0148753612908506148525,
+                                7.86869131145613259100e-4, 1.84631831751005468180e-5, 1.42151175831614588870e-7,
+                                2.04426310338993978564e-15};
     return moedi_normal_ratio(a, b, r - 5);
 }
 

@@ -36,7 +36,7 @@ static moed_status read_shape(moedi_safetensors_entry *e, const json_t *shape, c
     return MOED_OK;
 }
 
-/* A header entry to e; offsets relative to the data, `data` bytes long. */
+/* A header entry to e; offsets relative to the data, `data` bytes long at most. */
 static moed_status read_entry(moedi_safetensors_entry *e, const json_t *o, int64_t data, const char *path)
 {
     if (!json_is_object(o)) return refuse(path, e->name, "is not described by an object");
@@ -76,14 +76,15 @@ static int by_name(const void *a, const void *b)
     return strcmp(x->name, y->name);
 }
 
-static moed_status check_tiling(const moedi_safetensors *s, int64_t data)
+/* With `cut` the data may end before the last tensors do. */
+static moed_status check_tiling(const moedi_safetensors *s, int64_t data, int cut)
 {
     int64_t at = 0;
     for (size_t i = 0; i < s->count; i++) { /* sorted by offset */
         if (s->entries[i].offset != at) return refuse(s->file.path, s->entries[i].name, "leaves a hole or overlaps another");
         at += s->entries[i].bytes;
     }
-    if (at != data)
+    if (cut ? at < data : at != data)
         return moedi_fail_file(MOED_E_FORMAT, s->file.path, -1, "has %lld bytes of data, but its tensors cover %lld",
                                (long long)data, (long long)at);
     return MOED_OK;
@@ -100,7 +101,7 @@ static moed_status read_metadata(moedi_safetensors *s, json_t *o)
     return MOED_OK;
 }
 
-static moed_status read_entries(moedi_safetensors *s, const moed_context *c, json_t *header, int64_t data_start)
+static moed_status read_entries(moedi_safetensors *s, const moed_context *c, json_t *header, int64_t data_start, int cut)
 {
     const char *key;
     json_t *value;
@@ -117,16 +118,16 @@ static moed_status read_entries(moedi_safetensors *s, const moed_context *c, jso
         MOEDI_TRY(moedi_strdup(c, key, &name));
         e->name = name;
         s->count++; /* counted at once, so that close frees it */
-        MOEDI_TRY(read_entry(e, value, data, s->file.path));
+        MOEDI_TRY(read_entry(e, value, cut ? INT64_MAX - data_start : data, s->file.path));
     }
     qsort(s->entries, s->count, sizeof *s->entries, by_offset);
-    MOEDI_TRY(check_tiling(s, data));
+    MOEDI_TRY(check_tiling(s, data, cut));
     for (size_t i = 0; i < s->count; i++) s->entries[i].offset += data_start;
     qsort(s->entries, s->count, sizeof *s->entries, by_name);
     return MOED_OK;
 }
 
-moed_status moedi_safetensors_open(moedi_safetensors *out, const moed_context *c, const char *path)
+static moed_status open_file(moedi_safetensors *out, const moed_context *c, const char *path, int cut)
 {
     moedi_safetensors s = {0};
     unsigned char prefix[8];
@@ -157,7 +158,7 @@ moed_status moedi_safetensors_open(moedi_safetensors *out, const moed_context *c
     MOEDI_GO(moedi_json_parse(&header, text, (size_t)length, path));
     moedi_free(c, text);
     text = NULL;
-    status = read_entries(&s, c, header, 8 + (int64_t)length);
+    status = read_entries(&s, c, header, 8 + (int64_t)length, cut);
 out:
     moedi_free(c, text);
     json_decref(header);
@@ -166,6 +167,16 @@ out:
     else
         *out = s;
     return status;
+}
+
+moed_status moedi_safetensors_open(moedi_safetensors *out, const moed_context *c, const char *path)
+{
+    return open_file(out, c, path, 0);
+}
+
+moed_status moedi_safetensors_open_cut(moedi_safetensors *out, const moed_context *c, const char *path)
+{
+    return open_file(out, c, path, 1);
 }
 
 void moedi_safetensors_close(moedi_safetensors *s)

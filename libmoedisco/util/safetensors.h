@@ -25,6 +25,8 @@ typedef struct moedi_safetensors {
 /* Checks everything before anything is believed: header length, UTF-8, JSON, names once, known dtypes, shapes without overflow,
  * offsets that tile the data without holes or overlap to the file's end. */
 moed_status moedi_safetensors_open(moedi_safetensors *out, const moed_context *c, const char *path);
+/* The same, but the file may end before its tensors do: those that reach beyond file.size cannot be read, the others can. */
+moed_status moedi_safetensors_open_cut(moedi_safetensors *out, const moed_context *c, const char *path);
 void moedi_safetensors_close(moedi_safetensors *s);
 const moedi_safetensors_entry *moedi_safetensors_find(const moedi_safetensors *s, const char *name); /* NULL = not there */
 moed_status moedi_safetensors_read(const moedi_safetensors *s, const moedi_safetensors_entry *e, int64_t first_byte, void *out,

@@ -1,5 +1,5 @@
 /* tests/fuzz/model.c - a model directory from a stranger: model.safetensors.index.json, config.json and one of two shards (the
- * library's own where a part is empty). What opens opens as a stream too, and computes. */
+ * library's own where a part is empty). What opens opens as a stream too, and computes; an inspection finds a fault in what does not. */
 #include "fuzz.h"
 
 #include "util/safetensors.h"
@@ -82,8 +82,14 @@ FUZZ_TARGET(model)
     moed_model_options o;
     assert_ok(moed_options_init(MOED_STRUCT_MODEL_OPTIONS, &o, sizeof o));
     o.flags = MOED_MODEL_STREAM;
+    int64_t findings = 0;
+    const moed_status looked = moed_model_inspect(fuzz_context, model_dir, &o, NULL, NULL, &findings, NULL);
     const moed_status alone = moed_model_open(&streamed, fuzz_context, model_dir, &o);
     moed_model_destroy(streamed);
+    if (looked == MOED_OK && !findings != (alone == MOED_OK))
+        fail_msg("opens as a stream: %s, and an inspection finds %d faults", moed_status_name(alone), (int)findings);
+    if (looked != MOED_OK && looked != alone)
+        fail_msg("opens as a stream: %s, and an inspection ends with %s", moed_status_name(alone), moed_status_name(looked));
     const moed_status status = moed_model_open(&m, fuzz_context, model_dir, NULL);
     if (status != MOED_OK) return fuzz_end(status, NULL);
     if (alone != MOED_OK) fail_msg("opens, but not as a stream: %s", moed_status_name(alone));

@@ -107,7 +107,8 @@ static void swiglu_backward_task(void *argument, int64_t index)
         const int64_t row = a->slot ? a->slot[i] : i;
         const float *gate = (const float *)a->gate_up + row * 2 * width, *up = gate + width;
         const float *d_out = (const float *)a->d_out + row * width, weight = a->weights ? ((const float *)a->weights)[i] : 1.0f;
-        float *d_gate = (float *)a->d_gate_up + row * 2 * width, *d_up = d_gate + width, *out = a->out ? (float *)a->out + row * width : NULL;
+        float *d_gate = (float *)a->d_gate_up + row * 2 * width, *d_up = d_gate + width;
+        float *out = a->out ? (float *)a->out + row * width : NULL;
         vfloat sum = {0};
         for (int64_t d = 0; d < width; d += VECTOR) {
             const int64_t left = width - d;

@@ -312,10 +312,11 @@ moed_status MOEDI_VARIED(gemm)(void *self, const moed_op_gemm *a)
 {
     void *scratch;
     start_job job = {a, cut(a->m, a->n)};
-    if (a->accumulate && a->addend && a->addend != a->c && a->m > 0 && a->n > 0) run(self, job.cut.tasks, start_task, &job);
     const moed_status status = moedi_cpu_scratch(self, moedi_gemm_bytes(a->m, a->n, a->k, ROWS, COLUMNS), &scratch);
-    if (status == MOED_OK) moedi_gemm_with(self, a, scratch);
-    return status;
+    if (status != MOED_OK) return status; /* nothing is written then */
+    if (a->accumulate && a->addend && a->addend != a->c && a->m > 0 && a->n > 0) run(self, job.cut.tasks, start_task, &job);
+    moedi_gemm_with(self, a, scratch);
+    return MOED_OK;
 }
 
 /* ---- products of groups ---- */

@@ -84,7 +84,8 @@ static rates rates_of(const moed_op_update *a, const moed_op_slice *slice)
 {
     const moed_step_scalars *s = a->scalars;
     return (rates){.scale = (float)(s->gradient_scale * s->clip_factor),
-                   .beta1 = (float)a->beta1, .rest1 = (float)(1.0 - a->beta1), .beta2 = (float)a->beta2, .rest2 = (float)(1.0 - a->beta2),
+                   .beta1 = (float)a->beta1, .rest1 = (float)(1.0 - a->beta1),
+                    .beta2 = (float)a->beta2, .rest2 = (float)(1.0 - a->beta2),
                    .rate = (float)(s->learning_rate / s->beta1_correction), .root = (float)(1.0 / sqrt(s->beta2_correction)),
                    .epsilon = (float)a->epsilon, .keep = (float)(s->learning_rate * slice->weight_decay)};
 }
