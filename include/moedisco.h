@@ -11,5 +11,7 @@
 #include "moedisco/split.h"
 #include "moedisco/integrate.h"
 #include "moedisco/train.h"
+#include "moedisco/law.h"
+#include "moedisco/growth.h"
 
 #endif
