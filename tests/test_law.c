@@ -224,6 +224,16 @@ static void a_function_of_the_callers_is_a_law_too(void **state)
 
 /* ---- fits ---- */
 
+static void published_runs(moed_run_point *out, size_t count, int kinds, double noise, uint64_t seed)
+{
+    moed_context *c = support_context("reference", 1);
+    moed_law *truth = NULL;
+    assert_ok(moed_law_create(&truth, c, NULL));
+    assert_ok(law_runs(out, count, truth, kinds, noise, seed));
+    moed_law_destroy(truth);
+    support_close(c);
+}
+
 static moed_fit_options fit_options(void)
 {
     moed_fit_options o;
@@ -246,7 +256,7 @@ static void a_fit_finds_the_law_behind_the_runs_for_any_number_of_threads(void *
     moed_context *c = support_context("reference", 1), *other = support_context("reference", 3);
     moed_fit_options o = fit_options();
     (void)state;
-    law_runs(runs, 300, 6, 0.005, 1);
+    published_runs(runs, 300, 6, 0.005, 1);
     o.bootstrap = 20;
     assert_ok(moed_law_fit(&one, c, runs, 300, &o, NULL));
     assert_ok(moed_law_fit(&three, other, runs, 300, &o, NULL));
@@ -282,7 +292,7 @@ static void without_noise_a_fit_returns_the_coefficients(void **state)
     moed_law *l = NULL;
     moed_fit_options o = fit_options();
     (void)state;
-    law_runs(runs, 120, 6, 0, 2);
+    published_runs(runs, 120, 6, 0, 2);
     o.fit_saturation = 0, o.held_out = 0;
     assert_ok(moed_law_fit(&l, c, runs, 120, &o, NULL));
     static const double TRUE_VALUES[] = {35.91, -0.1889, -0.2285, 0.0098, 35.98, -0.1775, 0.5529, -0.0259, 2.0732, 290.4521, 1.3637};
@@ -299,7 +309,7 @@ static void runs_of_one_number_of_experts_give_a_law_of_that_number(void **state
     moed_law *l = NULL, *truth = NULL;
     double fitted, real;
     (void)state;
-    law_runs(runs, 60, 1, 0.002, 3);
+    published_runs(runs, 60, 1, 0.002, 3);
     assert_ok(moed_law_fit(&l, c, runs, 60, NULL, NULL));
     assert_int_equal(h.warnings, 1);
     assert_non_null(strstr(h.last, "all runs have 1 experts"));
@@ -318,7 +328,7 @@ static void outliers_move_a_fit_little(void **state)
     moed_law *l = NULL, *truth = NULL;
     double fitted, real;
     (void)state;
-    law_runs(runs, 200, 4, 0.002, 4);
+    published_runs(runs, 200, 4, 0.002, 4);
     for (int i = 0; i < 200; i += 20) runs[i].loss *= 1.5; /* runs that diverged */
     assert_ok(moed_law_fit(&l, c, runs, 200, NULL, NULL));
     assert_ok(moed_law_create(&truth, c, NULL));
@@ -336,7 +346,7 @@ static void bad_runs_are_refused_by_number_and_field(void **state)
     moed_law *l = NULL;
     moed_fit_options o = fit_options();
     (void)state;
-    law_runs(runs, 40, 3, 0.002, 5);
+    published_runs(runs, 40, 3, 0.002, 5);
     assert_refused(moed_law_fit(&l, c, runs, 5, NULL, NULL), MOED_E_ARGUMENT, "5 runs");
     assert_refused(moed_law_fit(&l, c, runs, 10, NULL, NULL), MOED_E_ARGUMENT, "at least 10");
     assert_refused(moed_law_fit(&l, c, NULL, 10, NULL, NULL), MOED_E_ARGUMENT, "runs is NULL");
@@ -363,7 +373,7 @@ static void a_cancelled_fit_and_one_without_memory_leave_nothing(void **state)
     moed_context *c = support_scarce_context(&allowed);
     moed_fit_options o = fit_options();
     (void)state;
-    law_runs(runs, 60, 4, 0.002, 6);
+    published_runs(runs, 60, 4, 0.002, 6);
     o.starts = 1, o.bootstrap = 1;
     assert_ok(moed_cancel_create(&cancel));
     moed_cancel_request(cancel);
