@@ -1,4 +1,6 @@
 /* Scaling laws: the published table, optima, ranges, and fits of runs. */
+#include <fenv.h>
+
 #include "support.h"
 
 #include "law_runs.h"
@@ -339,6 +341,24 @@ static void outliers_move_a_fit_little(void **state)
     support_close(c);
 }
 
+static void a_host_may_trap_what_finite_numbers_do_not_raise(void **state)
+{
+    moed_run_point runs[60];
+    moed_context *c = support_context("reference", 1);
+    moed_law *l = NULL;
+    (void)state;
+    published_runs(runs, 60, 4, 0.002, 7);
+    feclearexcept(FE_ALL_EXCEPT);
+    feenableexcept(FE_DIVBYZERO | FE_INVALID | FE_OVERFLOW);
+    const moed_status status = moed_law_fit(&l, c, runs, 60, NULL, NULL);
+    const int still = fegetexcept();
+    fedisableexcept(FE_ALL_EXCEPT);
+    assert_ok(status);
+    assert_int_equal(still, FE_DIVBYZERO | FE_INVALID | FE_OVERFLOW);
+    moed_law_destroy(l);
+    support_close(c);
+}
+
 static void bad_runs_are_refused_by_number_and_field(void **state)
 {
     moed_run_point runs[40];
@@ -406,6 +426,7 @@ int main(void)
         cmocka_unit_test(without_noise_a_fit_returns_the_coefficients),
         cmocka_unit_test(runs_of_one_number_of_experts_give_a_law_of_that_number),
         cmocka_unit_test(outliers_move_a_fit_little),
+        cmocka_unit_test(a_host_may_trap_what_finite_numbers_do_not_raise),
         cmocka_unit_test(bad_runs_are_refused_by_number_and_field),
         cmocka_unit_test(a_cancelled_fit_and_one_without_memory_leave_nothing),
     };

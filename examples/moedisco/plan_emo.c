@@ -191,6 +191,7 @@ static int plan(emo_plan *p, const flags *f)
     moed_growth_info info = {.struct_size = sizeof info};
     char active[32], tokens[32], step[32];
     if (p->size.config) return fail(EXIT_INPUT, "--config: a config.json has one number of experts; give the sizes as flags");
+    if (flags_given(f, "experts")) return fail(EXIT_INPUT, "--experts: --grow names the pool sizes");
     int code = common_open(&p->common, &p->context);
     if (code) return code;
     sizes_settle(&p->size, f);
