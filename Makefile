@@ -31,9 +31,11 @@ WARNINGS := -Wall -Wextra -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Wpo
     -Wformat=2 $(if $(WERROR),-Werror)
 JANSSON_CFLAGS := $(shell $(PKG_CONFIG) --cflags jansson 2>/dev/null)
 JANSSON_LIBS   := $(or $(shell $(PKG_CONFIG) --libs jansson 2>/dev/null),-ljansson)
-LIBS := $(JANSSON_LIBS) -lpthread -ldl -lm
+LBFGS_CFLAGS := $(shell $(PKG_CONFIG) --cflags liblbfgs 2>/dev/null)
+LBFGS_LIBS   := $(or $(shell $(PKG_CONFIG) --libs liblbfgs 2>/dev/null),-llbfgs)
+LIBS := $(JANSSON_LIBS) $(LBFGS_LIBS) -lpthread -ldl -lm
 BASE_FLAGS := -std=c11 -D_GNU_SOURCE -fPIC -fvisibility=hidden -ffp-contract=off -fno-math-errno -pthread \
-    -Iinclude -Ilibmoedisco $(JANSSON_CFLAGS) $(WARNINGS)
+    -Iinclude -Ilibmoedisco $(JANSSON_CFLAGS) $(LBFGS_CFLAGS) $(WARNINGS)
 FLAGS = $(BASE_FLAGS) $(OF_OBJECT) $(CPPFLAGS) $(CFLAGS) $(SANITIZE)
 FLAG_HASH := $(shell printf '%s' '$(CC) $(FLAGS) $(LDFLAGS)' | cksum | cut -d' ' -f1)
 BUILD ?= build

@@ -89,6 +89,9 @@ int verb_upcycle(const verb *v, int argc, char **argv);
 int verb_expand(const verb *v, int argc, char **argv);
 int verb_train(const verb *v, int argc, char **argv);
 int verb_plan(const verb *v, int argc, char **argv);
+int verb_plan_emo(const verb *v, int argc, char **argv);
+int verb_law_fit(const verb *v, int argc, char **argv);
+int verb_law_predict(const verb *v, int argc, char **argv);
 int verb_run(const verb *v, int argc, char **argv);
 int verb_work(const verb *v, int argc, char **argv);
 

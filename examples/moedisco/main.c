@@ -41,8 +41,14 @@ static const verb VERBS[] = {
     {"eval", "MODEL CORPUS|ITEMS", "Loss, perplexity, bits per byte and the load of each expert on a corpus; with --task, how many items of a "
      "multiple-choice task it gets right, as lm-evaluation-harness counts.", "moedisco eval run/disco/model data/notes", verb_eval},
     {"sample", "MODEL [PROMPT]", "Text from a model of byte tokens.", "moedisco sample run/disco/model 'The ' --temperature 0.8", verb_sample},
+    {"plan emo", "", "EMO, an expert pool that grows: stages, memory, hours and money, beside the last stage's pool throughout.",
+     "moedisco plan emo --grow 8,16,32,64 --top-k 8 --all-tokens 1e9 --step-times 8:2e-6,64:3e-6", verb_plan_emo},
     {"plan", "disco|full|upcycle [DIR]", "What `run` would do, before anything is spent: phases, memory, FLOPs, hours and money.",
      "moedisco plan disco --hidden 2048 --heads 16 --layers 24 --steps 4100 --branch-steps 4200", verb_plan},
+    {"law fit", "RUNS", "Fits a scaling law to trained models: RUNS is CSV with a line of names, or JSON lines, of active parameters (active or N), "
+     "experts (E), tokens (D) and loss (L).", "moedisco law fit runs.csv --out law.json --bootstrap 200", verb_law_fit},
+    {"law predict", "", "The loss that a scaling law says, or the best use of a budget.",
+     "moedisco law predict --experts 8,16,32 --flops 1e20", verb_law_predict},
     {"run disco", "DIR", "MoE-DisCo into DIR/disco by [common start,] clusters, split, K workers, integration and F-phase. Finished steps are "
      "kept; the same command goes on.", "moedisco run disco run --text ~/notes --minutes 5", verb_run},
     {"run full", "DIR", "The whole model on all data, into DIR/full: what MoE-DisCo is compared with.",
@@ -85,9 +91,12 @@ static void list_verbs(const char *group)
 static int is_group(const char *name)
 {
     const size_t length = strlen(name);
-    for (size_t i = 0; i < VERB_COUNT; i++)
-        if (!strncmp(VERBS[i].name, name, length) && VERBS[i].name[length] == ' ') return 1;
-    return 0;
+    int found = 0;
+    for (size_t i = 0; i < VERB_COUNT; i++) {
+        if (!strcmp(VERBS[i].name, name)) return 0; /* a verb of its own, plan, beside a kind that has other flags, plan emo */
+        found |= !strncmp(VERBS[i].name, name, length) && VERBS[i].name[length] == ' ';
+    }
+    return found;
 }
 
 static int group_help(const char *name)

@@ -186,6 +186,54 @@ static const field train_fields[] = {
 };
 #undef S
 
+#define S moed_law_options
+static const field law_fields[] = {
+    CHOICE(S, preset, MOED_LAW_LUDZIEJEWSKI_2025, 3, "custom|ludziejewski-2025|abnar-2025|krajewski-2024", "published coefficients"),
+    CHOICE(S, form, MOED_LAW_JOINT, 3, "joint|sparsity|granularity|callback", "formula that one's own coefficients are for"),
+    I32(S, top_k, 1, 1, 65536, "experts that each token visits: the law sees experts / top_k"),
+    I32(S, coefficient_count, 0, 0, 64, "coefficients given"),
+    POINTER(S, coefficients, "coefficients, in the form's order"),
+    F64(S, routed_share, 1, 0, 1, "form sparsity: share of the active parameters that lies in routed experts"),
+    F64(S, active_min, 0, 0, 1e30, "active parameters from which the law holds; 0 = not known"),
+    F64(S, active_max, 0, 0, 1e30, "active parameters to which the law holds; 0 = not known"),
+    F64(S, experts_min, 0, 0, 1e30, "experts / top_k from which the law holds; 0 = not known"),
+    F64(S, experts_max, 0, 0, 1e30, "experts / top_k to which the law holds; 0 = not known"),
+    F64(S, tokens_min, 0, 0, 1e30, "tokens from which the law holds; 0 = not known"),
+    F64(S, tokens_max, 0, 0, 1e30, "tokens to which the law holds; 0 = not known"),
+    TEXT(S, source, NULL, "where the coefficients come from"),
+    POINTER(S, loss, "a law of the caller's own"),
+    POINTER(S, loss_user, "passed to it"),
+};
+#undef S
+#define S moed_fit_options
+static const field fit_fields[] = {
+    I32(S, top_k, 1, 1, 65536, "experts that each token visits, in all runs: the law sees experts / top_k"),
+    SWITCH(S, fit_saturation, 1, "fit e_start and e_max too, where runs have four different numbers of experts or more"),
+    I32(S, starts, 64, 1, 19683, "starts, the best of the grid's 19683, that L-BFGS goes on from"),
+    I32(S, bootstrap, 0, 0, 100000, "resampled fits for intervals of the coefficients; 0 = none"),
+    F64(S, held_out, 0.2, 0, 0.9, "share of the runs that the fit does not see"),
+    F64(S, huber, 0.01, 1e-9, 1e9, "residual of log loss up to which it counts by its square, beyond by its size"),
+    F64(S, low_loss, 1, 0, 100, "a run weighs (lowest loss / its loss)^this; 0 = all alike"),
+    F64(S, confidence, 0.95, 0.01, 0.999, "of the intervals"),
+    U64(S, seed, 0, "seed of the held-out runs and of resampling"),
+};
+#undef S
+#define S moed_growth_options
+static const field growth_fields[] = {
+    I64(S, step_tokens, 1, 1, MAX_I64, "tokens of an optimizer step"),
+    I64(S, tokens, 0, 0, MAX_I64, "tokens of all stages"),
+    F64(S, active, 0, 0, 1e30, "law rule: active parameters"),
+    F64(S, exponent, 0.52, 0, 100, "power rule: a stage ends at tokens * (its experts / the last stage's)^this"),
+    F64(S, learning_rate, 9e-4, 0, 100, "peak learning rate of the first stage"),
+    F64(S, expert_rate, 0, -10, 10, "a stage's peak is that times (its experts / the first stage's)^this"),
+    I64(S, warmup, 500, 0, MAX_I64, "steps with rising rate at the beginning of every stage"),
+    F64(S, decay, 0.1, 0, 1, "share of all steps with falling rate, at the end of the last stage"),
+    F64(S, final_rate, 0, 0, 1, "end of the decay, as a share of the peak"),
+    CHOICE(S, decay_shape, MOED_DECAY_LINEAR, 2, "none|linear|cosine", "how the rate falls there"),
+    I32(S, top_k, 0, 0, 65536, "experts that each token visits; 0 = the model's"),
+};
+#undef S
+
 typedef struct structure {
     int32_t id;
     const char *name;
@@ -231,6 +279,17 @@ static const structure structures[] = {
     PLAIN(REPORT, moed_report),
     PLAIN(PHASE, moed_phase),
     PLAIN(COST, moed_cost),
+    OPTIONS(LAW_OPTIONS, moed_law_options, law_fields, 0),
+    PLAIN(LAW_INFO, moed_law_info),
+    PLAIN(RUN_POINT, moed_run_point),
+    OPTIONS(FIT_OPTIONS, moed_fit_options, fit_fields, 0),
+    PLAIN(COEFFICIENT, moed_coefficient),
+    PLAIN(LAW_TERMS, moed_law_terms),
+    PLAIN(STAGE, moed_stage),
+    OPTIONS(GROWTH_OPTIONS, moed_growth_options, growth_fields, 0),
+    PLAIN(GROWTH_INFO, moed_growth_info),
+    PLAIN(GROWTH_POINT, moed_growth_point),
+    PLAIN(STEP_TIME, moed_step_time),
 };
 
 static const structure *find(int32_t id)
@@ -259,6 +318,9 @@ FITS(moed_train_options);
 FITS(moed_estimate);
 FITS(moed_trainer_info);
 FITS(moed_report); FITS(moed_phase); FITS(moed_cost);
+FITS(moed_law_options); FITS(moed_law_info); FITS(moed_run_point); FITS(moed_fit_options); FITS(moed_coefficient);
+FITS(moed_law_terms);
+FITS(moed_stage); FITS(moed_growth_options); FITS(moed_growth_info); FITS(moed_growth_point); FITS(moed_step_time);
 
 size_t moed_struct_size(int32_t id)
 {

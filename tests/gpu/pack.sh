@@ -16,7 +16,7 @@ cp "$out/tests/bench/plugins/libmoedisco-timed.so" "$to/tests/bench/plugins/"
 cp "$@" "$to/tests/bench/"
 cp "$here/../bench/gpu.sh" "$to/tests/bench/"
 cp "$here"/../peers/torch_cuda_*.py "$to/tests/peers/"
-for program in libmoedisco.so tests/test_conformance; do ldd "$to/$program"; done | awk '/libjansson|libcmocka/ { print $3 }' | sort -u |
+for program in libmoedisco.so tests/test_conformance; do ldd "$to/$program"; done | awk '/libjansson|liblbfgs|libcmocka/ { print $3 }' | sort -u |
     while read -r library; do cp -L "$library" "$to/lib/"; done
 find "$to" -type f -perm -u+x ! -name '*.sh' ! -name '*.py' -exec strip --strip-debug {} + # half the size
 cat > "$to/check.sh" <<'END'

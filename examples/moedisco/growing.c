@@ -1,0 +1,94 @@
+/* growing.c - EMO's schedule as flags. */
+#include <math.h>
+#include <string.h>
+
+#include "growing.h"
+#include "laws.h"
+
+static const moed_field FIELDS[] = {
+    FIELD_TEXT_(growing, grow, "pool sizes in turn, 8,16,32: a rule gives their tokens; or each with its tokens, 8:2e9,16:1e9"),
+    FIELD_CHOICE_(growing, rule, "law|power", "what gives the tokens: a scaling law, or --exponent"),
+    FIELD_TEXT_(growing, law, "law rule: a published law (ludziejewski-2025, abnar-2025, krajewski-2024), or a file of `law fit --out`"),
+    FIELD_NUMBER(growing, active, 0, 0, 1e30, "law rule: active parameters, 0 = the model's"),
+    FIELD_NUMBER(growing, all_tokens, 0, 0, 1e18, "tokens of all stages together, for a rule"),
+};
+
+void growing_flags(flags *f, growing *g)
+{
+    memset(g, 0, sizeof *g);
+    g->law = "ludziejewski-2025";
+    OPTIONS_INIT(GROWTH_OPTIONS, &g->options);
+    flags_table(f, "growth", FIELDS, sizeof FIELDS / sizeof *FIELDS, g);
+    flags_struct(f, "growth", MOED_STRUCT_GROWTH_OPTIONS, &g->options, "step_tokens,tokens,active,top_k");
+}
+
+static int parse(const growing *g, int32_t *experts, double *tokens, size_t *count)
+{
+    double numbers[STAGES_MOST];
+    if (!g->grow) return fail(EXIT_INPUT, "--grow is missing: pool sizes in turn, as in --grow 8,16,32");
+    const int code = pairs_read("grow", g->grow, numbers, tokens, STAGES_MOST, count);
+    for (size_t i = 0; i < *count && !code; i++) {
+        if (!(numbers[i] >= 1 && numbers[i] <= 65536) || numbers[i] != (int32_t)numbers[i])
+            return fail(EXIT_INPUT, "--grow %s: %g is no number of experts", g->grow, numbers[i]);
+        if ((tokens[i] >= 0) != (tokens[0] >= 0) || tokens[i] > 1e18)
+            return fail(EXIT_INPUT, "--grow %s: give tokens for each stage, up to 1e18, or for none", g->grow);
+        experts[i] = (int32_t)numbers[i];
+    }
+    return code;
+}
+
+int growing_experts(const growing *g, int32_t *experts, size_t *count)
+{
+    double tokens[STAGES_MOST];
+    return parse(g, experts, tokens, count);
+}
+
+/* A table by hand: the rates of the options, as a rule sets them. */
+static moed_status by_hand(moed_growth **out, moed_context *c, const moed_growth_options *o, const int32_t *experts, const double *tokens,
+                           size_t count)
+{
+    moed_stage stages[STAGES_MOST];
+    int64_t all = 0;
+    memset(stages, 0, sizeof stages);
+    for (size_t i = 0; i < count; i++) {
+        moed_stage *s = &stages[i];
+        const int64_t steps = (int64_t)(tokens[i] / (double)o->step_tokens + 0.5);
+        s->struct_size = sizeof *s;
+        s->experts = experts[i];
+        s->top_k = o->top_k;
+        s->tokens = steps * o->step_tokens;
+        s->warmup = (steps < o->warmup ? steps : o->warmup) * o->step_tokens;
+        s->learning_rate = o->learning_rate * pow((double)experts[i] / experts[0], o->expert_rate);
+        all += steps;
+    }
+    moed_stage *last = &stages[count - 1];
+    const int64_t decay = (int64_t)(o->decay * (double)all + 0.5) * o->step_tokens, room = last->tokens - last->warmup;
+    last->decay = o->decay_shape == MOED_DECAY_NONE ? 0 : decay < room ? decay : room;
+    last->final_rate = o->final_rate;
+    last->decay_shape = o->decay_shape;
+    return moed_growth_create(out, c, stages, count, o);
+}
+
+int growing_make(moed_growth **out, moed_context *c, const growing *g, int64_t step_tokens, int64_t active, int64_t top_k)
+{
+    int32_t experts[STAGES_MOST];
+    double tokens[STAGES_MOST];
+    size_t count = 0;
+    moed_law *l = NULL;
+    moed_growth_options o = g->options;
+    int code = parse(g, experts, tokens, &count);
+    if (code) return code;
+    o.step_tokens = step_tokens;
+    o.tokens = (int64_t)g->all_tokens;
+    o.active = g->active > 0 ? g->active : (double)active;
+    o.top_k = (int32_t)top_k;
+    if (tokens[0] < 0 && o.tokens < 1) return fail(EXIT_INPUT, "--all-tokens is missing: tokens that the rule divides among the stages");
+    if (tokens[0] >= 0 && o.tokens) return fail(EXIT_INPUT, "--all-tokens: --grow %s gives the tokens of each stage already", g->grow);
+    moed_status status;
+    if (tokens[0] >= 0) status = by_hand(out, c, &o, experts, tokens, count);
+    else if (g->rule == GROWING_POWER) status = moed_growth_from_power(out, c, experts, count, &o);
+    else if ((code = law_open(&l, c, g->law, top_k))) return code;
+    else status = moed_growth_from_law(out, c, l, experts, count, &o);
+    moed_law_destroy(l);
+    return status ? fail_status(status) : EXIT_DONE;
+}

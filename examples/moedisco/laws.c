@@ -1,0 +1,264 @@
+/* laws.c - scaling laws of the command: by a preset's name or from a file, and the runs that they are fitted to. */
+#include <ctype.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <strings.h>
+
+#include "json_file.h"
+#include "laws.h"
+#include "output.h"
+#include "size.h"
+
+enum { COEFFICIENTS_MOST = 64 };
+
+/* ---- choices of the library's tables ---- */
+
+static const char *choices_of(const char *field_name)
+{
+    static moed_field field;
+    for (size_t i = 0;; i++) {
+        field = (moed_field){.struct_size = sizeof field};
+        if (moed_options_field(MOED_STRUCT_LAW_OPTIONS, i, &field)) return "";
+        if (!strcmp(field.name, field_name)) return field.choices;
+    }
+}
+
+/* Index of a name in "a|b|c", -1 when it is not there. */
+static int32_t choice_of(const char *choices, const char *name)
+{
+    const size_t length = strlen(name);
+    for (int32_t i = 0;; i++) {
+        const size_t here = strcspn(choices, "|");
+        if (here == length && !strncmp(choices, name, length)) return i;
+        if (!choices[here]) return -1;
+        choices += here + 1;
+    }
+}
+
+static char *choice_name(const char *choices, int32_t index)
+{
+    for (; index > 0; index--) choices += strcspn(choices, "|") + 1;
+    return must(strndup(choices, strcspn(choices, "|")));
+}
+
+/* ---- a law as a file ---- */
+
+static void range_read(const json_t *all, const char *name, double *low, double *high)
+{
+    const json_t *pair = json_object_get(all, name);
+    *low = json_number_value(json_array_get(pair, 0));
+    *high = json_number_value(json_array_get(pair, 1));
+}
+
+static int law_read(moed_law **out, moed_context *c, const char *path, int64_t top_k)
+{
+    moed_law_options o;
+    double values[COEFFICIENTS_MOST];
+    json_t *file = read_json(path);
+    if (!file) return EXIT_INPUT;
+    OPTIONS_INIT(LAW_OPTIONS, &o);
+    const json_t *list = json_object_get(file, "coefficients"), *range = json_object_get(file, "range");
+    const char *form = json_string_value(json_object_get(file, "form")), *kind = json_string_value(json_object_get(file, "format"));
+    int code = EXIT_DONE;
+    o.preset = MOED_LAW_CUSTOM;
+    o.form = form ? choice_of(choices_of("form"), form) : -1;
+    o.coefficient_count = (int32_t)json_array_size(list);
+    if (!kind || strcmp(kind, "moedisco-law") || o.form < 0 || o.coefficient_count > COEFFICIENTS_MOST)
+        code = fail(EXIT_INPUT, "%s: is no law of `moedisco law fit`", path);
+    for (int32_t i = 0; !code && i < o.coefficient_count; i++) {
+        const json_t *value = json_object_get(json_array_get(list, (size_t)i), "value");
+        values[i] = json_number_value(value);
+        if (!json_is_number(value)) code = fail(EXIT_INPUT, "%s: coefficient %d has no number as its value", path, (int)i);
+    }
+    if (!code) {
+        o.coefficients = values;
+        o.top_k = (int32_t)(top_k ? top_k : json_integer_value(json_object_get(file, "top_k")));
+        o.source = json_string_value(json_object_get(file, "source"));
+        range_read(range, "active", &o.active_min, &o.active_max);
+        range_read(range, "experts", &o.experts_min, &o.experts_max);
+        range_read(range, "tokens", &o.tokens_min, &o.tokens_max);
+        const moed_status status = moed_law_create(out, c, &o);
+        if (status) code = fail(exit_code(status), "%s: %s", path, moed_last_error());
+    }
+    json_decref(file);
+    return code;
+}
+
+int law_open(moed_law **out, moed_context *c, const char *name, int64_t top_k)
+{
+    moed_law_options o;
+    const char *presets = choices_of("preset");
+    const int32_t preset = choice_of(presets, name);
+    if (preset <= MOED_LAW_CUSTOM) {
+        if (path_exists(name)) return law_read(out, c, name, top_k);
+        return fail(EXIT_INPUT, "--law %s: neither a file nor one of %s", name, strchr(presets, '|') + 1);
+    }
+    OPTIONS_INIT(LAW_OPTIONS, &o);
+    o.preset = preset;
+    if (top_k) o.top_k = (int32_t)top_k;
+    const moed_status status = moed_law_create(out, c, &o);
+    return status ? fail_status(status) : EXIT_DONE;
+}
+
+int law_save(const char *path, const moed_law *l)
+{
+    moed_law_info i = {.struct_size = sizeof i};
+    moed_law_get_info(l, &i);
+    char *form = choice_name(choices_of("form"), i.form);
+    json_t *o = must(json_pack("{s:s, s:i, s:s, s:i, s:s, s:{s:[ff], s:[ff], s:[ff]}, s:{s:I, s:I, s:f, s:f, s:i}}", "format", "moedisco-law",
+                               "version", 1, "form", form, "top_k", (int)i.top_k, "source", i.source, "range", "active", i.active_min,
+                               i.active_max, "experts", i.experts_min, i.experts_max, "tokens", i.tokens_min, i.tokens_max, "fit", "runs",
+                               (json_int_t)i.trained_runs, "held_out", (json_int_t)i.held_out_runs, "rmse", i.trained_rmse, "held_out_rmse",
+                               i.held_out_rmse, "bootstrap", (int)i.bootstrap));
+    json_t *list = must(json_array());
+    for (int32_t k = 0; k < i.coefficients; k++) {
+        moed_coefficient one = {.struct_size = sizeof one};
+        moed_law_coefficient(l, (size_t)k, &one);
+        put_last(list, json_pack("{s:s, s:f, s:f, s:f}", "name", one.name, "value", one.value, "low", one.low, "high", one.high));
+    }
+    put(o, "coefficients", list);
+    free(form);
+    return write_json(path, o);
+}
+
+/* ---- runs ---- */
+
+enum { COLUMNS = 4 };
+static const char *const NAMES[COLUMNS][4] = {
+    {"active", "n", "n_act", "n_active"}, {"experts", "e", "num_experts", NULL}, {"tokens", "d", NULL, NULL}, {"loss", "l", NULL, NULL}};
+
+static int column_of(const char *name)
+{
+    for (int k = 0; k < COLUMNS; k++)
+        for (int a = 0; a < 4 && NAMES[k][a]; a++)
+            if (!strcasecmp(NAMES[k][a], name)) return k;
+    return -1;
+}
+
+static char *trimmed(char *text)
+{
+    while (isspace((unsigned char)*text)) text++;
+    char *end = text + strlen(text);
+    while (end > text && isspace((unsigned char)end[-1])) *--end = 0;
+    if (end - text >= 2 && *text == '"' && end[-1] == '"') end[-1] = 0, text++;
+    return text;
+}
+
+typedef struct runs {
+    const char *path;
+    moed_run_point *points;
+    size_t count, room;
+    int column[POSITIONALS_MAX]; /* CSV: what each field is, -1 = passed over */
+    int columns;                 /* 0 before the line of names */
+    char separator[2];
+} runs;
+
+static void keep(runs *r, const double values[COLUMNS])
+{
+    if (r->count == r->room) r->points = must(realloc(r->points, (r->room = r->room ? 2 * r->room : 256) * sizeof *r->points));
+    r->points[r->count++] = (moed_run_point){values[0], values[1], values[2], values[3]};
+}
+
+static int csv_names(runs *r, char *line, size_t number)
+{
+    int seen[COLUMNS] = {0};
+    r->separator[0] = strchr(line, '\t') ? '\t' : strchr(line, ';') ? ';' : ',';
+    for (char *field; (field = strsep(&line, r->separator));) {
+        if (r->columns == POSITIONALS_MAX) return fail(EXIT_INPUT, "%s: line %zu has more than %d fields", r->path, number, POSITIONALS_MAX);
+        const int k = r->column[r->columns++] = column_of(trimmed(field));
+        if (k >= 0 && seen[k]++) return fail(EXIT_INPUT, "%s: line %zu names %s twice", r->path, number, NAMES[k][0]);
+    }
+    for (int k = 0; k < COLUMNS; k++)
+        if (!seen[k])
+            return fail(EXIT_INPUT, "%s: line %zu names no column %s (or %s); active, experts, tokens and loss are needed", r->path, number,
+                        NAMES[k][0], NAMES[k][1]);
+    return EXIT_DONE;
+}
+
+static int csv_line(runs *r, char *line, size_t number)
+{
+    double values[COLUMNS];
+    int found = 0, at = 0;
+    for (char *field; (field = strsep(&line, r->separator)); at++) {
+        const int k = at < r->columns ? r->column[at] : -1;
+        if (k < 0) continue;
+        char *text = trimmed(field), *end;
+        values[k] = strtod(text, &end);
+        if (end == text || *end) return fail(EXIT_INPUT, "%s: line %zu: %s is \"%s\", no number", r->path, number, NAMES[k][0], text);
+        found++;
+    }
+    if (found < COLUMNS) return fail(EXIT_INPUT, "%s: line %zu has %d fields of the %d named", r->path, number, at, r->columns);
+    keep(r, values);
+    return EXIT_DONE;
+}
+
+static int json_run(runs *r, const char *line, size_t number)
+{
+    json_error_t e;
+    double values[COLUMNS];
+    int seen[COLUMNS] = {0}, code = EXIT_DONE;
+    const char *key;
+    json_t *value, *o = json_loads(line, 0, &e);
+    if (!json_is_object(o)) code = fail(EXIT_INPUT, "%s: line %zu is no JSON object: %s", r->path, number, o ? "" : e.text);
+    else json_object_foreach(o, key, value) {
+        const int k = column_of(key);
+        if (k < 0 || code) continue;
+        if (!json_is_number(value)) code = fail(EXIT_INPUT, "%s: line %zu: %s is no number", r->path, number, key);
+        else if (seen[k]++) code = fail(EXIT_INPUT, "%s: line %zu names %s twice", r->path, number, NAMES[k][0]);
+        else values[k] = json_number_value(value);
+    }
+    for (int k = 0; k < COLUMNS && !code; k++)
+        if (!seen[k]) code = fail(EXIT_INPUT, "%s: line %zu has no %s (or %s)", r->path, number, NAMES[k][0], NAMES[k][1]);
+    json_decref(o);
+    if (!code) keep(r, values);
+    return code;
+}
+
+int runs_read(const char *path, moed_run_point **out, size_t *count)
+{
+    runs r = {.path = path};
+    size_t size, number = 0;
+    char *text = read_text(path, &size), *next = text;
+    int code = text ? EXIT_DONE : EXIT_INPUT;
+    if (text && strlen(text) != size) code = fail(EXIT_INPUT, "%s: holds a zero byte: neither CSV nor JSON lines", path);
+    while (!code && next) {
+        char *line = trimmed(strsep(&next, "\n"));
+        number++;
+        if (!*line || *line == '#') continue;
+        if (*line == '{') code = json_run(&r, line, number);
+        else code = r.columns ? csv_line(&r, line, number) : csv_names(&r, line, number);
+    }
+    free(text);
+    if (!code && !r.count) code = fail(EXIT_INPUT, "%s: holds no runs", path);
+    if (code) free(r.points);
+    else *out = r.points, *count = r.count;
+    return code;
+}
+
+/* ---- lists in flags ---- */
+
+int pairs_read(const char *flag_name, const char *text, double *numbers, double *after, size_t room, size_t *count)
+{
+    *count = 0;
+    for (const char *at = text; *at;) {
+        char *end;
+        if (*count == room) return fail(EXIT_INPUT, "--%s: more than %zu numbers", flag_name, room);
+        numbers[*count] = strtod(at, &end);
+        int bad = end == at || !isfinite(numbers[*count]);
+        if (after) after[*count] = -1;
+        if (!bad && after && *end == ':') {
+            at = end + 1;
+            after[*count] = strtod(at, &end);
+            bad = end == at || !isfinite(after[*count]) || after[*count] < 0;
+        }
+        if (bad || (*end && *end != ',') || (*end == ',' && !end[1]))
+            return fail(EXIT_INPUT, "--%s %s: must be numbers with commas between%s", flag_name, text,
+                        after ? ", each with what belongs to it after a colon" : "");
+        ++*count;
+        at = *end ? end + 1 : end;
+    }
+    if (!*count) return fail(EXIT_INPUT, "--%s is empty", flag_name);
+    return EXIT_DONE;
+}
