@@ -64,7 +64,7 @@ static int money_for_minutes(const pipeline *p, const step_cost *one, double *mo
     const moed_train_options branch = branch_options(p), last = final_options(p);
     const shares s = money_shares(p);
     say("measuring this machine ...");
-    int code = training_measure(p->context, p->layout, p->train_view, &last, MEASURED_SECONDS, &whole);
+    int code = training_measure(p->context, pipeline_grown(p), p->train_view, &last, MEASURED_SECONDS, &whole);
     if (!code && s.of[PHASE_FINAL] < 1)
         code = training_measure(p->context, p->dense, p->train_view, &branch, MEASURED_SECONDS, &dense);
     if (code) return code;
@@ -87,7 +87,7 @@ int pipeline_budget(pipeline *p)
     int code = cost_steps(p, &one);
     if (code) return code;
     if (p->kind != KIND_DISCO) p->branch_steps = 0;
-    if (p->kind == KIND_FULL) p->start_steps = 0;
+    if (p->kind == KIND_FULL || p->kind == KIND_EMO) p->start_steps = 0;
     if (p->minutes > 0) code = money_for_minutes(p, &one, &money);
     else if (p->equal_money_to) code = other_money(p, &money);
     else money = p->money;

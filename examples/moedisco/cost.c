@@ -25,7 +25,7 @@ int cost_steps(const pipeline *p, step_cost *out)
 {
     double dense = 0, whole = 0;
     int code = step_flops(p->dense, branch_options(p), &dense);
-    if (!code) code = step_flops(p->layout, final_options(p), &whole);
+    if (!code) code = step_flops(pipeline_grown(p), final_options(p), &whole);
     if (code) return code;
     const double cheap = p->cheap_price / 3600 / p->cheap_flops, dear = p->dear_price / 3600 / p->dear_flops;
     out->flops[PHASE_START] = dense;

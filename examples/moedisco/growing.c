@@ -13,13 +13,22 @@ static const moed_field FIELDS[] = {
     FIELD_NUMBER(growing, all_tokens, 0, 0, 1e18, "tokens of all stages together, for a rule"),
 };
 
-void growing_flags(flags *f, growing *g)
+enum { FIELD_COUNT = sizeof FIELDS / sizeof *FIELDS, RUN_FIELD_COUNT = FIELD_COUNT - 1 /* without the tokens */ };
+
+static void add_flags(flags *f, growing *g, size_t fields, const char *left_out)
 {
     memset(g, 0, sizeof *g);
     g->law = "ludziejewski-2025";
     OPTIONS_INIT(GROWTH_OPTIONS, &g->options);
-    flags_table(f, "growth", FIELDS, sizeof FIELDS / sizeof *FIELDS, g);
-    flags_struct(f, "growth", MOED_STRUCT_GROWTH_OPTIONS, &g->options, "step_tokens,tokens,active,top_k");
+    flags_table(f, "growth", FIELDS, fields, g);
+    flags_struct(f, "growth", MOED_STRUCT_GROWTH_OPTIONS, &g->options, left_out);
+}
+
+void growing_flags(flags *f, growing *g) { add_flags(f, g, FIELD_COUNT, "step_tokens,tokens,active,top_k"); }
+
+void growing_run_flags(flags *f, growing *g)
+{
+    add_flags(f, g, RUN_FIELD_COUNT, "step_tokens,tokens,active,top_k,learning_rate,warmup,decay,final_rate,decay_shape");
 }
 
 static int parse(const growing *g, int32_t *experts, double *tokens, size_t *count)
@@ -41,6 +50,19 @@ int growing_experts(const growing *g, int32_t *experts, size_t *count)
 {
     double tokens[STAGES_MOST];
     return parse(g, experts, tokens, count);
+}
+
+int growing_has_tokens(const growing *g) { return g->grow && strchr(g->grow, ':'); }
+
+int64_t growing_steps(const growing *g, int64_t step_tokens)
+{
+    int32_t experts[STAGES_MOST];
+    double tokens[STAGES_MOST];
+    size_t count = 0;
+    int64_t steps = 0;
+    if (parse(g, experts, tokens, &count)) return 0;
+    for (size_t i = 0; i < count; i++) steps += (int64_t)(tokens[i] / (double)step_tokens + 0.5);
+    return steps;
 }
 
 /* A table by hand: the rates of the options, as a rule sets them. */

@@ -17,6 +17,11 @@ typedef struct growing {
 enum { GROWING_LAW, GROWING_POWER };
 
 void growing_flags(flags *f, growing *g);
+/* The same for a run: its tokens and rates are those of its training. */
+void growing_run_flags(flags *f, growing *g);
+/* Whether --grow says how many tokens each stage has, and the steps of them all. */
+int growing_has_tokens(const growing *g);
+int64_t growing_steps(const growing *g, int64_t step_tokens);
 /* The pool sizes that --grow names (STAGES_MOST room). An exit code. */
 int growing_experts(const growing *g, int32_t *experts, size_t *count);
 /* The schedule. step_tokens: of an optimizer step; active: parameters of the model in use; top_k: experts that a token visits. */

@@ -55,6 +55,9 @@ static const verb VERBS[] = {
      "moedisco run full run --equal-money-to disco", verb_run},
     {"run upcycle", "DIR", "One dense model on all data, cloned into all experts, then the F-phase, into DIR/upcycle: the other "
      "thing to compare with.", "moedisco run upcycle run --equal-money-to disco", verb_run},
+    {"run emo", "DIR", "A model whose pool of experts grows while it trains, into DIR/emo: --grow names the pool sizes, a scaling law their tokens. "
+     "Killed anywhere, also inside an expansion, the same command goes on. With --grow, run disco grows too, after integration.",
+     "moedisco run emo run --text ~/notes --family dots1 --grow 2,4,8,16 --steps 2000", verb_run},
     {"work", "RUN INDEX", "Trains submodel INDEX of the pipeline directory RUN: one worker of the S-phase, for job arrays.",
      "moedisco work run/disco 3", verb_work},
 };

@@ -246,14 +246,84 @@ static int phase_result(pipeline *p)
     return code;
 }
 
+/* ---- an F-phase that grows ---- */
+
+static char *stage_path(const pipeline *p, size_t stage, const char *what)
+{
+    char *name = text_format("stages/%zu", stage), *folder = path_join(p->dir, name), *path = path_join(folder, what);
+    free(name);
+    free(folder);
+    return path;
+}
+
+/* The model that a stage begins with: the one before, with more experts. All or nothing, so that a run that is killed meanwhile makes it
+ * again. */
+static int grow(pipeline *p, const char *from_dir, int32_t experts, size_t stage, const char *to_dir)
+{
+    moed_model_options stream;
+    moed_model *from = NULL;
+    moed_expansion *x = NULL;
+    moed_expansion_options o = p->expansion;
+    if (path_exists(to_dir)) return EXIT_DONE;
+    OPTIONS_INIT(MODEL_OPTIONS, &stream);
+    stream.flags = MOED_MODEL_STREAM;
+    o.experts = experts;
+    o.seed = p->size.init.seed * STAGES_MOST + stage; /* each expansion draws numbers of its own */
+    moed_status status = moed_model_open(&from, p->context, from_dir, &stream);
+    if (!status) status = moed_expansion_create(&x, from, NULL, &o);
+    if (!status) status = moed_expansion_build(NULL, x, to_dir, app_cancel);
+    moed_expansion_destroy(x);
+    moed_model_destroy(from);
+    return status ? fail_status(status) : EXIT_DONE;
+}
+
+/* One stage, from the model of the one before (or the base) to its own, which takes the place of `*from`. */
+static int train_stage(pipeline *p, size_t stage, int last, char **from)
+{
+    moed_stage s = {.struct_size = sizeof s};
+    moed_layout_info info = {.struct_size = sizeof info};
+    moed_growth_stage(p->growth, stage, &s);
+    moed_layout_get_info(p->layout, &info);
+    char *folder = stage_path(p, stage, ""), *initial = stage_path(p, stage, "initial"), *label = text_format("stage of %d", (int)s.experts);
+    const char *work = last ? p->dir : folder;
+    int code = make_folder(folder);
+    if (!code && s.experts != info.experts) code = grow(p, *from, s.experts, stage, initial);
+    if (!code) {
+        say("-- stage %zu: %d experts, %lld steps from step %lld on", stage + 1, (int)s.experts,
+            (long long)(s.tokens / (p->train.rows * p->train.length)), (long long)(s.start / (p->train.rows * p->train.length)));
+        emit(json_pack("{s:s, s:I, s:I, s:I, s:I}", "event", "stage", "stage", (json_int_t)stage, "experts", (json_int_t)s.experts, "tokens",
+                       (json_int_t)s.tokens, "start", (json_int_t)s.start));
+        code = train_into(p, label, s.experts != info.experts ? initial : *from, p->train_view, work, stage_options(p, &s));
+    }
+    free(*from);
+    *from = path_join(work, "model");
+    free(folder);
+    free(initial);
+    free(label);
+    return code;
+}
+
+static int train_stages(pipeline *p, const char *base)
+{
+    moed_growth_info info = {.struct_size = sizeof info};
+    char *from = must(strdup(base));
+    moed_growth_get_info(p->growth, &info);
+    char *stages = path_join(p->dir, "stages");
+    int code = make_folder(stages);
+    for (size_t i = 0; i < (size_t)info.stages && !code; i++) code = train_stage(p, i, i + 1 == (size_t)info.stages, &from);
+    free(stages);
+    free(from);
+    return code;
+}
+
 static int final_phase(pipeline *p, const char *from)
 {
     char *model = path_join(p->dir, "model");
     int code = EXIT_DONE;
     if (!path_exists(model)) {
         const double began = now_seconds();
-        tell_phase("F-phase", "the whole model on all data");
-        code = train_into(p, "F-phase", from, p->train_view, p->dir, final_options(p));
+        tell_phase("F-phase", p->growth ? "the whole model on all data, its experts growing in number" : "the whole model on all data");
+        code = p->growth ? train_stages(p, from) : train_into(p, "F-phase", from, p->train_view, p->dir, final_options(p));
         code = note_seconds(p, "F-phase", now_seconds() - began, code);
     }
     free(model);

@@ -35,6 +35,19 @@ static const moed_field STEP_FIELDS[] = {
     FIELD_SWITCH_(pipeline, scale_experts,
                   "for gates that do not renormalise: scale each expert by its mean routed weight when integrating"),
 };
+static const moed_field GROWTH_FIELDS[] = {
+    FIELD_INTEGER(pipeline, stage_warmup, 0, 0, 1e15, "steps with rising rate at the beginning of every stage"),
+    {sizeof(moed_field), 0, "new_experts", "draw|clone", "new experts: drawn, or clones of the others in turn", MOED_FIELD_CHOICE,
+     offsetof(pipeline, expansion.method), 0, 0, 1},
+    {sizeof(moed_field), 0, "new_std", "", "drawn: their standard deviation, negative = the config's initializer_range", MOED_FIELD_F64,
+     offsetof(pipeline, expansion.std), 0, -1, 100},
+    {sizeof(moed_field), 0, "new_noise", "", "clones: noise on them, as a share of each tensor's root mean square", MOED_FIELD_F64,
+     offsetof(pipeline, expansion.noise), 0, 0, 100},
+    {sizeof(moed_field), 0, "new_redraw", "", "clones: share of their intermediate units that are drawn anew", MOED_FIELD_F64,
+     offsetof(pipeline, expansion.redraw), 0, 0, 1},
+    {sizeof(moed_field), 0, "keep_bias", "", "an expansion leaves the selection biases of the experts that were there", MOED_FIELD_SWITCH,
+     offsetof(pipeline, expansion.keep_bias), 0, 0, 1},
+};
 static const moed_field BUDGET_FIELDS[] = {
     FIELD_NUMBER(pipeline, minutes, 0, 0, 1e7, "steps that take about this long here, 0 = not given"),
     FIELD_NUMBER(pipeline, money, 0, 0, 1e9, "steps that cost this much on the priced devices, 0 = not given"),
@@ -56,13 +69,13 @@ static const moed_field RUN_FIELDS[] = {
 };
 #define ROWS(table) (table), sizeof(table) / sizeof *(table)
 
-static const char *const KINDS[] = {"disco", "full", "upcycle"};
+static const char *const KINDS[KIND_COUNT] = {"disco", "full", "upcycle", "emo"};
 
 const char *kind_name(int32_t kind) { return KINDS[kind]; }
 
 int32_t kind_of(const char *name)
 {
-    for (int32_t i = 0; i < 3; i++)
+    for (int32_t i = 0; i < KIND_COUNT; i++)
         if (!strcmp(KINDS[i], name)) return i;
     return -1;
 }
@@ -96,6 +109,7 @@ static void defaults(pipeline *p, int32_t kind)
     p->train.weight_decay = 0.01;
     p->train.checkpoint_every = 100;
     p->train.keep = 1;
+    p->stage_warmup = 20;
 }
 
 void pipeline_flags(flags *f, pipeline *p, int32_t kind)
@@ -112,6 +126,9 @@ void pipeline_flags(flags *f, pipeline *p, int32_t kind)
     p->clusters.kmeans.method = MOED_KMEANS_BALANCED;
     snprintf(flags_find(f, "method")->initial, sizeof f->items[0].initial, "balanced");
     flags_struct(f, "integration", MOED_STRUCT_INTEGRATION_OPTIONS, &p->integration, "dtype,shard_bytes");
+    growing_run_flags(f, &p->growing);
+    OPTIONS_INIT(EXPANSION_OPTIONS, &p->expansion);
+    flags_table(f, "growth", ROWS(GROWTH_FIELDS), p);
     flags_table(f, "prices, of 2026-01 as in the MoE-DisCo paper", ROWS(PRICE_FIELDS), p);
     const size_t from = f->count;
     flags_table(f, "how it is run", ROWS(RUN_FIELDS), p);
@@ -125,6 +142,8 @@ int64_t pipeline_parts(const pipeline *p)
     moed_layout_get_info(p->layout, &info);
     return info.experts;
 }
+
+const moed_layout *pipeline_grown(const pipeline *p) { return p->grown ? p->grown : p->layout; }
 
 /* ---- options of the phases ---- */
 
@@ -156,13 +175,82 @@ moed_train_options final_options(const pipeline *p)
     return o;
 }
 
+/* A stage is a run of its own on the rows that come next. */
+moed_train_options stage_options(const pipeline *p, const moed_stage *s)
+{
+    moed_train_options o = p->train;
+    const double tokens = (double)s->tokens;
+    o.steps = s->tokens / (o.rows * o.length);
+    o.first_row = s->start / o.length;
+    o.learning_rate = s->learning_rate;
+    o.schedule = s->decay > 0 ? MOED_SCHEDULE_WSD : MOED_SCHEDULE_CONSTANT;
+    o.warmup = (double)s->warmup / tokens;
+    o.decay = (double)s->decay / tokens;
+    return o;
+}
+
 /* ---- opening ---- */
+
+/* The layout of the last stage: the base's with more experts. */
+static int grown_layout(pipeline *p, int32_t experts)
+{
+    moed_model_options stream;
+    moed_model *m = NULL;
+    moed_expansion *x = NULL;
+    moed_expansion_options o = p->expansion;
+    OPTIONS_INIT(MODEL_OPTIONS, &stream);
+    stream.flags = MOED_MODEL_STREAM; /* no numbers are needed */
+    o.experts = experts;
+    moed_status status = moed_model_init(&m, p->context, p->layout, &stream);
+    if (!status) status = moed_expansion_create(&x, m, NULL, &o);
+    if (!status) {
+        const char *config = moed_layout_config(moed_expansion_layout(x));
+        status = moed_layout_from_config(&p->grown, p->context, config, strlen(config));
+    }
+    moed_expansion_destroy(x);
+    moed_model_destroy(m);
+    return status ? fail_status(status) : EXIT_DONE;
+}
+
+/* --grow names the base's experts first. */
+static int take_growth(pipeline *p)
+{
+    int32_t experts[STAGES_MOST];
+    size_t count;
+    moed_layout_info info = {.struct_size = sizeof info};
+    if (!p->growing.grow) return EXIT_DONE;
+    const int code = growing_experts(&p->growing, experts, &count);
+    if (code) return code;
+    moed_layout_get_info(p->layout, &info);
+    if (info.experts != experts[0])
+        return fail(EXIT_INPUT, "--grow %s: begins with %d experts, and the model has %lld", p->growing.grow, (int)experts[0],
+                    (long long)info.experts);
+    return grown_layout(p, experts[count - 1]);
+}
+
+/* The schedule of the F-phase's steps, once they are known. */
+int pipeline_growth(pipeline *p)
+{
+    moed_layout_info info = {.struct_size = sizeof info};
+    growing g = p->growing;
+    if (!g.grow || p->growth) return EXIT_DONE;
+    moed_layout_get_info(p->layout, &info);
+    const int64_t step = p->train.rows * p->train.length;
+    g.all_tokens = growing_has_tokens(&g) ? 0 : (double)(p->steps * step);
+    g.options.learning_rate = p->train.learning_rate;
+    g.options.warmup = p->stage_warmup;
+    g.options.decay = p->train.decay;
+    g.options.final_rate = p->train.final_rate;
+    g.options.decay_shape = MOED_DECAY_LINEAR;
+    return growing_make(&p->growth, p->context, &g, step, info.active, 0);
+}
 
 int pipeline_layouts(pipeline *p, int64_t vocabulary)
 {
     moed_split_options o;
     moed_layout_info info = {.struct_size = sizeof info};
     int code = sizes_layout(&p->size, p->context, vocabulary, &p->layout);
+    if (!code) code = take_growth(p);
     if (code) return code;
     moed_layout_get_info(p->layout, &info);
     OPTIONS_INIT(SPLIT_OPTIONS, &o);
@@ -270,20 +358,39 @@ static int can_be_done(const pipeline *p)
         return fail(EXIT_INPUT,
                     "%lld training documents cannot make %lld clusters, one for each expert: take fewer --experts or more text",
                     (long long)info.documents, (long long)pipeline_parts(p));
-    return training_fits(p->context, p->layout, p->train_view, &last, 0);
+    return training_fits(p->context, pipeline_grown(p), p->train_view, &last, 0);
+}
+
+/* What --grow says of the model's sizes and of the steps. */
+static int settle_growth(pipeline *p, const flags *f)
+{
+    int32_t experts[STAGES_MOST];
+    size_t count;
+    if (!p->growing.grow) return EXIT_DONE;
+    const int code = growing_experts(&p->growing, experts, &count);
+    if (code) return code;
+    if (!p->size.config && !flags_given(f, "experts")) p->size.experts = experts[0];
+    if (p->size.top_k > p->size.experts && !flags_given(f, "top-k")) p->size.top_k = p->size.experts;
+    if (!growing_has_tokens(&p->growing)) return EXIT_DONE;
+    if (p->steps >= 0 || p->minutes > 0 || p->money > 0 || p->equal_money_to)
+        return fail(EXIT_INPUT, "--grow %s: gives the tokens of each stage, which leaves nothing to --steps or a budget", p->growing.grow);
+    p->steps = growing_steps(&p->growing, p->train.rows * p->train.length);
+    return EXIT_DONE;
 }
 
 static int start_fresh(pipeline *p, flags *f)
 {
     sizes_settle(&p->size, f);
     if (!flags_given(f, "length") && p->train.length > p->size.context_length) p->train.length = p->size.context_length;
-    int code = EXIT_DONE;
+    int code = settle_growth(p, f);
+    if (code) return code;
     if (p->corpus) p->corpus_prefix = must(strdup(p->corpus));
     else if ((code = shared_corpus(p))) return code;
     if (!(code = open_data(p)) && p->pick_sizes) code = budget_pick_sizes(p, f);
     if (!code) code = open_layouts(p);
     if (!code) code = can_be_done(p);
     if (!code) code = pipeline_budget(p);
+    if (!code) code = pipeline_growth(p);
     if (code) return code;
     char *relative = path_relative(p->dir, p->corpus_prefix);
     flag *corpus = flags_find(f, "corpus");
@@ -300,7 +407,7 @@ static int still_fits(const pipeline *p)
     const moed_train_options last = final_options(p);
     moed_estimate e;
     free(model);
-    const int code = trained ? EXIT_DONE : training_estimate(p->layout, &last, &e);
+    const int code = trained ? EXIT_DONE : training_estimate(pipeline_grown(p), &last, &e);
     const int64_t room = trained || code ? 0 : training_room(p->context, p->train_view, 0);
     if (trained || code || e.host_bytes <= room) return code;
     return fail(EXIT_FIT, "training needs %s of memory and %s are allowed; a started run keeps its settings: allow more, or start another with --name",
@@ -317,7 +424,7 @@ static int go_on(pipeline *p, flags *f)
     int code = settings_read(p, f);
     if (code) return code;
     if (p->text && !strncmp(p->corpus, "../corpus/", 10) && (code = shared_corpus(p))) return code;
-    if ((code = open_data(p)) || (code = open_layouts(p))) return code;
+    if ((code = open_data(p)) || (code = open_layouts(p)) || (code = pipeline_growth(p))) return code;
     return still_fits(p);
 }
 
@@ -342,6 +449,10 @@ int pipeline_check(const pipeline *p)
     if (p->start_share + p->branch_share >= 1)
         return fail(EXIT_INPUT, "--start-share %g and --branch-share %g leave nothing to the F-phase", p->start_share,
                     p->branch_share);
+    if (p->kind == KIND_EMO && !p->growing.grow)
+        return fail(EXIT_INPUT, "--grow is missing: pool sizes in turn, as in --grow 2,4,8,16");
+    if (p->kind == KIND_EMO && (p->start_steps > 0 || p->branch_steps > 0))
+        return fail(EXIT_INPUT, "run emo has neither a start nor branches: leave --start-steps and --branch-steps out, or take run disco with --grow");
     if (p->kind == KIND_FULL && (p->start_steps > 0 || p->branch_steps > 0))
         return fail(EXIT_INPUT, "run full has neither a start nor branches: leave --start-steps and --branch-steps out");
     if (p->kind == KIND_UPCYCLE && p->branch_steps > 0)
@@ -382,6 +493,8 @@ int pipeline_run(pipeline *p, flags *f, const char *root)
 void pipeline_close(pipeline *p)
 {
     moed_split_destroy(p->split);
+    moed_growth_destroy(p->growth);
+    moed_layout_destroy(p->grown);
     moed_layout_destroy(p->layout);
     moed_corpus_destroy(p->held_view);
     moed_corpus_destroy(p->train_view);

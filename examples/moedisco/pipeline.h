@@ -1,16 +1,18 @@
-/* pipeline.h - disco, full and upcycle as points of one pipeline:
+/* pipeline.h - disco, full, upcycle and emo as points of one pipeline:
  *
  *     base -> [start: one dense model on all data, cloned into every expert] -> [cluster, split, K workers, integrate] -> F-phase
  *
+ * The F-phase may grow: it is in stages then, each with more experts than the one before, on the data that comes next.
  * A pipeline lives in its own directory below the run directory; all of a run directory share its corpus and held-out
  * documents. */
 #ifndef PIPELINE_H
 #define PIPELINE_H
 
 #include "clusters.h"
+#include "growing.h"
 #include "size.h"
 
-enum { KIND_DISCO, KIND_FULL, KIND_UPCYCLE };
+enum { KIND_DISCO, KIND_FULL, KIND_UPCYCLE, KIND_EMO, KIND_COUNT };
 
 typedef struct pipeline {
     int32_t kind;
@@ -28,6 +30,9 @@ typedef struct pipeline {
     double start_learning_rate, branch_learning_rate;
     const char *branch_freeze;
     int32_t scale_experts;
+    growing growing;                      /* of the F-phase; its .grow NULL: it does not */
+    moed_expansion_options expansion;
+    int64_t stage_warmup;                 /* steps at the beginning of every stage */
     /* how much */
     double minutes, money;
     const char *equal_money_to;
@@ -48,7 +53,9 @@ typedef struct pipeline {
     int lock;
     moed_context *context;
     moed_corpus *whole, *train_view, *held_view;
-    moed_layout *layout;                  /* of the model */
+    moed_layout *layout;                  /* of the base */
+    moed_layout *grown;                   /* of the result */
+    moed_growth *growth;                  /* NULL: the F-phase does not grow */
     moed_split *split;
     const moed_layout *dense;             /* of one submodel, the split's */
 } pipeline;
@@ -67,6 +74,10 @@ int pipeline_open(pipeline *p, flags *f, const char *dir);
 int pipeline_layouts(pipeline *p, int64_t vocabulary);
 /* What cannot be asked for together; an exit code. */
 int pipeline_check(const pipeline *p);
+/* Of the result: the base's, or that of the last stage. */
+const moed_layout *pipeline_grown(const pipeline *p);
+/* The schedule of a growing F-phase, once its steps are known. */
+int pipeline_growth(pipeline *p);
 /* Steps of every phase from the budget; no -1 is left. */
 int pipeline_budget(pipeline *p);
 void pipeline_close(pipeline *p);
@@ -75,6 +86,7 @@ void pipeline_close(pipeline *p);
 moed_train_options start_options(const pipeline *p);
 moed_train_options branch_options(const pipeline *p);
 moed_train_options final_options(const pipeline *p);
+moed_train_options stage_options(const pipeline *p, const moed_stage *s);
 int64_t pipeline_parts(const pipeline *p);
 
 #endif

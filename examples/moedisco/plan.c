@@ -38,7 +38,7 @@ static int show(const pipeline *p)
     const struct { const char *name; const moed_layout *layout; moed_train_options options; int64_t steps; } rows[] = {
         {"start", p->dense, start_options(p), p->start_steps},
         {"S-phase", p->dense, branch_options(p), p->branch_steps},
-        {"F-phase", p->layout, final_options(p), p->steps},
+        {"F-phase", pipeline_grown(p), final_options(p), p->steps},
     };
     int code = cost_phases(p, NULL, phases, &count);
     say("plan for %s; memory as the CPU takes it, in fp32:", kind_name(p->kind));

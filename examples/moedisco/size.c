@@ -8,7 +8,7 @@
 #include "size.h"
 
 enum { PRESET_DEMO, PRESET_TINY, PRESET_SMALL, PRESET_COUNT };
-enum { FAMILY_MIXTRAL, FAMILY_QWEN2_MOE };
+enum { FAMILY_MIXTRAL, FAMILY_QWEN2_MOE, FAMILY_DOTS1 };
 
 typedef struct preset {
     int64_t hidden, layers, heads, experts, top_k, expert_width, context_length;
@@ -24,7 +24,8 @@ static const preset PRESETS[PRESET_COUNT] = {
 static const moed_field FIELDS[] = {
     FIELD_TEXT_(sizes, config, "a config.json to take instead of the sizes here"),
     FIELD_CHOICE_(sizes, preset, "demo|tiny|small", "sizes for all that are not given"),
-    FIELD_CHOICE_(sizes, family, "mixtral|qwen2_moe", "architecture; qwen2_moe has a shared expert and Q, K, V biases"),
+    FIELD_CHOICE_(sizes, family, "mixtral|qwen2_moe|dots1",
+                  "architecture; qwen2_moe has a shared expert and Q, K, V biases, dots1 too and sigmoid scores with a selection bias (EMO)"),
     FIELD_INTEGER(sizes, hidden, 0, 1, 1 << 20, "width of the residual stream"),
     FIELD_INTEGER(sizes, layers, 0, 1, 4096, "transformer layers"),
     FIELD_INTEGER(sizes, heads, 0, 1, 4096, "attention heads"),
@@ -83,6 +84,18 @@ static json_t *config_object(const sizes *s, int64_t vocabulary)
         put(o, "architectures", json_pack("[s]", "MixtralForCausalLM"));
         put(o, "num_local_experts", json_integer(s->experts));
         put(o, "intermediate_size", json_integer(s->expert_width));
+    } else if (s->family == FAMILY_DOTS1) {
+        put(o, "model_type", json_string("dots1"));
+        put(o, "architectures", json_pack("[s]", "Dots1ForCausalLM"));
+        put(o, "n_routed_experts", json_integer(s->experts));
+        put(o, "n_shared_experts", json_integer(s->shared_width ? s->shared_width / s->expert_width : 1));
+        put(o, "moe_intermediate_size", json_integer(s->expert_width));
+        put(o, "intermediate_size", json_integer(s->expert_width));
+        put(o, "first_k_dense_replace", json_integer(0));
+        put(o, "norm_topk_prob", json_true());
+        put(o, "routed_scaling_factor", json_real(1));
+        put(o, "n_group", json_integer(1));
+        put(o, "topk_group", json_integer(1));
     } else {
         const int64_t shared = s->shared_width ? s->shared_width : s->expert_width;
         put(o, "model_type", json_string("qwen2_moe"));
@@ -142,6 +155,9 @@ int sizes_layout(const sizes *s, moed_context *c, int64_t vocabulary, moed_layou
             return fail(EXIT_INPUT, "--top-k %lld: there are only --experts %lld", (long long)s->top_k, (long long)s->experts);
         if (s->family == FAMILY_MIXTRAL && s->shared_width)
             return fail(EXIT_INPUT, "--shared-width %lld: mixtral has no shared expert", (long long)s->shared_width);
+        if (s->family == FAMILY_DOTS1 && s->shared_width % s->expert_width)
+            return fail(EXIT_INPUT, "--shared-width %lld: dots1 has whole experts as shared ones, multiples of --expert-width %lld",
+                        (long long)s->shared_width, (long long)s->expert_width);
         json_t *o = config_object(s, s->vocabulary ? s->vocabulary : vocabulary);
         text = json_line(o, JSON_INDENT(2));
         size = strlen(text);
