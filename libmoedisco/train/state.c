@@ -126,6 +126,22 @@ moed_status moedi_state_policy(const moed_trainer *t, const json_t *state, const
                                 "their moments are kept differently", path, name, moedi_policy_name(t->options.policy));
 }
 
+/* An option that the checkpoint's maker did not know had what is its default now. */
+static moed_status compare_options(const char *path, const json_t *had, const json_t *have)
+{
+    moed_train_options initial;
+    moed_field f;
+    moed_status status = moed_options_init(MOED_STRUCT_TRAIN_OPTIONS, &initial, sizeof initial);
+    json_t *defaults = status == MOED_OK ? make_options(&initial) : NULL;
+    if (status == MOED_OK && !defaults) return moedi_fail(MOED_E_MEMORY, "out of memory for %s", path);
+    for (size_t i = 0; status == MOED_OK && next_field(&i, &f);) {
+        const json_t *value = json_object_get(had, f.name);
+        status = compare_value(path, f.name, value ? value : json_object_get(defaults, f.name), json_object_get(have, f.name));
+    }
+    json_decref(defaults);
+    return status;
+}
+
 moed_status moedi_state_compare(const moed_trainer *t, const json_t *state, const char *path)
 {
     MOEDI_TRY(moedi_json_format(state, path, STATE_FORMAT));
@@ -139,10 +155,7 @@ moed_status moedi_state_compare(const moed_trainer *t, const json_t *state, cons
         status = compare_value(path, field, json_object_get(json_object_get(state, "corpus"), corpus[i]),
                                json_object_get(json_object_get(mine, "corpus"), corpus[i]));
     }
-    moed_field f;
-    for (size_t i = 0; status == MOED_OK && next_field(&i, &f);)
-        status = compare_value(path, f.name, json_object_get(json_object_get(state, "options"), f.name),
-                               json_object_get(json_object_get(mine, "options"), f.name));
+    if (status == MOED_OK) status = compare_options(path, json_object_get(state, "options"), json_object_get(mine, "options"));
     const char *kernels = json_string_value(json_object_get(state, "kernels"));
     if (status == MOED_OK && kernels && strcmp(kernels, t->context->backend_info.kernels) != 0)
         moedi_log(t->context, MOED_LOG_WARNING, "%s: made with kernels %s, going on with %s: the last bits will differ", path,
