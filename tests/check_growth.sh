@@ -1,0 +1,47 @@
+#!/bin/sh
+# check_growth.sh: run emo: stages, kills inside training and expansions, growth after integration, refusals; expand.
+. "$(dirname "$0")/command.sh"
+
+tiny='--preset tiny --rows 4 --length 32 --checkpoint-every 7 --quiet'
+grow='--family dots1 --grow 2,3,6 --rule power --steps 60 --stage-warmup 2'
+# shellcheck disable=SC2086
+expect 0 run emo whole --text text $tiny $grow
+for thing in base stages/0/model stages/1/initial stages/1/model stages/2/initial model metrics.jsonl result.json; do
+    [ -e "whole/emo/$thing" ] || wrong "whole/emo/$thing is not there"
+done
+grep -q '"n_routed_experts": 6' whole/emo/model/config.json || wrong 'the last stage has not 6 experts'
+has whole/emo/metrics.jsonl '"gini"'
+# the stages have all steps, each takes the data up where the one before left it: as `train` does with --first-row
+steps=$(cat whole/emo/stages/0/metrics.jsonl whole/emo/stages/1/metrics.jsonl whole/emo/metrics.jsonl | grep -c '"tokens_per_second"')
+[ "$steps" = 60 ] || wrong "$steps steps instead of 60"
+# killed at many instants, resumed each time: the same bits
+cp -r whole/corpus corpus
+# shellcheck disable=SC2086
+for pause in 0.05 0.1 0.15 0.2 0.25 0.3 0.1 0.35 0.2 0.4; do
+    "$moedisco" run emo killed --text text $tiny $grow > /dev/null 2>&1 &
+    process=$!
+    sleep "$pause"
+    kill -9 "$process" 2> /dev/null
+    wait "$process" 2> /dev/null
+done
+# shellcheck disable=SC2086
+expect 0 run emo killed --text text $tiny $grow
+same whole/emo/model/model.safetensors killed/emo/model/model.safetensors 'killed and resumed'
+# both methods: the pool grows after integration
+# shellcheck disable=SC2086
+expect 0 run disco both --text text $tiny --experts 2 --grow 2,4 --rule power --branch-steps 5 --steps 20 --new-experts clone
+grep -q '"num_local_experts": 4' both/disco/model/config.json || wrong 'run disco did not grow'
+# tokens of each stage instead of a rule
+# shellcheck disable=SC2086
+expect 0 run emo table --text text $tiny --grow 2:1280,4:2560
+refuse 2 'leaves nothing to --steps' run emo other --text text --preset tiny --grow 2:1280,4:2560 --steps 5
+refuse 2 'grow is missing' run emo other --text text --preset tiny --steps 5
+refuse 2 'begins with 2 experts, and the model has 4' run emo other --text text --preset tiny --experts 4 --grow 2,4 --steps 5
+refuse 2 'neither a start nor branches' run emo other --text text --preset tiny --grow 2,4 --branch-steps 5
+# expand by itself, and back by what a corpus uses
+expect 0 expand whole/emo/base grown --experts 5 --method clone
+expect 0 expand grown shrunk --experts 2 --corpus corpus/text --usage-tokens 2000
+refuse 2 'without usage' expand grown less --experts 2
+refuse 2 'is the result and the input too' expand grown grown --experts 9
+[ ! -e less ] || wrong 'a refused expansion left something'
+exit $failed
