@@ -129,12 +129,12 @@ static int of_another_family(moed_context *c, const merger *m, const moed_model 
     moed_model_options how;
     moed_model *submodel = NULL;
     moed_layout_info a = {.struct_size = sizeof a}, b = {.struct_size = sizeof b};
-    int64_t k = 0;
+    const char *dir = NULL;
     OPTIONS_INIT(MODEL_OPTIONS, &how);
     how.flags = MOED_MODEL_STREAM;
-    while (k < m->parts && !m->submodels[k]) k++;
-    if (k == m->parts) return EXIT_DONE;
-    moed_status status = moed_model_open(&submodel, c, m->submodels[k], &how);
+    for (int64_t k = 0; k < m->parts && !dir; k++) dir = m->submodels[k];
+    if (!dir) return EXIT_DONE;
+    moed_status status = moed_model_open(&submodel, c, dir, &how);
     if (!status) status = moed_layout_get_info(moed_model_layout(submodel), &a);
     if (!status) status = moed_layout_get_info(moed_model_layout(base), &b);
     if (!status && strcmp(a.family, b.family) != 0) o->flags |= MOED_SPLIT_DENSE;

@@ -23,7 +23,7 @@ typedef struct merger {
     int64_t scale_tokens;        /* of them at most, 0 = all */
 } merger;
 
-int surgery_integrate(moed_context *c, const char *base_dir, const merger *m, const char *out_dir, double *drift);
+int surgery_integrate(moed_context *c, const char *base_dir, const merger *given, const char *out_dir, double *drift);
 
 /* Tokens of the clusters of a corpus or view, (clusters); NULL after telling why not. */
 double *cluster_tokens(const moed_partition *p, const moed_corpus *d, int64_t *clusters);

@@ -204,13 +204,19 @@ static moed_status become(json_t *o, const moed_layout *l, const moedi_family *f
     return set_config(o, "rope_theta", json_real(c->rope.theta));
 }
 
+static int same_rope(const moedi_rope *a, const moedi_rope *b)
+{
+    return a->kind == b->kind && a->whole == b->whole && a->theta == b->theta && a->factor == b->factor &&
+           a->original == b->original && a->low == b->low && a->high == b->high && a->magnitude == b->magnitude;
+}
+
 /* Whether two configurations are the same but for their experts. */
 static int same_but_for_experts(const moedi_config *a, const moedi_config *b)
 {
     return a->vocabulary == b->vocabulary && a->hidden == b->hidden && a->layers == b->layers && a->heads == b->heads &&
            a->kv_heads == b->kv_heads && a->head_dim == b->head_dim && a->epsilon == b->epsilon && a->qk_norm == b->qk_norm &&
            a->qkv_bias == b->qkv_bias && a->o_bias == b->o_bias && a->tied == b->tied && a->dtype == b->dtype &&
-           a->expert_width == b->expert_width && memcmp(&a->rope, &b->rope, sizeof a->rope) == 0;
+           a->expert_width == b->expert_width && same_rope(&a->rope, &b->rope);
 }
 
 /* The layout of a changed configuration, if it still describes the same model but for its experts. */

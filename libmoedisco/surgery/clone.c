@@ -58,7 +58,8 @@ static moed_status size_of(moedi_cloner *c, size_t param, int of_drawn, double *
     MOEDI_TRY(sums_of(c, c->from[param], &squares));
     for (int64_t i = 0; i < c->width; i++)
         if (!of_drawn || c->drawn[i]) sum += squares[i], units++;
-    *out = units ? sqrt(sum / (double)(units * (moedi_param_elements(p) / c->width))) : 0;
+    const int64_t numbers = moedi_param_elements(p) / c->width * units;
+    *out = units ? sqrt(sum / (double)numbers) : 0;
     if (isfinite(*out)) return MOED_OK;
     return moedi_fail_parameter(MOED_E_NUMERIC, p->name, "tensor \"%s\" holds a NaN or an infinite number",
                                 c->source->layout->params[c->from[param]].name);

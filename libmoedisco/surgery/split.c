@@ -192,7 +192,7 @@ static moed_status take_lists(moed_split *s, int32_t part, const json_t *found)
     const moed_layout *l = s->layout;
     const json_t *lists = json_object_get(found, "experts"), *parts = json_object_get(found, "parts");
     int32_t most = 0, *experts = NULL, count = 0;
-    moed_status status;
+    moed_status status = MOED_OK;
     if (!json_is_integer(parts) || json_integer_value(parts) != s->parts)
         return moedi_fail_parameter(MOED_E_MISMATCH, "parts", "the submodel is one of %lld, and the split has %d parts",
                                     (long long)json_integer_value(parts), s->parts);

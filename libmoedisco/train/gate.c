@@ -95,7 +95,7 @@ static moed_status pass_view(moedi_transformer *t, const moed_corpus *view, rows
                              const moed_cancel *cancel)
 {
     moedi_sampler *sampler = NULL;
-    moed_status status;
+    moed_status status = MOED_OK;
     int64_t left = most > 0 ? most : INT64_MAX;
     MOEDI_TRY(moedi_sampler_create(&sampler, view, 0));
     const int64_t all = moedi_sampler_evaluation_rows(sampler, r->length);
