@@ -225,6 +225,11 @@ static void tokenizer_and_generation_files_go_along(void **state)
     put_text(copy, "added_tokens.json", "{}");
     assert_refused(moed_model_save(b, copy, NULL), MOED_E_EXISTS, "added_tokens.json");
     assert_text(copy, "added_tokens.json", "{}");
+    moed_model *same = opened(copy, 0); /* over itself, with all it has */
+    assert_ok(moed_model_save(same, copy, NULL));
+    assert_text(copy, "added_tokens.json", "{}");
+    assert_text(copy, "tokenizer.json", "{}");
+    moed_model_destroy(same);
     moed_integration_destroy(i);
     moed_split_destroy(s);
     moed_model_destroy(p);
