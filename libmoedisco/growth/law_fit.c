@@ -26,6 +26,9 @@ typedef struct point {
 enum { GRID_DIGITS = 9, GRID = 19683 }; /* three values of each of nine coefficients */
 enum { COARSE_RUNS = 256 };             /* the grid is looked at with that many at most */
 enum { FIRST_ITERATIONS = 60, LAST_STARTS = 8, LAST_ITERATIONS = 3000 };
+/* Runs hardly tell e_start and e_max from the slopes by E: as much as one run of usual noise could say draws them to the published ones, or
+ * they, and the slopes with them, would wander over many powers of ten. */
+static const double PULL = 0.05;
 static const double UNIT = 0.01; /* residuals are measured in hundredths, so that the gradient's size says when to stop */
 
 typedef struct fit {
@@ -110,6 +113,17 @@ static void add_gradient(const fit *f, const double *u, const double *room, int6
     }
 }
 
+static double published_start(void) { return log(MOEDI_LAW_E_START); }
+static double published_max(void) { return log(MOEDI_LAW_E_MAX / MOEDI_LAW_E_START - 1); }
+
+static double pull_to_published(const fit *f, const double *u, double *g)
+{
+    const double pull = PULL / (double)f->trained, s = u[OF_START] - published_start(), t = u[OF_MAX] - published_max();
+    g[OF_START] += 2 * pull * s;
+    g[OF_MAX] += 2 * pull * t;
+    return pull * (s * s + t * t);
+}
+
 /* lbfgs_evaluate_t */
 static double evaluate(void *instance, const double *u, double *g, const int count, const double step)
 {
@@ -128,7 +142,7 @@ static double evaluate(void *instance, const double *u, double *g, const int cou
         add_gradient(f, u, j->room, i, &s, j->weight[i] * slope / UNIT, g);
     }
     for (int k = 0; k < count; k++) g[k] /= weights;
-    return sum / weights;
+    return sum / weights + (f->by_saturation ? pull_to_published(f, u, g) : 0);
 }
 
 /* lbfgs_progress_t */
@@ -190,8 +204,8 @@ static void grid_start(const fit *f, int64_t index, point *out)
     centre(out->u + OF_N, n, f->n, f->n_scale, f->e, f->e_scale);
     centre(out->u + OF_D, d, f->d, f->d_scale, f->e, f->e_scale);
     out->u[OF_C] = log(REST[digit[8]]);
-    out->u[OF_START] = log(MOEDI_LAW_E_START);
-    out->u[OF_MAX] = log(MOEDI_LAW_E_MAX / MOEDI_LAW_E_START - 1);
+    out->u[OF_START] = published_start();
+    out->u[OF_MAX] = published_max();
 }
 
 /* In the order of MOED_LAW_JOINT. */
