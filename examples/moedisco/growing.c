@@ -72,8 +72,8 @@ static moed_status by_hand(moed_growth **out, moed_context *c, const moed_growth
 
 int growing_make(moed_growth **out, moed_context *c, const growing *g, int64_t step_tokens, int64_t active, int64_t top_k)
 {
-    int32_t experts[STAGES_MOST];
-    double tokens[STAGES_MOST];
+    int32_t experts[STAGES_MOST] = {0};
+    double tokens[STAGES_MOST] = {0};
     size_t count = 0;
     moed_law *l = NULL;
     moed_growth_options o = g->options;

@@ -1,5 +1,13 @@
 /* growth.h - EMO's schedule (arXiv 2605.13247): how many experts the pool has at which token, and the learning rate there.
- * Arithmetic alone: a trainer asks before each step what is due, does it, and says so. */
+ * Arithmetic alone: a trainer asks before each step what is due, does it, and says so:
+ *
+ *     for (;;) {
+ *         moed_growth_at(g, tokens, &p);
+ *         if (p.due & MOED_GROWTH_EXPAND) { ... from p.experts_now to p.experts ...; moed_growth_enter(g, p.stage, tokens); }
+ *         if (p.due & MOED_GROWTH_END) break;
+ *         ... a step with p.learning_rate ...; tokens += step_tokens;
+ *         ... in a checkpoint: weights, tokens, moed_growth_get_state ...
+ *     } */
 #ifndef MOEDISCO_GROWTH_H
 #define MOEDISCO_GROWTH_H
 
@@ -87,7 +95,8 @@ MOED_API moed_status moed_growth_from_law(moed_growth **out, moed_context *c, co
 /* The power rule. Since: 0.1. */
 MOED_API moed_status moed_growth_from_power(moed_growth **out, moed_context *c, const int32_t *experts, size_t count,
                                             const moed_growth_options *o);
-/* From what moed_growth_get_state gave: the table, and where its trainer stood. MOED_E_FORMAT, MOED_E_CHECKSUM. Since: 0.1. */
+/* From what moed_growth_get_state gave: the table, and where its trainer stood. MOED_E_FORMAT, MOED_E_CHECKSUM,
+ * MOED_E_RANGE or MOED_E_MISMATCH naming stage and field. Since: 0.1. */
 MOED_API moed_status moed_growth_from_state(moed_growth **out, moed_context *c, const void *state, size_t size);
 MOED_API void moed_growth_destroy(moed_growth *g);
 MOED_API moed_status moed_growth_get_info(const moed_growth *g, moed_growth_info *out);

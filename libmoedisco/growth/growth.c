@@ -293,7 +293,7 @@ moed_status moed_growth_enter(moed_growth *g, int32_t stage, int64_t tokens)
 /* ---- as bytes: little-endian words of 64 bits; the head, each stage, a checksum of all that ---- */
 
 enum { HEAD_WORDS = 6, STAGE_WORDS = 9, SUM_WORDS = 2, STATE_VERSION = 1 };
-static const char MAGIC[8] = "moedgrow";
+static const uint64_t MAGIC = 0x776f726764656f6d; /* "moedgrow" */
 
 static void put_word(unsigned char *to, uint64_t word)
 {
@@ -353,7 +353,7 @@ moed_status moed_growth_get_state(const moed_growth *g, void *state, size_t capa
         return moedi_fail_parameter(MOED_E_RANGE, "capacity", "the state takes %zu bytes, there is room for %zu", *size,
                                     capacity);
     unsigned char *to = state;
-    memcpy(to, MAGIC, 8);
+    put_word(to, MAGIC);
     put_word(to + 8, STATE_VERSION);
     put_word(to + 16, (uint64_t)g->info.stages);
     put_word(to + 24, (uint64_t)g->info.step_tokens);
@@ -378,7 +378,7 @@ typedef struct head {
 
 static moed_status read_head(const unsigned char *from, size_t size, head *out)
 {
-    if (size < state_size(1) || memcmp(from, MAGIC, 8) != 0)
+    if (size < state_size(1) || get_word(from) != MAGIC)
         return moedi_fail_parameter(MOED_E_FORMAT, "state", "%zu bytes that are not a growth's state", size);
     if (get_word(from + 8) != STATE_VERSION)
         return moedi_fail_parameter(MOED_E_FORMAT, "state", "a growth's state of version %llu; this library knows version %d",
@@ -431,6 +431,7 @@ moed_status moed_growth_set_state(moed_growth *g, const void *state, size_t size
 moed_status moed_growth_from_state(moed_growth **out, moed_context *c, const void *state, size_t size)
 {
     moed_stage *stages = NULL;
+    moed_growth *g = NULL;
     head h;
     moedi_clear_error();
     MOEDI_REQUIRE(out, "out is NULL");
@@ -441,10 +442,10 @@ moed_status moed_growth_from_state(moed_growth **out, moed_context *c, const voi
     MOEDI_TRY(MOEDI_NEW(c, h.stages, &stages));
     for (int32_t i = 0; i < h.stages; i++)
         words_stage((const unsigned char *)state + 8 * (HEAD_WORDS + (size_t)i * STAGE_WORDS), &stages[i]);
-    const moed_status status = make(out, c, stages, (size_t)h.stages, h.step_tokens);
+    moed_status status = make(&g, c, stages, (size_t)h.stages, h.step_tokens);
     moedi_free(c, stages);
-    if (status) return status;
-    (*out)->info.entered = h.entered;
-    (*out)->info.entered_at = h.entered_at;
-    return MOED_OK;
+    if (!status) status = moed_growth_set_state(g, state, size); /* refuses words that say more than the table they made */
+    if (status) moed_growth_destroy(g);
+    else *out = g;
+    return status;
 }
