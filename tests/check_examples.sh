@@ -36,6 +36,8 @@ refuse 02_corpus "$work/none" "$work/corpus2"
 run 03_cluster balanced
 run 04_split_integrate drift
 run 05_train "held out"
+run 06_growth "expand from 8 to 16 experts"
+refuse 06_growth now
 for source in "$root"/examples/[0-9]*.c; do
     grep -q "$(basename "$source" .c)" "$0" || { echo "$source is not run here"; exit 1; }
 done

@@ -8,7 +8,8 @@
 #include "util/random.h"
 
 /* N log-uniform in 3e7 .. 3e9, tokens per parameter log-uniform in 2 .. 200, E one of `kinds` powers of two from 1 on. */
-static inline moed_status law_runs(moed_run_point *out, size_t count, const moed_law *truth, int kinds, double noise, uint64_t seed)
+static inline moed_status law_runs(moed_run_point *out, size_t count, const moed_law *truth, int kinds, double noise,
+                                   uint64_t seed)
 {
     for (size_t i = 0; i < count; i++) {
         moed_run_point *r = &out[i];

@@ -6,6 +6,7 @@
 
 #include "fuzz/checkpoint.c"
 #include "fuzz/config.c"
+#include "fuzz/growth.c"
 #include "fuzz/indexed.c"
 #include "fuzz/jsonl.c"
 #include "fuzz/model.c"
@@ -19,8 +20,9 @@ static const struct {
     const char *name;
     int (*target)(const uint8_t *data, size_t size);
 } targets[] = {
-    {"checkpoint", fuzz_checkpoint}, {"config", fuzz_config},       {"indexed", fuzz_indexed},         {"jsonl", fuzz_jsonl},
-    {"model", fuzz_model},           {"partition", fuzz_partition}, {"safetensors", fuzz_safetensors}, {"shard", fuzz_shard},
+    {"checkpoint", fuzz_checkpoint}, {"config", fuzz_config}, {"growth", fuzz_growth},       {"indexed", fuzz_indexed},
+    {"jsonl", fuzz_jsonl},           {"model", fuzz_model},   {"partition", fuzz_partition}, {"safetensors", fuzz_safetensors},
+    {"shard", fuzz_shard},
 };
 enum { TARGETS = sizeof targets / sizeof targets[0] };
 

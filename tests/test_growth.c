@@ -33,7 +33,13 @@ static moed_growth *table(moed_context *c)
     const moed_stage stages[3] = {
         {.struct_size = sizeof *stages, .experts = 4, .top_k = 2, .tokens = 100, .learning_rate = 1, .warmup = 50},
         {.struct_size = sizeof *stages, .experts = 8, .tokens = 200, .learning_rate = 2, .warmup = 20},
-        {.struct_size = sizeof *stages, .experts = 16, .top_k = 4, .tokens = 100, .learning_rate = 1, .decay = 40, .final_rate = 0.1,
+        {.struct_size = sizeof *stages,
+         .experts = 16,
+         .top_k = 4,
+         .tokens = 100,
+         .learning_rate = 1,
+         .decay = 40,
+         .final_rate = 0.1,
          .decay_shape = MOED_DECAY_LINEAR},
     };
     moed_growth *g = NULL;
@@ -63,7 +69,8 @@ static void the_law_rule_gives_the_shares_of_the_formula(void **state)
     int64_t sum = 0;
     for (size_t i = 0; i < 5; i++) {
         const moed_stage s = stage_of(g, i);
-        if (fabs(100.0 * (double)s.tokens / 1.92e12 - SHARES[i]) > 0.1) fail_msg("stage %zu: %.3f%%", i, (double)s.tokens / 1.92e10);
+        if (fabs(100.0 * (double)s.tokens / 1.92e12 - SHARES[i]) > 0.1)
+            fail_msg("stage %zu: %.3f%%", i, (double)s.tokens / 1.92e10);
         assert_int_equal(s.start, sum);
         assert_int_equal(s.tokens % o.step_tokens, 0);
         assert_int_equal(s.warmup, 500 * o.step_tokens);
@@ -263,8 +270,8 @@ static void bad_tables_are_refused_by_stage_and_field(void **state)
 {
     moed_context *c = support_context("reference", 1);
     moed_growth *g = NULL;
-    const moed_stage good = {.struct_size = sizeof good, .experts = 4, .tokens = 100, .learning_rate = 1, .warmup = 10, .decay = 10,
-                             .decay_shape = 1};
+    const moed_stage good = {
+        .struct_size = sizeof good, .experts = 4, .tokens = 100, .learning_rate = 1, .warmup = 10, .decay = 10, .decay_shape = 1};
     moed_stage s[2] = {good, good};
     (void)state;
     assert_refused(moed_growth_create(&g, c, s, 0, NULL), MOED_E_RANGE, "0 stages");

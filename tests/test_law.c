@@ -297,7 +297,8 @@ static void without_noise_a_fit_returns_the_coefficients(void **state)
     published_runs(runs, 120, 6, 0, 2);
     o.fit_saturation = 0, o.held_out = 0;
     assert_ok(moed_law_fit(&l, c, runs, 120, &o, NULL));
-    static const double TRUE_VALUES[] = {35.91, -0.1889, -0.2285, 0.0098, 35.98, -0.1775, 0.5529, -0.0259, 2.0732, 290.4521, 1.3637};
+    static const double TRUE_VALUES[] = {35.91,  -0.1889, -0.2285, 0.0098,   35.98, -0.1775,
+                                         0.5529, -0.0259, 2.0732,  290.4521, 1.3637};
     for (size_t i = 0; i < 11; i++) near(coefficient(l, i), TRUE_VALUES[i], 0.02, "coefficient");
     moed_law_destroy(l);
     support_close(c);

@@ -8,7 +8,8 @@
 static const moed_field FIELDS[] = {
     FIELD_TEXT_(growing, grow, "pool sizes in turn, 8,16,32: a rule gives their tokens; or each with its tokens, 8:2e9,16:1e9"),
     FIELD_CHOICE_(growing, rule, "law|power", "what gives the tokens: a scaling law, or --exponent"),
-    FIELD_TEXT_(growing, law, "law rule: a published law (ludziejewski-2025, abnar-2025, krajewski-2024), or a file of `law fit --out`"),
+    FIELD_TEXT_(growing, law,
+                "law rule: a published law (ludziejewski-2025, abnar-2025, krajewski-2024), or a file of `law fit --out`"),
     FIELD_NUMBER(growing, active, 0, 0, 1e30, "law rule: active parameters, 0 = the model's"),
     FIELD_NUMBER(growing, all_tokens, 0, 0, 1e18, "tokens of all stages together, for a rule"),
 };
@@ -66,8 +67,8 @@ int64_t growing_steps(const growing *g, int64_t step_tokens)
 }
 
 /* A table by hand: the rates of the options, as a rule sets them. */
-static moed_status by_hand(moed_growth **out, moed_context *c, const moed_growth_options *o, const int32_t *experts, const double *tokens,
-                           size_t count)
+static moed_status by_hand(moed_growth **out, moed_context *c, const moed_growth_options *o, const int32_t *experts,
+                           const double *tokens, size_t count)
 {
     moed_stage stages[STAGES_MOST];
     int64_t all = 0;
@@ -93,8 +94,8 @@ static moed_status by_hand(moed_growth **out, moed_context *c, const moed_growth
 
 int growing_make(moed_growth **out, moed_context *c, const growing *g, int64_t step_tokens, int64_t active, int64_t top_k)
 {
-    int32_t experts[STAGES_MOST];
-    double tokens[STAGES_MOST];
+    int32_t experts[STAGES_MOST] = {0};
+    double tokens[STAGES_MOST] = {0};
     size_t count = 0;
     moed_law *l = NULL;
     moed_growth_options o = g->options;
@@ -104,8 +105,10 @@ int growing_make(moed_growth **out, moed_context *c, const growing *g, int64_t s
     o.tokens = (int64_t)g->all_tokens;
     o.active = g->active > 0 ? g->active : (double)active;
     o.top_k = (int32_t)top_k;
-    if (tokens[0] < 0 && o.tokens < 1) return fail(EXIT_INPUT, "--all-tokens is missing: tokens that the rule divides among the stages");
-    if (tokens[0] >= 0 && o.tokens) return fail(EXIT_INPUT, "--all-tokens: --grow %s gives the tokens of each stage already", g->grow);
+    if (tokens[0] < 0 && o.tokens < 1)
+        return fail(EXIT_INPUT, "--all-tokens is missing: tokens that the rule divides among the stages");
+    if (tokens[0] >= 0 && o.tokens)
+        return fail(EXIT_INPUT, "--all-tokens: --grow %s gives the tokens of each stage already", g->grow);
     moed_status status;
     if (tokens[0] >= 0) status = by_hand(out, c, &o, experts, tokens, count);
     else if (g->rule == GROWING_POWER) status = moed_growth_from_power(out, c, experts, count, &o);

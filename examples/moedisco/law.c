@@ -30,8 +30,8 @@ static void tell_law(const moed_law *l, double seconds)
         else say("  %-8s %12.6g", one.name, one.value);
         put(list, one.name, i.bootstrap ? json_pack("[fff]", one.value, one.low, one.high) : json_real(one.value));
     }
-    say("%s in %.2f s: RMSE of log loss %.5f over the %lld fitted, %.5f over the %lld held out", i.source, seconds, i.trained_rmse,
-        (long long)i.trained_runs, i.held_out_rmse, (long long)i.held_out_runs);
+    say("%s in %.2f s: RMSE of log loss %.5f over the %lld fitted, %.5f over the %lld held out", i.source, seconds,
+        i.trained_rmse, (long long)i.trained_runs, i.held_out_rmse, (long long)i.held_out_runs);
     put(o, "event", json_string("law"));
     put(o, "trained_runs", json_integer(i.trained_runs));
     put(o, "held_out_runs", json_integer(i.held_out_runs));
@@ -62,7 +62,9 @@ int verb_law_fit(const verb *v, int argc, char **argv)
     if (!code) {
         const double begun = now_seconds();
         const moed_status status = moed_law_fit(&l, context, points, count, &s.options, app_cancel);
-        if (status) code = status == MOED_E_CANCELLED ? fail_status(status) : fail(exit_code(status), "%s: %s", f.positionals[0], moed_last_error());
+        if (status)
+            code = status == MOED_E_CANCELLED ? fail_status(status)
+                                              : fail(exit_code(status), "%s: %s", f.positionals[0], moed_last_error());
         else tell_law(l, now_seconds() - begun);
     }
     if (!code && s.out) code = law_save(s.out, l);
@@ -84,12 +86,15 @@ typedef struct predict_settings {
 } predict_settings;
 
 static const moed_field PREDICT_FIELDS[] = {
-    FIELD_TEXT_(predict_settings, law, "a published law (ludziejewski-2025, abnar-2025, krajewski-2024), or a file of `law fit --out`"),
+    FIELD_TEXT_(predict_settings, law,
+                "a published law (ludziejewski-2025, abnar-2025, krajewski-2024), or a file of `law fit --out`"),
     FIELD_TEXT_(predict_settings, experts, "experts in the pool, a number or several with commas between"),
-    FIELD_INTEGER(predict_settings, top_k, 0, 0, 65536, "experts that each token visits, 0 = the law's own (1 for a published one)"),
+    FIELD_INTEGER(predict_settings, top_k, 0, 0, 65536,
+                  "experts that each token visits, 0 = the law's own (1 for a published one)"),
     FIELD_NUMBER(predict_settings, active, 0, 0, 1e30, "active parameters, embeddings included"),
     FIELD_NUMBER(predict_settings, tokens, 0, 0, 1e30, "tokens trained on"),
-    FIELD_NUMBER(predict_settings, flops, 0, 0, 1e60, "budget: gives the best active parameters and tokens for it (6 FLOP a parameter and token)"),
+    FIELD_NUMBER(predict_settings, flops, 0, 0, 1e60,
+                 "budget: gives the best active parameters and tokens for it (6 FLOP a parameter and token)"),
 };
 
 static int predict_one(const moed_law *l, const predict_settings *s, double experts)
@@ -101,8 +106,8 @@ static int predict_one(const moed_law *l, const predict_settings *s, double expe
     if (!status && s->flops > 0) status = moed_law_optimum(l, s->flops, experts, &n, &d);
     if (!status && n > 0 && d > 0) status = moed_law_predict(l, n, experts, d, &loss);
     if (status) return fail_status(status);
-    json_t *o = must(json_pack("{s:s, s:f, s:f, s:f, s:f, s:f, s:f}", "event", "law", "experts", experts, "m", t.m, "mu", -t.p, "n", t.n, "nu",
-                               -t.v, "c", t.c));
+    json_t *o = must(json_pack("{s:s, s:f, s:f, s:f, s:f, s:f, s:f}", "event", "law", "experts", experts, "m", t.m, "mu", -t.p,
+                               "n", t.n, "nu", -t.v, "c", t.c));
     if (t.m2 > 0) {
         put(o, "m2", json_real(t.m2));
         put(o, "mu2", json_real(-t.p2));
@@ -114,7 +119,8 @@ static int predict_one(const moed_law *l, const predict_settings *s, double expe
         say("%8g experts: loss %.4f with %s active parameters and %s tokens%s", experts, loss, human_count(n, active),
             human_count(d, tokens), s->flops > 0 ? ", the best of this budget" : "");
     }
-    if (t.m2 > 0) say("%8g experts: L = %.6g N^%.4f + %.6g N^%.4f + %.6g D^%.4f + %.6g", experts, t.m, -t.p, t.m2, -t.p2, t.n, -t.v, t.c);
+    if (t.m2 > 0)
+        say("%8g experts: L = %.6g N^%.4f + %.6g N^%.4f + %.6g D^%.4f + %.6g", experts, t.m, -t.p, t.m2, -t.p2, t.n, -t.v, t.c);
     else say("%8g experts: L = %.6g N^%.4f + %.6g D^%.4f + %.6g", experts, t.m, -t.p, t.n, -t.v, t.c);
     emit(o);
     return EXIT_DONE;
@@ -133,7 +139,8 @@ int verb_law_predict(const verb *v, int argc, char **argv)
     common_flags(&f, &c);
     int code = flags_parse(&f, v, argc, argv, 0, 0);
     if (code >= 0) return code;
-    if (s.flops > 0 && (s.active > 0 || s.tokens > 0)) return fail(EXIT_INPUT, "--flops finds --active and --tokens: give one or the other");
+    if (s.flops > 0 && (s.active > 0 || s.tokens > 0))
+        return fail(EXIT_INPUT, "--flops finds --active and --tokens: give one or the other");
     if ((s.active > 0) != (s.tokens > 0)) return fail(EXIT_INPUT, "--active and --tokens belong together; --flops finds both");
     code = pairs_read("experts", s.experts, experts, NULL, EXPERTS_MOST, &count);
     if (!code) code = common_open(&c, &context);

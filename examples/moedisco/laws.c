@@ -60,7 +60,8 @@ static int law_read(moed_law **out, moed_context *c, const char *path, int64_t t
     if (!file) return EXIT_INPUT;
     OPTIONS_INIT(LAW_OPTIONS, &o);
     const json_t *list = json_object_get(file, "coefficients"), *range = json_object_get(file, "range");
-    const char *form = json_string_value(json_object_get(file, "form")), *kind = json_string_value(json_object_get(file, "format"));
+    const char *form = json_string_value(json_object_get(file, "form")),
+               *kind = json_string_value(json_object_get(file, "format"));
     int code = EXIT_DONE;
     o.preset = MOED_LAW_CUSTOM;
     o.form = form ? choice_of(choices_of("form"), form) : -1;
@@ -107,11 +108,11 @@ int law_save(const char *path, const moed_law *l)
     moed_law_info i = {.struct_size = sizeof i};
     moed_law_get_info(l, &i);
     char *form = choice_name(choices_of("form"), i.form);
-    json_t *o = must(json_pack("{s:s, s:i, s:s, s:i, s:s, s:{s:[ff], s:[ff], s:[ff]}, s:{s:I, s:I, s:f, s:f, s:i}}", "format", "moedisco-law",
-                               "version", 1, "form", form, "top_k", (int)i.top_k, "source", i.source, "range", "active", i.active_min,
-                               i.active_max, "experts", i.experts_min, i.experts_max, "tokens", i.tokens_min, i.tokens_max, "fit", "runs",
-                               (json_int_t)i.trained_runs, "held_out", (json_int_t)i.held_out_runs, "rmse", i.trained_rmse, "held_out_rmse",
-                               i.held_out_rmse, "bootstrap", (int)i.bootstrap));
+    json_t *o = must(json_pack(
+        "{s:s, s:i, s:s, s:i, s:s, s:{s:[ff], s:[ff], s:[ff]}, s:{s:I, s:I, s:f, s:f, s:i}}", "format", "moedisco-law", "version",
+        1, "form", form, "top_k", (int)i.top_k, "source", i.source, "range", "active", i.active_min, i.active_max, "experts",
+        i.experts_min, i.experts_max, "tokens", i.tokens_min, i.tokens_max, "fit", "runs", (json_int_t)i.trained_runs, "held_out",
+        (json_int_t)i.held_out_runs, "rmse", i.trained_rmse, "held_out_rmse", i.held_out_rmse, "bootstrap", (int)i.bootstrap));
     json_t *list = must(json_array());
     for (int32_t k = 0; k < i.coefficients; k++) {
         moed_coefficient one = {.struct_size = sizeof one};
@@ -126,8 +127,10 @@ int law_save(const char *path, const moed_law *l)
 /* ---- runs ---- */
 
 enum { COLUMNS = 4 };
-static const char *const NAMES[COLUMNS][4] = {
-    {"active", "n", "n_act", "n_active"}, {"experts", "e", "num_experts", NULL}, {"tokens", "d", NULL, NULL}, {"loss", "l", NULL, NULL}};
+static const char *const NAMES[COLUMNS][4] = {{"active", "n", "n_act", "n_active"},
+                                              {"experts", "e", "num_experts", NULL},
+                                              {"tokens", "d", NULL, NULL},
+                                              {"loss", "l", NULL, NULL}};
 
 static int column_of(const char *name)
 {
@@ -166,14 +169,15 @@ static int csv_names(runs *r, char *line, size_t number)
     int seen[COLUMNS] = {0};
     r->separator[0] = strchr(line, '\t') ? '\t' : strchr(line, ';') ? ';' : ',';
     for (char *field; (field = strsep(&line, r->separator));) {
-        if (r->columns == POSITIONALS_MAX) return fail(EXIT_INPUT, "%s: line %zu has more than %d fields", r->path, number, POSITIONALS_MAX);
+        if (r->columns == POSITIONALS_MAX)
+            return fail(EXIT_INPUT, "%s: line %zu has more than %d fields", r->path, number, POSITIONALS_MAX);
         const int k = r->column[r->columns++] = column_of(trimmed(field));
         if (k >= 0 && seen[k]++) return fail(EXIT_INPUT, "%s: line %zu names %s twice", r->path, number, NAMES[k][0]);
     }
     for (int k = 0; k < COLUMNS; k++)
         if (!seen[k])
-            return fail(EXIT_INPUT, "%s: line %zu names no column %s (or %s); active, experts, tokens and loss are needed", r->path, number,
-                        NAMES[k][0], NAMES[k][1]);
+            return fail(EXIT_INPUT, "%s: line %zu names no column %s (or %s); active, experts, tokens and loss are needed",
+                        r->path, number, NAMES[k][0], NAMES[k][1]);
     return EXIT_DONE;
 }
 
@@ -186,7 +190,8 @@ static int csv_line(runs *r, char *line, size_t number)
         if (k < 0) continue;
         char *text = trimmed(field), *end;
         values[k] = strtod(text, &end);
-        if (end == text || *end) return fail(EXIT_INPUT, "%s: line %zu: %s is \"%s\", no number", r->path, number, NAMES[k][0], text);
+        if (end == text || *end)
+            return fail(EXIT_INPUT, "%s: line %zu: %s is \"%s\", no number", r->path, number, NAMES[k][0], text);
         found++;
     }
     if (found < COLUMNS) return fail(EXIT_INPUT, "%s: line %zu has %d fields of the %d named", r->path, number, at, r->columns);

@@ -9,12 +9,12 @@ int law_open(moed_law **out, moed_context *c, const char *name, int64_t top_k);
 /* A JSON file, whole or not at all. */
 int law_save(const char *path, const moed_law *l);
 
-/* Runs of a file: CSV with a line of names, or JSON lines. Columns active (N), experts (E), tokens (D) and loss (L); others are passed over.
- * The caller frees *out. An exit code. */
+/* Runs of a file: CSV with a line of names, or JSON lines. Columns active (N), experts (E), tokens (D) and loss (L); others are
+ * passed over. The caller frees *out. An exit code. */
 int runs_read(const char *path, moed_run_point **out, size_t *count);
 
-/* "8,16,32" or "8:2e9,16:1e9" into numbers[count] and, where seconds is not NULL, what stands after each colon (-1 where there is none).
- * An exit code that names the flag. */
+/* "8,16,32" or "8:2e9,16:1e9" into numbers[count] and, where seconds is not NULL, what stands after each colon (-1 where there is
+ * none). An exit code that names the flag. */
 int pairs_read(const char *flag_name, const char *text, double *numbers, double *after, size_t room, size_t *count);
 
 #endif

@@ -73,7 +73,8 @@ static int take_times(emo_plan *p)
     if (p->step_times) {
         const int code = pairs_read("step-times", p->step_times, experts, seconds, STAGES_MOST, &p->time_count);
         for (size_t i = 0; i < p->time_count && !code; i++) {
-            if (seconds[i] < 0) return fail(EXIT_INPUT, "--step-times %s: %g experts lack their seconds per token", p->step_times, experts[i]);
+            if (seconds[i] < 0)
+                return fail(EXIT_INPUT, "--step-times %s: %g experts lack their seconds per token", p->step_times, experts[i]);
             p->times[i] = (moed_step_time){experts[i], seconds[i]};
         }
         return code;
@@ -105,7 +106,9 @@ static int phase_of(const emo_plan *p, size_t i, int64_t tokens, moed_phase *out
     if (!p->time_count) return EXIT_DONE;
     const moed_status status = moed_step_time_at(p->times, p->time_count, p->experts[i], &seconds, how);
     if (status) return fail_status(status);
-    if (!(seconds > 0)) return fail(EXIT_INPUT, "--step-times: the line through them gives no time at %d experts; give one there", (int)p->experts[i]);
+    if (!(seconds > 0))
+        return fail(EXIT_INPUT, "--step-times: the line through them gives no time at %d experts; give one there",
+                    (int)p->experts[i]);
     out->device_flops = p->estimates[i].flops_per_token / seconds;
     return EXIT_DONE;
 }
@@ -163,13 +166,14 @@ static int show_total(const emo_plan *p, const moed_phase *phases, const moed_gr
     if (!code) code = cost_of(&whole, 1, &fixed);
     if (code) return code;
     const double saved = 1 - grown.hours / fixed.hours;
-    say("  together %.4g hours, %s; %d experts throughout: %.4g hours, %s; %.1f%% saved", grown.hours, human_money(grown.money, a),
-        (int)p->experts[last], fixed.hours, human_money(fixed.money, b), 100 * saved);
+    say("  together %.4g hours, %s; %d experts throughout: %.4g hours, %s; %.1f%% saved", grown.hours,
+        human_money(grown.money, a), (int)p->experts[last], fixed.hours, human_money(fixed.money, b), 100 * saved);
     if (!p->time_count)
-        say_wrapped("  without step times a token costs its FLOPs alone, nearly the same for every pool: what growth saves (optimizer, "
-                    "memory traffic, small products) does not show. Give --step-times, or --measure with --corpus.");
+        say_wrapped("  without step times a token costs its FLOPs alone, nearly the same for every pool: what growth saves "
+                    "(optimizer, memory traffic, small products) does not show. Give --step-times, or --measure with --corpus.");
     else
-        say_wrapped("  between and beyond given times: on a line in the number of experts (a part that does not depend on it, and one in proportion).");
+        say_wrapped("  between and beyond given times: on a line in the number of experts (a part that does not depend on it, "
+                    "and one in proportion).");
     json_t *o = cost_json(&grown);
     json_object_del(o, "seconds_here");
     put(o, "event", json_string("plan"));
@@ -201,8 +205,9 @@ static int plan(emo_plan *p, const flags *f)
     code = growing_make(&p->growth, p->context, &p->growing, step_tokens(p), layout.active, p->size.top_k);
     if (code || (code = take_times(p))) return code;
     moed_growth_get_info(p->growth, &info);
-    say("plan for a growing pool: %s tokens in steps of %s, %s active parameters, top-%lld; on one %s at $%.4g/h; memory as the CPU takes it, in "
-        "fp32:", human_count((double)info.tokens, tokens), human_count((double)step_tokens(p), step),
+    say("plan for a growing pool: %s tokens in steps of %s, %s active parameters, top-%lld; on one %s at $%.4g/h; "
+        "memory as the CPU takes it, in fp32:",
+        human_count((double)info.tokens, tokens), human_count((double)step_tokens(p), step),
         human_count((double)layout.active, active), (long long)p->size.top_k, p->priced_device, p->price);
     for (size_t i = 0; i < p->stages && !code; i++) {
         moed_stage s = {.struct_size = sizeof s};
@@ -211,6 +216,11 @@ static int plan(emo_plan *p, const flags *f)
     }
     return code ? code : show_total(p, phases, &info);
 }
+
+/* What changes neither memory nor time, or is the schedule's. */
+static const char NOT_PLANNED[] = "steps,schedule,learning_rate,final_rate,warmup,decay,beta1,beta2,epsilon,weight_decay,clip,"
+                                  "load_balance,z_loss,seed,train,freeze,directory,checkpoint_every,keep,evaluate_every,"
+                                  "evaluate_tokens,held_out,progress,progress_user,graph,store_late";
 
 int verb_plan_emo(const verb *v, int argc, char **argv)
 {
@@ -224,9 +234,7 @@ int verb_plan_emo(const verb *v, int argc, char **argv)
     flags_table(&f, "price, of 2026-01 as in the MoE-DisCo paper", PRICE_FIELDS, sizeof PRICE_FIELDS / sizeof *PRICE_FIELDS, p);
     sizes_flags(&f, &p->size);
     OPTIONS_INIT(TRAIN_OPTIONS, &p->train);
-    flags_struct(&f, "training", MOED_STRUCT_TRAIN_OPTIONS, &p->train,
-                 "steps,schedule,learning_rate,final_rate,warmup,decay,beta1,beta2,epsilon,weight_decay,clip,load_balance,z_loss,seed,train,freeze,"
-                 "directory,checkpoint_every,keep,evaluate_every,evaluate_tokens,held_out,progress,progress_user,graph,store_late");
+    flags_struct(&f, "training", MOED_STRUCT_TRAIN_OPTIONS, &p->train, NOT_PLANNED);
     common_flags(&f, &p->common);
     int code = flags_parse(&f, v, argc, argv, 0, 0);
     if (code < 0) {

@@ -1,5 +1,5 @@
-/* law.h - scaling laws: the loss that a model reaches from its active parameters, its experts and its tokens; published ones, coefficients
- * of one's own, and laws fitted to runs. */
+/* law.h - scaling laws: the loss that a model reaches from its active parameters, its experts and its tokens; published ones,
+ * coefficients of one's own, and laws fitted to runs. */
 #ifndef MOEDISCO_LAW_H
 #define MOEDISCO_LAW_H
 
@@ -31,8 +31,8 @@ enum {
  *   CALLBACK     the options' loss function */
 enum { MOED_LAW_JOINT = 0, MOED_LAW_SPARSITY = 1, MOED_LAW_GRANULARITY = 2, MOED_LAW_CALLBACK = 3 };
 
-/* A law of the caller's own: *loss of a model of `active` parameters and `experts` in the pool after `tokens`. It falls with active and
- * with tokens. Called on the thread that called; non-zero stops with MOED_E_CALLBACK. */
+/* A law of the caller's own: *loss of a model of `active` parameters and `experts` in the pool after `tokens`. It falls with
+ * active and with tokens. Called on the thread that called; non-zero stops with MOED_E_CALLBACK. */
 typedef int32_t (*moed_loss_fn)(double active, double experts, double tokens, double *loss, void *user);
 
 typedef struct moed_law_options {
@@ -66,7 +66,8 @@ typedef struct moed_fit_options {
     uint32_t struct_size;
     uint32_t flags;
     int32_t top_k;          /* of all runs */
-    int32_t fit_saturation; /* 1: e_start and e_max are fitted too, where runs have four different E or more; 0: they stay published */
+    int32_t fit_saturation; /* 1: e_start and e_max are fitted too, where runs have four different E or more; 0: they stay
+                               published */
     int32_t starts;         /* of the grid's 19,683, the best that L-BFGS goes on from */
     int32_t bootstrap;      /* resampled fits for intervals; 0 = none */
     double held_out;        /* share of the runs that the fit does not see */
@@ -116,30 +117,31 @@ typedef struct moed_law_terms {
 } moed_law_terms;
 
 /* A published law, coefficients of the caller's, or a function of the caller's. o NULL: Ludziejewski 2025.
- * Returns MOED_E_RANGE, MOED_E_ARGUMENT (how many coefficients the form has). Ownership: the caller's. Threads: calls that take it const
- * may run side by side, but for a CALLBACK law. Since: 0.1. */
+ * Returns MOED_E_RANGE, MOED_E_ARGUMENT (how many coefficients the form has). Ownership: the caller's. Threads: calls that take
+ * it const may run side by side, but for a CALLBACK law. Since: 0.1. */
 MOED_API moed_status moed_law_create(moed_law **out, moed_context *c, const moed_law_options *o);
-/* A JOINT law fitted to runs (count). The same runs, options and library give the same law for any number of threads. Where all runs have one
- * E, the law is of that E alone, and the log says so. cancel nullable: within a few milliseconds. Works on the context's threads; L-BFGS
- * itself takes some kilobytes a thread outside the context's allocator.
- * Returns MOED_E_ARGUMENT (too few runs, or all of one size or length), MOED_E_RANGE naming the run, MOED_E_NUMERIC, MOED_E_CANCELLED.
- * Since: 0.1. */
-MOED_API moed_status moed_law_fit(moed_law **out, moed_context *c, const moed_run_point *runs, size_t count, const moed_fit_options *o,
-                                  const moed_cancel *cancel);
+/* A JOINT law fitted to runs (count). The same runs, options and library give the same law for any number of threads. Where all
+ * runs have one E, the law is of that E alone, and the log says so. cancel nullable: within a few milliseconds. Works on the
+ * context's threads; L-BFGS itself takes some kilobytes a thread outside the context's allocator. Returns MOED_E_ARGUMENT (too
+ * few runs, or all of one size or length), MOED_E_RANGE naming the run, MOED_E_NUMERIC, MOED_E_CANCELLED. Since: 0.1. */
+MOED_API moed_status moed_law_fit(moed_law **out, moed_context *c, const moed_run_point *runs, size_t count,
+                                  const moed_fit_options *o, const moed_cancel *cancel);
 MOED_API void moed_law_destroy(moed_law *l);
 MOED_API moed_status moed_law_get_info(const moed_law *l, moed_law_info *out);
 /* Coefficient `index` in the form's order. MOED_E_RANGE past the last. Since: 0.1. */
 MOED_API moed_status moed_law_coefficient(const moed_law *l, size_t index, moed_coefficient *out);
 
-/* The loss, in nats per token, after `tokens`. All three above 0, experts at least top_k. Outside the law's range the log tells it once for
- * each of the three. Returns MOED_E_RANGE. Since: 0.1. */
+/* The loss, in nats per token, after `tokens`. All three above 0, experts at least top_k. Outside the law's range the log tells
+ * it once for each of the three. Returns MOED_E_RANGE. Since: 0.1. */
 MOED_API moed_status moed_law_predict(const moed_law *l, double active, double experts, double tokens, double *loss);
 /* The law at one number of experts. MOED_E_UNSUPPORTED for a CALLBACK law. Since: 0.1. */
 MOED_API moed_status moed_law_get_terms(const moed_law *l, double experts, moed_law_terms *out);
 /* Active parameters and tokens of the least loss for `flops` = 6 N D. MOED_E_RANGE where there is none between 1 and 1e30.
- * Source: arXiv 2502.05172; the closed form for one term of N is N = G (F/6)^(v/(p+v)), G = (p m / (v n))^(1/(p+v)). Since: 0.1. */
+ * Source: arXiv 2502.05172; the closed form for one term of N is N = G (F/6)^(v/(p+v)), G = (p m / (v n))^(1/(p+v)). Since: 0.1.
+ */
 MOED_API moed_status moed_law_optimum(const moed_law *l, double flops, double experts, double *active, double *tokens);
-/* D*(E): the tokens for which `active` parameters are the compute-optimal size, [v n N^p / (p m)]^(1/v) for one term of N. Since: 0.1. */
+/* D*(E): the tokens for which `active` parameters are the compute-optimal size, [v n N^p / (p m)]^(1/v) for one term of N. Since:
+ * 0.1. */
 MOED_API moed_status moed_law_optimal_tokens(const moed_law *l, double active, double experts, double *tokens);
 
 #ifdef __cplusplus

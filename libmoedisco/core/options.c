@@ -188,7 +188,8 @@ static const field train_fields[] = {
 
 #define S moed_law_options
 static const field law_fields[] = {
-    CHOICE(S, preset, MOED_LAW_LUDZIEJEWSKI_2025, 3, "custom|ludziejewski-2025|abnar-2025|krajewski-2024", "published coefficients"),
+    CHOICE(S, preset, MOED_LAW_LUDZIEJEWSKI_2025, 3, "custom|ludziejewski-2025|abnar-2025|krajewski-2024",
+           "published coefficients"),
     CHOICE(S, form, MOED_LAW_JOINT, 3, "joint|sparsity|granularity|callback", "formula that one's own coefficients are for"),
     I32(S, top_k, 1, 1, 65536, "experts that each token visits: the law sees experts / top_k"),
     I32(S, coefficient_count, 0, 0, 64, "coefficients given"),

@@ -1,5 +1,5 @@
-/* growth/growth.c - the table of stages: from a rule or from the caller, asked at a token, kept as bytes. Source: EMO (arXiv 2605.13247);
- * the law rule is inferred from its published shares. */
+/* growth/growth.c - the table of stages: from a rule or from the caller, asked at a token, kept as bytes. Source: EMO (arXiv
+ * 2605.13247); the law rule is inferred from its published shares. */
 #include <math.h>
 #include <string.h>
 
@@ -28,9 +28,12 @@ static moed_status check_stage(const moed_stage *s, size_t index, int32_t expert
     if (s->experts < 1 || s->experts > 1 << 24) return bad(index, "experts", "it must be from 1 to 2^24", s->experts);
     if (s->experts < experts_before) return bad(index, "experts", "a pool does not shrink", s->experts);
     if (s->top_k < 0 || s->top_k > s->experts) return bad(index, "top_k", "it must be from 0 to the stage's experts", s->top_k);
-    if (s->tokens < 1 || s->tokens > (int64_t)1 << 60) return bad(index, "tokens", "it must be from 1 to 2^60", (double)s->tokens);
-    if (!(s->learning_rate >= 0 && s->learning_rate <= 100)) return bad(index, "learning_rate", "it must be from 0 to 100", s->learning_rate);
-    if (s->warmup < 0 || s->warmup > s->tokens) return bad(index, "warmup", "it must be from 0 to the stage's tokens", (double)s->warmup);
+    if (s->tokens < 1 || s->tokens > (int64_t)1 << 60)
+        return bad(index, "tokens", "it must be from 1 to 2^60", (double)s->tokens);
+    if (!(s->learning_rate >= 0 && s->learning_rate <= 100))
+        return bad(index, "learning_rate", "it must be from 0 to 100", s->learning_rate);
+    if (s->warmup < 0 || s->warmup > s->tokens)
+        return bad(index, "warmup", "it must be from 0 to the stage's tokens", (double)s->warmup);
     if (s->decay < 0 || s->decay > s->tokens - s->warmup)
         return bad(index, "decay", "warmup and decay are more than the stage's tokens together", (double)s->decay);
     if (!(s->final_rate >= 0 && s->final_rate <= 1)) return bad(index, "final_rate", "it must be from 0 to 1", s->final_rate);
@@ -72,7 +75,8 @@ static moed_status make(moed_growth **out, moed_context *c, const moed_stage *st
     return MOED_OK;
 }
 
-moed_status moed_growth_create(moed_growth **out, moed_context *c, const moed_stage *stages, size_t count, const moed_growth_options *o)
+moed_status moed_growth_create(moed_growth **out, moed_context *c, const moed_stage *stages, size_t count,
+                               const moed_growth_options *o)
 {
     moed_growth_options options;
     moedi_clear_error();
@@ -106,8 +110,8 @@ static moed_status rule_ends(const rule *r, double *ends)
 {
     for (size_t i = 0; i < r->count; i++) {
         if (i && r->experts[i] <= r->experts[i - 1])
-            return moedi_fail_parameter(MOED_E_RANGE, "experts", "experts %d after %d: a rule needs rising numbers", (int)r->experts[i],
-                                        (int)r->experts[i - 1]);
+            return moedi_fail_parameter(MOED_E_RANGE, "experts", "experts %d after %d: a rule needs rising numbers",
+                                        (int)r->experts[i], (int)r->experts[i - 1]);
         if (r->experts[i] < 1) return bad(i, "experts", "it must be from 1 to 2^24", r->experts[i]);
         if (r->law) MOEDI_TRY(moed_law_optimal_tokens(r->law, r->options.active, r->experts[i], &ends[i]));
         else ends[i] = pow((double)r->experts[i] / r->experts[r->count - 1], r->options.exponent);
@@ -127,10 +131,11 @@ static moed_status rule_stages(const rule *r, const double *ends, moed_stage *st
         moed_stage *s = &stages[i];
         const int64_t end = i + 1 < r->count ? (int64_t)(ends[i] * (double)steps + 0.5) : steps;
         if (end <= before)
-            return moedi_fail_parameter(MOED_E_RANGE, "experts",
-                                        "stage %zu with %d experts would get no step of the %lld: %s", i, (int)r->experts[i],
-                                        (long long)steps, ends[i] > (i ? ends[i - 1] : 0) ? "more tokens are needed, or fewer stages"
-                                                                                         : "the rule gives it no more tokens than the stage before");
+            return moedi_fail_parameter(MOED_E_RANGE, "experts", "stage %zu with %d experts would get no step of the %lld: %s", i,
+                                        (int)r->experts[i], (long long)steps,
+                                        ends[i] > (i ? ends[i - 1] : 0)
+                                            ? "more tokens are needed, or fewer stages"
+                                            : "the rule gives it no more tokens than the stage before");
         memset(s, 0, sizeof *s);
         s->struct_size = sizeof *s;
         s->experts = r->experts[i];
@@ -183,7 +188,8 @@ moed_status moed_growth_from_law(moed_growth **out, moed_context *c, const moed_
     return from_rule(out, c, &r);
 }
 
-moed_status moed_growth_from_power(moed_growth **out, moed_context *c, const int32_t *experts, size_t count, const moed_growth_options *o)
+moed_status moed_growth_from_power(moed_growth **out, moed_context *c, const int32_t *experts, size_t count,
+                                   const moed_growth_options *o)
 {
     rule r = {.experts = experts, .count = count};
     moedi_clear_error();
@@ -253,8 +259,13 @@ moed_status moed_growth_at(const moed_growth *g, int64_t tokens, moed_growth_poi
     const int32_t at = stage_at(g, tokens), now = g->info.entered;
     const moed_stage *s = &g->stages[at];
     const int64_t left = s->start + s->tokens - tokens, step = g->info.step_tokens;
-    moed_growth_point p = {.struct_size = sizeof p, .stage = at, .experts = s->experts, .top_k = top_k_at(g, at), .start = s->start,
-                           .end = s->start + s->tokens, .experts_now = g->stages[now].experts};
+    moed_growth_point p = {.struct_size = sizeof p,
+                           .stage = at,
+                           .experts = s->experts,
+                           .top_k = top_k_at(g, at),
+                           .start = s->start,
+                           .end = s->start + s->tokens,
+                           .experts_now = g->stages[now].experts};
     if (at > now && (s->experts != p.experts_now || p.top_k != top_k_at(g, now))) p.due |= MOED_GROWTH_EXPAND;
     if (tokens >= g->info.tokens) p.due |= MOED_GROWTH_END;
     p.learning_rate = rate_at(s, left > step ? tokens - s->start + step : s->tokens);
@@ -267,7 +278,8 @@ moed_status moed_growth_enter(moed_growth *g, int32_t stage, int64_t tokens)
     MOEDI_REQUIRE(g, "the growth is NULL");
     MOEDI_TRY(moedi_context_check(g->context));
     if (stage < 0 || stage >= g->info.stages)
-        return moedi_fail_parameter(MOED_E_RANGE, "stage", "the growth has %d stages, no stage %d", (int)g->info.stages, (int)stage);
+        return moedi_fail_parameter(MOED_E_RANGE, "stage", "the growth has %d stages, no stage %d", (int)g->info.stages,
+                                    (int)stage);
     if (tokens < g->info.entered_at || tokens > INT64_MAX / 2)
         return moedi_fail_parameter(MOED_E_RANGE, "tokens", "tokens is %lld; stage %d was entered at %lld", (long long)tokens,
                                     (int)g->info.entered, (long long)g->info.entered_at);
@@ -281,7 +293,7 @@ moed_status moed_growth_enter(moed_growth *g, int32_t stage, int64_t tokens)
 /* ---- as bytes: little-endian words of 64 bits; the head, each stage, a checksum of all that ---- */
 
 enum { HEAD_WORDS = 6, STAGE_WORDS = 9, SUM_WORDS = 2, STATE_VERSION = 1 };
-static const char MAGIC[8] = "moedgrow";
+static const uint64_t MAGIC = 0x776f726764656f6d; /* "moedgrow" */
 
 static void put_word(unsigned char *to, uint64_t word)
 {
@@ -338,9 +350,10 @@ moed_status moed_growth_get_state(const moed_growth *g, void *state, size_t capa
     *size = state_size(g->info.stages);
     if (!state) return MOED_OK;
     if (capacity < *size)
-        return moedi_fail_parameter(MOED_E_RANGE, "capacity", "the state takes %zu bytes, there is room for %zu", *size, capacity);
+        return moedi_fail_parameter(MOED_E_RANGE, "capacity", "the state takes %zu bytes, there is room for %zu", *size,
+                                    capacity);
     unsigned char *to = state;
-    memcpy(to, MAGIC, 8);
+    put_word(to, MAGIC);
     put_word(to + 8, STATE_VERSION);
     put_word(to + 16, (uint64_t)g->info.stages);
     put_word(to + 24, (uint64_t)g->info.step_tokens);
@@ -365,23 +378,24 @@ typedef struct head {
 
 static moed_status read_head(const unsigned char *from, size_t size, head *out)
 {
-    if (size < state_size(1) || memcmp(from, MAGIC, 8) != 0)
+    if (size < state_size(1) || get_word(from) != MAGIC)
         return moedi_fail_parameter(MOED_E_FORMAT, "state", "%zu bytes that are not a growth's state", size);
     if (get_word(from + 8) != STATE_VERSION)
         return moedi_fail_parameter(MOED_E_FORMAT, "state", "a growth's state of version %llu; this library knows version %d",
                                     (unsigned long long)get_word(from + 8), STATE_VERSION);
     const uint64_t stages = get_word(from + 16), entered = get_word(from + 32);
     if (stages < 1 || stages > STAGES_MOST || size != state_size((int32_t)stages))
-        return moedi_fail_parameter(MOED_E_FORMAT, "state", "a growth's state of %llu stages in %zu bytes", (unsigned long long)stages, size);
+        return moedi_fail_parameter(MOED_E_FORMAT, "state", "a growth's state of %llu stages in %zu bytes",
+                                    (unsigned long long)stages, size);
     const moedi_digest sum = moedi_hash_bytes(from, size - 8 * SUM_WORDS);
     const unsigned char *kept = from + size - 8 * SUM_WORDS;
     if (get_word(kept) != sum.low || get_word(kept + 8) != sum.high)
         return moedi_fail_parameter(MOED_E_CHECKSUM, "state", "a growth's state whose checksum does not match: it is damaged");
     *out = (head){(int32_t)stages, (int32_t)entered, (int64_t)get_word(from + 24), (int64_t)get_word(from + 40)};
     if (entered >= stages || out->step_tokens < 1 || out->entered_at < 0)
-        return moedi_fail_parameter(MOED_E_FORMAT, "state", "a growth's state with stage %llu of %llu, %lld tokens a step, entered at %lld",
-                                    (unsigned long long)entered, (unsigned long long)stages, (long long)out->step_tokens,
-                                    (long long)out->entered_at);
+        return moedi_fail_parameter(
+            MOED_E_FORMAT, "state", "a growth's state with stage %llu of %llu, %lld tokens a step, entered at %lld",
+            (unsigned long long)entered, (unsigned long long)stages, (long long)out->step_tokens, (long long)out->entered_at);
     return MOED_OK;
 }
 
@@ -395,8 +409,8 @@ moed_status moed_growth_set_state(moed_growth *g, const void *state, size_t size
     MOEDI_TRY(moedi_context_check(g->context));
     MOEDI_TRY(read_head(from, size, &h));
     if (h.stages != g->info.stages)
-        return moedi_fail_parameter(MOED_E_MISMATCH, "stages", "the state is of a growth of %d stages, this one has %d", (int)h.stages,
-                                    (int)g->info.stages);
+        return moedi_fail_parameter(MOED_E_MISMATCH, "stages", "the state is of a growth of %d stages, this one has %d",
+                                    (int)h.stages, (int)g->info.stages);
     if (h.step_tokens != g->info.step_tokens)
         return moedi_fail_parameter(MOED_E_MISMATCH, "step_tokens", "the state is of steps of %lld tokens, here they have %lld",
                                     (long long)h.step_tokens, (long long)g->info.step_tokens);
@@ -406,7 +420,8 @@ moed_status moed_growth_set_state(moed_growth *g, const void *state, size_t size
         stage_words(&g->stages[i], words);
         for (int k = 0; k < STAGE_WORDS; k++, from += 8)
             if (get_word(from) != words[k])
-                return moedi_fail_parameter(MOED_E_MISMATCH, STAGE_FIELDS[k], "stage %d: %s is not the state's", (int)i, STAGE_FIELDS[k]);
+                return moedi_fail_parameter(MOED_E_MISMATCH, STAGE_FIELDS[k], "stage %d: %s is not the state's", (int)i,
+                                            STAGE_FIELDS[k]);
     }
     g->info.entered = h.entered;
     g->info.entered_at = h.entered_at;
@@ -416,6 +431,7 @@ moed_status moed_growth_set_state(moed_growth *g, const void *state, size_t size
 moed_status moed_growth_from_state(moed_growth **out, moed_context *c, const void *state, size_t size)
 {
     moed_stage *stages = NULL;
+    moed_growth *g = NULL;
     head h;
     moedi_clear_error();
     MOEDI_REQUIRE(out, "out is NULL");
@@ -424,11 +440,12 @@ moed_status moed_growth_from_state(moed_growth **out, moed_context *c, const voi
     MOEDI_TRY(moedi_context_check(c));
     MOEDI_TRY(read_head(state, size, &h));
     MOEDI_TRY(MOEDI_NEW(c, h.stages, &stages));
-    for (int32_t i = 0; i < h.stages; i++) words_stage((const unsigned char *)state + 8 * (HEAD_WORDS + (size_t)i * STAGE_WORDS), &stages[i]);
-    const moed_status status = make(out, c, stages, (size_t)h.stages, h.step_tokens);
+    for (int32_t i = 0; i < h.stages; i++)
+        words_stage((const unsigned char *)state + 8 * (HEAD_WORDS + (size_t)i * STAGE_WORDS), &stages[i]);
+    moed_status status = make(&g, c, stages, (size_t)h.stages, h.step_tokens);
     moedi_free(c, stages);
-    if (status) return status;
-    (*out)->info.entered = h.entered;
-    (*out)->info.entered_at = h.entered_at;
-    return MOED_OK;
+    if (!status) status = moed_growth_set_state(g, state, size); /* refuses words that say more than the table they made */
+    if (status) moed_growth_destroy(g);
+    else *out = g;
+    return status;
 }

@@ -1,5 +1,5 @@
-/* growth/law.c - what a law says: its terms at a number of experts, the loss, and where N and D balance. Sources: Ludziejewski et al. 2025
- * (arXiv 2502.05172), Abnar et al. 2025 (2501.12370), Krajewski et al. 2024 (2402.07871). */
+/* growth/law.c - what a law says: its terms at a number of experts, the loss, and where N and D balance. Sources: Ludziejewski et
+ * al. 2025 (arXiv 2502.05172), Abnar et al. 2025 (2501.12370), Krajewski et al. 2024 (2402.07871). */
 #include "law.h"
 
 #include <math.h>
@@ -52,11 +52,11 @@ static moed_status check_values(int32_t kind, const double *values)
     const form *f = &FORMS[kind];
     for (int32_t i = 0; i < f->count; i++)
         if (!(fabs(values[i]) <= 1e15)) /* NaN too */
-            return moedi_fail_parameter(MOED_E_RANGE, "coefficients", "coefficient %s is %g; it must be from -1e15 to 1e15", f->names[i],
-                                        values[i]);
+            return moedi_fail_parameter(MOED_E_RANGE, "coefficients", "coefficient %s is %g; it must be from -1e15 to 1e15",
+                                        f->names[i], values[i]);
     if (kind == MOED_LAW_JOINT && !(values[8] >= 1e-3 && values[9] > values[8]))
-        return moedi_fail_parameter(MOED_E_RANGE, "coefficients", "e_start %g and e_max %g: they must rise from 0.001 on", values[8],
-                                    values[9]);
+        return moedi_fail_parameter(MOED_E_RANGE, "coefficients", "e_start %g and e_max %g: they must rise from 0.001 on",
+                                    values[8], values[9]);
     return MOED_OK;
 }
 
@@ -90,9 +90,10 @@ static moed_status take_own(const moed_law_options *o, moed_law_info *info)
     if (o->form == MOED_LAW_CALLBACK) {
         MOEDI_REQUIRE(o->loss, "form is callback, and loss is NULL");
     } else if (o->coefficient_count != FORMS[o->form].count || !o->coefficients) {
-        return moedi_fail_parameter(MOED_E_ARGUMENT, "coefficients", "%d coefficients%s were given; the form has %d, from %s to %s",
-                                    (int)o->coefficient_count, o->coefficients ? "" : " (NULL)", (int)FORMS[o->form].count,
-                                    FORMS[o->form].names[0], FORMS[o->form].names[FORMS[o->form].count - 1]);
+        return moedi_fail_parameter(MOED_E_ARGUMENT, "coefficients",
+                                    "%d coefficients%s were given; the form has %d, from %s to %s", (int)o->coefficient_count,
+                                    o->coefficients ? "" : " (NULL)", (int)FORMS[o->form].count, FORMS[o->form].names[0],
+                                    FORMS[o->form].names[FORMS[o->form].count - 1]);
     }
     info->active_min = o->active_min, info->active_max = o->active_max;
     info->experts_min = o->experts_min, info->experts_max = o->experts_max;
@@ -129,7 +130,8 @@ moed_status moed_law_create(moed_law **out, moed_context *c, const moed_law_opti
     MOEDI_TRY(moedi_law_make(out, c, &info, own ? options.coefficients : p->values));
     if (own) (*out)->loss = options.loss, (*out)->loss_user = options.loss_user;
     else if (p->active_max == 0)
-        moedi_log(c, MOED_LOG_WARNING, "law of %s: the range of its runs is not known here: compare it with runs of your own", p->source);
+        moedi_log(c, MOED_LOG_WARNING, "law of %s: the range of its runs is not known here: compare it with runs of your own",
+                  p->source);
     return MOED_OK;
 }
 
@@ -156,8 +158,11 @@ moed_status moed_law_coefficient(const moed_law *l, size_t index, moed_coefficie
     MOEDI_TRY(moedi_context_check(l->context));
     if (index >= (size_t)l->info.coefficients)
         return moedi_fail(MOED_E_RANGE, "the law has %d coefficients, no coefficient %zu", (int)l->info.coefficients, index);
-    const moed_coefficient full = {.struct_size = sizeof full, .name = FORMS[l->info.form].names[index], .value = l->values[index],
-                                   .low = l->low[index], .high = l->high[index]};
+    const moed_coefficient full = {.struct_size = sizeof full,
+                                   .name = FORMS[l->info.form].names[index],
+                                   .value = l->values[index],
+                                   .low = l->low[index],
+                                   .high = l->high[index]};
     return moedi_info_write(MOED_STRUCT_COEFFICIENT, &full, out);
 }
 
@@ -175,8 +180,8 @@ static void tell_outside(const moed_law *l, int bit, const char *what, double va
     if ((low == 0 || value >= low) && (high == 0 || value <= high)) return;
     if (atomic_fetch_or(&((moed_law *)(uintptr_t)l)->told, bit) & bit) return;
     if (low > 0 && high > 0)
-        moedi_log(l->context, MOED_LOG_WARNING, "law: %.4g %s lie outside the %.4g to %.4g that it is known for (%s)", value, what, low,
-                  high, l->info.source);
+        moedi_log(l->context, MOED_LOG_WARNING, "law: %.4g %s lie outside the %.4g to %.4g that it is known for (%s)", value,
+                  what, low, high, l->info.source);
     else
         moedi_log(l->context, MOED_LOG_WARNING, "law: %.4g %s lie %s the %.4g that it is known %s (%s)", value, what,
                   high > 0 ? "above" : "below", high > 0 ? high : low, high > 0 ? "up to" : "from", l->info.source);
@@ -230,7 +235,10 @@ static terms terms_at(const moed_law *l, double experts)
                        .m2 = positive_log(k[6]) - k[7] * r - k[8] * all, .p2 = k[8], .second = 1,
                        .c = k[9] + k[4] * bounded_exp(-k[5] * r)};
     }
-    return (terms){.m = positive_log(k[0] + k[4] * bounded_exp(-k[5] * log(l->info.top_k))), .p = k[1], .n = positive_log(k[2]), .v = k[3],
+    return (terms){.m = positive_log(k[0] + k[4] * bounded_exp(-k[5] * log(l->info.top_k))),
+                   .p = k[1],
+                   .n = positive_log(k[2]),
+                   .v = k[3],
                    .c = k[6]};
 }
 
@@ -239,8 +247,8 @@ static moed_status own_loss(const moed_law *l, double active, double experts, do
     const int32_t code = l->loss(active, experts, tokens, loss, l->loss_user);
     if (code) return moedi_fail_callback("loss", code);
     if (!isfinite(*loss))
-        return moedi_fail(MOED_E_NUMERIC, "the loss function gave %g for %g active parameters, %g experts, %g tokens", *loss, active,
-                          experts, tokens);
+        return moedi_fail(MOED_E_NUMERIC, "the loss function gave %g for %g active parameters, %g experts, %g tokens", *loss,
+                          active, experts, tokens);
     return MOED_OK;
 }
 
@@ -251,7 +259,8 @@ static moed_status loss_at(const moed_law *l, double active, double experts, dou
     const double n = log(active), d = log(tokens);
     *loss = bounded_exp(t.m - t.p * n) + (t.second ? bounded_exp(t.m2 - t.p2 * n) : 0) + bounded_exp(t.n - t.v * d) + t.c;
     if (fabs(*loss) < 1e100) return MOED_OK;
-    return moedi_fail(MOED_E_NUMERIC, "the law gives no loss for %g active parameters, %g experts, %g tokens", active, experts, tokens);
+    return moedi_fail(MOED_E_NUMERIC, "the law gives no loss for %g active parameters, %g experts, %g tokens", active, experts,
+                      tokens);
 }
 
 moed_status moed_law_predict(const moed_law *l, double active, double experts, double tokens, double *loss)
@@ -275,8 +284,14 @@ moed_status moed_law_get_terms(const moed_law *l, double experts, moed_law_terms
     if (l->info.form == MOED_LAW_CALLBACK) return moedi_fail(MOED_E_UNSUPPORTED, "a law that is a function has no terms");
     tell_experts(l, experts);
     const terms t = terms_at(l, experts);
-    const moed_law_terms full = {.struct_size = sizeof full, .m = bounded_exp(t.m), .p = t.p, .m2 = t.second ? bounded_exp(t.m2) : 0,
-                                 .p2 = t.p2, .n = bounded_exp(t.n), .v = t.v, .c = t.c};
+    const moed_law_terms full = {.struct_size = sizeof full,
+                                 .m = bounded_exp(t.m),
+                                 .p = t.p,
+                                 .m2 = t.second ? bounded_exp(t.m2) : 0,
+                                 .p2 = t.p2,
+                                 .n = bounded_exp(t.n),
+                                 .v = t.v,
+                                 .c = t.c};
     return moedi_info_write(MOED_STRUCT_LAW_TERMS, &full, out);
 }
 
@@ -301,14 +316,15 @@ static moed_status balance(const moed_law *l, double experts, double n, double d
     return MOED_OK;
 }
 
-/* The ln D where they balance, between low and high; ln N = n, or budget - ln D where budget is not 0. The balance rises with D. */
+/* The ln D where they balance, from low to high; ln N = n, or budget - ln D where budget is not 0. The balance rises with D. */
 static moed_status settle(const moed_law *l, double experts, double n, double budget, double low, double high, double *out)
 {
     double at_low = 0, at_high = 0;
     MOEDI_TRY(balance(l, experts, budget != 0 ? budget - low : n, low, &at_low));
     MOEDI_TRY(balance(l, experts, budget != 0 ? budget - high : n, high, &at_high));
     if (!(at_low <= 0 && at_high >= 0))
-        return moedi_fail(MOED_E_RANGE, "the law with %g experts has no balance of parameters and tokens between 1 and 1e30", experts);
+        return moedi_fail(MOED_E_RANGE, "the law with %g experts has no balance of parameters and tokens between 1 and 1e30",
+                          experts);
     for (int i = 0; i < 100 && high - low > 1e-14 * high; i++) {
         const double middle = 0.5 * (low + high);
         double there = 0;
@@ -326,7 +342,8 @@ moed_status moed_law_optimum(const moed_law *l, double flops, double experts, do
     moedi_clear_error();
     MOEDI_TRY(begin(l, experts));
     MOEDI_REQUIRE(active && tokens, "active or tokens is NULL");
-    if (!(flops >= 12 && flops <= 1e60)) return moedi_fail_parameter(MOED_E_RANGE, "flops", "flops is %g; it must be from 12 to 1e60", flops);
+    if (!(flops >= 12 && flops <= 1e60))
+        return moedi_fail_parameter(MOED_E_RANGE, "flops", "flops is %g; it must be from 12 to 1e60", flops);
     const double budget = log(flops / 6), most = budget < LOG_MOST ? budget : LOG_MOST;
     MOEDI_TRY(settle(l, experts, 0, budget, budget - most, most, &d));
     *active = exp(budget - d);

@@ -1,9 +1,9 @@
-/* growth/law_fit.c - fits the joint law to runs. Source: Ludziejewski et al. 2025 (arXiv 2502.05172), after Hoffmann et al. 2022: L-BFGS on
- * Huber's function of the residuals of log L, the sum of the law's three terms taken as log-sum-exp, from a grid of starts. Coarse to fine: the
- * grid is only looked at, its best starts run a few iterations, the best of these run to the end.
+/* growth/law_fit.c - fits the joint law to runs. Source: Ludziejewski et al. 2025 (arXiv 2502.05172), after Hoffmann et al. 2022:
+ * L-BFGS on Huber's function of the residuals of log L, the sum of the law's three terms taken as log-sum-exp, from a grid of
+ * starts. Coarse to fine: the grid is only looked at, its best starts run a few iterations, the best of these run to the end.
  *
- * ln N, ln D and ln Y are centred and scaled, which turns the law's four coefficients of a term into four others, linearly: without it they are
- * so nearly dependent that L-BFGS takes thousands of iterations. */
+ * ln N, ln D and ln Y are centred and scaled, which turns the law's four coefficients of a term into four others, linearly:
+ * without it they are so nearly dependent that L-BFGS takes thousands of iterations. */
 #include <fenv.h>
 #include <lbfgs.h>
 #include <math.h>
@@ -16,7 +16,8 @@
 #include "law.h"
 #include "util/random.h"
 
-/* Variables of the fit: four of each term (the term at the middle, and its slopes by e, by x and by e x), ln c, and two for e_start, e_max. */
+/* Variables of the fit: four of each term (the term at the middle, and its slopes by e, by x and by e x), ln c, and two for
+ * e_start, e_max. */
 enum { OF_N = 0, OF_D = 4, OF_C = 8, OF_START = 9, OF_MAX = 10, VARIABLES = 11, ROOM = 16 };
 /* liblbfgs, where it is built for vectors, works on whole groups of eight, aligned. */
 typedef struct point {
@@ -26,6 +27,9 @@ typedef struct point {
 enum { GRID_DIGITS = 9, GRID = 19683 }; /* three values of each of nine coefficients */
 enum { COARSE_RUNS = 256 };             /* the grid is looked at with that many at most */
 enum { FIRST_ITERATIONS = 60, LAST_STARTS = 8, LAST_ITERATIONS = 3000 };
+/* Runs hardly tell e_start and e_max from the slopes by E: as much as one run of usual noise could say draws them to the
+ * published ones, or they, and the slopes with them, would wander over many powers of ten. */
+static const double PULL = 0.05;
 static const double UNIT = 0.01; /* residuals are measured in hundredths, so that the gradient's size says when to stop */
 
 typedef struct fit {
@@ -44,7 +48,8 @@ typedef struct fit {
 
 /* ---- the law in the fit's variables ---- */
 
-/* ln Y of each group, and its slopes by the two variables of saturation: e_start = exp(s), e_max = e_start (1 + exp(t)). room: (groups, 3). */
+/* ln Y of each group, and its slopes by the two variables of saturation: e_start = exp(s), e_max = e_start (1 + exp(t)). room:
+ * (groups, 3). */
 static void effective_experts(const fit *f, const double *u, double *room)
 {
     const double s = fmin(fmax(u[OF_START], -20), 20), t = fmin(fmax(u[OF_MAX], -30), 30), start = exp(s), more = exp(t);
@@ -110,6 +115,17 @@ static void add_gradient(const fit *f, const double *u, const double *room, int6
     }
 }
 
+static double published_start(void) { return log(MOEDI_LAW_E_START); }
+static double published_max(void) { return log(MOEDI_LAW_E_MAX / MOEDI_LAW_E_START - 1); }
+
+static double pull_to_published(const fit *f, const double *u, double *g)
+{
+    const double pull = PULL / (double)f->trained, s = u[OF_START] - published_start(), t = u[OF_MAX] - published_max();
+    g[OF_START] += 2 * pull * s;
+    g[OF_MAX] += 2 * pull * t;
+    return pull * (s * s + t * t);
+}
+
 /* lbfgs_evaluate_t */
 static double evaluate(void *instance, const double *u, double *g, const int count, const double step)
 {
@@ -128,7 +144,7 @@ static double evaluate(void *instance, const double *u, double *g, const int cou
         add_gradient(f, u, j->room, i, &s, j->weight[i] * slope / UNIT, g);
     }
     for (int k = 0; k < count; k++) g[k] /= weights;
-    return sum / weights;
+    return sum / weights + (f->by_saturation ? pull_to_published(f, u, g) : 0);
 }
 
 /* lbfgs_progress_t */
@@ -180,7 +196,8 @@ static void uncentre(double *c, const double *u, double x, double x_scale, doubl
 /* The published grid: a, b, c, the exponents, and the four slopes by experts. */
 static void grid_start(const fit *f, int64_t index, point *out)
 {
-    static const double EXPONENT[] = {-0.05, -0.25, -0.5}, FACTOR[] = {30, 100, 300}, REST[] = {0.5, 1, 2}, SLOPE[] = {-0.5, 0, 0.5};
+    static const double EXPONENT[] = {-0.05, -0.25, -0.5}, FACTOR[] = {30, 100, 300}, REST[] = {0.5, 1, 2},
+                        SLOPE[] = {-0.5, 0, 0.5};
     int digit[GRID_DIGITS];
     for (int k = 0; k < GRID_DIGITS; k++, index /= 3) digit[k] = (int)(index % 3);
     const double slopes = f->by_experts ? 1 : 0;
@@ -190,8 +207,8 @@ static void grid_start(const fit *f, int64_t index, point *out)
     centre(out->u + OF_N, n, f->n, f->n_scale, f->e, f->e_scale);
     centre(out->u + OF_D, d, f->d, f->d_scale, f->e, f->e_scale);
     out->u[OF_C] = log(REST[digit[8]]);
-    out->u[OF_START] = log(MOEDI_LAW_E_START);
-    out->u[OF_MAX] = log(MOEDI_LAW_E_MAX / MOEDI_LAW_E_START - 1);
+    out->u[OF_START] = published_start();
+    out->u[OF_MAX] = published_max();
 }
 
 /* In the order of MOED_LAW_JOINT. */
@@ -214,8 +231,8 @@ static moed_status check_run(const moed_run_point *r, size_t index, int32_t top_
         {"active", r->active, 1}, {"experts", r->experts, top_k}, {"tokens", r->tokens, 1}, {"loss", r->loss, 1e-6}};
     for (size_t k = 0; k < sizeof rows / sizeof *rows; k++)
         if (!(rows[k].value >= rows[k].least && rows[k].value <= 1e30))
-            return moedi_fail_parameter(MOED_E_RANGE, rows[k].name, "run %zu: %s is %g; it must be from %g to 1e30", index, rows[k].name,
-                                        rows[k].value, rows[k].least);
+            return moedi_fail_parameter(MOED_E_RANGE, rows[k].name, "run %zu: %s is %g; it must be from %g to 1e30", index,
+                                        rows[k].name, rows[k].value, rows[k].least);
     return MOED_OK;
 }
 
@@ -284,9 +301,11 @@ static moed_status check_spread(const fit *f)
 {
     const int wanted = 5 + (f->by_experts ? 4 : 0) + (f->by_saturation ? 2 : 0);
     if (f->trained < wanted + 1)
-        return moedi_fail_parameter(MOED_E_ARGUMENT, "runs", "%lld runs, %lld of them to fit %d coefficients: at least %d are needed",
-                                    (long long)f->runs, (long long)f->trained, wanted, wanted + 1);
-    if (f->n_scale == 0) return moedi_fail_parameter(MOED_E_ARGUMENT, "active", "all runs have the same number of active parameters");
+        return moedi_fail_parameter(MOED_E_ARGUMENT, "runs",
+                                    "%lld runs, %lld of them to fit %d coefficients: at least %d are needed", (long long)f->runs,
+                                    (long long)f->trained, wanted, wanted + 1);
+    if (f->n_scale == 0)
+        return moedi_fail_parameter(MOED_E_ARGUMENT, "active", "all runs have the same number of active parameters");
     if (f->d_scale == 0) return moedi_fail_parameter(MOED_E_ARGUMENT, "tokens", "all runs have the same number of tokens");
     if (!f->by_experts)
         moedi_log(f->context, MOED_LOG_WARNING, "law: all runs have %g experts: the law is of that number alone",
@@ -434,7 +453,8 @@ static moed_status resample(void *argument, int64_t b)
     MOEDI_GO(MOEDI_NEW(f->context, f->trained, &weight));
     MOEDI_GO(MOEDI_NEW(f->context, 3 * f->groups, &j.room));
     for (int64_t i = 0; i < f->trained; i++) {
-        const int64_t drawn = (int64_t)(moedi_random(f->options.seed, MOEDI_RANDOM_LAW, (uint64_t)b + 1, (uint64_t)i) % (uint64_t)f->trained);
+        const int64_t drawn =
+            (int64_t)(moedi_random(f->options.seed, MOEDI_RANDOM_LAW, (uint64_t)b + 1, (uint64_t)i) % (uint64_t)f->trained);
         weight[drawn] += f->weight[drawn];
     }
     j.weight = weight;

@@ -1,6 +1,6 @@
-/* bench_law.c [THREADS [SETS]] - what the published law gives beside its paper's table; fits of SETS sets of 300 made runs with 0.5% noise:
- * seconds, RMSE of log L over the runs held out, over 2,000 runs without noise, and how far the optimum at 1e20 FLOP and 8 experts lies from
- * the law behind the runs; the shares of EMO's stages by the law rule. */
+/* bench_law.c [THREADS [SETS]] - what the published law gives beside its paper's table; fits of SETS sets of 300 made runs with
+ * 0.5% noise: seconds, RMSE of log L over the runs held out, over 2,000 runs without noise, and how far the optimum at 1e20 FLOP
+ * and 8 experts lies from the law behind the runs; the shares of EMO's stages by the law rule. */
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -28,8 +28,8 @@ static int table(const moed_law *l)
         if (moed_law_get_terms(l, PUBLISHED[i][0], &t)) return failed();
         const double ours[4] = {t.m, -t.p, t.n, -t.v};
         for (int k = 0; k < 4; k++) worst = fmax(worst, fabs(ours[k] / PUBLISHED[i][k + 1] - 1));
-        printf("  E %2g  m %7.3f (%7.3f)  mu %.4f (%.4f)  n %8.3f (%8.3f)  nu %.4f (%.4f)\n", PUBLISHED[i][0], ours[0], PUBLISHED[i][1], ours[1],
-               PUBLISHED[i][2], ours[2], PUBLISHED[i][3], ours[3], PUBLISHED[i][4]);
+        printf("  E %2g  m %7.3f (%7.3f)  mu %.4f (%.4f)  n %8.3f (%8.3f)  nu %.4f (%.4f)\n", PUBLISHED[i][0], ours[0],
+               PUBLISHED[i][1], ours[1], PUBLISHED[i][2], ours[2], PUBLISHED[i][3], ours[3], PUBLISHED[i][4]);
     }
     if (moed_law_optimum(l, 1e20, 8, &n, &d)) return failed();
     printf("  largest difference %.2f%%; optimum at 1e20 FLOP, 8 experts: N %.4gB, D %.4gB\n", 100 * worst, n / 1e9, d / 1e9);
@@ -58,16 +58,16 @@ static int fits(moed_context *c, const moed_law *truth, int sets)
         }
         if (moed_law_optimum(l, 1e20, 8, &n, &d)) return failed();
         const double off = sqrt(square / CHECKED);
-        printf("  set %2d: %.2f s, RMSE %.5f fitted, %.5f held out, %.5f from the law behind; optimum N %+.1f%%\n", s, seconds, info.trained_rmse,
-               info.held_out_rmse, off, 100 * (n / true_n - 1));
+        printf("  set %2d: %.2f s, RMSE %.5f fitted, %.5f held out, %.5f from the law behind; optimum N %+.1f%%\n", s, seconds,
+               info.trained_rmse, info.held_out_rmse, off, 100 * (n / true_n - 1));
         fflush(stdout);
         slowest = fmax(slowest, seconds), worst = fmax(worst, info.held_out_rmse), truth_worst = fmax(truth_worst, off);
         sum += info.held_out_rmse;
         below += info.held_out_rmse < 0.006;
         moed_law_destroy(l);
     }
-    printf("  slowest %.2f s; held-out RMSE mean %.5f, largest %.5f, below 0.006 in %d of %d; from the law behind at most %.5f\n", slowest, sum / sets,
-           worst, below, sets, truth_worst);
+    printf("  slowest %.2f s; held-out RMSE mean %.5f, largest %.5f, below 0.006 in %d of %d; from the law behind at most %.5f\n",
+           slowest, sum / sets, worst, below, sets, truth_worst);
     return 0;
 }
 
@@ -83,14 +83,15 @@ static int shares(moed_context *c)
     moed_options_init(MOED_STRUCT_GROWTH_OPTIONS, &o, sizeof o);
     law.top_k = 8;
     o.tokens = 1920000000000, o.step_tokens = 8000000, o.active = 1.1e9;
-    if (moed_law_create(&l, c, &law) || moed_growth_from_law(&g, c, l, EXPERTS, 5, &o) || moed_growth_from_power(&power, c, EXPERTS, 5, &o))
+    if (moed_law_create(&l, c, &law) || moed_growth_from_law(&g, c, l, EXPERTS, 5, &o) ||
+        moed_growth_from_power(&power, c, EXPERTS, 5, &o))
         return failed();
     printf("EMO's stages, N 1.1e9, 1.92e12 tokens, top-8: law rule (formula), power rule, published\n");
     for (size_t i = 0; i < 5; i++) {
         moed_stage s = {.struct_size = sizeof s}, p = {.struct_size = sizeof p};
         if (moed_growth_stage(g, i, &s) || moed_growth_stage(power, i, &p)) return failed();
-        printf("  E %3d  %6.2f%% (%.1f%%)  %6.2f%%  %.1f%%\n", (int)s.experts, (double)s.tokens / 1.92e10, FORMULA[i], (double)p.tokens / 1.92e10,
-               PUBLISHED[i]);
+        printf("  E %3d  %6.2f%% (%.1f%%)  %6.2f%%  %.1f%%\n", (int)s.experts, (double)s.tokens / 1.92e10, FORMULA[i],
+               (double)p.tokens / 1.92e10, PUBLISHED[i]);
     }
     moed_growth_destroy(g), moed_growth_destroy(power), moed_law_destroy(l);
     return 0;

@@ -172,6 +172,22 @@ static void seed_directories(void)
     fuzz_free(manifest);
 }
 
+static void seed_growth(void)
+{
+    static const int32_t experts[] = {2, 4, 8};
+    moed_growth_options o;
+    moed_growth *g = NULL;
+    uint8_t state[1024];
+    fuzz_part whole = {state, 0};
+    assert_ok(moed_options_init(MOED_STRUCT_GROWTH_OPTIONS, &o, sizeof o));
+    o.tokens = 100000, o.step_tokens = 128, o.top_k = 2;
+    assert_ok(moed_growth_from_power(&g, fuzz_context, experts, 3, &o));
+    assert_ok(moed_growth_enter(g, 1, 30000));
+    assert_ok(moed_growth_get_state(g, state, sizeof state, &whole.size));
+    seed("growth", "state", &whole, 1);
+    moed_growth_destroy(g);
+}
+
 static void write_seeds(const char *root)
 {
     seeds_root = root;
@@ -180,6 +196,7 @@ static void write_seeds(const char *root)
     seed_configs();
     seed_corpora();
     seed_partitions();
+    seed_growth();
     seed_directories();
 }
 
