@@ -167,7 +167,10 @@ typedef struct guest {
     moed_partition *partition;
     moed_split *split;
     moed_integration *integration;
+    moed_expansion *expansion;
     moed_trainer *trainer;
+    moed_law *law;
+    moed_growth *growth;
     moed_cancel *cancel;
     float *vectors; /* (documents, GUEST_HIDDEN) */
     int64_t documents;
@@ -226,6 +229,10 @@ static inline void guest_flow(guest *g, moed_context *c, const char *dir, moed_p
     assert_ok(moed_partition_view(&g->cluster, g->partition, g->corpus, 1));
     free(weights), free(labels);
 
+    const moed_stage stage = {.struct_size = sizeof stage, .experts = 4, .tokens = 1000, .learning_rate = 1e-3};
+    assert_ok(moed_law_create(&g->law, g->context, NULL));
+    assert_ok(moed_growth_create(&g->growth, g->context, &stage, 1, NULL));
+    assert_ok(moed_expansion_create(&g->expansion, g->model, NULL, NULL));
     assert_ok(moed_split_create(&g->split, moed_model_layout(g->model), NULL));
     assert_ok(moed_integration_create(&g->integration, g->split, g->model, NULL));
     moed_train_options o = tiny_options(GUEST_STEPS);
@@ -262,6 +269,9 @@ static inline void guest_flow(guest *g, moed_context *c, const char *dir, moed_p
 static inline void guest_close(guest *g)
 {
     moed_trainer_destroy(g->trainer);
+    moed_growth_destroy(g->growth);
+    moed_law_destroy(g->law);
+    moed_expansion_destroy(g->expansion);
     moed_integration_destroy(g->integration);
     moed_split_destroy(g->split);
     moed_partition_destroy(g->partition);

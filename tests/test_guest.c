@@ -561,13 +561,56 @@ static void call_surgery_and_training(const guest *g)
     CHILD(moed_trainer_resume, g->trainer);
 }
 
+static void call_growth(const guest *g)
+{
+    moed_law *law = NULL;
+    moed_growth *growth = NULL;
+    moed_expansion *expansion = NULL;
+    moed_model *m = NULL;
+    moed_law_info info = {.struct_size = sizeof info};
+    moed_coefficient coefficient = {.struct_size = sizeof coefficient};
+    moed_law_terms terms = {.struct_size = sizeof terms};
+    moed_growth_info about = {.struct_size = sizeof about};
+    moed_stage stage = {.struct_size = sizeof stage, .experts = 4, .tokens = 1000};
+    moed_growth_point point = {.struct_size = sizeof point};
+    const moed_run_point run = {0};
+    const int32_t experts[] = {2, 4};
+    double a, b;
+    size_t size;
+    int64_t loads[1];
+    CHILD(moed_law_create, &law, g->context, NULL);
+    CHILD(moed_law_fit, &law, g->context, &run, 1, NULL, NULL);
+    CHILD(moed_law_get_info, g->law, &info);
+    CHILD(moed_law_coefficient, g->law, 0, &coefficient);
+    CHILD(moed_law_predict, g->law, 1e9, 8, 1e10, &a);
+    CHILD(moed_law_get_terms, g->law, 8, &terms);
+    CHILD(moed_law_optimum, g->law, 1e20, 8, &a, &b);
+    CHILD(moed_law_optimal_tokens, g->law, 1e9, 8, &a);
+    CHILD(moed_growth_create, &growth, g->context, &stage, 1, NULL);
+    CHILD(moed_growth_from_law, &growth, g->context, g->law, experts, 2, NULL);
+    CHILD(moed_growth_from_power, &growth, g->context, experts, 2, NULL);
+    CHILD(moed_growth_from_state, &growth, g->context, "", 0);
+    CHILD(moed_growth_get_info, g->growth, &about);
+    CHILD(moed_growth_stage, g->growth, 0, &stage);
+    CHILD(moed_growth_at, g->growth, 0, &point);
+    CHILD(moed_growth_enter, g->growth, 0, 0);
+    CHILD(moed_growth_get_state, g->growth, NULL, 0, &size);
+    CHILD(moed_growth_set_state, g->growth, "", 0);
+    CHILD(moed_expansion_create, &expansion, g->model, NULL, NULL);
+    CHILD(moed_expansion_pieces, g->expansion, 0, 0, NULL, 0, &size);
+    CHILD(moed_expansion_build, &m, g->expansion, NULL, NULL);
+    CHILD(moed_trainer_expand, g->trainer, NULL, NULL, 0);
+    CHILD(moed_trainer_loads, g->trainer, loads, 1);
+}
+
 /* Those that take no handle, destroy one, or only hand out a pointer that the handle holds. */
 static const char exempt[] =
     " moed_version moed_build_info moed_status_name moed_status_text moed_last_error moed_last_error_get moed_struct_size moed_options_init "
     "moed_options_field moed_dtype_bits moed_dtype_name moed_cancel_create moed_cancel_destroy moed_cancel_request moed_device_list "
     "moed_context_create moed_context_destroy moed_layout_config moed_layout_destroy moed_model_layout moed_model_destroy "
     "moed_corpus_destroy moed_kmeans_destroy moed_partition_destroy moed_split_destroy moed_integration_destroy moed_train_cost "
-    "moed_trainer_destroy ";
+    "moed_trainer_destroy moed_trainer_model moed_expansion_layout moed_expansion_destroy moed_law_destroy moed_growth_destroy "
+    "moed_step_time_at ";
 
 /* How many public calls must say that a handle is another process', by the list of exported symbols. */
 static int calls_with_handles(void)
@@ -599,6 +642,7 @@ static void after_fork_every_call_refuses_old_handles_and_they_can_be_destroyed(
         call_data(&g);
         call_models(&g);
         call_surgery_and_training(&g);
+        call_growth(&g);
         int n = snprintf(told, sizeof told, "%d %s", refused, unrefused);
         if (write(pipes[1], told, (size_t)n) != n) _exit(3);
         guest_close(&g);
