@@ -164,6 +164,7 @@ static int32_t corpus_read(int64_t document, int64_t offset, int32_t *tokens, in
 static void train_options(moed_train_options *o, const fixture *f)
 {
     assert_ok(moed_options_init(MOED_STRUCT_TRAIN_OPTIONS, o, sizeof *o));
+    o->balance_rate = 0; /* PyTorch moves no selection bias */
     o->steps = f->steps, o->rows = f->rows, o->length = f->length, o->micro_batches = 1;
     o->schedule = MOED_SCHEDULE_CONSTANT, o->warmup = 0;
     o->learning_rate = 1e-3, o->beta1 = 0.9, o->beta2 = 0.95, o->epsilon = 1e-8, o->weight_decay = 0.01;
