@@ -22,8 +22,9 @@ import sys
 
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import (AutoModelForCausalLM, Dots1Config, Dots1ForCausalLM, MixtralConfig, MixtralForCausalLM, OlmoeConfig,
-                          OlmoeForCausalLM, Qwen2MoeConfig, Qwen2MoeForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM)
+from transformers import (AutoModelForCausalLM, Dots1Config, Dots1ForCausalLM, LlamaConfig, LlamaForCausalLM, MistralConfig,
+                          MistralForCausalLM, MixtralConfig, MixtralForCausalLM, OlmoeConfig, OlmoeForCausalLM, Qwen2MoeConfig,
+                          Qwen2MoeForCausalLM, Qwen3Config, Qwen3ForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM)
 
 STEPS, ROWS, LENGTH, VOCABULARY = 10, 2, 12, 53
 SAFE_MARGIN = 2e-4  # between the last expert chosen and the first left out: rounding must not decide
@@ -57,7 +58,12 @@ def dots(**more):
                                             "n_shared_experts": 1, **more})
 
 
+DENSE = dict(vocab_size=29, hidden_size=8, num_hidden_layers=2, num_attention_heads=4, intermediate_size=6, pad_token_id=None)
 CONFIGURATIONS = {
+    # dense: an only expert without a router
+    "mistral-a": (MistralForCausalLM, MistralConfig(**{**COMMON, **DENSE}, num_key_value_heads=2, head_dim=4, sliding_window=None)),
+    "llama-a": (LlamaForCausalLM, LlamaConfig(**{**COMMON, **DENSE}, attention_bias=True, tie_word_embeddings=True)),
+    "qwen3-a": (Qwen3ForCausalLM, Qwen3Config(**{**COMMON, **DENSE}, num_key_value_heads=1, head_dim=6)),
     # untied, grouped queries, biases, probabilities as they are
     "qwen2_moe-a": qwen(hidden_size=16, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, num_experts=4,
                         num_experts_per_tok=2, moe_intermediate_size=8, shared_expert_intermediate_size=12, intermediate_size=16,
@@ -164,6 +170,8 @@ def cross_entropy(model, tokens, labels):
 def margin(model, tokens):
     """Smallest distance in router logits, or in what is chosen by, between the chosen and the rest."""
     smallest = float("inf")
+    if not hasattr(model.config, "num_experts_per_tok"):
+        return smallest  # dense
     biases = [b for n, b in weights_of(model).items() if n.endswith("e_score_correction_bias")]
     for i, logits in enumerate(model(input_ids=tokens, output_router_logits=True).router_logits):
         if biases:
