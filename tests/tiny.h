@@ -58,6 +58,7 @@ static const struct {
                                                       " \"score_scale_factor\": 4.0")},
     {"dots1, one expert, which is routed", TINY_FAMILY("dots1", "\"num_hidden_layers\": 1, \"num_key_value_heads\": 1,"
                                                        " \"n_routed_experts\": 1, \"num_experts_per_tok\": 1, \"n_shared_experts\": 1")},
+    {"qwen3, dense", TINY_FAMILY("qwen3", "\"num_hidden_layers\": 2, \"num_key_value_heads\": 2, \"head_dim\": 4")},
 };
 enum { TINY_CONFIGS = sizeof tiny_configs / sizeof tiny_configs[0], TINY_VOCABULARY = 19 };
 
