@@ -168,6 +168,8 @@ typedef struct guest {
     moed_split *split;
     moed_integration *integration;
     moed_trainer *trainer;
+    moed_law *law;
+    moed_growth *growth;
     moed_cancel *cancel;
     float *vectors; /* (documents, GUEST_HIDDEN) */
     int64_t documents;
@@ -184,6 +186,28 @@ static inline void guest_text(const char *path)
         fprintf(f, "\"}\n");
     }
     fclose(f);
+}
+
+/* A law fitted to a few made runs, and the schedule that it gives. */
+static inline void guest_schedule(guest *g, moed_context *c)
+{
+    static const int32_t experts[] = {2, 4};
+    moed_run_point runs[16];
+    moed_fit_options o;
+    moed_growth_options go;
+    moed_law *published;
+    assert_ok(moed_law_create(&published, c, NULL));
+    for (int i = 0; i < 16; i++) {
+        runs[i] = (moed_run_point){1e7 * (1 + i % 4), 1 << i % 3, 2e8 * (1 + i % 5), 0};
+        assert_ok(moed_law_predict(published, runs[i].active, runs[i].experts, runs[i].tokens, &runs[i].loss));
+    }
+    moed_law_destroy(published);
+    assert_ok(moed_options_init(MOED_STRUCT_FIT_OPTIONS, &o, sizeof o));
+    assert_ok(moed_options_init(MOED_STRUCT_GROWTH_OPTIONS, &go, sizeof go));
+    o.starts = 2, o.bootstrap = 2;
+    assert_ok(moed_law_fit(&g->law, c, runs, 16, &o, g->cancel));
+    go.tokens = 1000, go.active = 2e7;
+    assert_ok(moed_growth_from_law(&g->growth, c, g->law, experts, 2, &go));
 }
 
 /* Corpus, embedding, k-means, partition, split, training with checkpoints, integration, evaluation, saving and opening, below
@@ -256,11 +280,13 @@ static inline void guest_flow(guest *g, moed_context *c, const char *dir, moed_p
     assert_ok(moed_model_open(&g->opened, c, paths[6], NULL));
     assert_ok(moed_model_evaluate(g->opened, g->held_out, 0, 2, TINY_LENGTH, 1, &r, g->cancel));
     g->loss = r.loss;
+    guest_schedule(g, c);
 }
 
 /* Lets go of everything but the context. */
 static inline void guest_close(guest *g)
 {
+    moed_growth_destroy(g->growth), moed_law_destroy(g->law);
     moed_trainer_destroy(g->trainer);
     moed_integration_destroy(g->integration);
     moed_split_destroy(g->split);

@@ -553,13 +553,49 @@ static void call_surgery_and_training(const guest *g)
     CHILD(moed_trainer_resume, g->trainer);
 }
 
+static void call_laws(const guest *g)
+{
+    static const int32_t experts[] = {2, 4};
+    const moed_run_point run = {1e8, 1, 1e9, 3};
+    const moed_stage stage = {.struct_size = sizeof stage, .experts = 1, .tokens = 1};
+    moed_law *l = NULL;
+    moed_growth *w = NULL;
+    moed_law_info law = {.struct_size = sizeof law};
+    moed_coefficient coefficient = {.struct_size = sizeof coefficient};
+    moed_law_terms terms = {.struct_size = sizeof terms};
+    moed_growth_info growth = {.struct_size = sizeof growth};
+    moed_growth_point point = {.struct_size = sizeof point};
+    moed_stage out = {.struct_size = sizeof out};
+    double x, y;
+    char state[1024];
+    size_t size;
+    CHILD(moed_law_create, &l, g->context, NULL);
+    CHILD(moed_law_fit, &l, g->context, &run, 1, NULL, NULL);
+    CHILD(moed_law_get_info, g->law, &law);
+    CHILD(moed_law_coefficient, g->law, 0, &coefficient);
+    CHILD(moed_law_predict, g->law, 1e8, 2, 1e9, &x);
+    CHILD(moed_law_get_terms, g->law, 2, &terms);
+    CHILD(moed_law_optimum, g->law, 1e18, 2, &x, &y);
+    CHILD(moed_law_optimal_tokens, g->law, 1e8, 2, &x);
+    CHILD(moed_growth_create, &w, g->context, &stage, 1, NULL);
+    CHILD(moed_growth_from_law, &w, g->context, g->law, experts, 2, NULL);
+    CHILD(moed_growth_from_power, &w, g->context, experts, 2, NULL);
+    CHILD(moed_growth_from_state, &w, g->context, state, 8);
+    CHILD(moed_growth_get_info, g->growth, &growth);
+    CHILD(moed_growth_stage, g->growth, 0, &out);
+    CHILD(moed_growth_at, g->growth, 0, &point);
+    CHILD(moed_growth_enter, g->growth, 0, 0);
+    CHILD(moed_growth_get_state, g->growth, state, sizeof state, &size);
+    CHILD(moed_growth_set_state, g->growth, state, 8);
+}
+
 /* Those that take no handle, destroy one, or only hand out a pointer that the handle holds. */
 static const char exempt[] =
     " moed_version moed_build_info moed_status_name moed_status_text moed_last_error moed_last_error_get moed_struct_size moed_options_init "
     "moed_options_field moed_dtype_bits moed_dtype_name moed_cancel_create moed_cancel_destroy moed_cancel_request moed_device_list "
     "moed_context_create moed_context_destroy moed_layout_config moed_layout_destroy moed_model_layout moed_model_destroy "
     "moed_corpus_destroy moed_kmeans_destroy moed_partition_destroy moed_split_destroy moed_integration_destroy moed_train_cost "
-    "moed_trainer_destroy ";
+    "moed_trainer_destroy moed_law_destroy moed_growth_destroy moed_step_time_at ";
 
 /* How many public calls must say that a handle is another process', by the list of exported symbols. */
 static int calls_with_handles(void)
@@ -591,6 +627,7 @@ static void after_fork_every_call_refuses_old_handles_and_they_can_be_destroyed(
         call_data(&g);
         call_models(&g);
         call_surgery_and_training(&g);
+        call_laws(&g);
         int n = snprintf(told, sizeof told, "%d %s", refused, unrefused);
         if (write(pipes[1], told, (size_t)n) != n) _exit(3);
         guest_close(&g);
@@ -686,8 +723,11 @@ static void one_of_each(void *user)
     moed_corpus *d, *view, *rest;
     moed_layout *l;
     moed_cancel *cancel;
+    moed_law *law;
+    moed_growth *growth;
     moed_kmeans_options ko;
-    const int32_t labels[2] = {0, 1};
+    moed_growth_options go;
+    const int32_t labels[2] = {0, 1}, experts[2] = {2, 4};
     const char *config = moed_layout_config(moed_model_layout(g->parts[1]));
     const moed_train_options o = tiny_options(2);
     moed_tensor x = support_tensor(g->vectors, MOED_DTYPE_F32, g->documents, GUEST_HIDDEN);
@@ -706,7 +746,12 @@ static void one_of_each(void *user)
     assert_ok(moed_integration_add(i, 1, m, 1));
     assert_ok(moed_trainer_create(&t, g->context, m, view, NULL, &o));
     assert_ok(moed_trainer_run(t, 1, NULL, cancel));
+    assert_ok(moed_options_init(MOED_STRUCT_GROWTH_OPTIONS, &go, sizeof go));
+    go.tokens = 1000, go.active = 2e7;
+    assert_ok(moed_law_create(&law, g->context, NULL));
+    assert_ok(moed_growth_from_law(&growth, g->context, law, experts, 2, &go));
     assert_refused(moed_model_open(&(moed_model *){NULL}, g->context, "/nowhere", NULL), MOED_E_NOT_FOUND, "/nowhere");
+    moed_growth_destroy(growth), moed_law_destroy(law);
     moed_trainer_destroy(t), moed_integration_destroy(i), moed_split_destroy(s), moed_layout_destroy(l),
         moed_partition_destroy(p);
     moed_kmeans_destroy(k), moed_corpus_destroy(rest), moed_corpus_destroy(view), moed_corpus_destroy(d), moed_model_destroy(m);
