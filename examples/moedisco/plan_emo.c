@@ -185,8 +185,8 @@ static int show_total(const emo_plan *p, const moed_phase *phases, const moed_gr
         say_wrapped("  without step times a token costs its FLOPs alone, nearly the same for every pool: what growth saves "
                     "(optimizer, memory traffic, small products) does not show. Give --step-times, or --measure with --corpus.");
     else if (p->measure > 0)
-        say_wrapped("  step times were measured here, in turns, the fastest of %d: the hours are this machine's, the price is yours "
-                    "to set.", TURNS);
+        say_wrapped("  step times were measured here, in turns, the fastest of %d: the hours are this machine's, the price is "
+                    "yours to set.", TURNS);
     else
         say_wrapped("  between and beyond given times: on a line in the number of experts (a part that does not depend on it, "
                     "and one in proportion).");
