@@ -1,5 +1,5 @@
-/* 06_growth.c - EMO's schedule in a loop of one's own: a law divides the tokens among pools of 4, 8 and 16 experts; the loop asks before each
- * step what is due, is killed half-way, and goes on from the bytes it kept. */
+/* 06_growth.c - EMO's schedule in a loop of one's own: a law divides the tokens among pools of 4, 8 and 16 experts; the loop asks
+ * before each step what is due, is killed half-way, and goes on from the bytes it kept. */
 #include <stdio.h>
 
 #include <moedisco.h>

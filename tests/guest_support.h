@@ -189,6 +189,28 @@ static inline void guest_text(const char *path)
     fclose(f);
 }
 
+/* A law fitted to a few made runs, and the schedule that it gives. */
+static inline void guest_schedule(guest *g, moed_context *c)
+{
+    static const int32_t experts[] = {2, 4};
+    moed_run_point runs[16];
+    moed_fit_options o;
+    moed_growth_options go;
+    moed_law *published;
+    assert_ok(moed_law_create(&published, c, NULL));
+    for (int i = 0; i < 16; i++) {
+        runs[i] = (moed_run_point){1e7 * (1 + i % 4), 1 << i % 3, 2e8 * (1 + i % 5), 0};
+        assert_ok(moed_law_predict(published, runs[i].active, runs[i].experts, runs[i].tokens, &runs[i].loss));
+    }
+    moed_law_destroy(published);
+    assert_ok(moed_options_init(MOED_STRUCT_FIT_OPTIONS, &o, sizeof o));
+    assert_ok(moed_options_init(MOED_STRUCT_GROWTH_OPTIONS, &go, sizeof go));
+    o.starts = 2, o.bootstrap = 2;
+    assert_ok(moed_law_fit(&g->law, c, runs, 16, &o, g->cancel));
+    go.tokens = 1000, go.active = 2e7;
+    assert_ok(moed_growth_from_law(&g->growth, c, g->law, experts, 2, &go));
+}
+
 /* Corpus, embedding, k-means, partition, split, training with checkpoints, integration, evaluation, saving and opening, below
  * dir. progress (nullable) is called between the steps of the first trainer. */
 static inline void guest_flow(guest *g, moed_context *c, const char *dir, moed_progress_fn progress, void *user)
@@ -229,9 +251,6 @@ static inline void guest_flow(guest *g, moed_context *c, const char *dir, moed_p
     assert_ok(moed_partition_view(&g->cluster, g->partition, g->corpus, 1));
     free(weights), free(labels);
 
-    const moed_stage stage = {.struct_size = sizeof stage, .experts = 4, .tokens = 1000, .learning_rate = 1e-3};
-    assert_ok(moed_law_create(&g->law, g->context, NULL));
-    assert_ok(moed_growth_create(&g->growth, g->context, &stage, 1, NULL));
     assert_ok(moed_expansion_create(&g->expansion, g->model, NULL, NULL));
     assert_ok(moed_split_create(&g->split, moed_model_layout(g->model), NULL));
     assert_ok(moed_integration_create(&g->integration, g->split, g->model, NULL));
@@ -263,14 +282,14 @@ static inline void guest_flow(guest *g, moed_context *c, const char *dir, moed_p
     assert_ok(moed_model_open(&g->opened, c, paths[6], NULL));
     assert_ok(moed_model_evaluate(g->opened, g->held_out, 0, 2, TINY_LENGTH, 1, &r, g->cancel));
     g->loss = r.loss;
+    guest_schedule(g, c);
 }
 
 /* Lets go of everything but the context. */
 static inline void guest_close(guest *g)
 {
+    moed_growth_destroy(g->growth), moed_law_destroy(g->law);
     moed_trainer_destroy(g->trainer);
-    moed_growth_destroy(g->growth);
-    moed_law_destroy(g->law);
     moed_expansion_destroy(g->expansion);
     moed_integration_destroy(g->integration);
     moed_split_destroy(g->split);

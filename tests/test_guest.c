@@ -563,44 +563,51 @@ static void call_surgery_and_training(const guest *g)
 
 static void call_growth(const guest *g)
 {
-    moed_law *law = NULL;
-    moed_growth *growth = NULL;
     moed_expansion *expansion = NULL;
     moed_model *m = NULL;
-    moed_law_info info = {.struct_size = sizeof info};
-    moed_coefficient coefficient = {.struct_size = sizeof coefficient};
-    moed_law_terms terms = {.struct_size = sizeof terms};
-    moed_growth_info about = {.struct_size = sizeof about};
-    moed_stage stage = {.struct_size = sizeof stage, .experts = 4, .tokens = 1000};
-    moed_growth_point point = {.struct_size = sizeof point};
-    const moed_run_point run = {0};
-    const int32_t experts[] = {2, 4};
-    double a, b;
     size_t size;
     int64_t loads[1];
-    CHILD(moed_law_create, &law, g->context, NULL);
-    CHILD(moed_law_fit, &law, g->context, &run, 1, NULL, NULL);
-    CHILD(moed_law_get_info, g->law, &info);
-    CHILD(moed_law_coefficient, g->law, 0, &coefficient);
-    CHILD(moed_law_predict, g->law, 1e9, 8, 1e10, &a);
-    CHILD(moed_law_get_terms, g->law, 8, &terms);
-    CHILD(moed_law_optimum, g->law, 1e20, 8, &a, &b);
-    CHILD(moed_law_optimal_tokens, g->law, 1e9, 8, &a);
-    CHILD(moed_growth_create, &growth, g->context, &stage, 1, NULL);
-    CHILD(moed_growth_from_law, &growth, g->context, g->law, experts, 2, NULL);
-    CHILD(moed_growth_from_power, &growth, g->context, experts, 2, NULL);
-    CHILD(moed_growth_from_state, &growth, g->context, "", 0);
-    CHILD(moed_growth_get_info, g->growth, &about);
-    CHILD(moed_growth_stage, g->growth, 0, &stage);
-    CHILD(moed_growth_at, g->growth, 0, &point);
-    CHILD(moed_growth_enter, g->growth, 0, 0);
-    CHILD(moed_growth_get_state, g->growth, NULL, 0, &size);
-    CHILD(moed_growth_set_state, g->growth, "", 0);
     CHILD(moed_expansion_create, &expansion, g->model, NULL, NULL);
     CHILD(moed_expansion_pieces, g->expansion, 0, 0, NULL, 0, &size);
     CHILD(moed_expansion_build, &m, g->expansion, NULL, NULL);
     CHILD(moed_trainer_expand, g->trainer, NULL, NULL, 0);
     CHILD(moed_trainer_loads, g->trainer, loads, 1);
+}
+
+static void call_laws(const guest *g)
+{
+    static const int32_t experts[] = {2, 4};
+    const moed_run_point run = {1e8, 1, 1e9, 3};
+    const moed_stage stage = {.struct_size = sizeof stage, .experts = 1, .tokens = 1};
+    moed_law *l = NULL;
+    moed_growth *w = NULL;
+    moed_law_info law = {.struct_size = sizeof law};
+    moed_coefficient coefficient = {.struct_size = sizeof coefficient};
+    moed_law_terms terms = {.struct_size = sizeof terms};
+    moed_growth_info growth = {.struct_size = sizeof growth};
+    moed_growth_point point = {.struct_size = sizeof point};
+    moed_stage out = {.struct_size = sizeof out};
+    double x, y;
+    char state[1024];
+    size_t size;
+    CHILD(moed_law_create, &l, g->context, NULL);
+    CHILD(moed_law_fit, &l, g->context, &run, 1, NULL, NULL);
+    CHILD(moed_law_get_info, g->law, &law);
+    CHILD(moed_law_coefficient, g->law, 0, &coefficient);
+    CHILD(moed_law_predict, g->law, 1e8, 2, 1e9, &x);
+    CHILD(moed_law_get_terms, g->law, 2, &terms);
+    CHILD(moed_law_optimum, g->law, 1e18, 2, &x, &y);
+    CHILD(moed_law_optimal_tokens, g->law, 1e8, 2, &x);
+    CHILD(moed_growth_create, &w, g->context, &stage, 1, NULL);
+    CHILD(moed_growth_from_law, &w, g->context, g->law, experts, 2, NULL);
+    CHILD(moed_growth_from_power, &w, g->context, experts, 2, NULL);
+    CHILD(moed_growth_from_state, &w, g->context, state, 8);
+    CHILD(moed_growth_get_info, g->growth, &growth);
+    CHILD(moed_growth_stage, g->growth, 0, &out);
+    CHILD(moed_growth_at, g->growth, 0, &point);
+    CHILD(moed_growth_enter, g->growth, 0, 0);
+    CHILD(moed_growth_get_state, g->growth, state, sizeof state, &size);
+    CHILD(moed_growth_set_state, g->growth, state, 8);
 }
 
 /* Those that take no handle, destroy one, or only hand out a pointer that the handle holds. */
@@ -643,6 +650,7 @@ static void after_fork_every_call_refuses_old_handles_and_they_can_be_destroyed(
         call_models(&g);
         call_surgery_and_training(&g);
         call_growth(&g);
+        call_laws(&g);
         int n = snprintf(told, sizeof told, "%d %s", refused, unrefused);
         if (write(pipes[1], told, (size_t)n) != n) _exit(3);
         guest_close(&g);
@@ -738,8 +746,11 @@ static void one_of_each(void *user)
     moed_corpus *d, *view, *rest;
     moed_layout *l;
     moed_cancel *cancel;
+    moed_law *law;
+    moed_growth *growth;
     moed_kmeans_options ko;
-    const int32_t labels[2] = {0, 1};
+    moed_growth_options go;
+    const int32_t labels[2] = {0, 1}, experts[2] = {2, 4};
     const char *config = moed_layout_config(moed_model_layout(g->parts[1]));
     const moed_train_options o = tiny_options(2);
     moed_tensor x = support_tensor(g->vectors, MOED_DTYPE_F32, g->documents, GUEST_HIDDEN);
@@ -758,7 +769,12 @@ static void one_of_each(void *user)
     assert_ok(moed_integration_add(i, 1, m, 1));
     assert_ok(moed_trainer_create(&t, g->context, m, view, NULL, &o));
     assert_ok(moed_trainer_run(t, 1, NULL, cancel));
+    assert_ok(moed_options_init(MOED_STRUCT_GROWTH_OPTIONS, &go, sizeof go));
+    go.tokens = 1000, go.active = 2e7;
+    assert_ok(moed_law_create(&law, g->context, NULL));
+    assert_ok(moed_growth_from_law(&growth, g->context, law, experts, 2, &go));
     assert_refused(moed_model_open(&(moed_model *){NULL}, g->context, "/nowhere", NULL), MOED_E_NOT_FOUND, "/nowhere");
+    moed_growth_destroy(growth), moed_law_destroy(law);
     moed_trainer_destroy(t), moed_integration_destroy(i), moed_split_destroy(s), moed_layout_destroy(l),
         moed_partition_destroy(p);
     moed_kmeans_destroy(k), moed_corpus_destroy(rest), moed_corpus_destroy(view), moed_corpus_destroy(d), moed_model_destroy(m);

@@ -28,7 +28,8 @@ static const moed_step_time *nearest(const moed_step_time *points, size_t count,
     const moed_step_time *best = points == skipped ? points + 1 : points;
     for (const moed_step_time *p = points; p < points + count; p++) {
         const int here = side * (p->experts - experts) > 0, there = side * (best->experts - experts) > 0;
-        if (p != skipped && (here > there || (here == there && fabs(p->experts - experts) < fabs(best->experts - experts)))) best = p;
+        const int closer = fabs(p->experts - experts) < fabs(best->experts - experts);
+        if (p != skipped && (here > there || (here == there && closer))) best = p;
     }
     return best;
 }

@@ -1,5 +1,5 @@
-/* tests/fuzz/growth.c - a growth's state from a stranger, its checksum made right: what is taken is a table that can be asked anywhere, and
- * gives the same bytes again. */
+/* tests/fuzz/growth.c - a growth's state from a stranger, its checksum made right: what is taken is a table that can be asked
+ * anywhere, and gives the same bytes again. */
 #include "fuzz.h"
 
 #include "util/hash.h"
