@@ -89,6 +89,24 @@ static void loads_even_out_without_a_loss_for_it(void **state)
     assert_true(resting > EXPERTS - 0.01 && moving < 1.5);
 }
 
+static void biases_move_faster_while_the_rate_rises(void **state)
+{
+    (void)state;
+    moed_train_options o = tiny_options(10);
+    o.warmup = 0.2, o.balance_rate = 0.125, o.balance_boost = 4;
+    rig r = biased_rig(&o);
+    for (int step = 1; step <= 4; step++) {
+        float before[EXPERTS];
+        memcpy(before, biases_of(&r), sizeof before);
+        rig_run(&r, 1);
+        for (int e = 0; e < EXPERTS; e++) {
+            const float moved = fabsf(biases_of(&r)[e] - before[e]);
+            assert_true(moved == 0 || moved == (step <= 2 ? 0.5f : 0.125f));
+        }
+    }
+    rig_close(&r);
+}
+
 static void biases_rest_at_rate_zero_and_where_a_step_is_dropped(void **state)
 {
     (void)state;
@@ -150,6 +168,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_step_moves_every_bias_by_the_rate_towards_equal_loads),
         cmocka_unit_test(loads_even_out_without_a_loss_for_it),
+        cmocka_unit_test(biases_move_faster_while_the_rate_rises),
         cmocka_unit_test(biases_rest_at_rate_zero_and_where_a_step_is_dropped),
         cmocka_unit_test(a_run_that_was_stopped_goes_on_to_the_same_bits),
         cmocka_unit_test(evenness_is_that_of_its_formulas),

@@ -83,6 +83,7 @@ typedef struct moed_train_options {
                                   less than the mean of the step's choices, down where it had more; 0 = biases rest. Every row of the step
                                   counts. Source: auxiliary-loss-free balancing (arXiv 2408.15664) */
     int64_t first_row;         /* of the corpus' stream: where this run takes it up, as many rows as runs before it took. 0 = its beginning */
+    double balance_boost;      /* balance_rate is so many times as large while the learning rate rises: new experts find their share soon */
 } moed_train_options;
 
 /* What a run will take, before it starts. */

@@ -10,6 +10,11 @@ static int64_t share(double part, int64_t steps)
     return n < steps ? n : steps;
 }
 
+int moedi_schedule_rises(const moed_train_options *o, int64_t step)
+{
+    return step <= share(o->warmup, o->steps);
+}
+
 double moedi_schedule_rate(const moed_train_options *o, int64_t step)
 {
     const double pi = 3.14159265358979323846;
