@@ -62,6 +62,13 @@ static void grown_and_shrunk_again_every_family_is_as_it_was(void **state)
     for (int i = 0; i < TINY_CONFIGS; i++) {
         moed_model *m = tiny_model(context, tiny_configs[i].config, 3);
         const int32_t had = (int32_t)m->layout->config.experts;
+        if (!m->layout->family->experts_field) {
+            moed_expansion *none = NULL;
+            const moed_expansion_options more = options(3);
+            assert_refused(moed_expansion_create(&none, m, NULL, &more), MOED_E_UNSUPPORTED, "dense: upcycling");
+            moed_model_destroy(m);
+            continue;
+        }
         for (int32_t method = MOED_EXPAND_DRAW; method <= MOED_EXPAND_CLONE; method++)
             for (int32_t more = 1; more <= 2 * had; more += 2 * had - 1) { /* one, and to three times as many */
                 double usage[64];

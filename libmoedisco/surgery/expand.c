@@ -157,6 +157,8 @@ static moed_status check(const moed_model *from, const double *usage, const moed
     if (!from->layout->family || c->routed_layers == 0)
         return moedi_fail(MOED_E_UNSUPPORTED, "%s has no layer with experts that could get more or fewer",
                           from->layout->family ? "the model" : "a layout made by hand says nothing of how its names are counted: it");
+    if (!from->layout->family->experts_field)
+        return moedi_fail(MOED_E_UNSUPPORTED, "a %s model is dense: upcycling makes experts of it", from->layout->family->name);
     if (o->experts < c->experts && !usage)
         return moedi_fail_parameter(MOED_E_ARGUMENT, "usage", "%d of %lld experts are to stay, and without usage nothing says which",
                                     (int)o->experts, (long long)c->experts);
