@@ -99,7 +99,7 @@ static void weights_depend_on_seed_and_name_alone(void **state)
     assert_same_numbers(a, b); /* any number of threads */
     assert_true(numbers(a, expert)[0] != numbers(other, expert)[0]);
     const moed_model_options o = options_of(7);
-    assert_ok(moedi_layout_with_experts(&one, l, 1, NULL));
+    assert_ok(moedi_layout_with_experts(&one, l, 1, 0, NULL));
     assert_ok(moed_model_init(&sub, *state, one, &o));
     assert_memory_equal(numbers(a, expert), numbers(sub, expert), 96 * sizeof(float));
     assert_true(numbers(a, expert)[0] != numbers(a, "model.layers.1.mlp.experts.1.up_proj.weight")[0]);

@@ -193,7 +193,7 @@ static moed_status build_up(moed_expansion *x, const double *usage)
     x->kept = o->experts < l->config.experts ? o->experts : (int32_t)l->config.experts;
     if (o->std < 0) o->std = l->config.init_std;
     MOEDI_TRY(choose_origins(x, usage));
-    MOEDI_TRY(moedi_layout_resized(&x->layout, l, o->experts, o->top_k));
+    MOEDI_TRY(moedi_layout_with_experts(&x->layout, l, o->experts, o->top_k, NULL));
     MOEDI_TRY(MOEDI_NEW(l->context, x->layout->count, &x->from));
     MOEDI_TRY(map_parameters(x));
     MOEDI_TRY(take_dtypes(x));

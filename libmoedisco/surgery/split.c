@@ -417,7 +417,7 @@ static moed_status stamped_layout(const moed_split *s, int32_t part, const char 
         MOEDI_GO(check_dense(s, part, layer));
         MOEDI_GO(moedi_layout_dense(&l, s->layout, provenance));
     } else if (s->layout->family) {
-        MOEDI_GO(moedi_layout_with_experts(&l, s->layout, count_of(s, part, layer), provenance));
+        MOEDI_GO(moedi_layout_with_experts(&l, s->layout, count_of(s, part, layer), 0, provenance));
     } else {
         MOEDI_GO(hand_layout(s, part, &l));
         MOEDI_GO(moedi_provenance_attach(l, provenance));
