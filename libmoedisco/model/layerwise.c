@@ -113,8 +113,8 @@ static moed_status load_slot(void *argument, int64_t index)
     const loading *g = argument;
     const moed_model *to = g->w->now->model, *from = g->w->whole;
     const moedi_slot slot = (moedi_slot)index;
-    const int of_expert = slot >= MOEDI_SLOT_EXPERT_GATE && slot <= MOEDI_SLOT_EXPERT_DOWN;
-    if (slot < MOEDI_SLOT_ATTENTION_NORM || slot >= MOEDI_SLOT_FINAL_NORM) return MOED_OK;
+    const int of_expert = moedi_slot_of_expert(slot);
+    if (!moedi_slot_of_layer(slot)) return MOED_OK;
     for (int32_t e = of_expert ? 0 : -1; e < (of_expert ? (int32_t)to->layout->config.experts : 0); e++) {
         const int64_t mine = moedi_layout_slot(to->layout, slot, 0, e);
         const int64_t whole = moedi_layout_slot(from->layout, slot, g->layer, e);

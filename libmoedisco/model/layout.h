@@ -53,6 +53,12 @@ moed_status moedi_layout_with_dtype(moed_layout **out, const moed_layout *l, moe
 moed_status moedi_layout_take_dtype(moed_layout **l, moed_dtype dtype);
 /* The same parameters with dtypes (count) of their own. */
 moed_status moedi_layout_with_dtypes(moed_layout **out, const moed_layout *l, const moed_dtype *dtypes);
+/* Whose numbers a layout's parameters have: map [out] (to's count) numbers of from's parameters, -1 = nobody's. Family layouts of the
+ * same transformer. origins (layers, experts of `to`): the expert of `from` that each is of, -1 = of none; NULL = all of expert 0. */
+void moedi_layout_map(const moed_layout *to, const moed_layout *from, const int32_t *origins, int64_t *map);
+/* Replaces a layout by one whose parameters have the dtypes that those they come from have in `from`: map as above, or made otherwise;
+ * nobody's as from's first. */
+moed_status moedi_layout_take_dtypes(moed_layout **l, const moed_layout *from, const int64_t *map);
 /* The parameter of a slot (layer, expert: -1 where the slot has none), or -1: not there or a layout by hand. */
 int64_t moedi_layout_slot(const moed_layout *l, moedi_slot slot, int32_t layer, int32_t expert);
 /* Elements and bytes of a parameter. */

@@ -69,26 +69,14 @@ static moed_status choose_origins(moed_expansion *x, const double *usage)
     return MOED_OK;
 }
 
-static moed_status map_slot(moed_expansion *x, moedi_slot slot, int32_t layer, int of_expert)
-{
-    for (int32_t e = of_expert ? 0 : -1; e < (of_expert ? x->options.experts : 0); e++) {
-        const int64_t to = moedi_layout_slot(x->layout, slot, layer, e);
-        if (to < 0) continue;
-        const int32_t origin = of_expert ? origin_of(x, layer, e) : -1;
-        x->from[to] = of_expert && origin < 0 ? -1 : moedi_layout_slot(x->model->layout, slot, layer, origin);
-        if (x->from[to] < 0 && !(of_expert && origin < 0))
-            return moedi_fail(MOED_E_INTERNAL, "tensor \"%s\" has no counterpart", x->layout->params[to].name);
-    }
-    return MOED_OK;
-}
-
 static moed_status map_parameters(moed_expansion *x)
 {
-    for (int slot = 0; slot < MOEDI_SLOT_COUNT; slot++) {
-        const int of_expert = slot >= MOEDI_SLOT_EXPERT_GATE && slot <= MOEDI_SLOT_EXPERT_DOWN;
-        const int of_layer = slot >= MOEDI_SLOT_ATTENTION_NORM && slot < MOEDI_SLOT_FINAL_NORM;
-        for (int32_t layer = of_layer ? 0 : -1; layer < (of_layer ? x->layout->layers : 0); layer++)
-            MOEDI_TRY(map_slot(x, (moedi_slot)slot, layer, of_expert));
+    const moed_layout *l = x->layout;
+    moedi_layout_map(l, x->model->layout, x->origin, x->from);
+    for (size_t i = 0; i < l->count; i++) {
+        const moed_param *p = &l->params[i];
+        if (x->from[i] < 0 && !(p->role == MOED_ROLE_EXPERT && origin_of(x, p->layer, p->expert) < 0))
+            return moedi_fail(MOED_E_INTERNAL, "tensor \"%s\" has no counterpart", p->name);
     }
     return MOED_OK;
 }
@@ -170,22 +158,6 @@ static moed_status check(const moed_model *from, const double *usage, const moed
     return MOED_OK;
 }
 
-/* Each tensor as it was, drawn ones as the first of the model. */
-static moed_status take_dtypes(moed_expansion *x)
-{
-    const moed_layout *l = x->model->layout;
-    moed_layout *typed = NULL;
-    moed_dtype *dtypes = NULL;
-    MOEDI_TRY(MOEDI_NEW(l->context, x->layout->count, &dtypes));
-    for (size_t i = 0; i < x->layout->count; i++) dtypes[i] = l->params[x->from[i] < 0 ? 0 : x->from[i]].dtype;
-    const moed_status status = moedi_layout_with_dtypes(&typed, x->layout, dtypes);
-    moedi_free(l->context, dtypes);
-    if (status != MOED_OK) return status;
-    moed_layout_destroy(x->layout);
-    x->layout = typed;
-    return x->options.dtype ? moedi_layout_take_dtype(&x->layout, x->options.dtype) : MOED_OK;
-}
-
 static moed_status build_up(moed_expansion *x, const double *usage)
 {
     const moed_layout *l = x->model->layout;
@@ -196,7 +168,8 @@ static moed_status build_up(moed_expansion *x, const double *usage)
     MOEDI_TRY(moedi_layout_with_experts(&x->layout, l, o->experts, o->top_k, NULL));
     MOEDI_TRY(MOEDI_NEW(l->context, x->layout->count, &x->from));
     MOEDI_TRY(map_parameters(x));
-    MOEDI_TRY(take_dtypes(x));
+    MOEDI_TRY(moedi_layout_take_dtypes(&x->layout, l, x->from));
+    if (o->dtype) MOEDI_TRY(moedi_layout_take_dtype(&x->layout, o->dtype));
     x->cloner = (moedi_cloner){.source = x->model, .layout = x->layout, .from = x->from, .seed = o->seed, .noise = o->noise, .redraw = o->redraw};
     return moedi_cloner_open(&x->cloner);
 }

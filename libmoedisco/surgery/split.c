@@ -388,7 +388,7 @@ static moed_status map_parameters(const moed_split *s, int32_t part, moedi_part 
             status = moedi_fail(MOED_E_INTERNAL, "tensor \"%s\" of part %d has no counterpart in the base", p->name, part);
             goto out;
         }
-        made->base[i] = (size_t)base;
+        made->base[i] = base;
         made->own[base] = i;
     }
 out:
@@ -430,21 +430,6 @@ out:
     return status;
 }
 
-/* Replaces a part's layout by one whose tensors have the dtypes they have in a base. */
-static moed_status take_dtypes(moed_layout **layout, const moed_layout *base, const size_t *map)
-{
-    moed_layout *l = *layout, *typed = NULL;
-    moed_dtype *dtypes = NULL;
-    MOEDI_TRY(MOEDI_NEW(l->context, l->count, &dtypes));
-    for (size_t i = 0; i < l->count; i++) dtypes[i] = base->params[map[i]].dtype;
-    moed_status status = moedi_layout_with_dtypes(&typed, l, dtypes);
-    moedi_free(l->context, dtypes);
-    if (status != MOED_OK) return status;
-    moed_layout_destroy(l);
-    *layout = typed;
-    return MOED_OK;
-}
-
 moed_status moedi_split_part(moed_split *s, int32_t part, const moedi_part **out)
 {
     MOEDI_TRY(check_part(s, part));
@@ -454,7 +439,7 @@ moed_status moedi_split_part(moed_split *s, int32_t part, const moedi_part **out
     if (!made->layout) {
         MOEDI_GO(stamped_layout(s, part, NULL, &fresh.layout));
         MOEDI_GO(map_parameters(s, part, &fresh));
-        MOEDI_GO(take_dtypes(&fresh.layout, s->layout, fresh.base));
+        MOEDI_GO(moedi_layout_take_dtypes(&fresh.layout, s->layout, fresh.base));
         *made = fresh;
     }
     *out = made;
@@ -483,7 +468,7 @@ const moed_layout *moed_split_layout(moed_split *s, int32_t part)
 static moed_status list_pieces(const moed_split *s, int32_t part, const moedi_part *made, size_t param,
                                moedi_piece_list *list)
 {
-    size_t base = made->base[param];
+    const size_t base = (size_t)made->base[param];
     const moed_param *p = &s->layout->params[base];
     moed_piece piece = moedi_piece_copy(0, base, moedi_piece_whole(p));
     if (!is_stack(p)) {
@@ -551,7 +536,7 @@ moed_status moed_split_build(moed_model **out, moed_split *s, int32_t part, cons
     MOEDI_TRY(moedi_layout_equal(s->layout, base->layout, 1));
     MOEDI_TRY(moedi_provenance_digest(base, digest));
     MOEDI_TRY(stamped_layout(s, part, digest, &layout));
-    MOEDI_GO(take_dtypes(&layout, base->layout, b.made->base));
+    MOEDI_GO(moedi_layout_take_dtypes(&layout, base->layout, b.made->base));
     if (s->dtype) MOEDI_GO(moedi_layout_take_dtype(&layout, s->dtype));
     moedi_surgery surgery = {.context = base->context,
                              .layout = layout,
