@@ -51,17 +51,12 @@ moedi_transformer *moedi_layerwise_transformer(moedi_layerwise *w)
     return w->now->transformer;
 }
 
-static int32_t dtype_of(const moed_model *m, size_t param)
-{
-    return m->tensors && m->tensors[param].data ? m->tensors[param].dtype : m->layout->params[param].dtype;
-}
-
 enum { CHUNK = 1 << 18 }; /* elements read at a time */
 
 /* Elements [first, first + count) of a parameter as another type. */
 static moed_status read_as(const moed_model *m, size_t param, int64_t first, int64_t count, void *out, int32_t dtype)
 {
-    const int32_t own = dtype_of(m, param);
+    const int32_t own = m->layout->params[param].dtype;
     const size_t to = moedi_dtype_size(dtype);
     void *chunk = NULL;
     moed_status status = MOED_OK;

@@ -13,6 +13,7 @@ struct moed_layout {
     size_t count;
     int32_t layers;                 /* 1 + largest layer */
     int32_t *experts;               /* (layers): routed experts of each, 0 = none */
+    int32_t most_experts;           /* of any layer */
     const moedi_family *family;     /* NULL by hand */
     moedi_config config;            /* of the family */
     int32_t stacked;                /* on disk experts lie in stacks (storage.h) */
@@ -61,6 +62,11 @@ void moedi_layout_map(const moed_layout *to, const moed_layout *from, const int3
 moed_status moedi_layout_take_dtypes(moed_layout **l, const moed_layout *from, const int64_t *map);
 /* The parameter of a slot (layer, expert: -1 where the slot has none), or -1: not there or a layout by hand. */
 int64_t moedi_layout_slot(const moed_layout *l, moedi_slot slot, int32_t layer, int32_t expert);
+/* Rows or biases of a router: what has one for each expert beside the experts themselves. */
+static inline int moedi_param_is_router(const moed_param *p)
+{
+    return p->role == MOED_ROLE_ROUTER || p->role == MOED_ROLE_ROUTER_BIAS;
+}
 /* Elements and bytes of a parameter. */
 int64_t moedi_param_elements(const moed_param *p);
 size_t moedi_param_bytes(const moed_param *p);

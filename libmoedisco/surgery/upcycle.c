@@ -44,7 +44,7 @@ static moed_status map_parameters(upcycling *u)
     moedi_layout_map(l, u->dense->layout, NULL, u->from);
     for (size_t i = 0; i < l->count; i++) {
         const moed_param *p = &l->params[i];
-        if (p->role == MOED_ROLE_ROUTER || p->role == MOED_ROLE_ROUTER_BIAS) u->from[i] = -1;
+        if (moedi_param_is_router(p)) u->from[i] = -1;
         else if (u->from[i] < 0)
             return moedi_fail(MOED_E_INTERNAL, "tensor \"%s\" has no counterpart in the dense model", p->name);
     }
