@@ -98,6 +98,14 @@ int common_open(const common *c, moed_context **out)
 
 moed_status open_corpus(moed_corpus **out, moed_context *c, const char *prefix) { return moed_corpus_open(out, c, prefix, NULL); }
 
+moed_status open_streamed(moed_model **out, moed_context *c, const char *dir)
+{
+    moed_model_options o;
+    OPTIONS_INIT(MODEL_OPTIONS, &o);
+    o.flags = MOED_MODEL_STREAM;
+    return moed_model_open(out, c, dir, &o);
+}
+
 /* ---- paths and numbers ---- */
 
 void *must(void *memory)
@@ -293,4 +301,10 @@ int same_folder(const char *a, const char *b)
 {
     struct stat x, y;
     return !stat(a, &x) && !stat(b, &y) && x.st_dev == y.st_dev && x.st_ino == y.st_ino;
+}
+
+int refuse_same(const char *input, const char *out)
+{
+    if (!same_folder(input, out)) return EXIT_DONE;
+    return fail(EXIT_INPUT, "%s: is the result and an input too; choose another folder for OUT", out);
 }

@@ -47,6 +47,8 @@ int common_open(const common *c, moed_context **out);
 
 /* Opens a corpus by its prefix; NULL options = defaults. Out parameters as the library's. */
 moed_status open_corpus(moed_corpus **out, moed_context *c, const char *prefix);
+/* Opens a model whose numbers stay on disk. */
+moed_status open_streamed(moed_model **out, moed_context *c, const char *dir);
 
 /* Options with the library's defaults, the command's where they differ. */
 #define OPTIONS_INIT(ID, pointer) moed_options_init(MOED_STRUCT_##ID, (pointer), sizeof *(pointer))
@@ -57,6 +59,8 @@ char *path_join(const char *a, const char *b);
 int path_exists(const char *path);
 /* Both are there, and the same. */
 int same_folder(const char *a, const char *b);
+/* EXIT_INPUT where the result would take the place of what it is made from, else EXIT_DONE. */
+int refuse_same(const char *input, const char *out);
 int path_is_folder(const char *path);
 int make_folder(const char *path);             /* with its parents; an exit code */
 /* make_folder, and its undoing after work that failed, as far as the folders are empty. made: the first new one, or NULL. */

@@ -19,13 +19,22 @@ static int listed(const char *list, const char *name)
 
 static void *place(const flag *item) { return (char *)item->value + item->field.offset; }
 
-static const char *choice_name(const char *choices, int64_t index, size_t *length)
+const char *choice_name(const char *choices, int64_t index, size_t *length)
 {
     const char *at = choices;
     while (index-- > 0 && at) at = strchr(at, '|') ? strchr(at, '|') + 1 : NULL;
     if (!at) return NULL;
     *length = strcspn(at, "|");
     return at;
+}
+
+int32_t choice_of(const char *choices, const char *name)
+{
+    size_t length = 0;
+    const char *at;
+    for (int32_t i = 0; (at = choice_name(choices, i, &length)) != NULL; i++)
+        if (strlen(name) == length && !strncmp(at, name, length)) return i;
+    return -1;
 }
 
 void flags_value_text(const flag *item, char *out, size_t size)
@@ -139,14 +148,10 @@ static int set_text(flag *item, const char *text)
         *(const char **)p = text;
         return -1;
     case MOED_FIELD_CHOICE: {
-        size_t length = 0;
-        const char *name;
-        for (int32_t i = 0; (name = choice_name(d->choices, i, &length)) != NULL; i++)
-            if (strlen(text) == length && !strncmp(name, text, length)) {
-                *(int32_t *)p = i;
-                return -1;
-            }
-        return bad_value(item, text);
+        const int32_t index = choice_of(d->choices, text);
+        if (index < 0) return bad_value(item, text);
+        *(int32_t *)p = index;
+        return -1;
     }
     case MOED_FIELD_SWITCH:
         if (strcmp(text, "0") != 0 && strcmp(text, "1") != 0) return bad_value(item, text);
@@ -407,4 +412,30 @@ void flags_free(flags *f)
 {
     for (size_t i = 0; i < f->count; i++) free(f->items[i].owned);
     f->count = 0;
+}
+
+/* ---- lists in flags ---- */
+
+int pairs_read(const char *flag_name, const char *text, double *numbers, double *after, size_t room, size_t *count)
+{
+    *count = 0;
+    for (const char *at = text; *at;) {
+        char *end;
+        if (*count == room) return fail(EXIT_INPUT, "--%s: more than %zu numbers", flag_name, room);
+        numbers[*count] = strtod(at, &end);
+        int bad = end == at || !isfinite(numbers[*count]);
+        if (after) after[*count] = -1;
+        if (!bad && after && *end == ':') {
+            at = end + 1;
+            after[*count] = strtod(at, &end);
+            bad = end == at || !isfinite(after[*count]) || after[*count] < 0;
+        }
+        if (bad || (*end && *end != ',') || (*end == ',' && !end[1]))
+            return fail(EXIT_INPUT, "--%s %s: must be numbers with commas between%s", flag_name, text,
+                        after ? ", each with what belongs to it after a colon" : "");
+        ++*count;
+        at = *end ? end + 1 : end;
+    }
+    if (!*count) return fail(EXIT_INPUT, "--%s is empty", flag_name);
+    return EXIT_DONE;
 }

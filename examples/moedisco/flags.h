@@ -59,6 +59,14 @@ int flags_set_json(flags *f, flag *item, const json_t *value);
 void flags_value_text(const flag *item, char *out, size_t size);
 void flags_free(flags *f);
 
+/* Index of a name in "a|b|c", -1 when it is not there; and the name (not ended, length [out]) of an index, NULL past the last. */
+int32_t choice_of(const char *choices, const char *name);
+const char *choice_name(const char *choices, int64_t index, size_t *length);
+
+/* "8,16,32" or "8:2e9,16:1e9" into numbers[count] and, where after is not NULL, what stands after each colon (-1 where there is
+ * none). An exit code that names the flag. */
+int pairs_read(const char *flag_name, const char *text, double *numbers, double *after, size_t room, size_t *count);
+
 /* Nearest of names[count] to `word` by edit distance, NULL when none is near. */
 const char *nearest(const char *word, const char *const *names, size_t count);
 
