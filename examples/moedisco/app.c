@@ -297,6 +297,33 @@ const char *human_time(double seconds, char out[32])
     return out;
 }
 
+char *read_text(const char *path, size_t *size)
+{
+    FILE *file = fopen(path, "rb");
+    if (!file) {
+        if (errno == ENOMEM) must(NULL);
+        fail(EXIT_INPUT, "%s: cannot be read: %s", path, strerror(errno));
+        return NULL;
+    }
+    size_t used = 0, room = 1 << 16;
+    char *text = must(malloc(room));
+    for (size_t got; (got = fread(text + used, 1, room - used - 1, file)) > 0;) {
+        used += got;
+        if (used + 1 == room) text = must(realloc(text, room *= 2));
+        if (used > 100u << 20) break;
+    }
+    const int bad = ferror(file) || used > 100u << 20;
+    fclose(file);
+    if (bad) {
+        fail(EXIT_INPUT, "%s: cannot be read as a text of at most 100 MB", path);
+        free(text);
+        return NULL;
+    }
+    text[used] = 0;
+    *size = used;
+    return text;
+}
+
 int same_folder(const char *a, const char *b)
 {
     struct stat x, y;

@@ -68,6 +68,8 @@ int make_folder_for(const char *path, char **made);
 void unmake_folder(int code, const char *path, char *made); /* frees made; removes nothing when code is EXIT_DONE */
 char *path_relative(const char *from, const char *to); /* `to` (existing folder or file's folder) as seen from folder `from` */
 char *path_from(const char *folder, const char *path); /* path itself when absolute, else below folder */
+/* A file's whole text, NULL after telling why not. */
+char *read_text(const char *path, size_t *size);
 /* open and write that no signal cuts short; -1 and errno. */
 int open_again(const char *path, int how);
 int write_whole(int file, const char *data, size_t size);

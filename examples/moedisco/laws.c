@@ -8,7 +8,6 @@
 #include "json_file.h"
 #include "laws.h"
 #include "output.h"
-#include "size.h"
 
 enum { COEFFICIENTS_MOST = 64 };
 
