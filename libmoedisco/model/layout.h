@@ -67,6 +67,11 @@ static inline int moedi_param_is_router(const moed_param *p)
 {
     return p->role == MOED_ROLE_ROUTER || p->role == MOED_ROLE_ROUTER_BIAS;
 }
+/* What a fresh model has zeros in. */
+static inline int moedi_param_begins_zero(const moed_param *p)
+{
+    return (p->flags & MOED_PARAM_BIAS) || p->role == MOED_ROLE_ROUTER_BIAS || p->role == MOED_ROLE_OPAQUE;
+}
 /* Elements and bytes of a parameter. */
 int64_t moedi_param_elements(const moed_param *p);
 size_t moedi_param_bytes(const moed_param *p);
