@@ -180,6 +180,14 @@ MOED_API moed_status moed_trainer_run(moed_trainer *t, int64_t steps, moed_repor
  * one update average. b has at most options.rows rows of options.length tokens. When a call does not succeed for what
  * it computed, the gradients of those before it are dropped too. out nullable. Since: 0.1. */
 MOED_API moed_status moed_trainer_forward_backward(moed_trainer *t, const moed_batch *b, moed_report *out);
+/* The sum over calls since the last update of the gradient of parameter `param` (of the context's dtype), host memory, borrowed
+ * until the next call; data NULL when frozen. Since: 0.1. */
+MOED_API moed_status moed_trainer_gradient(moed_trainer *t, size_t param, moed_tensor *out);
+/* Clip, AdamW, schedule's rate times factor (together 100 at most), then gradients are zero again; a line goes to the
+ * metrics. Does not evaluate or save by itself. MOED_E_STATE when no gradient waits, MOED_E_NUMERIC as in
+ * moed_trainer_run; MOED_E_IO or MOED_E_SPACE when the line could not be written: the step is done nevertheless. out
+ * nullable. Since: 0.1. */
+MOED_API moed_status moed_trainer_update(moed_trainer *t, double factor, moed_report *out);
 /* The trainer goes on with the model that moed_expansion_build makes of its weights, to the last bit, with the same usage and
  * options, which takes the place of the one it was made with (that one keeps the last step's numbers). The schedule and the data
  * go on; carry: 1 = so do the optimizer's moments, those of new experts 0; 0 = all moments are 0, as in EMO. A checkpoint made
@@ -192,14 +200,6 @@ MOED_API const moed_model *moed_trainer_model(const moed_trainer *t);
 /* How often each expert was chosen in the last step that was applied, over all its rows: loads [out] (layers, experts), capacity
  * of them, zeros in layers without experts. MOED_E_RANGE. Since: 0.1. */
 MOED_API moed_status moed_trainer_loads(const moed_trainer *t, int64_t *loads, size_t capacity);
-/* The sum over calls since the last update of the gradient of parameter `param` (of the context's dtype), host memory, borrowed
- * until the next call; data NULL when frozen. Since: 0.1. */
-MOED_API moed_status moed_trainer_gradient(moed_trainer *t, size_t param, moed_tensor *out);
-/* Clip, AdamW, schedule's rate times factor (together 100 at most), then gradients are zero again; a line goes to the
- * metrics. Does not evaluate or save by itself. MOED_E_STATE when no gradient waits, MOED_E_NUMERIC as in
- * moed_trainer_run; MOED_E_IO or MOED_E_SPACE when the line could not be written: the step is done nevertheless. out
- * nullable. Since: 0.1. */
-MOED_API moed_status moed_trainer_update(moed_trainer *t, double factor, moed_report *out);
 /* Held-out loss, tokens at most (0 = all): every token of d scored once, in order, packed in rows. Since: 0.1. */
 MOED_API moed_status moed_trainer_evaluate(moed_trainer *t, const moed_corpus *d, int64_t tokens, moed_report *out,
                                            const moed_cancel *cancel);
