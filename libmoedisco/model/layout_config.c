@@ -137,7 +137,8 @@ static moed_status set_experts(json_t *o, const moed_layout *l, int32_t experts,
     return json_object_get(o, f->expert_sizes_field) ? set_config(o, f->expert_sizes_field, json_null()) : MOED_OK;
 }
 
-moed_status moedi_layout_with_experts(moed_layout **out, const moed_layout *l, int32_t experts, int32_t top_k, json_t *provenance)
+moed_status moedi_layout_with_experts(moed_layout **out, const moed_layout *l, int32_t experts, int32_t top_k,
+                                      json_t *provenance)
 {
     json_t *o = NULL;
     moed_status status;

@@ -85,7 +85,8 @@ static moed_status map_parameters(moed_expansion *x)
 
 static void draw(const moed_expansion *x, const moed_param *p, int64_t at, int64_t count, double std, moedi_piece_list *list)
 {
-    const moed_piece piece = {.op = MOED_PIECE_DRAW, .at = at, .count = count, .scale = std, .seed = moedi_cloner_seed(&x->cloner, p, 0)};
+    const moed_piece piece = {.op = MOED_PIECE_DRAW, .at = at, .count = count, .scale = std,
+                              .seed = moedi_cloner_seed(&x->cloner, p, 0)};
     moedi_piece_add(list, &piece);
 }
 
@@ -146,15 +147,19 @@ static moed_status check(const moed_model *from, const double *usage, const moed
         return moedi_fail(MOED_E_UNSUPPORTED, "%s has no layer with experts that could get more or fewer",
                           from->layout->family ? "the model" : "a layout made by hand says nothing of how its names are counted: it");
     if (o->experts < c->experts && !usage)
-        return moedi_fail_parameter(MOED_E_ARGUMENT, "usage", "%d of %lld experts are to stay, and without usage nothing says which",
-                                    (int)o->experts, (long long)c->experts);
+        return moedi_fail_parameter(MOED_E_ARGUMENT, "usage",
+                                    "%d of %lld experts are to stay, and without usage nothing says which", (int)o->experts,
+                                    (long long)c->experts);
     if (o->top_k > o->experts)
         return moedi_fail_parameter(MOED_E_RANGE, "top_k", "top_k %d of %d experts", (int)o->top_k, (int)o->experts);
     if (o->experts > c->experts && o->method == MOED_EXPAND_CLONE && o->redraw == 0 && o->noise == 0)
-        moedi_log(from->context, MOED_LOG_WARNING, "clones without noise or redrawn units: they stay alike, for they get the same gradients");
+        moedi_log(from->context, MOED_LOG_WARNING,
+                  "clones without noise or redrawn units: they stay alike, for they get the same gradients");
     for (int64_t i = 0; usage && i < c->layers * c->experts; i++)
-        if (!(usage[i] >= 0)) return moedi_fail_parameter(MOED_E_ARGUMENT, "usage", "usage of expert %lld in layer %lld is %g, not a number from 0 up",
-                                                          (long long)(i % c->experts), (long long)(i / c->experts), usage[i]);
+        if (!(usage[i] >= 0))
+            return moedi_fail_parameter(MOED_E_ARGUMENT, "usage",
+                                        "usage of expert %lld in layer %lld is %g, not a number from 0 up",
+                                        (long long)(i % c->experts), (long long)(i / c->experts), usage[i]);
     return MOED_OK;
 }
 
@@ -170,11 +175,13 @@ static moed_status build_up(moed_expansion *x, const double *usage)
     MOEDI_TRY(map_parameters(x));
     MOEDI_TRY(moedi_layout_take_dtypes(&x->layout, l, x->from));
     if (o->dtype) MOEDI_TRY(moedi_layout_take_dtype(&x->layout, o->dtype));
-    x->cloner = (moedi_cloner){.source = x->model, .layout = x->layout, .from = x->from, .seed = o->seed, .noise = o->noise, .redraw = o->redraw};
+    x->cloner = (moedi_cloner){.source = x->model, .layout = x->layout, .from = x->from, .seed = o->seed, .noise = o->noise,
+                               .redraw = o->redraw};
     return moedi_cloner_open(&x->cloner);
 }
 
-moed_status moed_expansion_create(moed_expansion **out, const moed_model *from, const double *usage, const moed_expansion_options *options)
+moed_status moed_expansion_create(moed_expansion **out, const moed_model *from, const double *usage,
+                                  const moed_expansion_options *options)
 {
     moedi_clear_error();
     MOEDI_REQUIRE(out, "out is NULL");
@@ -214,7 +221,8 @@ const moed_layout *moed_expansion_layout(const moed_expansion *x)
     return x ? x->layout : NULL;
 }
 
-moed_status moed_expansion_pieces(moed_expansion *x, size_t param, int32_t kind, moed_piece *pieces, size_t capacity, size_t *count)
+moed_status moed_expansion_pieces(moed_expansion *x, size_t param, int32_t kind, moed_piece *pieces, size_t capacity,
+                                  size_t *count)
 {
     moedi_clear_error();
     MOEDI_REQUIRE(x, "x is NULL");
