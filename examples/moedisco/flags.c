@@ -57,7 +57,8 @@ void flags_value_text(const flag *item, char *out, size_t size)
     }
 }
 
-static void add(flags *f, const char *group, const moed_field *field, void *base)
+/* Under the first `length` characters of name. */
+static void add(flags *f, const char *group, const char *name, size_t length, const moed_field *field, void *base)
 {
     if (f->count == FLAGS_MAX || field->type == MOED_FIELD_POINTER) return;
     flag *item = &f->items[f->count];
@@ -65,7 +66,7 @@ static void add(flags *f, const char *group, const moed_field *field, void *base
     item->field = *field;
     item->group = group;
     item->value = base;
-    snprintf(item->name, sizeof item->name, "%s", field->name);
+    snprintf(item->name, sizeof item->name, "%.*s", (int)length, name);
     for (char *c = item->name; *c; c++)
         if (*c == '_') *c = '-';
     item->first = (int)f->count;
@@ -85,13 +86,23 @@ void flags_struct(flags *f, const char *group, int32_t id, void *options, const 
         memset(&field, 0, sizeof field);
         field.struct_size = sizeof field;
         if (moed_options_field(id, i, &field) != MOED_OK) return;
-        if (!listed(except, field.name)) add(f, group, &field, options);
+        if (!listed(except, field.name)) add(f, group, field.name, strlen(field.name), &field, options);
+    }
+}
+
+void flags_struct_as(flags *f, const char *group, int32_t id, void *options, const char *names)
+{
+    for (const char *at = names; *at; at += strcspn(at, ","), at += *at == ',') {
+        const size_t from = strcspn(at, "="), to = strcspn(at + from + 1, ",");
+        moed_field field = {.struct_size = sizeof field};
+        for (size_t i = 0; moed_options_field(id, i, &field) == MOED_OK; i++)
+            if (strlen(field.name) == from && !strncmp(field.name, at, from)) add(f, group, at + from + 1, to, &field, options);
     }
 }
 
 void flags_table(flags *f, const char *group, const moed_field *fields, size_t count, void *base)
 {
-    for (size_t i = 0; i < count; i++) add(f, group, &fields[i], base);
+    for (size_t i = 0; i < count; i++) add(f, group, fields[i].name, strlen(fields[i].name), &fields[i], base);
 }
 
 void flags_passing(flags *f, size_t from)

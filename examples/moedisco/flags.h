@@ -41,6 +41,8 @@ typedef struct flags {
 /* Adds the fields of options struct `id` at `options`, whose present values are the defaults, but those in `except`
  * (comma-separated, nullable). */
 void flags_struct(flags *f, const char *group, int32_t id, void *options, const char *except);
+/* Only some fields of it, under other names: "method=new_experts,std=new_std". */
+void flags_struct_as(flags *f, const char *group, int32_t id, void *options, const char *names);
 /* The same for a table of the command's own. */
 void flags_table(flags *f, const char *group, const moed_field *fields, size_t count, void *base);
 /* The flags added since `from` do not change results. */
