@@ -42,6 +42,6 @@ refuse 2 'neither a start nor branches' run emo other --text text --preset tiny 
 expect 0 expand whole/emo/base grown --experts 5 --method clone
 expect 0 expand grown shrunk --experts 2 --corpus corpus/text --usage-tokens 2000
 refuse 2 'without usage' expand grown less --experts 2
-refuse 2 'is the result and the input too' expand grown grown --experts 9
+refuse 2 'is the result and an input too' expand grown grown --experts 9
 [ ! -e less ] || wrong 'a refused expansion left something'
 exit $failed

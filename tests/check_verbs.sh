@@ -207,7 +207,7 @@ refuse 2 'a dense model is one expert' split m bad --dense --parts 2
 expect 0 upcycle dense/0 grown --experts 6 --redraw 0.5
 has out 'mixtral, 6 experts'
 refuse 2 'mixtral' upcycle m bad
-refuse 2 'the input too' upcycle dense/0 dense/0
+refuse 2 'an input too' upcycle dense/0 dense/0
 [ ! -e bad ] || wrong 'something is left of what was refused'
 refuse 2 'sub/1: ' integrate m mixed sub/1 sub/0 sub/2 sub/3
 refuse 2 'an input too' integrate m m sub/0 sub/1 sub/2 sub/3

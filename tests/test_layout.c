@@ -294,7 +294,7 @@ static void parts_of_a_divided_feed_forward_are_as_wide_as_before(void **state)
 {
     moed_layout *l = support_layout(*state, LLAMA), *two = NULL;
     assert_int_equal(l->config.expert_width, 6);
-    assert_ok(moedi_layout_with_experts(&two, l, 2, NULL));
+    assert_ok(moedi_layout_with_experts(&two, l, 2, 0, NULL));
     assert_int_equal(two->config.expert_width, 6);
     assert_int_equal(two->config.top_k, 2);
     assert_non_null(strstr(moed_layout_config(two), "\"intermediate_size\": 12"));
@@ -305,7 +305,7 @@ static void parts_of_a_divided_feed_forward_are_as_wide_as_before(void **state)
 
     char *text = changed(LLAMA, "{\"gate_network\": \"<drop>\"}"); /* of two layers: the second has a row for each expert */
     l = support_layout(*state, text);
-    assert_ok(moedi_layout_with_experts(&two, l, 2, NULL));
+    assert_ok(moedi_layout_with_experts(&two, l, 2, 0, NULL));
     assert_int_equal(moedi_layout_find(two, "model.layers.0.mlp.gate.gate_network.weight"), -1);
     const moed_param *in = &two->params[moedi_layout_find(two, "model.layers.0.mlp.gate.gate_network.0.weight")];
     const moed_param *out = &two->params[moedi_layout_find(two, "model.layers.0.mlp.gate.gate_network.2.weight")];
@@ -320,7 +320,7 @@ static void the_number_of_experts_has_two_names(void **state)
 {
     char *text = changed(QWEN, "{\"num_experts\": \"<drop>\", \"num_local_experts\": 3}");
     moed_layout *l = support_layout(*state, text), *one = NULL;
-    assert_ok(moedi_layout_with_experts(&one, l, 1, NULL));
+    assert_ok(moedi_layout_with_experts(&one, l, 1, 0, NULL));
     assert_int_equal(info_of(one).experts, 1);
     assert_non_null(strstr(moed_layout_config(one), "\"num_local_experts\": 1"));
     assert_null(strstr(moed_layout_config(one), "\"num_experts\""));
@@ -362,7 +362,7 @@ static void unknown_fields_of_a_config_are_kept(void **state)
     json_decref(kept);
 
     json_t *provenance = json_pack("{s:i}", "part", 2);
-    assert_ok(moedi_layout_with_experts(&one, l, 1, provenance));
+    assert_ok(moedi_layout_with_experts(&one, l, 1, 0, provenance));
     kept = json_loads(moed_layout_config(one), 0, NULL);
     json_object_set_new(given, "num_experts", json_integer(1));
     json_object_set_new(given, "num_experts_per_tok", json_integer(1));
@@ -376,7 +376,7 @@ static void unknown_fields_of_a_config_are_kept(void **state)
     assert_ok(moedi_layout_with_dtype(&half, l, MOED_DTYPE_BF16));
     assert_non_null(strstr(moed_layout_config(half), "\"torch_dtype\": \"bfloat16\""));
     assert_int_equal(half->params[3].dtype, MOED_DTYPE_BF16);
-    assert_refused(moedi_layout_with_experts(&again, l, 0, NULL), MOED_E_RANGE, "0 experts");
+    assert_refused(moedi_layout_with_experts(&again, l, 0, 0, NULL), MOED_E_RANGE, "0 experts");
     json_decref(given), json_decref(kept), json_decref(provenance);
     moed_layout_destroy(l), moed_layout_destroy(one), moed_layout_destroy(half), moed_layout_destroy(again);
 }

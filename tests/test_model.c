@@ -99,7 +99,7 @@ static void weights_depend_on_seed_and_name_alone(void **state)
     assert_same_numbers(a, b); /* any number of threads */
     assert_true(numbers(a, expert)[0] != numbers(other, expert)[0]);
     const moed_model_options o = options_of(7);
-    assert_ok(moedi_layout_with_experts(&one, l, 1, NULL));
+    assert_ok(moedi_layout_with_experts(&one, l, 1, 0, NULL));
     assert_ok(moed_model_init(&sub, *state, one, &o));
     assert_memory_equal(numbers(a, expert), numbers(sub, expert), 96 * sizeof(float));
     assert_true(numbers(a, expert)[0] != numbers(a, "model.layers.1.mlp.experts.1.up_proj.weight")[0]);
@@ -248,10 +248,12 @@ static void a_save_that_stops_leaves_the_old_model(void **state)
     moed_model *m = fresh(*state, TIED, 3), *again = NULL;
     moed_cancel *cancel = NULL;
     assert_ok(moed_model_save(m, path, NULL));
-    assert_refused(moedi_model_save_at(*state, m->layout, path, 0, stop_at_third, NULL, NULL), MOED_E_NUMERIC, "stopped");
+    const moedi_producer stopping = {.produce = stop_at_third, .serial = 1};
+    const moedi_saving there = {.dir = path};
+    assert_refused(moedi_model_save_from(*state, m->layout, &there, &stopping, NULL), MOED_E_NUMERIC, "stopped");
     assert_ok(moed_cancel_create(&cancel));
     moed_cancel_request(cancel);
-    assert_int_equal(moedi_model_save_at(*state, m->layout, path, 0, stop_at_third, NULL, cancel), MOED_E_CANCELLED);
+    assert_int_equal(moedi_model_save_from(*state, m->layout, &there, &stopping, cancel), MOED_E_CANCELLED);
     moed_cancel_destroy(cancel);
     assert_ok(moed_model_open(&again, *state, path, NULL));
     assert_same_numbers(m, again);

@@ -98,6 +98,14 @@ int common_open(const common *c, moed_context **out)
 
 moed_status open_corpus(moed_corpus **out, moed_context *c, const char *prefix) { return moed_corpus_open(out, c, prefix, NULL); }
 
+moed_status open_streamed(moed_model **out, moed_context *c, const char *dir)
+{
+    moed_model_options o;
+    OPTIONS_INIT(MODEL_OPTIONS, &o);
+    o.flags = MOED_MODEL_STREAM;
+    return moed_model_open(out, c, dir, &o);
+}
+
 /* ---- paths and numbers ---- */
 
 void *must(void *memory)
@@ -289,8 +297,41 @@ const char *human_time(double seconds, char out[32])
     return out;
 }
 
+char *read_text(const char *path, size_t *size)
+{
+    FILE *file = fopen(path, "rb");
+    if (!file) {
+        if (errno == ENOMEM) must(NULL);
+        fail(EXIT_INPUT, "%s: cannot be read: %s", path, strerror(errno));
+        return NULL;
+    }
+    size_t used = 0, room = 1 << 16;
+    char *text = must(malloc(room));
+    for (size_t got; (got = fread(text + used, 1, room - used - 1, file)) > 0;) {
+        used += got;
+        if (used + 1 == room) text = must(realloc(text, room *= 2));
+        if (used > 100u << 20) break;
+    }
+    const int bad = ferror(file) || used > 100u << 20;
+    fclose(file);
+    if (bad) {
+        fail(EXIT_INPUT, "%s: cannot be read as a text of at most 100 MB", path);
+        free(text);
+        return NULL;
+    }
+    text[used] = 0;
+    *size = used;
+    return text;
+}
+
 int same_folder(const char *a, const char *b)
 {
     struct stat x, y;
     return !stat(a, &x) && !stat(b, &y) && x.st_dev == y.st_dev && x.st_ino == y.st_ino;
+}
+
+int refuse_same(const char *input, const char *out)
+{
+    if (!same_folder(input, out)) return EXIT_DONE;
+    return fail(EXIT_INPUT, "%s: is the result and an input too; choose another folder for OUT", out);
 }

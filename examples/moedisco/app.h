@@ -47,6 +47,8 @@ int common_open(const common *c, moed_context **out);
 
 /* Opens a corpus by its prefix; NULL options = defaults. Out parameters as the library's. */
 moed_status open_corpus(moed_corpus **out, moed_context *c, const char *prefix);
+/* Opens a model whose numbers stay on disk. */
+moed_status open_streamed(moed_model **out, moed_context *c, const char *dir);
 
 /* Options with the library's defaults, the command's where they differ. */
 #define OPTIONS_INIT(ID, pointer) moed_options_init(MOED_STRUCT_##ID, (pointer), sizeof *(pointer))
@@ -57,6 +59,8 @@ char *path_join(const char *a, const char *b);
 int path_exists(const char *path);
 /* Both are there, and the same. */
 int same_folder(const char *a, const char *b);
+/* EXIT_INPUT where the result would take the place of what it is made from, else EXIT_DONE. */
+int refuse_same(const char *input, const char *out);
 int path_is_folder(const char *path);
 int make_folder(const char *path);             /* with its parents; an exit code */
 /* make_folder, and its undoing after work that failed, as far as the folders are empty. made: the first new one, or NULL. */
@@ -64,6 +68,8 @@ int make_folder_for(const char *path, char **made);
 void unmake_folder(int code, const char *path, char *made); /* frees made; removes nothing when code is EXIT_DONE */
 char *path_relative(const char *from, const char *to); /* `to` (existing folder or file's folder) as seen from folder `from` */
 char *path_from(const char *folder, const char *path); /* path itself when absolute, else below folder */
+/* A file's whole text, NULL after telling why not. */
+char *read_text(const char *path, size_t *size);
 /* open and write that no signal cuts short; -1 and errno. */
 int open_again(const char *path, int how);
 int write_whole(int file, const char *data, size_t size);

@@ -143,27 +143,21 @@ static double *read_usage(const char *path, const moed_layout_info *info, int64_
     return NULL;
 }
 
-static double *measure_usage(const assignment *a, moed_context *c, const char *base_dir, const moed_layout_info *info,
+static double *measure_usage(const assignment *a, moed_context *c, const moed_model *base, const moed_layout_info *info,
                              int64_t parts)
 {
-    moed_model *m = NULL;
     moed_partition *p = NULL;
     moed_corpus *d = NULL;
-    moed_model_options o;
-    OPTIONS_INIT(MODEL_OPTIONS, &o);
-    o.flags = MOED_MODEL_STREAM; /* a layer at a time */
     double *usage = must(calloc(usage_size(info, parts) + 1, sizeof *usage));
     moed_status status = moed_partition_open(&p, c, a->partition);
     if (!status) status = open_corpus(&d, c, a->corpus);
-    if (!status) status = moed_model_open(&m, c, base_dir, &o);
     for (int64_t k = 0; k < parts && !status; k++) {
         moed_corpus *view = NULL;
         status = moed_partition_view(&view, p, d, (int32_t)k);
         if (!status)
-            status = moed_model_usage(m, view, a->usage_tokens, usage + (size_t)k * usage_size(info, 1), NULL, app_cancel);
+            status = moed_model_usage(base, view, a->usage_tokens, usage + (size_t)k * usage_size(info, 1), NULL, app_cancel);
         moed_corpus_destroy(view);
     }
-    moed_model_destroy(m);
     moed_corpus_destroy(d);
     moed_partition_destroy(p);
     if (!status) return usage;
@@ -198,22 +192,15 @@ static void tell_share(const moed_split *s, const moed_layout_info *info, int64_
                    chance / (double)layers));
 }
 
-int assignment_make(const assignment *a, moed_context *c, const char *base_dir, moed_split *s, int64_t parts, double **usage)
+int assignment_make(const assignment *a, moed_context *c, const moed_model *base, moed_split *s, int64_t parts, double **usage)
 {
-    moed_model *base = NULL;
-    moed_model_options o;
     moed_layout_info info = {.struct_size = sizeof info};
     *usage = NULL;
-    if (!a->experts && !a->usage && !a->partition) return EXIT_DONE;
-    OPTIONS_INIT(MODEL_OPTIONS, &o);
-    o.flags = MOED_MODEL_STREAM;
-    moed_status status = moed_model_open(&base, c, base_dir, &o);
-    if (!status) status = moed_layout_get_info(moed_model_layout(base), &info);
-    int code = status ? fail_status(status) : EXIT_DONE;
-    if (!code && a->experts) code = assignment_read(s, moed_model_layout(base), parts, a->experts);
-    moed_model_destroy(base);
-    if (code || a->experts) return code;
-    *usage = a->usage ? read_usage(a->usage, &info, parts) : measure_usage(a, c, base_dir, &info, parts);
+    if (a->experts) return assignment_read(s, moed_model_layout(base), parts, a->experts);
+    if (!a->usage && !a->partition) return EXIT_DONE;
+    moed_status status = moed_layout_get_info(moed_model_layout(base), &info);
+    if (status) return fail_status(status);
+    *usage = a->usage ? read_usage(a->usage, &info, parts) : measure_usage(a, c, base, &info, parts);
     if (!*usage) return EXIT_INPUT;
     if ((status = moed_split_assign_usage(s, *usage, app_cancel))) return fail_status(status);
     for (int64_t k = 0; k < parts; k++) tell_share(s, &info, k, *usage);

@@ -15,9 +15,9 @@ typedef struct assignment {
 void assignment_flags(flags *f, assignment *a);
 /* Parts that the files are for, 0 = they do not say; an exit code. */
 int assignment_parts(const assignment *a, moed_context *c, int64_t *parts);
-/* Assigns, and tells what share of its cluster's choices each part's experts get. usage [out]: (parts, layers, experts), NULL
- * where there is none; free it. */
-int assignment_make(const assignment *a, moed_context *c, const char *base_dir, moed_split *s, int64_t parts, double **usage);
+/* Assigns the experts of base (in memory, or streamed: usage then takes a layer at a time), and tells what share of its
+ * cluster's choices each part's experts get. usage [out]: (parts, layers, experts), NULL where there is none; free it. */
+int assignment_make(const assignment *a, moed_context *c, const moed_model *base, moed_split *s, int64_t parts, double **usage);
 /* The table of a split, and the usage it was made by (nullable), as a file that --experts and --usage take. */
 int assignment_write(const moed_split *s, const moed_layout *base, int64_t parts, const double *usage, const char *path);
 /* Only a table of experts, for integration. */

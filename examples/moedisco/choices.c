@@ -8,7 +8,6 @@
 
 #include "choices.h"
 #include "output.h"
-#include "size.h"
 #include "tokenize.h"
 
 /* Where a task's items have what, and what stands around the question. */

@@ -75,6 +75,13 @@ json_t *cost_json(const moed_cost *c)
                           c->device_hours, "seconds_here", c->seconds));
 }
 
+json_t *cost_ahead(const moed_cost *c)
+{
+    json_t *o = cost_json(c);
+    json_object_del(o, "seconds_here");
+    return o;
+}
+
 json_t *phases_json(const moed_phase *phases, size_t count)
 {
     json_t *all = must(json_array());
@@ -96,8 +103,7 @@ json_t *cost_plan(const pipeline *p)
     moed_cost c;
     size_t count = 0;
     if (cost_phases(p, NULL, phases, &count) || cost_of(phases, count, &c)) return must(json_object());
-    json_t *o = cost_json(&c);
-    json_object_del(o, "seconds_here");
+    json_t *o = cost_ahead(&c);
     put(o, "phases", phases_json(phases, count));
     return o;
 }

@@ -16,6 +16,8 @@ typedef struct step_cost {
 int cost_steps(const pipeline *p, step_cost *out);
 
 json_t *cost_json(const moed_cost *c);
+/* The same before anything ran: without the seconds it took here. */
+json_t *cost_ahead(const moed_cost *c);
 json_t *phases_json(const moed_phase *phases, size_t count);
 /* What is planned, for run.json. */
 json_t *cost_plan(const pipeline *p);

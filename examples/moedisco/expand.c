@@ -31,14 +31,11 @@ static moed_status measure_usage(const expand_settings *s, moed_context *c, cons
 
 static int expand(moed_context *c, const char *from_dir, const char *to_dir, const expand_settings *s, const moed_expansion_options *o)
 {
-    moed_model_options stream;
     moed_model *from = NULL, *whole = NULL;
     moed_expansion *x = NULL;
     double *usage = NULL;
     moed_layout_info had = {.struct_size = sizeof had}, has = {.struct_size = sizeof has};
-    OPTIONS_INIT(MODEL_OPTIONS, &stream);
-    stream.flags = MOED_MODEL_STREAM;
-    moed_status status = moed_model_open(&from, c, from_dir, &stream);
+    moed_status status = open_streamed(&from, c, from_dir);
     if (!status) status = moed_layout_get_info(moed_model_layout(from), &had);
     if (!status) status = measure_usage(s, c, from, &had, &usage);
     if (!status) status = moed_expansion_create(&x, from, usage, o);
@@ -72,8 +69,7 @@ int verb_expand(const verb *v, int argc, char **argv)
     int code = flags_parse(&f, v, argc, argv, 2, 2);
     if (code >= 0) return code;
     if ((code = common_open(&c, &context))) return code;
-    if (same_folder(f.positionals[0], f.positionals[1]))
-        code = fail(EXIT_INPUT, "%s: is the result and the input too; choose another folder for OUT", f.positionals[1]);
+    code = refuse_same(f.positionals[0], f.positionals[1]);
     if (!code) code = expand(context, f.positionals[0], f.positionals[1], &s, &o);
     moed_context_destroy(context);
     return code;

@@ -19,13 +19,22 @@ static int listed(const char *list, const char *name)
 
 static void *place(const flag *item) { return (char *)item->value + item->field.offset; }
 
-static const char *choice_name(const char *choices, int64_t index, size_t *length)
+const char *choice_name(const char *choices, int64_t index, size_t *length)
 {
     const char *at = choices;
     while (index-- > 0 && at) at = strchr(at, '|') ? strchr(at, '|') + 1 : NULL;
     if (!at) return NULL;
     *length = strcspn(at, "|");
     return at;
+}
+
+int32_t choice_of(const char *choices, const char *name)
+{
+    size_t length = 0;
+    const char *at;
+    for (int32_t i = 0; (at = choice_name(choices, i, &length)) != NULL; i++)
+        if (strlen(name) == length && !strncmp(at, name, length)) return i;
+    return -1;
 }
 
 void flags_value_text(const flag *item, char *out, size_t size)
@@ -48,7 +57,8 @@ void flags_value_text(const flag *item, char *out, size_t size)
     }
 }
 
-static void add(flags *f, const char *group, const moed_field *field, void *base)
+/* Under the first `length` characters of name. */
+static void add(flags *f, const char *group, const char *name, size_t length, const moed_field *field, void *base)
 {
     if (f->count == FLAGS_MAX || field->type == MOED_FIELD_POINTER) return;
     flag *item = &f->items[f->count];
@@ -56,7 +66,7 @@ static void add(flags *f, const char *group, const moed_field *field, void *base
     item->field = *field;
     item->group = group;
     item->value = base;
-    snprintf(item->name, sizeof item->name, "%s", field->name);
+    snprintf(item->name, sizeof item->name, "%.*s", (int)length, name);
     for (char *c = item->name; *c; c++)
         if (*c == '_') *c = '-';
     item->first = (int)f->count;
@@ -76,13 +86,23 @@ void flags_struct(flags *f, const char *group, int32_t id, void *options, const 
         memset(&field, 0, sizeof field);
         field.struct_size = sizeof field;
         if (moed_options_field(id, i, &field) != MOED_OK) return;
-        if (!listed(except, field.name)) add(f, group, &field, options);
+        if (!listed(except, field.name)) add(f, group, field.name, strlen(field.name), &field, options);
+    }
+}
+
+void flags_struct_as(flags *f, const char *group, int32_t id, void *options, const char *names)
+{
+    for (const char *at = names; *at; at += strcspn(at, ","), at += *at == ',') {
+        const size_t from = strcspn(at, "="), to = strcspn(at + from + 1, ",");
+        moed_field field = {.struct_size = sizeof field};
+        for (size_t i = 0; moed_options_field(id, i, &field) == MOED_OK; i++)
+            if (strlen(field.name) == from && !strncmp(field.name, at, from)) add(f, group, at + from + 1, to, &field, options);
     }
 }
 
 void flags_table(flags *f, const char *group, const moed_field *fields, size_t count, void *base)
 {
-    for (size_t i = 0; i < count; i++) add(f, group, &fields[i], base);
+    for (size_t i = 0; i < count; i++) add(f, group, fields[i].name, strlen(fields[i].name), &fields[i], base);
 }
 
 void flags_passing(flags *f, size_t from)
@@ -139,14 +159,10 @@ static int set_text(flag *item, const char *text)
         *(const char **)p = text;
         return -1;
     case MOED_FIELD_CHOICE: {
-        size_t length = 0;
-        const char *name;
-        for (int32_t i = 0; (name = choice_name(d->choices, i, &length)) != NULL; i++)
-            if (strlen(text) == length && !strncmp(name, text, length)) {
-                *(int32_t *)p = i;
-                return -1;
-            }
-        return bad_value(item, text);
+        const int32_t index = choice_of(d->choices, text);
+        if (index < 0) return bad_value(item, text);
+        *(int32_t *)p = index;
+        return -1;
     }
     case MOED_FIELD_SWITCH:
         if (strcmp(text, "0") != 0 && strcmp(text, "1") != 0) return bad_value(item, text);
@@ -407,4 +423,30 @@ void flags_free(flags *f)
 {
     for (size_t i = 0; i < f->count; i++) free(f->items[i].owned);
     f->count = 0;
+}
+
+/* ---- lists in flags ---- */
+
+int pairs_read(const char *flag_name, const char *text, double *numbers, double *after, size_t room, size_t *count)
+{
+    *count = 0;
+    for (const char *at = text; *at;) {
+        char *end;
+        if (*count == room) return fail(EXIT_INPUT, "--%s: more than %zu numbers", flag_name, room);
+        numbers[*count] = strtod(at, &end);
+        int bad = end == at || !isfinite(numbers[*count]);
+        if (after) after[*count] = -1;
+        if (!bad && after && *end == ':') {
+            at = end + 1;
+            after[*count] = strtod(at, &end);
+            bad = end == at || !isfinite(after[*count]) || after[*count] < 0;
+        }
+        if (bad || (*end && *end != ',') || (*end == ',' && !end[1]))
+            return fail(EXIT_INPUT, "--%s %s: must be numbers with commas between%s", flag_name, text,
+                        after ? ", each with what belongs to it after a colon" : "");
+        ++*count;
+        at = *end ? end + 1 : end;
+    }
+    if (!*count) return fail(EXIT_INPUT, "--%s is empty", flag_name);
+    return EXIT_DONE;
 }

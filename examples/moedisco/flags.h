@@ -41,6 +41,8 @@ typedef struct flags {
 /* Adds the fields of options struct `id` at `options`, whose present values are the defaults, but those in `except`
  * (comma-separated, nullable). */
 void flags_struct(flags *f, const char *group, int32_t id, void *options, const char *except);
+/* Only some fields of it, under other names: "method=new_experts,std=new_std". */
+void flags_struct_as(flags *f, const char *group, int32_t id, void *options, const char *names);
 /* The same for a table of the command's own. */
 void flags_table(flags *f, const char *group, const moed_field *fields, size_t count, void *base);
 /* The flags added since `from` do not change results. */
@@ -58,6 +60,14 @@ json_t *flags_json(const flags *f);
 int flags_set_json(flags *f, flag *item, const json_t *value);
 void flags_value_text(const flag *item, char *out, size_t size);
 void flags_free(flags *f);
+
+/* Index of a name in "a|b|c", -1 when it is not there; and the name (not ended, length [out]) of an index, NULL past the last. */
+int32_t choice_of(const char *choices, const char *name);
+const char *choice_name(const char *choices, int64_t index, size_t *length);
+
+/* "8,16,32" or "8:2e9,16:1e9" into numbers[count] and, where after is not NULL, what stands after each colon (-1 where there is
+ * none). An exit code that names the flag. */
+int pairs_read(const char *flag_name, const char *text, double *numbers, double *after, size_t room, size_t *count);
 
 /* Nearest of names[count] to `word` by edit distance, NULL when none is near. */
 const char *nearest(const char *word, const char *const *names, size_t count);

@@ -106,12 +106,9 @@ static int tell_config(moed_context *c, const char *name, const char *path, cons
 
 static int tell_model(moed_context *c, const char *dir, const info_settings *s)
 {
-    moed_model_options o;
     moed_model *m = NULL;
     int code;
-    OPTIONS_INIT(MODEL_OPTIONS, &o);
-    o.flags = MOED_MODEL_STREAM;
-    if (moed_model_open(&m, c, dir, &o) == MOED_OK) { /* its tensors say their dtypes better than the configuration */
+    if (open_streamed(&m, c, dir) == MOED_OK) { /* its tensors say their dtypes better than the configuration */
         code = tell_layout(dir, moed_model_layout(m), s);
         moed_model_destroy(m);
     } else {

@@ -12,7 +12,6 @@
 #include "app.h"
 #include "json_file.h"
 #include "output.h"
-#include "size.h"
 
 /* jansson 2.14's reader ends the process, or loses characters unseen, when a buffer of it cannot grow by some bytes. Those bytes come
  * from here when there are no others: more than all that a command reads. Nothing of it is used twice. */

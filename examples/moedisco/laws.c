@@ -1,6 +1,5 @@
 /* laws.c - scaling laws of the command: by a preset's name or from a file, and the runs that they are fitted to. */
 #include <ctype.h>
-#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -9,7 +8,6 @@
 #include "json_file.h"
 #include "laws.h"
 #include "output.h"
-#include "size.h"
 
 enum { COEFFICIENTS_MOST = 64 };
 
@@ -23,24 +21,6 @@ static const char *choices_of(const char *field_name)
         if (moed_options_field(MOED_STRUCT_LAW_OPTIONS, i, &field)) return "";
         if (!strcmp(field.name, field_name)) return field.choices;
     }
-}
-
-/* Index of a name in "a|b|c", -1 when it is not there. */
-static int32_t choice_of(const char *choices, const char *name)
-{
-    const size_t length = strlen(name);
-    for (int32_t i = 0;; i++) {
-        const size_t here = strcspn(choices, "|");
-        if (here == length && !strncmp(choices, name, length)) return i;
-        if (!choices[here]) return -1;
-        choices += here + 1;
-    }
-}
-
-static char *choice_name(const char *choices, int32_t index)
-{
-    for (; index > 0; index--) choices += strcspn(choices, "|") + 1;
-    return must(strndup(choices, strcspn(choices, "|")));
 }
 
 /* ---- a law as a file ---- */
@@ -107,7 +87,9 @@ int law_save(const char *path, const moed_law *l)
 {
     moed_law_info i = {.struct_size = sizeof i};
     moed_law_get_info(l, &i);
-    char *form = choice_name(choices_of("form"), i.form);
+    size_t length = 0;
+    const char *named = choice_name(choices_of("form"), i.form, &length);
+    char *form = must(strndup(named, length));
     json_t *o = must(json_pack(
         "{s:s, s:i, s:s, s:i, s:s, s:{s:[ff], s:[ff], s:[ff]}, s:{s:I, s:I, s:f, s:f, s:i}}", "format", "moedisco-law", "version",
         1, "form", form, "top_k", (int)i.top_k, "source", i.source, "range", "active", i.active_min, i.active_max, "experts",
@@ -240,30 +222,4 @@ int runs_read(const char *path, moed_run_point **out, size_t *count)
     if (code) free(r.points);
     else *out = r.points, *count = r.count;
     return code;
-}
-
-/* ---- lists in flags ---- */
-
-int pairs_read(const char *flag_name, const char *text, double *numbers, double *after, size_t room, size_t *count)
-{
-    *count = 0;
-    for (const char *at = text; *at;) {
-        char *end;
-        if (*count == room) return fail(EXIT_INPUT, "--%s: more than %zu numbers", flag_name, room);
-        numbers[*count] = strtod(at, &end);
-        int bad = end == at || !isfinite(numbers[*count]);
-        if (after) after[*count] = -1;
-        if (!bad && after && *end == ':') {
-            at = end + 1;
-            after[*count] = strtod(at, &end);
-            bad = end == at || !isfinite(after[*count]) || after[*count] < 0;
-        }
-        if (bad || (*end && *end != ',') || (*end == ',' && !end[1]))
-            return fail(EXIT_INPUT, "--%s %s: must be numbers with commas between%s", flag_name, text,
-                        after ? ", each with what belongs to it after a colon" : "");
-        ++*count;
-        at = *end ? end + 1 : end;
-    }
-    if (!*count) return fail(EXIT_INPUT, "--%s is empty", flag_name);
-    return EXIT_DONE;
 }

@@ -13,8 +13,4 @@ int law_save(const char *path, const moed_law *l);
  * passed over. The caller frees *out. An exit code. */
 int runs_read(const char *path, moed_run_point **out, size_t *count);
 
-/* "8,16,32" or "8:2e9,16:1e9" into numbers[count] and, where seconds is not NULL, what stands after each colon (-1 where there is
- * none). An exit code that names the flag. */
-int pairs_read(const char *flag_name, const char *text, double *numbers, double *after, size_t room, size_t *count);
-
 #endif

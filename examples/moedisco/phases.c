@@ -88,12 +88,9 @@ static int train_into(pipeline *p, const char *label, const char *from_dir, cons
 /* run.json may have been edited since the base was made. */
 static int same_sizes(const pipeline *p, const char *base)
 {
-    moed_model_options o;
     moed_model *m = NULL;
     moed_layout_info wanted = {.struct_size = sizeof wanted}, there = {.struct_size = sizeof there};
-    OPTIONS_INIT(MODEL_OPTIONS, &o);
-    o.flags = MOED_MODEL_STREAM;
-    const moed_status status = moed_model_open(&m, p->context, base, &o);
+    const moed_status status = open_streamed(&m, p->context, base);
     if (status) return fail_status(status);
     moed_layout_get_info(moed_model_layout(m), &there);
     moed_layout_get_info(p->layout, &wanted);
@@ -260,16 +257,13 @@ static char *stage_path(const pipeline *p, size_t stage, const char *what)
  * again. */
 static int grow(pipeline *p, const char *from_dir, int32_t experts, size_t stage, const char *to_dir)
 {
-    moed_model_options stream;
     moed_model *from = NULL;
     moed_expansion *x = NULL;
     moed_expansion_options o = p->expansion;
     if (path_exists(to_dir)) return EXIT_DONE;
-    OPTIONS_INIT(MODEL_OPTIONS, &stream);
-    stream.flags = MOED_MODEL_STREAM;
     o.experts = experts;
     o.seed = p->size.init.seed * STAGES_MOST + stage; /* each expansion draws numbers of its own */
-    moed_status status = moed_model_open(&from, p->context, from_dir, &stream);
+    moed_status status = open_streamed(&from, p->context, from_dir);
     if (!status) status = moed_expansion_create(&x, from, NULL, &o);
     if (!status) status = moed_expansion_build(NULL, x, to_dir, app_cancel);
     moed_expansion_destroy(x);

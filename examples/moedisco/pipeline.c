@@ -37,16 +37,6 @@ static const moed_field STEP_FIELDS[] = {
 };
 static const moed_field GROWTH_FIELDS[] = {
     FIELD_INTEGER(pipeline, stage_warmup, 0, 0, 1e15, "steps with rising rate at the beginning of every stage"),
-    {sizeof(moed_field), 0, "new_experts", "draw|clone", "new experts: drawn, or clones of the others in turn", MOED_FIELD_CHOICE,
-     offsetof(pipeline, expansion.method), 0, 0, 1},
-    {sizeof(moed_field), 0, "new_std", "", "drawn: their standard deviation, negative = the config's initializer_range", MOED_FIELD_F64,
-     offsetof(pipeline, expansion.std), 0, -1, 100},
-    {sizeof(moed_field), 0, "new_noise", "", "clones: noise on them, as a share of each tensor's root mean square", MOED_FIELD_F64,
-     offsetof(pipeline, expansion.noise), 0, 0, 100},
-    {sizeof(moed_field), 0, "new_redraw", "", "clones: share of their intermediate units that are drawn anew", MOED_FIELD_F64,
-     offsetof(pipeline, expansion.redraw), 0, 0, 1},
-    {sizeof(moed_field), 0, "keep_bias", "", "an expansion leaves the selection biases of the experts that were there", MOED_FIELD_SWITCH,
-     offsetof(pipeline, expansion.keep_bias), 0, 0, 1},
 };
 static const moed_field BUDGET_FIELDS[] = {
     FIELD_NUMBER(pipeline, minutes, 0, 0, 1e7, "steps that take about this long here, 0 = not given"),
@@ -129,6 +119,8 @@ void pipeline_flags(flags *f, pipeline *p, int32_t kind)
     growing_run_flags(f, &p->growing);
     OPTIONS_INIT(EXPANSION_OPTIONS, &p->expansion);
     flags_table(f, "growth", ROWS(GROWTH_FIELDS), p);
+    flags_struct_as(f, "growth", MOED_STRUCT_EXPANSION_OPTIONS, &p->expansion,
+                    "method=new_experts,std=new_std,noise=new_noise,redraw=new_redraw,keep_bias=keep_bias");
     flags_table(f, "prices, of 2026-01 as in the MoE-DisCo paper", ROWS(PRICE_FIELDS), p);
     const size_t from = f->count;
     flags_table(f, "how it is run", ROWS(RUN_FIELDS), p);

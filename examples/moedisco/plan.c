@@ -17,8 +17,7 @@ static void show_phase(const pipeline *p, const moed_phase *phase, const moed_es
     say("  %-8s %2d x %-10s %8lld steps %10s %9s memory %9s disk %10.4g h %12s", phase->name, (int)phase->devices,
         dear ? p->dear_device : p->cheap_device, (long long)steps, human_flops(c.flops, flops),
         human_bytes(e->host_bytes, memory), human_bytes(e->disk_bytes, disk), c.hours, human_money(c.money, money));
-    json_t *o = cost_json(&c);
-    json_object_del(o, "seconds_here");
+    json_t *o = cost_ahead(&c);
     put(o, "event", json_string("phase"));
     put(o, "phase", json_string(phase->name));
     put(o, "devices", json_integer(phase->devices));
@@ -51,8 +50,7 @@ static int show(const pipeline *p)
         human_money(c.money, money));
     say("  prices of %s; speeds are inferred from the paper's hours: set --cheap-flops and --dear-flops to your own",
         p->price_date);
-    json_t *o = cost_json(&c);
-    json_object_del(o, "seconds_here");
+    json_t *o = cost_ahead(&c);
     put(o, "event", json_string("plan"));
     put(o, "kind", json_string(kind_name(p->kind)));
     emit(o);

@@ -152,8 +152,7 @@ static int show_stage(const emo_plan *p, size_t i, const moed_stage *s, moed_pha
         human_count((double)s->tokens, tokens), 100 * share, (long long)(s->tokens / step_tokens(p)), s->learning_rate,
         phase->flops / phase->device_flops / (double)s->tokens * (double)step_tokens(p), how_text(p, how),
         human_bytes(p->estimates[i].host_bytes, memory), c.hours, human_money(c.money, money));
-    json_t *o = cost_json(&c);
-    json_object_del(o, "seconds_here");
+    json_t *o = cost_ahead(&c);
     put(o, "event", json_string("stage"));
     put(o, "experts", json_integer(s->experts));
     put(o, "tokens", json_integer(s->tokens));
@@ -190,8 +189,7 @@ static int show_total(const emo_plan *p, const moed_phase *phases, const moed_gr
     else
         say_wrapped("  between and beyond given times: on a line in the number of experts (a part that does not depend on it, "
                     "and one in proportion).");
-    json_t *o = cost_json(&grown);
-    json_object_del(o, "seconds_here");
+    json_t *o = cost_ahead(&grown);
     put(o, "event", json_string("plan"));
     put(o, "kind", json_string("emo"));
     put(o, "tokens", json_integer(info->tokens));

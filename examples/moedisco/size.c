@@ -1,6 +1,4 @@
 /* size.c - the sizes of a model as flags, and the config.json they make. */
-#include <errno.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -109,33 +107,6 @@ static json_t *config_object(const sizes *s, int64_t vocabulary)
         put(o, "mlp_only_layers", json_array());
     }
     return o;
-}
-
-char *read_text(const char *path, size_t *size)
-{
-    FILE *file = fopen(path, "rb");
-    if (!file) {
-        if (errno == ENOMEM) must(NULL);
-        fail(EXIT_INPUT, "%s: cannot be read: %s", path, strerror(errno));
-        return NULL;
-    }
-    size_t used = 0, room = 1 << 16;
-    char *text = must(malloc(room));
-    for (size_t got; (got = fread(text + used, 1, room - used - 1, file)) > 0;) {
-        used += got;
-        if (used + 1 == room) text = must(realloc(text, room *= 2));
-        if (used > 100u << 20) break;
-    }
-    const int bad = ferror(file) || used > 100u << 20;
-    fclose(file);
-    if (bad) {
-        fail(EXIT_INPUT, "%s: cannot be read as a text of at most 100 MB", path);
-        free(text);
-        return NULL;
-    }
-    text[used] = 0;
-    *size = used;
-    return text;
 }
 
 int sizes_layout(const sizes *s, moed_context *c, int64_t vocabulary, moed_layout **out)

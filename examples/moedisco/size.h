@@ -21,7 +21,4 @@ void sizes_settle(sizes *s, const flags *f);
 /* The layout; vocabulary 0 in the sizes takes `vocabulary`. An exit code. */
 int sizes_layout(const sizes *s, moed_context *c, int64_t vocabulary, moed_layout **out);
 
-/* A file's whole text, NULL after telling why not. */
-char *read_text(const char *path, size_t *size);
-
 #endif

@@ -2,7 +2,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
 
 #include "assignment.h"
 #include "output.h"
@@ -10,15 +9,12 @@
 
 int surgery_split(moed_context *c, const char *base_dir, int64_t parts, int64_t part, const char *out_dir)
 {
-    moed_model_options open_options;
     moed_split_options o;
     moed_model *base = NULL;
     moed_split *s = NULL;
-    OPTIONS_INIT(MODEL_OPTIONS, &open_options);
     OPTIONS_INIT(SPLIT_OPTIONS, &o);
-    open_options.flags = MOED_MODEL_STREAM;
     o.parts = (int32_t)parts;
-    moed_status status = moed_model_open(&base, c, base_dir, &open_options);
+    moed_status status = open_streamed(&base, c, base_dir);
     if (!status) status = moed_split_create(&s, moed_model_layout(base), &o);
     if (!status) status = moed_split_build(NULL, s, (int32_t)part, base, out_dir, app_cancel);
     const int code = status ? fail_status(status) : EXIT_DONE;
@@ -81,15 +77,12 @@ static moed_status give_scale(moed_integration *i, moed_context *c, const char *
 
 static int add_submodels(moed_integration *i, moed_context *c, const merger *m)
 {
-    moed_model_options o;
     int code = EXIT_DONE;
-    OPTIONS_INIT(MODEL_OPTIONS, &o);
-    o.flags = MOED_MODEL_STREAM;
     for (int64_t k = 0; k < m->parts && !code; k++) {
         const char *dir = m->submodels[m->clones ? 0 : k];
         moed_model *submodel = NULL;
         if (!dir) continue;
-        moed_status status = moed_model_open(&submodel, c, dir, &o);
+        moed_status status = open_streamed(&submodel, c, dir);
         if (status) code = fail_status(status);
         else if ((status = moed_integration_add(i, (int32_t)k, submodel, m->weights ? m->weights[k] : 1.0)))
             code = fail(exit_code(status), "%s: %s", dir, moed_last_error());
@@ -126,15 +119,12 @@ static moed_status assign_rest(moed_split *s, const merger *m, const moed_layout
 /* Submodels of another family than the base's are its dense siblings, or will be refused. */
 static int of_another_family(moed_context *c, const merger *m, const moed_model *base, moed_split_options *o)
 {
-    moed_model_options how;
     moed_model *submodel = NULL;
     moed_layout_info a = {.struct_size = sizeof a}, b = {.struct_size = sizeof b};
     const char *dir = NULL;
-    OPTIONS_INIT(MODEL_OPTIONS, &how);
-    how.flags = MOED_MODEL_STREAM;
     for (int64_t k = 0; k < m->parts && !dir; k++) dir = m->submodels[k];
     if (!dir) return EXIT_DONE;
-    moed_status status = moed_model_open(&submodel, c, dir, &how);
+    moed_status status = open_streamed(&submodel, c, dir);
     if (!status) status = moed_layout_get_info(moed_model_layout(submodel), &a);
     if (!status) status = moed_layout_get_info(moed_model_layout(base), &b);
     if (!status && strcmp(a.family, b.family) != 0) o->flags |= MOED_SPLIT_DENSE;
@@ -145,18 +135,15 @@ static int of_another_family(moed_context *c, const merger *m, const moed_model 
 /* The assignment as the submodels tell it, unless a table does. */
 static int take_assignment(moed_split *s, const moed_model *base, moed_context *c, const merger *m)
 {
-    moed_model_options o;
     moed_layout_info info = {.struct_size = sizeof info};
     int code = EXIT_DONE, told = 0;
     if (m->clones) return EXIT_DONE;
     if (m->experts) return assignment_read(s, moed_model_layout(base), m->parts, m->experts);
     moed_layout_get_info(moed_model_layout(base), &info);
-    OPTIONS_INIT(MODEL_OPTIONS, &o);
-    o.flags = MOED_MODEL_STREAM;
     for (int64_t k = 0; k < m->parts && !code; k++) {
         moed_model *submodel = NULL;
         if (!m->submodels[k]) continue;
-        moed_status status = moed_model_open(&submodel, c, m->submodels[k], &o);
+        moed_status status = open_streamed(&submodel, c, m->submodels[k]);
         if (status) code = fail_status(status);
         else if (!(status = moed_split_assign_from(s, (int32_t)k, moed_model_layout(submodel)))) told++;
         else if (status != MOED_E_NOT_FOUND) code = fail(exit_code(status), "%s: %s", m->submodels[k], moed_last_error());
@@ -221,15 +208,12 @@ static int give_rows(moed_integration *i, moed_context *c, const merger *m, cons
 int surgery_integrate(moed_context *c, const char *base_dir, const merger *given, const char *out_dir, double *drift)
 {
     merger own = *given, *m = &own;
-    moed_model_options open_options;
     moed_split_options split_options;
     moed_model *base = NULL;
     moed_integration *i = NULL;
-    OPTIONS_INIT(MODEL_OPTIONS, &open_options);
     OPTIONS_INIT(SPLIT_OPTIONS, &split_options);
-    open_options.flags = MOED_MODEL_STREAM;
     split_options.parts = (int32_t)m->parts;
-    moed_status status = moed_model_open(&base, c, base_dir, &open_options);
+    moed_status status = open_streamed(&base, c, base_dir);
     int code = status ? fail_status(status) : of_another_family(c, m, base, &split_options);
     if (!code && (status = moed_split_create(&m->split, moed_model_layout(base), &split_options))) code = fail_status(status);
     if (!code) code = take_assignment(m->split, base, c, m);
@@ -282,16 +266,13 @@ static int build_parts(moed_split *s, const moed_model *base, int64_t from, int6
 
 static int split_into(moed_context *c, split_settings *s, const char *base_dir, const char *out)
 {
-    moed_model_options o;
     moed_model *base = NULL;
     moed_split *split = NULL;
     moed_layout_info info = {.struct_size = sizeof info};
     double *usage = NULL;
     char *made = NULL, *table = path_join(out, "split.json");
     int64_t parts = 0;
-    OPTIONS_INIT(MODEL_OPTIONS, &o);
-    o.flags = MOED_MODEL_STREAM;
-    moed_status status = moed_model_open(&base, c, base_dir, &o);
+    moed_status status = open_streamed(&base, c, base_dir);
     if (!status) status = moed_layout_get_info(moed_model_layout(base), &info);
     int code = status ? fail_status(status) : assignment_parts(&s->assignment, c, &parts);
     if (!code && parts && s->options.parts && parts != s->options.parts)
@@ -300,7 +281,7 @@ static int split_into(moed_context *c, split_settings *s, const char *base_dir, 
     if (s->dense) s->options.flags |= MOED_SPLIT_DENSE;
     if (!code && (status = moed_split_create(&split, moed_model_layout(base), &s->options))) code = fail_status(status);
     if (!parts) parts = s->options.parts ? s->options.parts : info.experts;
-    if (!code) code = assignment_make(&s->assignment, c, base_dir, split, parts, &usage);
+    if (!code) code = assignment_make(&s->assignment, c, base, split, parts, &usage);
     if (!code) code = make_folder_for(out, &made);
     if (!code) code = build_parts(split, base, s->part < 0 ? 0 : s->part, s->part < 0 ? parts : s->part + 1, out);
     if (!code && s->part < 0) code = assignment_write(split, moed_model_layout(base), parts, usage, table);
@@ -357,18 +338,12 @@ static const moed_field INTEGRATE_FIELDS[] = {
 static double *read_weights(const char *text, int64_t parts)
 {
     double *w = must(calloc((size_t)parts, sizeof *w));
-    const char *at = text;
-    for (int64_t k = 0; k < parts; k++) {
-        char *end;
-        w[k] = strtod(at, &end);
-        if (end == at || (*end != ',' && *end) || (*end == ',') != (k + 1 < parts)) {
-            fail(EXIT_INPUT, "--weights %s: must be %lld numbers with commas between", text, (long long)parts);
-            free(w);
-            return NULL;
-        }
-        at = end + 1;
-    }
-    return w;
+    size_t count = 0;
+    const int code = pairs_read("weights", text, w, NULL, (size_t)parts, &count);
+    if (!code && count == (size_t)parts) return w;
+    if (!code) fail(EXIT_INPUT, "--weights %s: must be %lld numbers with commas between", text, (long long)parts);
+    free(w);
+    return NULL;
 }
 
 static int integrate_with(const integrate_settings *s, moed_context *c, merger *m, const char *base, const char *out)
@@ -430,44 +405,8 @@ int verb_integrate(const verb *v, int argc, char **argv)
     for (int64_t k = 0; k < m.parts; k++) submodels[k] = strcmp(f.positionals[k + 2], "lost") ? f.positionals[k + 2] : NULL;
     m.submodels = submodels;
     for (size_t k = 0; k < f.positional_count && !code; k++) /* the result would take the place of what it is made from */
-        if (k != 1 && same_folder(f.positionals[k], f.positionals[1]))
-            code = fail(EXIT_INPUT, "%s: is the result and an input too; choose another folder for OUT", f.positionals[1]);
+        if (k != 1) code = refuse_same(f.positionals[k], f.positionals[1]);
     if (!code) code = integrate_with(&s, context, &m, f.positionals[0], f.positionals[1]);
-    moed_context_destroy(context);
-    return code;
-}
-
-int verb_upcycle(const verb *v, int argc, char **argv)
-{
-    flags f = {0};
-    common c;
-    moed_upcycle_options o;
-    moed_model_options open_options;
-    moed_context *context = NULL;
-    moed_model *dense = NULL, *whole = NULL;
-    moed_layout_info info = {.struct_size = sizeof info};
-    OPTIONS_INIT(UPCYCLE_OPTIONS, &o);
-    OPTIONS_INIT(MODEL_OPTIONS, &open_options);
-    open_options.flags = MOED_MODEL_STREAM;
-    flags_struct(&f, "upcycle", MOED_STRUCT_UPCYCLE_OPTIONS, &o, NULL);
-    common_flags(&f, &c);
-    int code = flags_parse(&f, v, argc, argv, 2, 2);
-    if (code >= 0) return code;
-    if ((code = common_open(&c, &context))) return code;
-    if (same_folder(f.positionals[0], f.positionals[1]))
-        code = fail(EXIT_INPUT, "%s: is the result and the input too; choose another folder for OUT", f.positionals[1]);
-    moed_status status = code ? MOED_OK : moed_model_open(&dense, context, f.positionals[0], &open_options);
-    if (!code && !status) status = moed_model_upcycle(&whole, dense, f.positionals[1], &o, app_cancel);
-    if (!code && !status) status = moed_layout_get_info(moed_model_layout(whole), &info);
-    if (!code && status) code = fail_status(status);
-    if (!code) {
-        say("%s: %s, %lld experts in each of %lld layers, %lld parameters", f.positionals[1], info.family,
-            (long long)info.experts, (long long)info.layers, (long long)info.total);
-        emit(json_pack("{s:s, s:s, s:I}", "event", "upcycled", "path", utf8(f.positionals[1]), "parameters",
-                       (json_int_t)info.total));
-    }
-    moed_model_destroy(whole);
-    moed_model_destroy(dense);
     moed_context_destroy(context);
     return code;
 }

@@ -104,11 +104,11 @@ typedef struct moed_estimate {
     int32_t reserved;
 } moed_estimate;
 
-/* What moed_trainer_create and a run will take on device d (nullable: the CPU, and no time). Needs no device: d may be filled in by
- * hand (struct_size, backend, memory, flops, dtype; the rest 0). Of memory it takes next to nothing. host_bytes is everything in host memory: on the CPU the model's own weights, gradients (one
- * block, and log2(micro_batches) more), moments, activations with workspace, rows, and what passes through when saving.
- * device_bytes is what counts against a device_limit: what the driver takes is not in it, and what operations keep only where the
- * backend that d names is found here and tells.
+/* What moed_trainer_create and a run will take on device d (nullable: the CPU, and no time). Needs no device: d may be filled in
+ * by hand (struct_size, backend, memory, flops, dtype; the rest 0). Of memory it takes next to nothing. host_bytes is everything
+ * in host memory: on the CPU the model's own weights, gradients (one block, and log2(micro_batches) more), moments, activations
+ * with workspace, rows, and what passes through when saving. device_bytes is what counts against a device_limit: what the driver
+ * takes is not in it, and what operations keep only where the backend that d names is found here and tells.
  * Returns MOED_E_RANGE, MOED_E_ARGUMENT, MOED_E_STRUCT, MOED_E_UNSUPPORTED (a layout by hand). Since: 0.1. */
 MOED_API moed_status moed_train_estimate(const moed_layout *l, const moed_device_info *d, const moed_train_options *o,
                                          moed_estimate *out);
@@ -167,31 +167,20 @@ MOED_API moed_status moed_trainer_create(moed_trainer **out, moed_context *c, mo
                                          moed_comm *comm, const moed_train_options *o);
 MOED_API void moed_trainer_destroy(moed_trainer *t);
 MOED_API moed_status moed_trainer_get_info(const moed_trainer *t, moed_trainer_info *out);
-/* steps more steps (0 = to the end of options.steps). last nullable. After the last of options.steps none is left: what was
- * due there and is not done yet is made up for, last gets step and tokens and is 0 otherwise, and the call returns MOED_OK. Evaluates held_out at the end, and saves there
- * when checkpoint_every is set. A loss or gradient that is NaN or infinite: MOED_E_NUMERIC naming the step; nothing of
- * that step is applied. Whatever stops a run, the trainer and (unless options.store_late) the model's own tensors stay at its last
- * whole step.
- * MOED_E_EXISTS when options.directory holds another run's metrics or checkpoints and moed_trainer_resume was not
- * called, MOED_E_STATE when another trainer is writing there. Cancel: within an
- * operation, on the CPU within a few hundredths of a second; an update or a checkpoint that has begun is finished. A device gets the
- * work of a whole step at once: there a step that was handed over is finished too. Since: 0.1. */
+/* steps more steps (0 = to the end of options.steps). last nullable. After the last of options.steps none is left: what was due
+ * there and is not done yet is made up for, last gets step and tokens and is 0 otherwise, and the call returns MOED_OK.
+ * Evaluates held_out at the end, and saves there when checkpoint_every is set. A loss or gradient that is NaN or infinite:
+ * MOED_E_NUMERIC naming the step; nothing of that step is applied. Whatever stops a run, the trainer and (unless
+ * options.store_late) the model's own tensors stay at its last whole step.
+ * MOED_E_EXISTS when options.directory holds another run's metrics or checkpoints and moed_trainer_resume was not called,
+ * MOED_E_STATE when another trainer is writing there. Cancel: within an operation, on the CPU within a few hundredths of a
+ * second; an update or a checkpoint that has begun is finished. A device gets the work of a whole step at once: there a step
+ * that was handed over is finished too. Since: 0.1. */
 MOED_API moed_status moed_trainer_run(moed_trainer *t, int64_t steps, moed_report *last, const moed_cancel *cancel);
 /* For foreign loops: adds the gradient of the batch's mean loss (b NULL: the corpus' next rows); several calls before
  * one update average. b has at most options.rows rows of options.length tokens. When a call does not succeed for what
  * it computed, the gradients of those before it are dropped too. out nullable. Since: 0.1. */
 MOED_API moed_status moed_trainer_forward_backward(moed_trainer *t, const moed_batch *b, moed_report *out);
-/* The trainer goes on with the model that moed_expansion_build makes of its weights, to the last bit, with the same usage and options, which
- * takes the place of the one it was made with (that one keeps the last step's numbers). The schedule and the data go on; carry: 1 = so do the
- * optimizer's moments, those of new experts 0; 0 = all moments are 0, as in EMO. A checkpoint made afterwards is resumed by a trainer made
- * with a model of so many experts. Takes host memory for the weights (and moments) twice. On MOED_E_LIMIT, and where the device has no memory, the
- * trainer is at its end: resume from a checkpoint. Threads: as moed_trainer_run. Since: 0.1. Source: EMO. */
-MOED_API moed_status moed_trainer_expand(moed_trainer *t, const double *usage, const moed_expansion_options *o, int32_t carry);
-/* The model that is trained: the one of moed_trainer_create, or what the last moed_trainer_expand made. Borrowed. Since: 0.1. */
-MOED_API const moed_model *moed_trainer_model(const moed_trainer *t);
-/* How often each expert was chosen in the last step that was applied, over all its rows: loads [out] (layers, experts), capacity of them,
- * zeros in layers without experts. MOED_E_RANGE. Since: 0.1. */
-MOED_API moed_status moed_trainer_loads(const moed_trainer *t, int64_t *loads, size_t capacity);
 /* The sum over calls since the last update of the gradient of parameter `param` (of the context's dtype), host memory, borrowed
  * until the next call; data NULL when frozen. Since: 0.1. */
 MOED_API moed_status moed_trainer_gradient(moed_trainer *t, size_t param, moed_tensor *out);
@@ -200,6 +189,18 @@ MOED_API moed_status moed_trainer_gradient(moed_trainer *t, size_t param, moed_t
  * moed_trainer_run; MOED_E_IO or MOED_E_SPACE when the line could not be written: the step is done nevertheless. out
  * nullable. Since: 0.1. */
 MOED_API moed_status moed_trainer_update(moed_trainer *t, double factor, moed_report *out);
+/* The trainer goes on with the model that moed_expansion_build makes of its weights, to the last bit, with the same usage and
+ * options, which takes the place of the one it was made with (that one keeps the last step's numbers). The schedule and the data
+ * go on; carry: 1 = so do the optimizer's moments, those of new experts 0; 0 = all moments are 0, as in EMO. A checkpoint made
+ * afterwards is resumed by a trainer made with a model of so many experts. Takes host memory for the weights (and moments)
+ * twice. On MOED_E_LIMIT, and where the device has no memory, the trainer is at its end: resume from a checkpoint. Threads: as
+ * moed_trainer_run. Since: 0.1. Source: EMO. */
+MOED_API moed_status moed_trainer_expand(moed_trainer *t, const double *usage, const moed_expansion_options *o, int32_t carry);
+/* The model that is trained: the one of moed_trainer_create, or what the last moed_trainer_expand made. Borrowed. Since: 0.1. */
+MOED_API const moed_model *moed_trainer_model(const moed_trainer *t);
+/* How often each expert was chosen in the last step that was applied, over all its rows: loads [out] (layers, experts), capacity
+ * of them, zeros in layers without experts. MOED_E_RANGE. Since: 0.1. */
+MOED_API moed_status moed_trainer_loads(const moed_trainer *t, int64_t *loads, size_t capacity);
 /* Held-out loss, tokens at most (0 = all): every token of d scored once, in order, packed in rows. Since: 0.1. */
 MOED_API moed_status moed_trainer_evaluate(moed_trainer *t, const moed_corpus *d, int64_t tokens, moed_report *out,
                                            const moed_cancel *cancel);

@@ -21,8 +21,8 @@ typedef struct field {
 /* Each row names its struct's member: size and offset are the compiler's. The _Generic check refuses a row whose type is not the
  * member's. */
 #define MEMBER(s, f) (((s *)0)->f)
-#define ROW(s, f, t, ctype, init, lo, hi, ch, says)                                                                      \
-    {.name = #f, .choices = (ch), .sentence = (says), .offset = offsetof(s, f),                                          \
+#define ROW(s, f, t, ctype, init, lo, hi, ch, says)                                                           \
+    {.name = #f, .choices = (ch), .sentence = (says), .offset = offsetof(s, f),                               \
      .size = sizeof(MEMBER(s, f)) / (_Generic(MEMBER(s, f), ctype: 1)), \
      .type = (t), .initial = (init), .minimum = (lo), .maximum = (hi)}
 #define I32(s, f, init, lo, hi, says) ROW(s, f, MOED_FIELD_I32, int32_t, init, lo, hi, "", says)
@@ -245,8 +245,15 @@ typedef struct structure {
     uint32_t flags; /* bits of `flags` that mean something */
 } structure;
 
-#define PLAIN(id, type) {MOED_STRUCT_##id, #type, sizeof(type), NULL, 0, 0}
-#define OPTIONS(id, type, rows, flags) {MOED_STRUCT_##id, #type, sizeof(type), rows, sizeof(rows) / sizeof *(rows), flags}
+enum { LARGEST = 512 }; /* bytes of any public struct */
+/* Its size, where the layout is as promised. */
+#define SIZE_OF(type)                                                                                         \
+    (sizeof(type) + 0 * sizeof(struct {                                                                       \
+         _Static_assert(sizeof(type) % 8 == 0 && sizeof(type) <= LARGEST, "layout of " #type);                \
+         char member;                                                                                         \
+     }))
+#define PLAIN(id, type) {MOED_STRUCT_##id, #type, SIZE_OF(type), NULL, 0, 0}
+#define OPTIONS(id, type, rows, flags) {MOED_STRUCT_##id, #type, SIZE_OF(type), rows, sizeof(rows) / sizeof *(rows), flags}
 static const structure structures[] = {
     PLAIN(ERROR_INFO, moed_error_info),
     PLAIN(TENSOR, moed_tensor),
@@ -300,29 +307,6 @@ static const structure *find(int32_t id)
         if (structures[i].id == id) return &structures[i];
     return NULL;
 }
-
-enum { LARGEST = 512 }; /* bytes of any public struct */
-#define FITS(type) _Static_assert(sizeof(type) % 8 == 0 && sizeof(type) <= LARGEST, "layout of " #type)
-FITS(moed_error_info); FITS(moed_tensor); FITS(moed_param); FITS(moed_piece); FITS(moed_shard); FITS(moed_batch);
-FITS(moed_field); FITS(moed_context_options); FITS(moed_context_info); FITS(moed_device_info); FITS(moed_model_options);
-FITS(moed_layout_info); FITS(moed_finding);
-FITS(moed_corpus_options); FITS(moed_corpus_info); FITS(moed_documents); FITS(moed_corpus_report);
-FITS(moed_kmeans_options);
-FITS(moed_kmeans_info);
-FITS(moed_vectors);
-FITS(moed_partition_info);
-FITS(moed_embed_options);
-FITS(moed_split_options);
-FITS(moed_integration_options);
-FITS(moed_integration_info);
-FITS(moed_upcycle_options);
-FITS(moed_train_options);
-FITS(moed_estimate);
-FITS(moed_trainer_info);
-FITS(moed_report); FITS(moed_phase); FITS(moed_cost);
-FITS(moed_law_options); FITS(moed_law_info); FITS(moed_run_point); FITS(moed_fit_options); FITS(moed_coefficient);
-FITS(moed_law_terms);
-FITS(moed_stage); FITS(moed_growth_options); FITS(moed_growth_info); FITS(moed_growth_point); FITS(moed_step_time);
 
 size_t moed_struct_size(int32_t id)
 {

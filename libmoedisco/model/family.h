@@ -79,6 +79,16 @@ typedef enum moedi_slot {
     MOEDI_SLOT_COUNT
 } moedi_slot;
 
+/* Whether each expert, and whether each layer, has one of its own. */
+static inline int moedi_slot_of_expert(moedi_slot slot)
+{
+    return slot >= MOEDI_SLOT_EXPERT_GATE && slot <= MOEDI_SLOT_EXPERT_DOWN;
+}
+static inline int moedi_slot_of_layer(moedi_slot slot)
+{
+    return slot >= MOEDI_SLOT_ATTENTION_NORM && slot < MOEDI_SLOT_FINAL_NORM;
+}
+
 typedef struct moedi_family {
     const char *name;               /* config.json's model_type */
     const char *architecture;

@@ -87,9 +87,7 @@ out:
 static int may_be_zero(const moed_layout *l, const char *name)
 {
     const int64_t param = moedi_layout_find(l, name);
-    if (param < 0) return 0;
-    const moed_param *p = &l->params[param];
-    return (p->flags & MOED_PARAM_BIAS) || p->role == MOED_ROLE_ROUTER_BIAS || p->role == MOED_ROLE_OPAQUE;
+    return param >= 0 && moedi_param_begins_zero(&l->params[param]);
 }
 
 static moed_status tell_numbers(moedi_faults *f, const moed_layout *l, const moedi_safetensors *file,

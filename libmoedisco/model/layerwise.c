@@ -51,17 +51,12 @@ moedi_transformer *moedi_layerwise_transformer(moedi_layerwise *w)
     return w->now->transformer;
 }
 
-static int32_t dtype_of(const moed_model *m, size_t param)
-{
-    return m->tensors && m->tensors[param].data ? m->tensors[param].dtype : m->layout->params[param].dtype;
-}
-
 enum { CHUNK = 1 << 18 }; /* elements read at a time */
 
 /* Elements [first, first + count) of a parameter as another type. */
 static moed_status read_as(const moed_model *m, size_t param, int64_t first, int64_t count, void *out, int32_t dtype)
 {
-    const int32_t own = dtype_of(m, param);
+    const int32_t own = m->layout->params[param].dtype;
     const size_t to = moedi_dtype_size(dtype);
     void *chunk = NULL;
     moed_status status = MOED_OK;
@@ -113,8 +108,8 @@ static moed_status load_slot(void *argument, int64_t index)
     const loading *g = argument;
     const moed_model *to = g->w->now->model, *from = g->w->whole;
     const moedi_slot slot = (moedi_slot)index;
-    const int of_expert = slot >= MOEDI_SLOT_EXPERT_GATE && slot <= MOEDI_SLOT_EXPERT_DOWN;
-    if (slot < MOEDI_SLOT_ATTENTION_NORM || slot >= MOEDI_SLOT_FINAL_NORM) return MOED_OK;
+    const int of_expert = moedi_slot_of_expert(slot);
+    if (!moedi_slot_of_layer(slot)) return MOED_OK;
     for (int32_t e = of_expert ? 0 : -1; e < (of_expert ? (int32_t)to->layout->config.experts : 0); e++) {
         const int64_t mine = moedi_layout_slot(to->layout, slot, 0, e);
         const int64_t whole = moedi_layout_slot(from->layout, slot, g->layer, e);

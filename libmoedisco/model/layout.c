@@ -87,7 +87,7 @@ static moed_status check_role(const moed_param *p)
     if (p->expert < -1) return WRONG(p, "parameter %s: expert %d is below -1", p->name, (int)p->expert);
     if (p->expert_axis < -1 || p->expert_axis >= p->rank)
         return WRONG(p, "parameter %s: expert axis %d is outside -1..%d", p->name, (int)p->expert_axis, (int)p->rank - 1);
-    const int router = p->role == MOED_ROLE_ROUTER || p->role == MOED_ROLE_ROUTER_BIAS;
+    const int router = moedi_param_is_router(p);
     if ((p->role == MOED_ROLE_EXPERT || router) && p->layer < 0)
         return WRONG(p, "parameter %s: experts and routers belong to a layer, not %d", p->name, (int)p->layer);
     if (p->role == MOED_ROLE_EXPERT && (p->expert >= 0) == (p->expert_axis >= 0))
@@ -154,6 +154,7 @@ static moed_status count_experts(moed_layout *l, int64_t **own)
         const int64_t here = p->expert >= 0 ? (int64_t)p->expert + 1 : p->shape[p->expert_axis];
         if (here > INT32_MAX) return WRONG(p, "parameter %s: %lld experts are more than %d", p->name, (long long)here, INT32_MAX);
         if (here > l->experts[p->layer]) l->experts[p->layer] = (int32_t)here;
+        if (here > l->most_experts) l->most_experts = (int32_t)here;
         (*own)[p->layer] += p->expert >= 0;
     }
     return MOED_OK;
@@ -293,8 +294,7 @@ moed_status moed_layout_get_info(const moed_layout *l, moed_layout_info *out)
     info.struct_size = sizeof info;
     info.params = (int64_t)l->count;
     info.layers = l->layers;
-    for (int32_t k = 0; k < l->layers; k++)
-        if (l->experts[k] > info.experts) info.experts = l->experts[k];
+    info.experts = l->most_experts;
     info.total = l->elements;
     int64_t of_experts = 0; /* in routed experts */
     for (size_t i = 0; i < l->count; i++) {

@@ -13,6 +13,7 @@ struct moed_layout {
     size_t count;
     int32_t layers;                 /* 1 + largest layer */
     int32_t *experts;               /* (layers): routed experts of each, 0 = none */
+    int32_t most_experts;           /* of any layer */
     const moedi_family *family;     /* NULL by hand */
     moedi_config config;            /* of the family */
     int32_t stacked;                /* on disk experts lie in stacks (storage.h) */
@@ -30,10 +31,11 @@ int64_t moedi_layout_find(const moed_layout *l, const char *name);
 moed_status moedi_layout_equal(const moed_layout *a, const moed_layout *b, int any_dtype);
 /* 32 hex digits over names, roles, shapes and dtypes. */
 void moedi_layout_fingerprint(const moed_layout *l, char out[33]);
-/* The family layout of the same model with `experts` routed experts in every layer (top_k cut to it), and `provenance` (object,
- * nullable) kept as "moedisco" in its config.json. Family layouts only. */
-moed_status moedi_layout_with_experts(moed_layout **out, const moed_layout *l, int32_t experts, json_t *provenance);
-
+/* The family layout of the same model with `experts` experts in every layer that has some, top_k of which see a token (0: as
+ * before; cut to experts). Its config.json says as "moedisco" what `provenance` (object) does, with NULL nothing. Family
+ * layouts only; MOED_E_UNSUPPORTED for more than one expert of a dense family. */
+moed_status moedi_layout_with_experts(moed_layout **out, const moed_layout *l, int32_t experts, int32_t top_k,
+                                      json_t *provenance);
 /* The layout of one layer of a family's model, with experts or (dense) without, and a vocabulary of one token. */
 moed_status moedi_layout_one_layer(moed_layout **out, const moed_layout *l, int dense);
 /* The layout of the dense sibling of a model that has one expert a layer left (its only expert's tensors are the feed-forward's; no
@@ -53,10 +55,25 @@ moed_status moedi_layout_with_dtype(moed_layout **out, const moed_layout *l, moe
 moed_status moedi_layout_take_dtype(moed_layout **l, moed_dtype dtype);
 /* The same parameters with dtypes (count) of their own. */
 moed_status moedi_layout_with_dtypes(moed_layout **out, const moed_layout *l, const moed_dtype *dtypes);
-/* The family layout of the same model with `experts` experts in every layer that has some, top_k of which see a token (0: as before). */
-moed_status moedi_layout_resized(moed_layout **out, const moed_layout *l, int32_t experts, int32_t top_k);
+/* Whose numbers a layout's parameters have: map [out] (to's count) numbers of from's parameters, -1 = nobody's. Family layouts
+ * of the same transformer. origins (layers, experts of `to`): the expert of `from` that each is of, -1 = of none; NULL = all
+ * of expert 0. */
+void moedi_layout_map(const moed_layout *to, const moed_layout *from, const int32_t *origins, int64_t *map);
+/* Replaces a layout by one whose parameters have the dtypes that those they come from have in `from`: map as above, or made
+ * otherwise; nobody's as from's first. */
+moed_status moedi_layout_take_dtypes(moed_layout **l, const moed_layout *from, const int64_t *map);
 /* The parameter of a slot (layer, expert: -1 where the slot has none), or -1: not there or a layout by hand. */
 int64_t moedi_layout_slot(const moed_layout *l, moedi_slot slot, int32_t layer, int32_t expert);
+/* Rows or biases of a router: what has one for each expert beside the experts themselves. */
+static inline int moedi_param_is_router(const moed_param *p)
+{
+    return p->role == MOED_ROLE_ROUTER || p->role == MOED_ROLE_ROUTER_BIAS;
+}
+/* What a fresh model has zeros in. */
+static inline int moedi_param_begins_zero(const moed_param *p)
+{
+    return (p->flags & MOED_PARAM_BIAS) || p->role == MOED_ROLE_ROUTER_BIAS || p->role == MOED_ROLE_OPAQUE;
+}
 /* Elements and bytes of a parameter. */
 int64_t moedi_param_elements(const moed_param *p);
 size_t moedi_param_bytes(const moed_param *p);

@@ -137,21 +137,8 @@ static moed_status set_experts(json_t *o, const moed_layout *l, int32_t experts,
     return json_object_get(o, f->expert_sizes_field) ? set_config(o, f->expert_sizes_field, json_null()) : MOED_OK;
 }
 
-moed_status moedi_layout_resized(moed_layout **out, const moed_layout *l, int32_t experts, int32_t top_k)
-{
-    json_t *o = NULL;
-    moed_status status;
-    MOEDI_TRY(load_config(l, &o));
-    MOEDI_GO(set_experts(o, l, experts, top_k));
-    json_object_del(o, "moedisco"); /* what it was split from has other experts */
-    MOEDI_GO(moedi_layout_from_json(out, l->context, o, "config.json"));
-    (*out)->stacked = l->stacked;
-out:
-    json_decref(o);
-    return status;
-}
-
-moed_status moedi_layout_with_experts(moed_layout **out, const moed_layout *l, int32_t experts, json_t *provenance)
+moed_status moedi_layout_with_experts(moed_layout **out, const moed_layout *l, int32_t experts, int32_t top_k,
+                                      json_t *provenance)
 {
     json_t *o = NULL;
     moed_status status;
@@ -162,8 +149,9 @@ moed_status moedi_layout_with_experts(moed_layout **out, const moed_layout *l, i
     if (!l->family->experts_field && experts != 1)
         return moedi_fail(MOED_E_UNSUPPORTED, "a %s model is dense: it has no %d experts", l->family->name, (int)experts);
     MOEDI_TRY(load_config(l, &o));
-    MOEDI_GO(set_experts(o, l, experts, 0));
+    MOEDI_GO(set_experts(o, l, experts, top_k));
     if (provenance) MOEDI_GO(set_config(o, "moedisco", json_incref(provenance)));
+    else json_object_del(o, "moedisco"); /* what it was split from has other experts */
     MOEDI_GO(moedi_layout_from_json(out, l->context, o, "config.json"));
     (*out)->stacked = l->stacked;
 out:

@@ -107,7 +107,7 @@ static void draw_elements(const struct moedi_drawn *d, const moed_param *p, int6
                           char *out)
 {
     const size_t item = moedi_dtype_size(dtype);
-    const int zero = p->role == MOED_ROLE_OPAQUE || (p->flags & MOED_PARAM_BIAS) || p->role == MOED_ROLE_ROUTER_BIAS;
+    const int zero = moedi_param_begins_zero(p);
     const int one = !zero && (p->flags & MOED_PARAM_NORM) != 0;
     const uint64_t step = moedi_hash_bytes(p->name, strlen(p->name)).low;
     double numbers[DRAW_BLOCK];

@@ -47,12 +47,10 @@ moed_status moedi_model_write(const moed_context *c, const moed_layout *l, const
                               moedi_produce_fn produce, void *user, const moed_cancel *cancel);
 /* Elements that it holds at once, in two pieces. */
 int64_t moedi_model_write_elements(const moed_layout *l);
-/* The same as a whole directory: fresh, synced, renamed; replaces a model's directory and nothing else. */
-moed_status moedi_model_save_at(const moed_context *c, const moed_layout *l, const char *dir, moed_dtype dtype,
-                                moedi_produce_fn produce, void *user, const moed_cancel *cancel);
-/* The same with several threads that make numbers while those made before are written: `produce` is called for MOEDI_MODEL_UNIT
- * elements at most, from a multiple of that on, by several threads at once; before that `prepare` (nullable) on the calling
- * thread for the chunk of a parameter that is to come, one chunk ahead. */
+/* Writes a whole directory: fresh, synced, renamed; replaces a model's directory and nothing else. Several threads make
+ * numbers while those made before are written: `produce` is called for MOEDI_MODEL_UNIT elements at most, from a multiple of
+ * that on, by several threads at once; before that `prepare` (nullable) on the calling thread for the chunk of a parameter
+ * that is to come, one chunk ahead. */
 enum { MOEDI_MODEL_UNIT = 1 << 18 };
 typedef struct moedi_producer {
     moed_status (*prepare)(void *user, size_t param, int64_t first, int64_t count);

@@ -427,14 +427,6 @@ out:
     return status;
 }
 
-moed_status moedi_model_save_at(const moed_context *c, const moed_layout *l, const char *dir, moed_dtype dtype,
-                                moedi_produce_fn produce, void *user, const moed_cancel *cancel)
-{
-    const moedi_producer p = {.produce = produce, .user = user, .serial = 1};
-    const moedi_saving s = {.dir = dir, .dtype = dtype};
-    return moedi_model_save_from(c, l, &s, &p, cancel);
-}
-
 moed_status moed_model_save(const moed_model *m, const char *dir, const moed_model_options *given)
 {
     moed_model_options o;

@@ -36,7 +36,6 @@ static moed_status walk_group(walk *w, moedi_group *g, int from, int to, int32_t
     const moed_layout *l = w->layout;
     int trained = 0;
     *g = (moedi_group){.first = w->used, .gradient = -1};
-    g->fixed = from == MOEDI_SLOT_ROUTER_BIAS || from == MOEDI_SLOT_ROUTER_NOISE;
     for (int64_t e = 0; e < (experts ? experts : 1); e++) {
         for (int s = from; s <= to; s++) {
             char name[512] = "";
@@ -47,6 +46,7 @@ static moed_status walk_group(walk *w, moedi_group *g, int from, int to, int32_t
             }
             if (w->order) w->order[w->used] = (size_t)p;
             w->used++, g->count++;
+            g->fixed = (l->params[p].flags & MOED_PARAM_FIXED) != 0; /* all of a group or none */
             g->size += moedi_shape_elements(l->params[p].shape, l->params[p].rank);
             trained |= !g->fixed && (!w->trained || w->trained[p]);
         }

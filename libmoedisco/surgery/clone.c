@@ -21,14 +21,13 @@ static moed_status sum_units(moedi_cloner *c, int64_t param, moedi_unit_sums *s)
 {
     const moed_param *p = &c->source->layout->params[param];
     const int64_t columns = p->shape[1], all = moedi_param_elements(p);
-    const int32_t dtype = c->source->tensors && c->source->tensors[param].data ? c->source->tensors[param].dtype : p->dtype;
     const int by_column = unit_axis(p);
     memset(s->squares, 0, (size_t)c->width * sizeof *s->squares);
     s->param = -1;
     for (int64_t at = 0; at < all; at += STRETCH) {
         const int64_t count = all - at < STRETCH ? all - at : STRETCH;
         MOEDI_TRY(moedi_model_read(c->source, (size_t)param, at, count, c->bytes));
-        moedi_to_double(c->numbers, c->bytes, dtype, count);
+        moedi_to_double(c->numbers, c->bytes, p->dtype, count);
         for (int64_t i = 0; i < count; i++)
             s->squares[by_column ? (at + i) % columns : (at + i) / columns] += c->numbers[i] * c->numbers[i];
     }
@@ -69,7 +68,7 @@ static moed_status size_of(moedi_cloner *c, size_t param, int of_drawn, double *
 
 uint64_t moedi_cloner_seed(const moedi_cloner *c, const moed_param *p, uint64_t use)
 {
-    return moedi_random(c->seed, MOEDI_RANDOM_UPCYCLE, moedi_hash_bytes(p->name, strlen(p->name)).low, use);
+    return moedi_random(c->seed, MOEDI_RANDOM_CLONE, moedi_hash_bytes(p->name, strlen(p->name)).low, use);
 }
 
 /* Which units of an expert are drawn anew: the same in its three tensors. */
@@ -79,7 +78,7 @@ static void choose_units(moedi_cloner *c, const moed_param *p)
     const uint64_t expert = (uint64_t)p->layer << 32 | (uint32_t)p->expert;
     memset(c->drawn, 0, (size_t)c->width);
     if (count == 0) return;
-    moedi_random_permutation(c->seed, MOEDI_RANDOM_UPCYCLE, expert, c->order, c->width);
+    moedi_random_permutation(c->seed, MOEDI_RANDOM_CLONE, expert, c->order, c->width);
     for (int64_t i = 0; i < count; i++) c->drawn[c->order[i]] = 1;
 }
 

@@ -69,26 +69,14 @@ static moed_status choose_origins(moed_expansion *x, const double *usage)
     return MOED_OK;
 }
 
-static moed_status map_slot(moed_expansion *x, moedi_slot slot, int32_t layer, int of_expert)
-{
-    for (int32_t e = of_expert ? 0 : -1; e < (of_expert ? x->options.experts : 0); e++) {
-        const int64_t to = moedi_layout_slot(x->layout, slot, layer, e);
-        if (to < 0) continue;
-        const int32_t origin = of_expert ? origin_of(x, layer, e) : -1;
-        x->from[to] = of_expert && origin < 0 ? -1 : moedi_layout_slot(x->model->layout, slot, layer, origin);
-        if (x->from[to] < 0 && !(of_expert && origin < 0))
-            return moedi_fail(MOED_E_INTERNAL, "tensor \"%s\" has no counterpart", x->layout->params[to].name);
-    }
-    return MOED_OK;
-}
-
 static moed_status map_parameters(moed_expansion *x)
 {
-    for (int slot = 0; slot < MOEDI_SLOT_COUNT; slot++) {
-        const int of_expert = slot >= MOEDI_SLOT_EXPERT_GATE && slot <= MOEDI_SLOT_EXPERT_DOWN;
-        const int of_layer = slot >= MOEDI_SLOT_ATTENTION_NORM && slot < MOEDI_SLOT_FINAL_NORM;
-        for (int32_t layer = of_layer ? 0 : -1; layer < (of_layer ? x->layout->layers : 0); layer++)
-            MOEDI_TRY(map_slot(x, (moedi_slot)slot, layer, of_expert));
+    const moed_layout *l = x->layout;
+    moedi_layout_map(l, x->model->layout, x->origin, x->from);
+    for (size_t i = 0; i < l->count; i++) {
+        const moed_param *p = &l->params[i];
+        if (x->from[i] < 0 && !(p->role == MOED_ROLE_EXPERT && origin_of(x, p->layer, p->expert) < 0))
+            return moedi_fail(MOED_E_INTERNAL, "tensor \"%s\" has no counterpart", p->name);
     }
     return MOED_OK;
 }
@@ -97,7 +85,8 @@ static moed_status map_parameters(moed_expansion *x)
 
 static void draw(const moed_expansion *x, const moed_param *p, int64_t at, int64_t count, double std, moedi_piece_list *list)
 {
-    const moed_piece piece = {.op = MOED_PIECE_DRAW, .at = at, .count = count, .scale = std, .seed = moedi_cloner_seed(&x->cloner, p, 0)};
+    const moed_piece piece = {.op = MOED_PIECE_DRAW, .at = at, .count = count, .scale = std,
+                              .seed = moedi_cloner_seed(&x->cloner, p, 0)};
     moedi_piece_add(list, &piece);
 }
 
@@ -160,32 +149,20 @@ static moed_status check(const moed_model *from, const double *usage, const moed
     if (!from->layout->family->experts_field)
         return moedi_fail(MOED_E_UNSUPPORTED, "a %s model is dense: upcycling makes experts of it", from->layout->family->name);
     if (o->experts < c->experts && !usage)
-        return moedi_fail_parameter(MOED_E_ARGUMENT, "usage", "%d of %lld experts are to stay, and without usage nothing says which",
-                                    (int)o->experts, (long long)c->experts);
+        return moedi_fail_parameter(MOED_E_ARGUMENT, "usage",
+                                    "%d of %lld experts are to stay, and without usage nothing says which", (int)o->experts,
+                                    (long long)c->experts);
     if (o->top_k > o->experts)
         return moedi_fail_parameter(MOED_E_RANGE, "top_k", "top_k %d of %d experts", (int)o->top_k, (int)o->experts);
     if (o->experts > c->experts && o->method == MOED_EXPAND_CLONE && o->redraw == 0 && o->noise == 0)
-        moedi_log(from->context, MOED_LOG_WARNING, "clones without noise or redrawn units: they stay alike, for they get the same gradients");
+        moedi_log(from->context, MOED_LOG_WARNING,
+                  "clones without noise or redrawn units: they stay alike, for they get the same gradients");
     for (int64_t i = 0; usage && i < c->layers * c->experts; i++)
-        if (!(usage[i] >= 0)) return moedi_fail_parameter(MOED_E_ARGUMENT, "usage", "usage of expert %lld in layer %lld is %g, not a number from 0 up",
-                                                          (long long)(i % c->experts), (long long)(i / c->experts), usage[i]);
+        if (!(usage[i] >= 0))
+            return moedi_fail_parameter(MOED_E_ARGUMENT, "usage",
+                                        "usage of expert %lld in layer %lld is %g, not a number from 0 up",
+                                        (long long)(i % c->experts), (long long)(i / c->experts), usage[i]);
     return MOED_OK;
-}
-
-/* Each tensor as it was, drawn ones as the first of the model. */
-static moed_status take_dtypes(moed_expansion *x)
-{
-    const moed_layout *l = x->model->layout;
-    moed_layout *typed = NULL;
-    moed_dtype *dtypes = NULL;
-    MOEDI_TRY(MOEDI_NEW(l->context, x->layout->count, &dtypes));
-    for (size_t i = 0; i < x->layout->count; i++) dtypes[i] = l->params[x->from[i] < 0 ? 0 : x->from[i]].dtype;
-    const moed_status status = moedi_layout_with_dtypes(&typed, x->layout, dtypes);
-    moedi_free(l->context, dtypes);
-    if (status != MOED_OK) return status;
-    moed_layout_destroy(x->layout);
-    x->layout = typed;
-    return x->options.dtype ? moedi_layout_take_dtype(&x->layout, x->options.dtype) : MOED_OK;
 }
 
 static moed_status build_up(moed_expansion *x, const double *usage)
@@ -195,15 +172,18 @@ static moed_status build_up(moed_expansion *x, const double *usage)
     x->kept = o->experts < l->config.experts ? o->experts : (int32_t)l->config.experts;
     if (o->std < 0) o->std = l->config.init_std;
     MOEDI_TRY(choose_origins(x, usage));
-    MOEDI_TRY(moedi_layout_resized(&x->layout, l, o->experts, o->top_k));
+    MOEDI_TRY(moedi_layout_with_experts(&x->layout, l, o->experts, o->top_k, NULL));
     MOEDI_TRY(MOEDI_NEW(l->context, x->layout->count, &x->from));
     MOEDI_TRY(map_parameters(x));
-    MOEDI_TRY(take_dtypes(x));
-    x->cloner = (moedi_cloner){.source = x->model, .layout = x->layout, .from = x->from, .seed = o->seed, .noise = o->noise, .redraw = o->redraw};
+    MOEDI_TRY(moedi_layout_take_dtypes(&x->layout, l, x->from));
+    if (o->dtype) MOEDI_TRY(moedi_layout_take_dtype(&x->layout, o->dtype));
+    x->cloner = (moedi_cloner){.source = x->model, .layout = x->layout, .from = x->from, .seed = o->seed, .noise = o->noise,
+                               .redraw = o->redraw};
     return moedi_cloner_open(&x->cloner);
 }
 
-moed_status moed_expansion_create(moed_expansion **out, const moed_model *from, const double *usage, const moed_expansion_options *options)
+moed_status moed_expansion_create(moed_expansion **out, const moed_model *from, const double *usage,
+                                  const moed_expansion_options *options)
 {
     moedi_clear_error();
     MOEDI_REQUIRE(out, "out is NULL");
@@ -243,7 +223,8 @@ const moed_layout *moed_expansion_layout(const moed_expansion *x)
     return x ? x->layout : NULL;
 }
 
-moed_status moed_expansion_pieces(moed_expansion *x, size_t param, int32_t kind, moed_piece *pieces, size_t capacity, size_t *count)
+moed_status moed_expansion_pieces(moed_expansion *x, size_t param, int32_t kind, moed_piece *pieces, size_t capacity,
+                                  size_t *count)
 {
     moedi_clear_error();
     MOEDI_REQUIRE(x, "x is NULL");

@@ -31,16 +31,10 @@ struct moed_integration {
 
 /* ---- construction ---- */
 
-static int is_router(const moed_param *p)
-{
-    return p->role == MOED_ROLE_ROUTER || p->role == MOED_ROLE_ROUTER_BIAS;
-}
-
 static moed_status find_owners(moed_integration *i)
 {
     const moed_layout *l = i->split->layout;
-    for (int32_t layer = 0; layer < l->layers; layer++)
-        if (l->experts[layer] > i->most) i->most = l->experts[layer];
+    i->most = l->most_experts;
     MOEDI_TRY(MOEDI_NEW(i->context, (int64_t)l->layers * i->most, &i->owners));
     for (int32_t layer = 0; layer < l->layers; layer++)
         for (int32_t e = 0; e < l->experts[layer]; e++) {
@@ -500,7 +494,7 @@ static moed_status list_pieces(void *user, size_t param, moedi_piece_list *list)
 {
     const moed_integration *i = user;
     const moed_param *p = &i->split->layout->params[param];
-    if (is_router(p)) return router_pieces(i, param, list);
+    if (moedi_param_is_router(p)) return router_pieces(i, param, list);
     if (p->role == MOED_ROLE_EXPERT) {
         expert_pieces(i, param, list);
     } else if (p->role == MOED_ROLE_OPAQUE) {

@@ -46,12 +46,10 @@ static moed_status set_lists(moed_split *s, int32_t part, int32_t first, int32_t
 /* Experts k, k + parts, ... of every layer to part k. */
 static moed_status assign_in_turn(moed_split *s)
 {
-    int32_t *list = NULL, most = 0;
+    int32_t *list = NULL;
     moed_status status = MOED_OK;
     const moed_layout *l = s->layout;
-    for (int32_t layer = 0; layer < l->layers; layer++)
-        if (l->experts[layer] > most) most = l->experts[layer];
-    MOEDI_TRY(MOEDI_NEW(s->context, most, &list));
+    MOEDI_TRY(MOEDI_NEW(s->context, l->most_experts, &list));
     for (int32_t part = 0; part < s->parts; part++)
         for (int32_t layer = 0; layer < l->layers; layer++) {
             int32_t count = 0;
@@ -70,14 +68,11 @@ moed_status moed_split_create(moed_split **out, const moed_layout *l, const moed
     moed_split_options o = {0};
     moed_split *s = NULL;
     moed_status status = MOED_OK;
-    int32_t most = 0;
     MOEDI_TRY(moedi_context_check(l->context));
     MOEDI_TRY(moedi_options_read(MOED_STRUCT_SPLIT_OPTIONS, options, &o));
-    for (int32_t layer = 0; layer < l->layers; layer++)
-        if (l->experts[layer] > most) most = l->experts[layer];
-    if (most == 0) return moedi_fail(MOED_E_ARGUMENT, "the layout has no layer with experts to split");
+    if (l->most_experts == 0) return moedi_fail(MOED_E_ARGUMENT, "the layout has no layer with experts to split");
     if (o.parts < 0) return moedi_fail(MOED_E_RANGE, "%d parts asked for", o.parts);
-    int32_t parts = o.parts ? o.parts : most;
+    int32_t parts = o.parts ? o.parts : l->most_experts;
     for (int32_t layer = 0; layer < l->layers; layer++)
         if (l->experts[layer] && l->experts[layer] < parts)
             return moedi_fail(MOED_E_ARGUMENT, "layer %d has %d experts, too few for %d parts", layer,
@@ -191,7 +186,7 @@ static moed_status take_lists(moed_split *s, int32_t part, const json_t *found)
 {
     const moed_layout *l = s->layout;
     const json_t *lists = json_object_get(found, "experts"), *parts = json_object_get(found, "parts");
-    int32_t most = 0, *experts = NULL, count = 0;
+    int32_t *experts = NULL, count = 0;
     moed_status status = MOED_OK;
     if (!json_is_integer(parts) || json_integer_value(parts) != s->parts)
         return moedi_fail_parameter(MOED_E_MISMATCH, "parts", "the submodel is one of %lld, and the split has %d parts",
@@ -199,11 +194,9 @@ static moed_status take_lists(moed_split *s, int32_t part, const json_t *found)
     if (!json_is_array(lists) || json_array_size(lists) != (size_t)l->layers)
         return moedi_fail_parameter(MOED_E_MISMATCH, "experts", "the submodel names experts of %zu layers, and the base has %d",
                                     json_array_size(lists), l->layers);
-    for (int32_t layer = 0; layer < l->layers; layer++)
-        if (l->experts[layer] > most) most = l->experts[layer];
-    MOEDI_TRY(MOEDI_NEW(s->context, most, &experts));
+    MOEDI_TRY(MOEDI_NEW(s->context, l->most_experts, &experts));
     for (int32_t layer = 0; layer < l->layers; layer++) {
-        MOEDI_GO(read_list(json_array_get(lists, (size_t)layer), layer, experts, (size_t)most, &count));
+        MOEDI_GO(read_list(json_array_get(lists, (size_t)layer), layer, experts, (size_t)l->most_experts, &count));
         if (l->experts[layer]) MOEDI_GO(moed_split_assign(s, part, layer, experts, count));
     }
 out:
@@ -284,11 +277,9 @@ moed_status moedi_split_use(moed_split *s)
 {
     const moed_layout *l = s->layout;
     moed_status status = MOED_OK;
-    int32_t *owner = NULL, most = 0, first = -1;
+    int32_t *owner = NULL, first = -1;
     if (s->used) return MOED_OK;
-    for (int32_t layer = 0; layer < l->layers; layer++)
-        if (l->experts[layer] > most) most = l->experts[layer];
-    MOEDI_TRY(MOEDI_NEW(s->context, most, &owner));
+    MOEDI_TRY(MOEDI_NEW(s->context, l->most_experts, &owner));
     for (int32_t layer = 0; layer < l->layers; layer++) {
         if (!l->experts[layer]) continue;
         MOEDI_GO(check_layer(s, layer, owner));
@@ -343,22 +334,19 @@ static moed_status hand_layout(const moed_split *s, int32_t part, moed_layout **
 /* In a family's layout the n-th parameter of one expert is to it what the n-th of another is to that one. */
 enum { EACH = 4 }; /* parameters of an expert at most */
 typedef struct expert_index {
-    int32_t experts;  /* of a layer at most */
-    uint8_t *counts;  /* (layers, experts) met so far */
-    int64_t *numbers; /* (layers, experts, EACH); -1 = there is none */
+    uint8_t *counts;  /* (layers, most experts) met so far */
+    int64_t *numbers; /* (layers, most experts, EACH); -1 = there is none */
 } expert_index;
 
 static moed_status index_experts(expert_index *x, const moed_layout *l)
 {
-    for (int32_t n = 0; n < l->layers; n++)
-        if (l->experts[n] > x->experts) x->experts = l->experts[n];
-    const int64_t all = (int64_t)l->layers * x->experts;
+    const int64_t all = (int64_t)l->layers * l->most_experts;
     MOEDI_TRY(MOEDI_NEW(l->context, all, &x->counts));
     MOEDI_TRY(MOEDI_NEW(l->context, all * EACH, &x->numbers));
     for (int64_t i = 0; i < all * EACH; i++) x->numbers[i] = -1;
     for (size_t i = 0; i < l->count; i++) {
         const moed_param *p = &l->params[i];
-        const int64_t at = (int64_t)p->layer * x->experts + p->expert;
+        const int64_t at = (int64_t)p->layer * l->most_experts + p->expert;
         if (p->expert >= 0 && x->counts[at] < EACH) x->numbers[at * EACH + x->counts[at]++] = (int64_t)i;
     }
     memset(x->counts, 0, (size_t)all);
@@ -368,7 +356,7 @@ static moed_status index_experts(expert_index *x, const moed_layout *l)
 /* The base's parameter that this one of a part is, parameters in order. */
 static int64_t expert_parameter(expert_index *x, const moed_split *s, int32_t part, const moed_param *p)
 {
-    const int64_t in_base = (int64_t)p->layer * x->experts + list_of(s, part, p->layer)[p->expert];
+    const int64_t in_base = (int64_t)p->layer * s->layout->most_experts + list_of(s, part, p->layer)[p->expert];
     return x->counts[in_base] < EACH ? x->numbers[in_base * EACH + x->counts[in_base]++] : -1;
 }
 
@@ -388,7 +376,7 @@ static moed_status map_parameters(const moed_split *s, int32_t part, moedi_part 
             status = moedi_fail(MOED_E_INTERNAL, "tensor \"%s\" of part %d has no counterpart in the base", p->name, part);
             goto out;
         }
-        made->base[i] = (size_t)base;
+        made->base[i] = base;
         made->own[base] = i;
     }
 out:
@@ -417,7 +405,7 @@ static moed_status stamped_layout(const moed_split *s, int32_t part, const char 
         MOEDI_GO(check_dense(s, part, layer));
         MOEDI_GO(moedi_layout_dense(&l, s->layout, provenance));
     } else if (s->layout->family) {
-        MOEDI_GO(moedi_layout_with_experts(&l, s->layout, count_of(s, part, layer), provenance));
+        MOEDI_GO(moedi_layout_with_experts(&l, s->layout, count_of(s, part, layer), 0, provenance));
     } else {
         MOEDI_GO(hand_layout(s, part, &l));
         MOEDI_GO(moedi_provenance_attach(l, provenance));
@@ -430,21 +418,6 @@ out:
     return status;
 }
 
-/* Replaces a part's layout by one whose tensors have the dtypes they have in a base. */
-static moed_status take_dtypes(moed_layout **layout, const moed_layout *base, const size_t *map)
-{
-    moed_layout *l = *layout, *typed = NULL;
-    moed_dtype *dtypes = NULL;
-    MOEDI_TRY(MOEDI_NEW(l->context, l->count, &dtypes));
-    for (size_t i = 0; i < l->count; i++) dtypes[i] = base->params[map[i]].dtype;
-    moed_status status = moedi_layout_with_dtypes(&typed, l, dtypes);
-    moedi_free(l->context, dtypes);
-    if (status != MOED_OK) return status;
-    moed_layout_destroy(l);
-    *layout = typed;
-    return MOED_OK;
-}
-
 moed_status moedi_split_part(moed_split *s, int32_t part, const moedi_part **out)
 {
     MOEDI_TRY(check_part(s, part));
@@ -454,7 +427,7 @@ moed_status moedi_split_part(moed_split *s, int32_t part, const moedi_part **out
     if (!made->layout) {
         MOEDI_GO(stamped_layout(s, part, NULL, &fresh.layout));
         MOEDI_GO(map_parameters(s, part, &fresh));
-        MOEDI_GO(take_dtypes(&fresh.layout, s->layout, fresh.base));
+        MOEDI_GO(moedi_layout_take_dtypes(&fresh.layout, s->layout, fresh.base));
         *made = fresh;
     }
     *out = made;
@@ -483,7 +456,7 @@ const moed_layout *moed_split_layout(moed_split *s, int32_t part)
 static moed_status list_pieces(const moed_split *s, int32_t part, const moedi_part *made, size_t param,
                                moedi_piece_list *list)
 {
-    size_t base = made->base[param];
+    const size_t base = (size_t)made->base[param];
     const moed_param *p = &s->layout->params[base];
     moed_piece piece = moedi_piece_copy(0, base, moedi_piece_whole(p));
     if (!is_stack(p)) {
@@ -551,7 +524,7 @@ moed_status moed_split_build(moed_model **out, moed_split *s, int32_t part, cons
     MOEDI_TRY(moedi_layout_equal(s->layout, base->layout, 1));
     MOEDI_TRY(moedi_provenance_digest(base, digest));
     MOEDI_TRY(stamped_layout(s, part, digest, &layout));
-    MOEDI_GO(take_dtypes(&layout, base->layout, b.made->base));
+    MOEDI_GO(moedi_layout_take_dtypes(&layout, base->layout, b.made->base));
     if (s->dtype) MOEDI_GO(moedi_layout_take_dtype(&layout, s->dtype));
     moedi_surgery surgery = {.context = base->context,
                              .layout = layout,

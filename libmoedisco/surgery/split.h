@@ -9,7 +9,7 @@
 /* One part once it was asked for. */
 typedef struct moedi_part {
     moed_layout *layout;
-    size_t *base;                  /* (layout->count): the base's parameter that each is made of */
+    int64_t *base;                 /* (layout->count): the base's parameter that each is made of */
     size_t *own;                   /* (base's count): the part's parameter, SIZE_MAX = it has none */
 } moedi_part;
 

@@ -38,48 +38,17 @@ static moed_status resolve(void *user, int32_t source, int64_t param, moedi_piec
 /* ---- the call ---- */
 
 /* Routers are drawn anew even where the dense model, one of one expert, has one. */
-static void map_slot(upcycling *u, moedi_slot slot, int32_t layer, int32_t experts)
-{
-    for (int32_t e = experts ? 0 : -1; e < experts; e++) {
-        const int64_t to = moedi_layout_slot(u->layout, slot, layer, e);
-        if (to < 0) continue;
-        const int32_t role = u->layout->params[to].role;
-        if (role == MOED_ROLE_ROUTER || role == MOED_ROLE_ROUTER_BIAS) continue;
-        u->from[to] = moedi_layout_slot(u->dense->layout, slot, layer, e < 0 ? -1 : 0);
-    }
-}
-
 static moed_status map_parameters(upcycling *u)
 {
     const moed_layout *l = u->layout;
-    for (size_t i = 0; i < l->count; i++) u->from[i] = -1;
-    for (int slot = 0; slot < MOEDI_SLOT_COUNT; slot++) {
-        const int of_expert = slot >= MOEDI_SLOT_EXPERT_GATE && slot <= MOEDI_SLOT_EXPERT_DOWN;
-        const int of_layer = slot >= MOEDI_SLOT_ATTENTION_NORM && slot < MOEDI_SLOT_FINAL_NORM;
-        for (int32_t layer = of_layer ? 0 : -1; layer < (of_layer ? l->layers : 0); layer++)
-            map_slot(u, (moedi_slot)slot, layer, of_expert ? (int32_t)l->config.experts : 0);
-    }
+    moedi_layout_map(l, u->dense->layout, NULL, u->from);
     for (size_t i = 0; i < l->count; i++) {
         const moed_param *p = &l->params[i];
-        if (u->from[i] < 0 && p->role != MOED_ROLE_ROUTER && p->role != MOED_ROLE_ROUTER_BIAS)
+        if (moedi_param_is_router(p)) u->from[i] = -1;
+        else if (u->from[i] < 0)
             return moedi_fail(MOED_E_INTERNAL, "tensor \"%s\" has no counterpart in the dense model", p->name);
     }
     return MOED_OK;
-}
-
-static moed_status take_dtypes(const upcycling *u, moed_layout **l)
-{
-    moed_layout *typed = NULL;
-    moed_dtype *dtypes = NULL;
-    MOEDI_TRY(MOEDI_NEW((*l)->context, (*l)->count, &dtypes));
-    for (size_t i = 0; i < (*l)->count; i++)
-        dtypes[i] = u->from[i] < 0 ? u->dense->layout->params[0].dtype : u->dense->layout->params[u->from[i]].dtype;
-    const moed_status status = moedi_layout_with_dtypes(&typed, *l, dtypes);
-    moedi_free((*l)->context, dtypes);
-    if (status != MOED_OK) return status;
-    moed_layout_destroy(*l);
-    *l = typed;
-    return u->options.dtype ? moedi_layout_take_dtype(l, u->options.dtype) : MOED_OK;
 }
 
 moed_status moed_model_upcycle(moed_model **out, const moed_model *dense, const char *dir, const moed_upcycle_options *options,
@@ -101,7 +70,8 @@ moed_status moed_model_upcycle(moed_model **out, const moed_model *dense, const 
     u.layout = layout;
     MOEDI_GO(MOEDI_NEW(dense->context, layout->count, &u.from));
     MOEDI_GO(map_parameters(&u));
-    MOEDI_GO(take_dtypes(&u, &layout));
+    MOEDI_GO(moedi_layout_take_dtypes(&layout, dense->layout, u.from));
+    if (u.options.dtype) MOEDI_GO(moedi_layout_take_dtype(&layout, u.options.dtype));
     u.layout = layout;
     u.cloner = (moedi_cloner){.source = dense, .layout = layout, .from = u.from, .seed = u.options.seed, .noise = u.options.noise,
                               .redraw = u.options.redraw};

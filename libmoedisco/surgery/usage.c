@@ -120,10 +120,9 @@ moed_status moed_split_assign_usage(moed_split *s, const double *usage, const mo
     MOEDI_TRY(moedi_context_check(s->context));
     const moed_layout *l = s->layout;
     matching m = {0};
-    int32_t most = 0, *experts = NULL;
+    const int32_t most = l->most_experts;
+    int32_t *experts = NULL;
     moed_status status;
-    for (int32_t layer = 0; layer < l->layers; layer++)
-        if (l->experts[layer] > most) most = l->experts[layer];
     MOEDI_TRY(check_usage(s, usage, most));
     MOEDI_GO(MOEDI_NEW(s->context, most, &experts));
     MOEDI_GO(matching_create(&m, s, most));

@@ -122,6 +122,12 @@ out:
     return status;
 }
 
+void moedi_evaluate_shape(const moedi_config *c, int64_t most, int64_t *rows, int64_t *length)
+{
+    *length = c->context_length < 512 ? c->context_length : 512;
+    *rows = 4096 / *length < most ? 4096 / *length : most;
+}
+
 moed_status moedi_evaluate_check(const moed_layout *l, const moed_corpus *d, const char *which)
 {
     MOEDI_TRY(moedi_context_check(d->context));
@@ -308,8 +314,8 @@ moed_status moed_model_usage(const moed_model *m, const moed_corpus *d, int64_t 
     MOEDI_TRY(moedi_evaluate_check_pair(m, d));
     const moedi_config *c = &m->layout->config;
     const int streamed = m->places != NULL;
-    const int64_t length = c->context_length < 512 ? c->context_length : 512, most = streamed ? 2 : 8,
-                  rows = 4096 / length < most ? 4096 / length : most;
+    int64_t rows, length;
+    moedi_evaluate_shape(c, streamed ? 2 : 8, &rows, &length);
     if (!streamed) MOEDI_GO(moedi_transformer_create(&t, m, rows, length, 0, NULL));
     MOEDI_GO(MOEDI_NEW(m->context, 2 * c->layers * c->experts, &counts));
     sums = counts + c->layers * c->experts;

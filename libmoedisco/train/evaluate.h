@@ -17,5 +17,7 @@ moed_status moedi_evaluate(moedi_transformer *t, const moed_corpus *d, int64_t t
 moed_status moedi_evaluate_check(const moed_layout *l, const moed_corpus *d, const char *which);
 /* A model and a corpus that it can be run over. */
 moed_status moedi_evaluate_check_pair(const moed_model *m, const moed_corpus *d);
+/* Rows at a time (`most` at most) and their length, where nobody says them: up to 512 tokens each, 4096 together. */
+void moedi_evaluate_shape(const moedi_config *c, int64_t most, int64_t *rows, int64_t *length);
 
 #endif

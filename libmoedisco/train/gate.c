@@ -224,8 +224,7 @@ moed_status moed_model_fit_gate(const moed_model *m, const moed_corpus *d, const
     if (!(ridge > 0) || !isfinite(ridge))
         return moedi_fail_parameter(MOED_E_ARGUMENT, "ridge", "ridge is %g: it must be a finite number above 0", ridge);
     const moedi_config *c = &m->layout->config;
-    r.length = c->context_length < 512 ? c->context_length : 512;
-    r.count = 4096 / r.length < 8 ? 4096 / r.length : 8;
+    moedi_evaluate_shape(c, 8, &r.count, &r.length);
     const int64_t room = r.count * r.length;
     MOEDI_GO(moedi_transformer_create(&t, m, r.count, r.length, 0, NULL));
     MOEDI_GO(MOEDI_NEW(m->context, room, &r.tokens));

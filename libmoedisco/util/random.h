@@ -14,7 +14,7 @@ enum { /* purpose: one per use, so that streams never meet */
     MOEDI_RANDOM_SAMPLE = 6,   /* text */
     MOEDI_RANDOM_ROW = 7,      /* step: epoch */
     MOEDI_RANDOM_ROUNDING = 8, /* step: optimizer's */
-    MOEDI_RANDOM_UPCYCLE = 9,  /* step: tensor's hash, or layer and expert */
+    MOEDI_RANDOM_CLONE = 9,    /* step: tensor's hash, or layer and expert */
     MOEDI_RANDOM_LAW = 20      /* step: 0 the runs held out, 1 + i resampling i */
 };
 

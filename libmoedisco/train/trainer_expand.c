@@ -1,5 +1,5 @@
-/* train/expand.c - a trainer goes on with more experts: its weights, to the last bit, and what its optimizer keeps go through the same
- * surgery as a model's. */
+/* train/trainer_expand.c - a trainer goes on with more experts: its weights, to the last bit, and what its optimizer keeps go
+ * through the same surgery as a model's. */
 #include <string.h>
 
 #include "core/options.h"
