@@ -183,6 +183,9 @@ refuse 2 'expert 9 of 4' split m bad --experts "$(echo '{"experts": [[9], [1]]}'
 refuse 2 'expert 1 is given to part 0 and to part 1' split m bad --experts "$(echo '{"experts": [[1], [1]]}' > twice.json; echo twice.json)"
 refuse 2 'must be numbers of (2 parts, 2 layers, 4 experts)' split m bad --usage "$(echo '{"usage": [[1], [1]]}' > few.json; echo few.json)"
 refuse 2 'needs --corpus' split m bad --partition two.safetensors
+refuse 2 'part 0, layer 1: is no list of experts' split m bad --experts "$(echo '{"experts": [[[3], []], [[2], []]]}' > none.json; echo none.json)"
+echo '{"usage": [[[1e308, 1e308, 0, 0], [1, 0, 0, 0]], [[0, 0, 1, 1], [0, 1, 0, 0]]]}' > vast.json
+expect 0 split m vast --usage vast.json --json
 refuse 2 'three ways' split m bad --experts lists.json --usage used/split.json
 refuse 2 'assigned to 2 parts' split m bad --experts lists.json --parts 4
 [ ! -e bad ] || wrong 'something is left of a refused split'

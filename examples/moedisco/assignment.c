@@ -1,5 +1,6 @@
 /* assignment.c - tables of experts and of their usage: {"parts": K, "experts": [part][layer][...], "usage":
  * [part][layer][expert]}. */
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -89,9 +90,11 @@ static int assign_part(moed_split *s, const moed_layout_info *info, int64_t part
     int code = EXIT_DONE;
     for (int64_t l = 0; l < info->layers && !code; l++) {
         const json_t *list = json_array_get(lists, (size_t)l);
-        if (!json_is_array(list))
+        int32_t held = 0; /* by index as yet: 0 in a dense layer, of which the list is empty */
+        moed_split_experts(s, (int32_t)part, (int32_t)l, NULL, 0, &held);
+        if (!json_is_array(list) || (held && !json_array_size(list)))
             code = fail(EXIT_INPUT, "%s: part %lld, layer %lld: is no list of experts", path, (long long)part, (long long)l);
-        else if (json_array_size(list)) code = assign_list(s, part, l, list, path); /* a dense layer has none */
+        else if (json_array_size(list)) code = assign_list(s, part, l, list, path);
     }
     return code;
 }
@@ -186,7 +189,7 @@ static void tell_share(const moed_split *s, const moed_layout_info *info, int64_
         moed_split_experts(s, (int32_t)part, (int32_t)l, experts, (int32_t)info->experts, &count);
         for (int64_t e = 0; e < info->experts; e++) all += row[e];
         for (int32_t j = 0; j < count; j++) own += row[experts[j]];
-        if (count == 0 || all <= 0) continue;
+        if (count == 0 || !(all > 0) || !isfinite(all)) continue;
         share += own / all, chance += (double)count / (double)info->experts;
         layers++;
     }
