@@ -76,6 +76,8 @@ expect 0 plan emo --grow 4:4e5,8:3e5 --preset tiny --step-times 4:1e-6,8:2e-6 --
 has out '"saved":0.285'
 refuse 2 'tokens for each stage' plan emo --grow 4:4e5,8 --preset tiny
 refuse 2 'each stage already' plan emo --grow 4:4e5,8:3e5 --all-tokens 1e6 --preset tiny
+expect 0 plan emo --grow 1:4e5,2:3e5 --preset tiny
+refuse 2 'there are only --experts 1' plan emo --grow 1:4e5,2:3e5 --preset tiny --top-k 2
 refuse 2 'a pool does not shrink' plan emo --grow 8:4e5,4:3e5 --preset tiny
 refuse 2 'grow is missing' plan emo
 refuse 2 'grow names the pool' plan emo --grow 4,8 --experts 4

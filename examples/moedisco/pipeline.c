@@ -225,6 +225,10 @@ static int take_growth(pipeline *p)
     if (info.experts != experts[0])
         return fail(EXIT_INPUT, "--grow %s: begins with %d experts, and the model has %lld", p->growing.grow, (int)experts[0],
                     (long long)info.experts);
+    for (size_t i = 1; i < count; i++)
+        if (experts[i] < experts[i - 1])
+            return fail(EXIT_INPUT, "--grow %s: %d experts after %d: a pool does not shrink", p->growing.grow, (int)experts[i],
+                        (int)experts[i - 1]);
     return grown_layout(p, experts[count - 1]);
 }
 
@@ -236,6 +240,8 @@ int pipeline_growth(pipeline *p)
     if (!g.grow || p->growth) return EXIT_DONE;
     moed_layout_get_info(p->layout, &info);
     const int64_t step = p->train.rows * p->train.length;
+    if (!growing_has_tokens(&g) && p->steps < 1)
+        return fail(EXIT_INPUT, "--grow %s: there are no steps for its stages: give --steps, or a larger budget", g.grow);
     g.all_tokens = growing_has_tokens(&g) ? 0 : (double)(p->steps * step);
     g.options.learning_rate = p->train.learning_rate;
     g.options.warmup = p->stage_warmup;
