@@ -26,6 +26,7 @@ refuse 2 'experts is 4' law predict --experts 4 --top-k 8
 awk 'BEGIN { print "name,E,N,D,L"; for (i = 0; i < 90; i++) { n = 3e7 * exp(i % 9 * 0.5); d = n * 3 * exp(i % 7 * 0.6)
     printf "run%d,%d,%.0f,%.0f,%.9g\n", i, 2 ^ (i % 4), n, d, 25 * n ^ -0.17 + 80 * d ^ -0.22 + 1.5 } }' > runs.csv
 awk -F, 'NR > 1 { printf "{\"experts\": %s, \"active\": %s, \"tokens\": %s, \"loss\": %s, \"note\": \"%s\"}\n", $2, $3, $4, $5, $1 }' runs.csv > runs.jsonl
+refuse 2 'is the file of the runs' law fit runs.csv --out ./runs.csv
 expect 0 law fit runs.csv --out law.json --bootstrap 5
 has out 'fitted to 90 runs'
 has law.json '"moedisco-law"'

@@ -160,6 +160,7 @@ has out '240 documents in 4 clusters'
 expect 0 corpus export c/text c/one --partition p.safetensors --cluster 1
 expect 0 corpus build c/other text/1.c text/2.c text/1.txt text/2.txt
 refuse 2 '' corpus export c/other c/two --partition p.safetensors --cluster 1
+refuse 2 'is the result and the input too' corpus export c/text ./c/text --partition p.safetensors --cluster 1
 expect 0 split m sub
 expect 0 integrate m whole sub/0 sub/1 sub/2 sub/3
 same m/model.safetensors whole/model.safetensors 'split and integrate without training'

@@ -120,11 +120,13 @@ static size_t usage_size(const moed_layout_info *info, int64_t parts)
     return (size_t)parts * (size_t)info->layers * (size_t)info->experts;
 }
 
-static double *read_usage(const char *path, const moed_layout_info *info, int64_t parts)
+/* usage [out]: (parts, layers, experts), the caller's. */
+static int read_usage(const char *path, const moed_layout_info *info, int64_t parts, double **usage)
 {
     json_t *root, *table;
-    if (table_of(path, "usage", &root, &table)) return NULL;
-    double *usage = must(calloc(usage_size(info, parts) + 1, sizeof *usage)), *next = usage;
+    const int code = table_of(path, "usage", &root, &table);
+    if (code) return code;
+    double *next = *usage = must(calloc(usage_size(info, parts) + 1, sizeof **usage));
     int right = json_array_size(table) == (size_t)parts;
     for (size_t k = 0; right && k < (size_t)parts; k++) {
         const json_t *part = json_array_get(table, k);
@@ -139,15 +141,15 @@ static double *read_usage(const char *path, const moed_layout_info *info, int64_
         }
     }
     json_decref(root);
-    if (right) return usage;
-    free(usage);
-    fail(EXIT_INPUT, "%s: \"usage\" must be numbers of (%lld parts, %lld layers, %lld experts)", path, (long long)parts,
-         (long long)info->layers, (long long)info->experts);
-    return NULL;
+    if (right) return EXIT_DONE;
+    free(*usage);
+    *usage = NULL;
+    return fail(EXIT_INPUT, "%s: \"usage\" must be numbers of (%lld parts, %lld layers, %lld experts)", path, (long long)parts,
+                (long long)info->layers, (long long)info->experts);
 }
 
-static double *measure_usage(const assignment *a, moed_context *c, const char *base_dir, const moed_layout_info *info,
-                             int64_t parts)
+static int measure_usage(const assignment *a, moed_context *c, const char *base_dir, const moed_layout_info *info, int64_t parts,
+                         double **usage)
 {
     moed_model *m = NULL;
     moed_partition *p = NULL;
@@ -155,7 +157,7 @@ static double *measure_usage(const assignment *a, moed_context *c, const char *b
     moed_model_options o;
     OPTIONS_INIT(MODEL_OPTIONS, &o);
     o.flags = MOED_MODEL_STREAM; /* a layer at a time */
-    double *usage = must(calloc(usage_size(info, parts) + 1, sizeof *usage));
+    *usage = must(calloc(usage_size(info, parts) + 1, sizeof **usage));
     moed_status status = moed_partition_open(&p, c, a->partition);
     if (!status) status = open_corpus(&d, c, a->corpus);
     if (!status) status = moed_model_open(&m, c, base_dir, &o);
@@ -163,16 +165,16 @@ static double *measure_usage(const assignment *a, moed_context *c, const char *b
         moed_corpus *view = NULL;
         status = moed_partition_view(&view, p, d, (int32_t)k);
         if (!status)
-            status = moed_model_usage(m, view, a->usage_tokens, usage + (size_t)k * usage_size(info, 1), NULL, app_cancel);
+            status = moed_model_usage(m, view, a->usage_tokens, *usage + (size_t)k * usage_size(info, 1), NULL, app_cancel);
         moed_corpus_destroy(view);
     }
     moed_model_destroy(m);
     moed_corpus_destroy(d);
     moed_partition_destroy(p);
-    if (!status) return usage;
-    fail_status(status);
-    free(usage);
-    return NULL;
+    if (!status) return EXIT_DONE;
+    free(*usage);
+    *usage = NULL;
+    return fail_status(status);
 }
 
 /* Mean over layers with experts of the share of its cluster's choices that a part's own experts get, against what chance would
@@ -216,8 +218,8 @@ int assignment_make(const assignment *a, moed_context *c, const char *base_dir, 
     if (!code && a->experts) code = assignment_read(s, moed_model_layout(base), parts, a->experts);
     moed_model_destroy(base);
     if (code || a->experts) return code;
-    *usage = a->usage ? read_usage(a->usage, &info, parts) : measure_usage(a, c, base_dir, &info, parts);
-    if (!*usage) return EXIT_INPUT;
+    code = a->usage ? read_usage(a->usage, &info, parts, usage) : measure_usage(a, c, base_dir, &info, parts, usage);
+    if (code) return code;
     if ((status = moed_split_assign_usage(s, *usage, app_cancel))) return fail_status(status);
     for (int64_t k = 0; k < parts; k++) tell_share(s, &info, k, *usage);
     return EXIT_DONE;
