@@ -27,6 +27,10 @@ done
 # shellcheck disable=SC2086
 expect 0 run emo killed --text text $tiny $grow
 same whole/emo/model/model.safetensors killed/emo/model/model.safetensors 'killed and resumed'
+rm -r killed/emo/model
+expect 0 run emo killed
+same whole/emo/model/model.safetensors killed/emo/model/model.safetensors 'resumed by what run.json says'
+refuse 2 '2,3,7 is given now' run emo killed --grow 2,3,7
 # both methods: the pool grows after integration
 # shellcheck disable=SC2086
 expect 0 run disco both --text text $tiny --experts 2 --grow 2,4 --rule power --branch-steps 5 --steps 20 --new-experts clone

@@ -372,6 +372,8 @@ static int settle_growth(pipeline *p, const flags *f)
 {
     int32_t experts[STAGES_MOST];
     size_t count;
+    if (!p->growing.grow && p->kind == KIND_EMO) /* a run that goes on has it in run.json */
+        return fail(EXIT_INPUT, "--grow is missing: pool sizes in turn, as in --grow 2,4,8,16");
     if (!p->growing.grow) return EXIT_DONE;
     const int code = growing_experts(&p->growing, experts, &count);
     if (code) return code;
@@ -455,8 +457,6 @@ int pipeline_check(const pipeline *p)
     if (p->start_share + p->branch_share >= 1)
         return fail(EXIT_INPUT, "--start-share %g and --branch-share %g leave nothing to the F-phase", p->start_share,
                     p->branch_share);
-    if (p->kind == KIND_EMO && !p->growing.grow)
-        return fail(EXIT_INPUT, "--grow is missing: pool sizes in turn, as in --grow 2,4,8,16");
     if (p->kind == KIND_EMO && (p->start_steps > 0 || p->branch_steps > 0))
         return fail(EXIT_INPUT, "run emo has neither a start nor branches: leave --start-steps and --branch-steps out, or take run disco with --grow");
     if (p->kind == KIND_FULL && (p->start_steps > 0 || p->branch_steps > 0))
