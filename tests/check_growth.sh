@@ -47,6 +47,10 @@ refuse 2 '2 experts after 4: a pool does not shrink' run emo other --text text -
 refuse 2 'less than half a step' run emo other --text text --preset tiny --grow 2:1280,4:1
 refuse 2 'begins with 2 experts, and the model has 4' run emo other --text text --preset tiny --experts 4 --grow 2,4 --steps 5
 refuse 2 'neither a start nor branches' run emo other --text text --preset tiny --grow 2,4 --branch-steps 5
+expect 0 plan full --preset tiny --grow 2:1280,4:1280
+refuse 2 'would get no step' plan full --preset tiny --grow 2,4 --steps 1
+sed -i 's/"grow": "2,3,6"/"grow": 7/' killed/emo/run.json
+refuse 2 'settings.grow is not a value' run emo killed
 # expand by itself, and back by what a corpus uses
 expect 0 expand whole/emo/base grown --experts 5 --method clone
 expect 0 expand grown shrunk --experts 2 --corpus corpus/text --usage-tokens 2000

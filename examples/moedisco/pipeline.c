@@ -367,8 +367,7 @@ static int can_be_done(const pipeline *p)
     return training_fits(p->context, pipeline_grown(p), p->train_view, &last, 0);
 }
 
-/* What --grow says of the model's sizes and of the steps. */
-static int settle_growth(pipeline *p, const flags *f)
+int pipeline_settle(pipeline *p, const flags *f)
 {
     int32_t experts[STAGES_MOST];
     size_t count;
@@ -390,7 +389,7 @@ static int start_fresh(pipeline *p, flags *f)
 {
     sizes_settle(&p->size, f);
     if (!flags_given(f, "length") && p->train.length > p->size.context_length) p->train.length = p->size.context_length;
-    int code = settle_growth(p, f);
+    int code = pipeline_settle(p, f);
     if (code) return code;
     if (p->corpus) p->corpus_prefix = must(strdup(p->corpus));
     else if ((code = shared_corpus(p))) return code;
