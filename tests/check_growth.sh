@@ -27,6 +27,10 @@ done
 # shellcheck disable=SC2086
 expect 0 run emo killed --text text $tiny $grow
 same whole/emo/model/model.safetensors killed/emo/model/model.safetensors 'killed and resumed'
+rm -r killed/emo/model
+expect 0 run emo killed
+same whole/emo/model/model.safetensors killed/emo/model/model.safetensors 'resumed by what run.json says'
+refuse 2 '2,3,7 is given now' run emo killed --grow 2,3,7
 # both methods: the pool grows after integration
 # shellcheck disable=SC2086
 expect 0 run disco both --text text $tiny --experts 2 --grow 2,4 --rule power --branch-steps 5 --steps 20 --new-experts clone
@@ -34,14 +38,23 @@ grep -q '"num_local_experts": 4' both/disco/model/config.json || wrong 'run disc
 # tokens of each stage instead of a rule
 # shellcheck disable=SC2086
 expect 0 run emo table --text text $tiny --grow 2:1280,4:2560
+expect 0 run emo even --text text --preset tiny --grow 2:1280,4:2560,4:1280
+[ ! -e even/emo/stages/2/initial ] || wrong 'a stage with the pool of the one before expands it'
+refuse 2 'no steps for its stages' run emo other --text text --preset tiny --grow 2,4 --steps 0
 refuse 2 'leaves nothing to --steps' run emo other --text text --preset tiny --grow 2:1280,4:2560 --steps 5
 refuse 2 'grow is missing' run emo other --text text --preset tiny --steps 5
+refuse 2 '2 experts after 4: a pool does not shrink' run emo other --text text --preset tiny --grow 4:1280,2:1280
+refuse 2 'less than half a step' run emo other --text text --preset tiny --grow 2:1280,4:1
 refuse 2 'begins with 2 experts, and the model has 4' run emo other --text text --preset tiny --experts 4 --grow 2,4 --steps 5
 refuse 2 'neither a start nor branches' run emo other --text text --preset tiny --grow 2,4 --branch-steps 5
+expect 0 plan full --preset tiny --grow 2:1280,4:1280
+refuse 2 'would get no step' plan full --preset tiny --grow 2,4 --steps 1
+sed -i 's/"grow": "2,3,6"/"grow": 7/' killed/emo/run.json
+refuse 2 'settings.grow is not a value' run emo killed
 # expand by itself, and back by what a corpus uses
 expect 0 expand whole/emo/base grown --experts 5 --method clone
 expect 0 expand grown shrunk --experts 2 --corpus corpus/text --usage-tokens 2000
-refuse 2 'without usage' expand grown less --experts 2
+refuse 2 'give --corpus' expand grown less --experts 2
 refuse 2 'is the result and an input too' expand grown grown --experts 9
 [ ! -e less ] || wrong 'a refused expansion left something'
 exit $failed

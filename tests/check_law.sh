@@ -26,6 +26,7 @@ refuse 2 'experts is 4' law predict --experts 4 --top-k 8
 awk 'BEGIN { print "name,E,N,D,L"; for (i = 0; i < 90; i++) { n = 3e7 * exp(i % 9 * 0.5); d = n * 3 * exp(i % 7 * 0.6)
     printf "run%d,%d,%.0f,%.0f,%.9g\n", i, 2 ^ (i % 4), n, d, 25 * n ^ -0.17 + 80 * d ^ -0.22 + 1.5 } }' > runs.csv
 awk -F, 'NR > 1 { printf "{\"experts\": %s, \"active\": %s, \"tokens\": %s, \"loss\": %s, \"note\": \"%s\"}\n", $2, $3, $4, $5, $1 }' runs.csv > runs.jsonl
+refuse 2 'is the file of the runs' law fit runs.csv --out ./runs.csv
 expect 0 law fit runs.csv --out law.json --bootstrap 5
 has out 'fitted to 90 runs'
 has law.json '"moedisco-law"'
@@ -76,6 +77,8 @@ expect 0 plan emo --grow 4:4e5,8:3e5 --preset tiny --step-times 4:1e-6,8:2e-6 --
 has out '"saved":0.285'
 refuse 2 'tokens for each stage' plan emo --grow 4:4e5,8 --preset tiny
 refuse 2 'each stage already' plan emo --grow 4:4e5,8:3e5 --all-tokens 1e6 --preset tiny
+expect 0 plan emo --grow 1:4e5,2:3e5 --preset tiny
+refuse 2 'there are only --experts 1' plan emo --grow 1:4e5,2:3e5 --preset tiny --top-k 2
 refuse 2 'a pool does not shrink' plan emo --grow 8:4e5,4:3e5 --preset tiny
 refuse 2 'grow is missing' plan emo
 refuse 2 'grow names the pool' plan emo --grow 4,8 --experts 4

@@ -160,6 +160,7 @@ has out '240 documents in 4 clusters'
 expect 0 corpus export c/text c/one --partition p.safetensors --cluster 1
 expect 0 corpus build c/other text/1.c text/2.c text/1.txt text/2.txt
 refuse 2 '' corpus export c/other c/two --partition p.safetensors --cluster 1
+refuse 2 'is the result and the input too' corpus export c/text ./c/text --partition p.safetensors --cluster 1
 expect 0 split m sub
 expect 0 integrate m whole sub/0 sub/1 sub/2 sub/3
 same m/model.safetensors whole/model.safetensors 'split and integrate without training'
@@ -183,6 +184,10 @@ refuse 2 'expert 9 of 4' split m bad --experts "$(echo '{"experts": [[9], [1]]}'
 refuse 2 'expert 1 is given to part 0 and to part 1' split m bad --experts "$(echo '{"experts": [[1], [1]]}' > twice.json; echo twice.json)"
 refuse 2 'must be numbers of (2 parts, 2 layers, 4 experts)' split m bad --usage "$(echo '{"usage": [[1], [1]]}' > few.json; echo few.json)"
 refuse 2 'needs --corpus' split m bad --partition two.safetensors
+echo '{"experts": [[[3], []], [[2], []]]}' > none.json
+refuse 2 'part 0, layer 1: is no list of experts' split m bad --experts none.json
+echo '{"usage": [[[1e308, 1e308, 0, 0], [1, 0, 0, 0]], [[0, 0, 1, 1], [0, 1, 0, 0]]]}' > vast.json
+expect 0 split m vast --usage vast.json --json
 refuse 2 'three ways' split m bad --experts lists.json --usage used/split.json
 refuse 2 'assigned to 2 parts' split m bad --experts lists.json --parts 4
 [ ! -e bad ] || wrong 'something is left of a refused split'
@@ -198,6 +203,7 @@ expect 0 integrate m ridged sub/0 sub/1 sub/2 sub/3 --gate ridge --partition p.s
 expect 0 integrate m carried sub/0 sub/1 sub/2 sub/3 --gate submodels --dtype bf16
 has carried/config.json bfloat16
 refuse 2 'needs --partition and --corpus' integrate m bad sub/0 sub/1 sub/2 sub/3 --gate ridge
+refuse 2 'has 2 clusters for 4' integrate m bad sub/0 sub/1 sub/2 sub/3 --gate ridge --partition two.safetensors --corpus c/text
 # dense models: a part of one expert, and back; into experts
 expect 0 split m dense --dense
 has dense/0/config.json '"mistral"'

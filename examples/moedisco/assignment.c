@@ -1,5 +1,6 @@
 /* assignment.c - tables of experts and of their usage: {"parts": K, "experts": [part][layer][...], "usage":
  * [part][layer][expert]}. */
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -89,9 +90,11 @@ static int assign_part(moed_split *s, const moed_layout_info *info, int64_t part
     int code = EXIT_DONE;
     for (int64_t l = 0; l < info->layers && !code; l++) {
         const json_t *list = json_array_get(lists, (size_t)l);
-        if (!json_is_array(list))
+        int32_t held = 0; /* by index as yet: 0 in a dense layer, of which the list is empty */
+        moed_split_experts(s, (int32_t)part, (int32_t)l, NULL, 0, &held);
+        if (!json_is_array(list) || (held && !json_array_size(list)))
             code = fail(EXIT_INPUT, "%s: part %lld, layer %lld: is no list of experts", path, (long long)part, (long long)l);
-        else if (json_array_size(list)) code = assign_list(s, part, l, list, path); /* a dense layer has none */
+        else if (json_array_size(list)) code = assign_list(s, part, l, list, path);
     }
     return code;
 }
@@ -117,11 +120,13 @@ static size_t usage_size(const moed_layout_info *info, int64_t parts)
     return (size_t)parts * (size_t)info->layers * (size_t)info->experts;
 }
 
-static double *read_usage(const char *path, const moed_layout_info *info, int64_t parts)
+/* usage [out]: (parts, layers, experts), the caller's. */
+static int read_usage(const char *path, const moed_layout_info *info, int64_t parts, double **usage)
 {
     json_t *root, *table;
-    if (table_of(path, "usage", &root, &table)) return NULL;
-    double *usage = must(calloc(usage_size(info, parts) + 1, sizeof *usage)), *next = usage;
+    const int code = table_of(path, "usage", &root, &table);
+    if (code) return code;
+    double *next = *usage = must(calloc(usage_size(info, parts) + 1, sizeof **usage));
     int right = json_array_size(table) == (size_t)parts;
     for (size_t k = 0; right && k < (size_t)parts; k++) {
         const json_t *part = json_array_get(table, k);
@@ -136,34 +141,34 @@ static double *read_usage(const char *path, const moed_layout_info *info, int64_
         }
     }
     json_decref(root);
-    if (right) return usage;
-    free(usage);
-    fail(EXIT_INPUT, "%s: \"usage\" must be numbers of (%lld parts, %lld layers, %lld experts)", path, (long long)parts,
-         (long long)info->layers, (long long)info->experts);
-    return NULL;
+    if (right) return EXIT_DONE;
+    free(*usage);
+    *usage = NULL;
+    return fail(EXIT_INPUT, "%s: \"usage\" must be numbers of (%lld parts, %lld layers, %lld experts)", path, (long long)parts,
+                (long long)info->layers, (long long)info->experts);
 }
 
-static double *measure_usage(const assignment *a, moed_context *c, const moed_model *base, const moed_layout_info *info,
-                             int64_t parts)
+static int measure_usage(const assignment *a, moed_context *c, const moed_model *base, const moed_layout_info *info, int64_t parts,
+                         double **usage)
 {
     moed_partition *p = NULL;
     moed_corpus *d = NULL;
-    double *usage = must(calloc(usage_size(info, parts) + 1, sizeof *usage));
+    *usage = must(calloc(usage_size(info, parts) + 1, sizeof **usage));
     moed_status status = moed_partition_open(&p, c, a->partition);
     if (!status) status = open_corpus(&d, c, a->corpus);
     for (int64_t k = 0; k < parts && !status; k++) {
         moed_corpus *view = NULL;
         status = moed_partition_view(&view, p, d, (int32_t)k);
         if (!status)
-            status = moed_model_usage(base, view, a->usage_tokens, usage + (size_t)k * usage_size(info, 1), NULL, app_cancel);
+            status = moed_model_usage(base, view, a->usage_tokens, *usage + (size_t)k * usage_size(info, 1), NULL, app_cancel);
         moed_corpus_destroy(view);
     }
     moed_corpus_destroy(d);
     moed_partition_destroy(p);
-    if (!status) return usage;
-    fail_status(status);
-    free(usage);
-    return NULL;
+    if (!status) return EXIT_DONE;
+    free(*usage);
+    *usage = NULL;
+    return fail_status(status);
 }
 
 /* Mean over layers with experts of the share of its cluster's choices that a part's own experts get, against what chance would
@@ -180,7 +185,7 @@ static void tell_share(const moed_split *s, const moed_layout_info *info, int64_
         moed_split_experts(s, (int32_t)part, (int32_t)l, experts, (int32_t)info->experts, &count);
         for (int64_t e = 0; e < info->experts; e++) all += row[e];
         for (int32_t j = 0; j < count; j++) own += row[experts[j]];
-        if (count == 0 || all <= 0) continue;
+        if (count == 0 || !(all > 0) || !isfinite(all)) continue;
         share += own / all, chance += (double)count / (double)info->experts;
         layers++;
     }
@@ -200,8 +205,8 @@ int assignment_make(const assignment *a, moed_context *c, const moed_model *base
     if (!a->usage && !a->partition) return EXIT_DONE;
     moed_status status = moed_layout_get_info(moed_model_layout(base), &info);
     if (status) return fail_status(status);
-    *usage = a->usage ? read_usage(a->usage, &info, parts) : measure_usage(a, c, base, &info, parts);
-    if (!*usage) return EXIT_INPUT;
+    const int code = a->usage ? read_usage(a->usage, &info, parts, usage) : measure_usage(a, c, base, &info, parts, usage);
+    if (code) return code;
     if ((status = moed_split_assign_usage(s, *usage, app_cancel))) return fail_status(status);
     for (int64_t k = 0; k < parts; k++) tell_share(s, &info, k, *usage);
     return EXIT_DONE;

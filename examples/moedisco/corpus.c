@@ -59,6 +59,15 @@ int verb_corpus_build(const verb *v, int argc, char **argv)
     return code;
 }
 
+static int same_corpus(const char *a, const char *b)
+{
+    char *x = text_format("%s.bin", a), *y = text_format("%s.bin", b);
+    const int same = same_folder(x, y);
+    free(x);
+    free(y);
+    return same;
+}
+
 int verb_corpus_export(const verb *v, int argc, char **argv)
 {
     flags f = {0};
@@ -73,6 +82,8 @@ int verb_corpus_export(const verb *v, int argc, char **argv)
     if ((code = common_open(&c, &context))) return code;
     moed_status status = open_corpus(&d, context, f.positionals[0]);
     if (status) code = fail_status(status);
+    else if (same_corpus(f.positionals[0], f.positionals[1])) /* what is not chosen would be lost */
+        code = fail(EXIT_INPUT, "%s: is the result and the input too; choose another name for OUT", f.positionals[1]);
     else if (!(code = choice_view(&pick, context, d, &view, NULL))) {
         moed_corpus *saved = NULL; /* has another fingerprint than the view */
         status = moed_corpus_save(view, f.positionals[1], app_cancel);

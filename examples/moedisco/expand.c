@@ -37,6 +37,11 @@ static int expand(moed_context *c, const char *from_dir, const char *to_dir, con
     moed_layout_info had = {.struct_size = sizeof had}, has = {.struct_size = sizeof has};
     moed_status status = open_streamed(&from, c, from_dir);
     if (!status) status = moed_layout_get_info(moed_model_layout(from), &had);
+    if (!status && o->experts < had.experts && !s->corpus) {
+        moed_model_destroy(from);
+        return fail(EXIT_INPUT, "--experts %d of the %lld that are there: give --corpus, to tell which are used most and stay",
+                    (int)o->experts, (long long)had.experts);
+    }
     if (!status) status = measure_usage(s, c, from, &had, &usage);
     if (!status) status = moed_expansion_create(&x, from, usage, o);
     if (!status) status = moed_expansion_build(&whole, x, to_dir, app_cancel);

@@ -377,6 +377,7 @@ int flags_set_json(flags *f, flag *item, const json_t *value)
         void *p = place(twin);
         switch (twin->field.type) {
         case MOED_FIELD_TEXT:
+            good = json_is_string(value) || json_is_null(value);
             free(twin->owned);
             twin->owned = json_is_string(value) ? must(strdup(json_string_value(value))) : NULL;
             *(const char **)p = twin->owned;

@@ -109,6 +109,10 @@ int growing_make(moed_growth **out, moed_context *c, const growing *g, int64_t s
         return fail(EXIT_INPUT, "--all-tokens is missing: tokens that the rule divides among the stages");
     if (tokens[0] >= 0 && o.tokens)
         return fail(EXIT_INPUT, "--all-tokens: --grow %s gives the tokens of each stage already", g->grow);
+    for (size_t i = 0; i < count; i++)
+        if (tokens[i] >= 0 && tokens[i] < 0.5 * (double)step_tokens)
+            return fail(EXIT_INPUT, "--grow %s: %g tokens for %d experts are less than half a step of %lld", g->grow, tokens[i],
+                        (int)experts[i], (long long)step_tokens);
     moed_status status;
     if (tokens[0] >= 0) status = by_hand(out, c, &o, experts, tokens, count);
     else if (g->rule == GROWING_POWER) status = moed_growth_from_power(out, c, experts, count, &o);

@@ -58,6 +58,8 @@ int verb_law_fit(const verb *v, int argc, char **argv)
     int code = flags_parse(&f, v, argc, argv, 1, 1);
     if (code >= 0) return code;
     code = common_open(&c, &context);
+    if (!code && s.out && same_folder(f.positionals[0], s.out))
+        code = fail(EXIT_INPUT, "--out %s: is the file of the runs, which the law would replace; choose another", s.out);
     if (!code) code = runs_read(f.positionals[0], &points, &count);
     if (!code) {
         const double begun = now_seconds();

@@ -274,20 +274,20 @@ static int grow(pipeline *p, const char *from_dir, int32_t experts, size_t stage
 /* One stage, from the model of the one before (or the base) to its own, which takes the place of `*from`. */
 static int train_stage(pipeline *p, size_t stage, int last, char **from)
 {
-    moed_stage s = {.struct_size = sizeof s};
-    moed_layout_info info = {.struct_size = sizeof info};
+    moed_stage s = {.struct_size = sizeof s}, before = {.struct_size = sizeof before};
     moed_growth_stage(p->growth, stage, &s);
-    moed_layout_get_info(p->layout, &info);
+    moed_growth_stage(p->growth, stage ? stage - 1 : 0, &before);
+    const int grows = s.experts != before.experts; /* another stage with the same pool keeps its selection biases */
     char *folder = stage_path(p, stage, ""), *initial = stage_path(p, stage, "initial"), *label = text_format("stage of %d", (int)s.experts);
     const char *work = last ? p->dir : folder;
     int code = make_folder(folder);
-    if (!code && s.experts != info.experts) code = grow(p, *from, s.experts, stage, initial);
+    if (!code && grows) code = grow(p, *from, s.experts, stage, initial);
     if (!code) {
         say("-- stage %zu: %d experts, %lld steps from step %lld on", stage + 1, (int)s.experts,
             (long long)(s.tokens / (p->train.rows * p->train.length)), (long long)(s.start / (p->train.rows * p->train.length)));
         emit(json_pack("{s:s, s:I, s:I, s:I, s:I}", "event", "stage", "stage", (json_int_t)stage, "experts", (json_int_t)s.experts, "tokens",
                        (json_int_t)s.tokens, "start", (json_int_t)s.start));
-        code = train_into(p, label, s.experts != info.experts ? initial : *from, p->train_view, work, stage_options(p, &s));
+        code = train_into(p, label, grows ? initial : *from, p->train_view, work, stage_options(p, &s));
     }
     free(*from);
     *from = path_join(work, "model");

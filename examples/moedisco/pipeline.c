@@ -217,6 +217,10 @@ static int take_growth(pipeline *p)
     if (info.experts != experts[0])
         return fail(EXIT_INPUT, "--grow %s: begins with %d experts, and the model has %lld", p->growing.grow, (int)experts[0],
                     (long long)info.experts);
+    for (size_t i = 1; i < count; i++)
+        if (experts[i] < experts[i - 1])
+            return fail(EXIT_INPUT, "--grow %s: %d experts after %d: a pool does not shrink", p->growing.grow, (int)experts[i],
+                        (int)experts[i - 1]);
     return grown_layout(p, experts[count - 1]);
 }
 
@@ -228,6 +232,8 @@ int pipeline_growth(pipeline *p)
     if (!g.grow || p->growth) return EXIT_DONE;
     moed_layout_get_info(p->layout, &info);
     const int64_t step = p->train.rows * p->train.length;
+    if (!growing_has_tokens(&g) && p->steps < 1)
+        return fail(EXIT_INPUT, "--grow %s: there are no steps for its stages: give --steps, or a larger budget", g.grow);
     g.all_tokens = growing_has_tokens(&g) ? 0 : (double)(p->steps * step);
     g.options.learning_rate = p->train.learning_rate;
     g.options.warmup = p->stage_warmup;
@@ -353,11 +359,12 @@ static int can_be_done(const pipeline *p)
     return training_fits(p->context, pipeline_grown(p), p->train_view, &last, 0);
 }
 
-/* What --grow says of the model's sizes and of the steps. */
-static int settle_growth(pipeline *p, const flags *f)
+int pipeline_settle(pipeline *p, const flags *f)
 {
     int32_t experts[STAGES_MOST];
     size_t count;
+    if (!p->growing.grow && p->kind == KIND_EMO) /* a run that goes on has it in run.json */
+        return fail(EXIT_INPUT, "--grow is missing: pool sizes in turn, as in --grow 2,4,8,16");
     if (!p->growing.grow) return EXIT_DONE;
     const int code = growing_experts(&p->growing, experts, &count);
     if (code) return code;
@@ -374,7 +381,7 @@ static int start_fresh(pipeline *p, flags *f)
 {
     sizes_settle(&p->size, f);
     if (!flags_given(f, "length") && p->train.length > p->size.context_length) p->train.length = p->size.context_length;
-    int code = settle_growth(p, f);
+    int code = pipeline_settle(p, f);
     if (code) return code;
     if (p->corpus) p->corpus_prefix = must(strdup(p->corpus));
     else if ((code = shared_corpus(p))) return code;
@@ -441,8 +448,6 @@ int pipeline_check(const pipeline *p)
     if (p->start_share + p->branch_share >= 1)
         return fail(EXIT_INPUT, "--start-share %g and --branch-share %g leave nothing to the F-phase", p->start_share,
                     p->branch_share);
-    if (p->kind == KIND_EMO && !p->growing.grow)
-        return fail(EXIT_INPUT, "--grow is missing: pool sizes in turn, as in --grow 2,4,8,16");
     if (p->kind == KIND_EMO && (p->start_steps > 0 || p->branch_steps > 0))
         return fail(EXIT_INPUT, "run emo has neither a start nor branches: leave --start-steps and --branch-steps out, or take run disco with --grow");
     if (p->kind == KIND_FULL && (p->start_steps > 0 || p->branch_steps > 0))

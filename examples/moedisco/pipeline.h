@@ -70,6 +70,8 @@ int32_t kind_of(const char *name);
 int pipeline_run(pipeline *p, flags *f, const char *root);
 /* Opens a started pipeline as its worker does: everything from run.json. */
 int pipeline_open(pipeline *p, flags *f, const char *dir);
+/* What --grow says of the model's sizes and of the steps. */
+int pipeline_settle(pipeline *p, const flags *f);
 /* Layouts for a vocabulary, without a run directory. */
 int pipeline_layouts(pipeline *p, int64_t vocabulary);
 /* What cannot be asked for together; an exit code. */

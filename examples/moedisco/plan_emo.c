@@ -48,11 +48,12 @@ static int64_t step_tokens(const emo_plan *p) { return p->train.rows * p->train.
 
 /* ---- the model at each pool size ---- */
 
-static int take_layouts(emo_plan *p)
+static int take_layouts(emo_plan *p, const flags *f)
 {
     moed_corpus_info info = {.struct_size = sizeof info, .vocabulary = 257};
     moed_train_options one = p->train;
     int code = growing_experts(&p->growing, p->experts, &p->stages);
+    if (!code && p->size.top_k > p->experts[0] && !flags_given(f, "top-k")) p->size.top_k = p->experts[0]; /* as run emo does */
     one.steps = 1;
     if (!code && p->corpus) {
         moed_status status = open_corpus(&p->data, p->context, p->corpus);
@@ -214,7 +215,7 @@ static int plan(emo_plan *p, const flags *f)
     if (code) return code;
     sizes_settle(&p->size, f);
     if (!flags_given(f, "length") && p->train.length > p->size.context_length) p->train.length = p->size.context_length;
-    if ((code = take_layouts(p))) return code;
+    if ((code = take_layouts(p, f))) return code;
     moed_layout_get_info(p->layouts[p->stages - 1], &layout);
     code = growing_make(&p->growth, p->context, &p->growing, step_tokens(p), layout.active, p->size.top_k);
     if (code || (code = take_times(p))) return code;

@@ -77,7 +77,7 @@ int settings_read(pipeline *p, flags *f)
     const char *command = json_string_value(json_object_get(o, "command"));
     int code = o ? EXIT_DONE : EXIT_INPUT;
     if (!code && (!command || strncmp(command, "run ", 4) || kind_of(command + 4) < 0))
-        code = fail(EXIT_INPUT, "%s: command is missing or not one of run disco, run full, run upcycle", path);
+        code = fail(EXIT_INPUT, "%s: command is missing or not one of run disco, run full, run upcycle, run emo", path);
     else if (!code && json_integer_value(json_object_get(o, "format")) != RUN_FORMAT)
         code = fail(EXIT_INPUT, "%s: format is missing or not %d, which this version writes", path, RUN_FORMAT);
     else if (!code && p->kind >= 0 && kind_of(command + 4) != p->kind)
@@ -87,6 +87,7 @@ int settings_read(pipeline *p, flags *f)
         p->kind = kind_of(command + 4);
         code = merge(f, path, json_object_get(o, "settings"));
     }
+    if (!code && p->kind == KIND_EMO && !p->growing.grow) code = fail(EXIT_INPUT, "%s: settings.grow is missing", path);
     if (!code && !p->corpus) code = fail(EXIT_INPUT, "%s: settings.corpus is missing", path);
     if (!code && (p->start_steps < 0 || p->branch_steps < 0 || p->steps < 0))
         code = fail(EXIT_INPUT, "%s: settings.%s is missing or negative", path,

@@ -346,6 +346,11 @@ static double *read_weights(const char *text, int64_t parts)
     return NULL;
 }
 
+static int fail_clusters(const integrate_settings *s, int64_t clusters, int64_t parts)
+{
+    return fail(EXIT_INPUT, "%s: has %lld clusters for %lld submodels", s->partition, (long long)clusters, (long long)parts);
+}
+
 static int integrate_with(const integrate_settings *s, moed_context *c, merger *m, const char *base, const char *out)
 {
     moed_partition *p = NULL;
@@ -359,14 +364,18 @@ static int integrate_with(const integrate_settings *s, moed_context *c, merger *
     if (!code && !weights && m->options.merge == MOED_MERGE_WEIGHTED) {
         if (!p || !d) code = fail(EXIT_INPUT, "--merge weighted needs --weights, or --partition and --corpus to count tokens");
         else if (!(weights = cluster_tokens(p, d, &clusters))) code = EXIT_INPUT;
-        else if (clusters != m->parts)
-            code = fail(EXIT_INPUT, "%s: has %lld clusters for %lld submodels", s->partition, (long long)clusters,
-                        (long long)m->parts);
+        else if (clusters != m->parts) code = fail_clusters(s, clusters, m->parts);
     }
     if (!code && m->options.merge == MOED_MERGE_EXPLICIT && !weights) code = fail(EXIT_INPUT, "--merge explicit needs --weights");
     if (!code && m->options.gate == MOED_GATE_CENTROIDS && !p) code = fail(EXIT_INPUT, "--gate centroids needs --partition");
     if (!code && m->options.gate == MOED_GATE_RIDGE && (!p || !d))
         code = fail(EXIT_INPUT, "--gate ridge needs --partition and --corpus");
+    if (!code && (m->options.gate == MOED_GATE_CENTROIDS || m->options.gate == MOED_GATE_RIDGE)) {
+        moed_partition_info info = {.struct_size = sizeof info};
+        moed_partition_get_info(p, &info);
+        clusters = info.clusters;
+        if (clusters != m->parts) code = fail_clusters(s, clusters, m->parts);
+    }
     if (!code && s->scale_experts && !d) code = fail(EXIT_INPUT, "--scale-experts needs --corpus");
     m->weights = weights;
     m->experts = s->experts;

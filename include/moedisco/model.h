@@ -152,7 +152,8 @@ MOED_API moed_status moed_model_logits(const moed_model *m, const moed_batch *b,
  * comes next, and -1 before the context's last token. Rows that are shorter than the longest are filled up behind with any
  * token and label -1: what comes before does not see it. Rows go through the model a few thousand tokens at a time, whatever
  * their number.
- * Returns MOED_E_ARGUMENT (no labels), MOED_E_RANGE naming a token or label, MOED_E_LIMIT, MOED_E_CANCELLED. Since: 0.1. */
+ * Returns MOED_E_ARGUMENT (no labels), MOED_E_RANGE naming a token, label or weight below 0, MOED_E_NUMERIC (a weight that is
+ * NaN or infinite), MOED_E_LIMIT, MOED_E_CANCELLED. Since: 0.1. */
 MOED_API moed_status moed_model_likelihood(const moed_model *m, const moed_batch *b, double *rows, float *tokens,
                                            const moed_cancel *cancel);
 

@@ -11,8 +11,8 @@ static moed_status check_points(const moed_step_time *points, size_t count)
             return moedi_fail_parameter(MOED_E_RANGE, "experts", "step time %zu: experts is %g; it must be from 1 to 1e30", i,
                                         points[i].experts);
         if (!(points[i].seconds > 0 && points[i].seconds <= 1e30))
-            return moedi_fail_parameter(MOED_E_RANGE, "seconds", "step time %zu: seconds is %g; it must be above 0", i,
-                                        points[i].seconds);
+            return moedi_fail_parameter(MOED_E_RANGE, "seconds", "step time %zu: seconds is %g; it must be above 0, 1e30 at most",
+                                        i, points[i].seconds);
         for (size_t j = 0; j < i; j++)
             if (points[j].experts == points[i].experts)
                 return moedi_fail_parameter(MOED_E_ARGUMENT, "experts", "step times %zu and %zu are both of %g experts", j, i,
