@@ -1,4 +1,4 @@
-/* A streamed model, a layer at a time and an expert at a time, makes what the same model makes in memory: every family's fixtures. */
+/* A streamed model, a layer and an expert at a time, makes what the same model makes in memory: every family's fixtures. */
 #include "support.h"
 
 #define FIXTURE_KERNELS "auto"
@@ -137,7 +137,7 @@ static void bits_do_not_depend_on_how_many_experts_are_in_memory(void **state)
     }
 }
 
-/* Experts of a model whose others are large: what is held does not grow with their number. */
+/* What is held does not grow with the number of experts, but for their names and router rows. */
 static void a_few_experts_are_in_memory(void **state)
 {
     char *folder = support_directory(), path[4000];

@@ -118,9 +118,10 @@ static moed_status forward_router(moedi_transformer *t, int64_t layer)
     return MOED_OK;
 }
 
-/* out (P, n) = in (P, k) w^T of each place's expert. The places of an expert are adjacent: one grouped gemm does all experts, or as many
- * as have their weights there at a time, and no number depends on how many these are. */
-static moed_status multiply_experts(moedi_transformer *t, int64_t layer, int kind, void *out, const void *in, int64_t n, int64_t k)
+/* out (P, n) = in (P, k) w^T of each place's expert. The places of an expert are adjacent: one grouped gemm does all experts, or
+ * as many as have their weights there at a time, and no number depends on how many these are. */
+static moed_status multiply_experts(moedi_transformer *t, int64_t layer, int kind, void *out, const void *in, int64_t n,
+                                    int64_t k)
 {
     const moedi_config *c = t->config;
     const moedi_group *g = moedi_group_of(t, layer, kind);

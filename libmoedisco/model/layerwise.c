@@ -24,13 +24,15 @@ struct moedi_layerwise {
 static int32_t window_of(const moed_model *m, int64_t experts)
 {
     const moedi_config *c = &m->layout->config;
-    const int64_t fitting = experts / (3 * c->expert_width * c->hidden * (int64_t)moedi_dtype_size(m->context->backend_info.wide));
+    const int64_t item = (int64_t)moedi_dtype_size(m->context->backend_info.wide);
+    const int64_t fitting = experts / (3 * c->expert_width * c->hidden * item);
     return fitting >= c->experts ? 0 : fitting > 1 ? (int32_t)fitting : c->experts > 1;
 }
 
 enum { ROWS = 2 }; /* at a time, through a layer that is held whole */
 
-moed_status moedi_layerwise_rows(const moed_model *m, int64_t length, int64_t experts, int64_t bytes, int64_t waiting, int64_t *rows)
+moed_status moedi_layerwise_rows(const moed_model *m, int64_t length, int64_t experts, int64_t bytes, int64_t waiting,
+                                 int64_t *rows)
 {
     moed_layout *l = NULL;
     int64_t each, most = ROWS;
@@ -121,7 +123,8 @@ moed_status moedi_layerwise_embed(moedi_layerwise *w, const int32_t *tokens, int
 static moed_status load(const moedi_layerwise *w, moedi_slot slot, int32_t expert, int32_t to, int *there)
 {
     const moed_model *own = w->now->model, *from = w->whole;
-    const int64_t mine = moedi_layout_slot(own->layout, slot, 0, to), whole = moedi_layout_slot(from->layout, slot, w->layer, expert);
+    const int64_t mine = moedi_layout_slot(own->layout, slot, 0, to);
+    const int64_t whole = moedi_layout_slot(from->layout, slot, w->layer, expert);
     *there = mine >= 0;
     if (mine < 0) return MOED_OK;
     const moed_tensor *t = &own->tensors[mine];

@@ -37,7 +37,8 @@ moed_status moedi_layout_with_experts(moed_layout **out, const moed_layout *l, i
 
 /* The layout of one layer of a family's model, with experts or (dense) without, and a vocabulary of one token. */
 moed_status moedi_layout_one_layer(moed_layout **out, const moed_layout *l, int dense);
-/* Leaves the parameters of experts out, but for the first `window` of each layer: see moed_layout.window. Not to be compared or saved. */
+/* Leaves the parameters of experts out, but for the first `window` of each layer: see moed_layout.window. Not to be compared or
+ * saved. */
 moed_status moedi_layout_narrow(moed_layout *l, int32_t window);
 /* Experts of a layer whose parameters it has. */
 static inline int64_t moedi_layout_window(const moed_layout *l)

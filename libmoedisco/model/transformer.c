@@ -212,8 +212,8 @@ static void plan_attention(arena *a, const moedi_transformer *t, int64_t tokens,
     out->k_rstd = take(a, tokens, c->qk_norm == MOEDI_QK_NORM_HEAD ? c->kv_heads : 1, t->wide);
 }
 
-/* The part of a layer's activations that backward needs. Outside TRAIN attention, the experts and what every token passes take turns in
- * the same memory. */
+/* The part of a layer's activations that backward needs. Outside TRAIN attention, the experts and what every token passes take
+ * turns in the same memory. */
 static void plan_layer(arena *a, const moedi_transformer *t, int64_t tokens, contents has, moedi_activations *out)
 {
     const moedi_config *c = t->config;

@@ -234,8 +234,8 @@ static moed_status finish_usage(const moedi_config *c, const double *counts, con
     return MOED_OK;
 }
 
-/* What a streamed model may take, in bytes: a process of 512 MiB has room for one with layers as large as Qwen1.5-MoE's. Beside a device
- * there is more, and going through the files again is what takes the time there. */
+/* What a streamed model may take, in bytes: a process of 512 MiB has room for one with layers as large as Qwen1.5-MoE's. Beside a
+ * device there is more, and going through the files again is what takes the time there. */
 static const struct room {
     int64_t experts;     /* held at once */
     int64_t activations; /* of the rows that go through a layer together, where not all experts are */

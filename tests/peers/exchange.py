@@ -4,8 +4,8 @@
     python tests/peers/exchange.py BUILD [NAME...]
 
 BUILD is a build's directory (build/current). Needs torch, transformers and safetensors, CPU only; a few minutes. For each
-configuration of transformers_fixture.py and llama_moe.py with several experts (or those whose name begins with a NAME), and each way of
-saving below:
+configuration of transformers_fixture.py and llama_moe.py with several experts (or those whose name begins with a NAME), and each
+way of saving below:
 
     save_pretrained -> moedisco split -> from_pretrained, 20 AdamW steps, save_pretrained in that way -> moedisco integrate
 
@@ -45,7 +45,7 @@ DENSE = {
                                               original_max_position_embeddings=16)),
     "qwen3": Qwen3Config(**SIZES, num_key_value_heads=4, head_dim=6, attention_bias=True),
 }
-GATES = (".gate.weight", "correction_bias", ".gate_network.weight", ".gate_network.2.", ".weight_noise.")  # what has a row an expert
+GATES = (".gate.weight", "correction_bias", ".gate_network.weight", ".gate_network.2.", ".weight_noise.")  # a row an expert
 FROZEN = ("embed_tokens", "layers.0.input_layernorm")  # of every part
 COMPANIONS = {"tokenizer.json": "{}", "tokenizer_config.json": "{}", "merges.txt": "a b", "notes.txt": "stays"}
 WAYS = {  # how the parts' trainer and the base's owner save

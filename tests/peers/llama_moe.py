@@ -6,8 +6,8 @@ exchange.py trains parts with it: it is loaded and saved as a model of Transform
     python tests/peers/llama_moe.py
 
 The neurons of LLaMA's feed-forward lie in equal parts, one an expert. The gate's top logits go through a softmax of their own, and the experts'
-outputs are weighted with that times score_scale_factor. While it trains, the original adds noise to the logits; this one does not. The
-original's gate of two layers has as many hidden units as experts; a part has fewer experts and all units, which gate_hidden_size says.
+outputs are weighted with that times score_scale_factor. While it trains, the original adds noise to the logits; this one does not.
+The original's gate of two layers has as many hidden units as experts; a part has fewer experts and all units: gate_hidden_size.
 """
 import json
 import os
