@@ -240,7 +240,7 @@ int pipeline_growth(pipeline *p)
     g.options.decay = p->train.decay;
     g.options.final_rate = p->train.final_rate;
     g.options.decay_shape = MOED_DECAY_LINEAR;
-    return growing_make(&p->growth, p->context, &g, step, info.active, 0);
+    return growing_make(&p->growth, p->context, &g, step, info.active, info.top_k);
 }
 
 int pipeline_layouts(pipeline *p, int64_t vocabulary)

@@ -118,8 +118,29 @@ static moed_status forward_router(moedi_transformer *t, int64_t layer)
     return MOED_OK;
 }
 
-/* x = mid + sum of the chosen experts, weighted. The places of an expert are adjacent: one grouped gemm does all
- * experts. */
+/* out (P, n) = in (P, k) w^T of each place's expert. The places of an expert are adjacent: one grouped gemm does all experts, or
+ * as many as have their weights there at a time, and no number depends on how many these are. */
+static moed_status multiply_experts(moedi_transformer *t, int64_t layer, int kind, void *out, const void *in, int64_t n,
+                                    int64_t k)
+{
+    const moedi_config *c = t->config;
+    const moedi_group *g = moedi_group_of(t, layer, kind);
+    const int64_t window = moedi_layout_window(t->layout);
+    for (int64_t first = 0; first < c->experts; first += window) {
+        const int64_t count = c->experts - first < window ? c->experts - first : window;
+        if (t->bring) {
+            MOEDI_TRY(moedi_cancel_check(t->cancel));
+            MOEDI_TRY(t->bring(first, count, kind == MOEDI_GROUP_DOWN, t->bring_user));
+            MOEDI_TRY(moedi_transformer_load_group(t, g));
+        }
+        MOEDI_LONG_OP(t, grouped_gemm, moed_op_grouped_gemm, .c = out, .a = in, .b = g->weight,
+                 .offsets = t->layers[layer].offsets + first, .groups = count, .m = t->tokens_now * c->top_k, .n = n, .k = k,
+                 .lda = k, .ldb = k, .ldc = n, .stride_b = n * k, .transpose_b = 1);
+    }
+    return MOED_OK;
+}
+
+/* x = mid + sum of the chosen experts, weighted. */
 static moed_status forward_experts(moedi_transformer *t, int64_t layer, void *x)
 {
     const moedi_config *c = t->config;
@@ -127,15 +148,9 @@ static moed_status forward_experts(moedi_transformer *t, int64_t layer, void *x)
     const int64_t places = t->tokens_now * c->top_k, width = c->expert_width, hidden = c->hidden;
     MOEDI_OP(t, gather, moed_op_gather, .out = t->places, .x = a->h, .source = a->source, .slot = a->slot,
              .rows = t->tokens_now, .top_k = c->top_k, .width = hidden);
-    MOEDI_LONG_OP(t, grouped_gemm, moed_op_grouped_gemm, .c = a->gate_up, .a = t->places,
-             .b = moedi_group_of(t, layer, MOEDI_GROUP_GATE_UP)->weight, .offsets = a->offsets,
-             .groups = c->experts, .m = places, .n = 2 * width, .k = hidden, .lda = hidden, .ldb = hidden,
-             .ldc = 2 * width, .stride_b = 2 * width * hidden, .transpose_b = 1);
+    MOEDI_TRY(multiply_experts(t, layer, MOEDI_GROUP_GATE_UP, a->gate_up, t->places, 2 * width, hidden));
     MOEDI_OP(t, swiglu, moed_op_swiglu, .out = t->act, .gate_up = a->gate_up, .rows = places, .width = width);
-    MOEDI_LONG_OP(t, grouped_gemm, moed_op_grouped_gemm, .c = t->places, .a = t->act,
-             .b = moedi_group_of(t, layer, MOEDI_GROUP_DOWN)->weight, .offsets = a->offsets,
-             .groups = c->experts, .m = places, .n = hidden, .k = width, .lda = width, .ldb = width,
-             .ldc = hidden, .stride_b = hidden * width, .transpose_b = 1);
+    MOEDI_TRY(multiply_experts(t, layer, MOEDI_GROUP_DOWN, t->places, t->act, hidden, width));
     MOEDI_OP(t, combine, moed_op_combine, .out = x, .y = t->places, .weights = a->weights, .slot = a->slot,
              .rows = t->tokens_now, .top_k = c->top_k, .width = hidden, .addend = a->mid);
     return MOED_OK;
@@ -281,6 +296,11 @@ static moed_status check_forwarded(const moedi_transformer *t)
 void moedi_transformer_tap(moedi_transformer *t, moedi_tap_fn tap, void *user)
 {
     t->tap = tap, t->tap_user = user;
+}
+
+void moedi_transformer_bring(moedi_transformer *t, moedi_bring_fn bring, void *user)
+{
+    t->bring = bring, t->bring_user = user;
 }
 
 const int64_t *moedi_transformer_offsets(const moedi_transformer *t, int32_t layer)

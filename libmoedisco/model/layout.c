@@ -244,6 +244,21 @@ moed_status moed_layout_create(moed_layout **out, moed_context *c, const moed_pa
     return moedi_layout_build(out, c, params, count);
 }
 
+moed_status moedi_layout_narrow(moed_layout *l, int32_t window)
+{
+    size_t count = 0;
+    l->elements = 0;
+    for (size_t i = 0; i < l->count; i++) {
+        if (l->params[i].expert >= window) continue;
+        l->params[count++] = l->params[i];
+        l->elements += moedi_param_elements(&l->params[i]);
+    }
+    l->count = count, l->window = window;
+    moedi_free(l->context, l->by_name);
+    l->by_name = NULL;
+    return index_names(l);
+}
+
 /* ---- reading ---- */
 
 int64_t moedi_layout_find(const moed_layout *l, const char *name)

@@ -17,6 +17,7 @@ struct moed_layout {
     const moedi_family *family;     /* NULL by hand */
     moedi_config config;            /* of the family */
     int32_t stacked;                /* on disk experts lie in stacks (storage.h) */
+    int32_t window;                 /* so many experts of each layer have parameters, and all take turns in these; 0 = all have */
     char *config_text;              /* config.json, "" by hand */
     size_t *by_name;                /* parameter numbers in strcmp order of names */
     int64_t elements;               /* numbers in all parameters */
@@ -38,6 +39,14 @@ moed_status moedi_layout_with_experts(moed_layout **out, const moed_layout *l, i
                                       json_t *provenance);
 /* The layout of one layer of a family's model, with experts or (dense) without, and a vocabulary of one token. */
 moed_status moedi_layout_one_layer(moed_layout **out, const moed_layout *l, int dense);
+/* Leaves the parameters of experts out, but for the first `window` of each layer: see moed_layout.window. Not to be compared or
+ * saved. */
+moed_status moedi_layout_narrow(moed_layout *l, int32_t window);
+/* Experts of a layer whose parameters it has. */
+static inline int64_t moedi_layout_window(const moed_layout *l)
+{
+    return l->window ? l->window : l->config.experts;
+}
 /* The layout of the dense sibling of a model that has one expert a layer left (its only expert's tensors are the feed-forward's; no
  * router), with provenance as above. MOED_E_UNSUPPORTED where the sibling would not compute the same. */
 moed_status moedi_layout_dense(moed_layout **out, const moed_layout *l, json_t *provenance);

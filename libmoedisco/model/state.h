@@ -72,6 +72,8 @@ struct moedi_transformer {
     const void *states;             /* host: what enters the first layer in the place of embeddings; nullable */
     moedi_tap_fn tap;               /* nullable */
     void *tap_user;
+    moedi_bring_fn bring;           /* nullable */
+    void *bring_user;
     int64_t rows, length;           /* room */
 
     size_t *order;                  /* (parameters) in slot order */
@@ -170,6 +172,9 @@ moed_status moedi_transformer_norm(moedi_transformer *t, void *out, void *rstd, 
 
 /* The norm of a layer's queries, or of its keys, forward from `unnormed` to qkv, backward in place of their gradients (forward.c). */
 moed_op_rmsnorm moedi_transformer_qk_norm(const moedi_transformer *t, int64_t layer, int key);
+
+/* The model's numbers of a group to the engine, where they are not in place (transformer.c). */
+moed_status moedi_transformer_load_group(moedi_transformer *t, const moedi_group *g);
 
 /* table->operation(engine, &(struct){ fields }), returning from the enclosing function on failure. */
 #define MOEDI_OP(t, operation, type, ...) \

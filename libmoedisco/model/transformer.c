@@ -132,7 +132,7 @@ static moed_status walk_layout(walk *w, moedi_group *groups)
             int from, to;
             if (!has_group(w->layout, layer, kind)) continue;
             slots_of(c, layer, kind, &from, &to);
-            MOEDI_TRY(walk_group(w, g, from, to, layer, expert ? c->experts : 0));
+            MOEDI_TRY(walk_group(w, g, from, to, layer, expert ? moedi_layout_window(w->layout) : 0));
         }
     }
     MOEDI_TRY(walk_group(w, g, MOEDI_SLOT_FINAL_NORM, MOEDI_SLOT_FINAL_NORM, INT_MAX, 0));
@@ -212,7 +212,8 @@ static void plan_attention(arena *a, const moedi_transformer *t, int64_t tokens,
     out->k_rstd = take(a, tokens, c->qk_norm == MOEDI_QK_NORM_HEAD ? c->kv_heads : 1, t->wide);
 }
 
-/* The part of a layer's activations that backward needs. */
+/* The part of a layer's activations that backward needs. Outside TRAIN attention, the experts and what every token passes take
+ * turns in the same memory. */
 static void plan_layer(arena *a, const moedi_transformer *t, int64_t tokens, contents has, moedi_activations *out)
 {
     const moedi_config *c = t->config;
@@ -220,15 +221,20 @@ static void plan_layer(arena *a, const moedi_transformer *t, int64_t tokens, con
     out->mid = t->train ? take(a, tokens, c->hidden, t->item) : out->x;
     out->attention_rstd = take(a, tokens, 1, t->wide);
     out->ffn_rstd = take(a, tokens, 1, t->wide);
+    out->h = t->renorm ? t->normed : take(a, tokens, c->hidden, t->item);
+    const int64_t start = a->used;
     out->normed = t->renorm ? t->normed : take(a, tokens, c->hidden, t->item);
     plan_attention(a, t, tokens, out);
-    out->h = t->renorm ? t->normed : take(a, tokens, c->hidden, t->item);
+    if (!t->train) a->used = start;
     if (has.experts) out->gate_up = take(a, tokens * c->top_k, 2 * c->expert_width, t->item);
     if (has.experts && moedi_config_routes(c)) plan_routing(a, t, tokens, out);
+    if (!t->train) a->used = start;
     if (has.plain) out->plain_gate_up = take(a, tokens, 2 * has.plain, t->item);
-    if (!has.experts || !c->shared_switch) return;
-    out->shared_y = take(a, tokens, c->hidden, t->item);
-    out->shared_switch = take(a, tokens, 1, t->item);
+    if (has.experts && c->shared_switch) {
+        out->shared_y = take(a, tokens, c->hidden, t->item);
+        out->shared_switch = take(a, tokens, 1, t->item);
+    }
+    a->used = a->peak;
 }
 
 /* What lives within one part of a layer: attention, the experts, the shared expert and a piece of logits take turns in the
@@ -494,15 +500,21 @@ out:
     return status;
 }
 
+static moed_status move_group(moedi_transformer *t, const moedi_group *g, int up)
+{
+    for (size_t j = g->first; g->owned && j < g->first + g->count; j++) MOEDI_TRY(move_tensor(t, t->order[j], up));
+    return MOED_OK;
+}
+
 static moed_status move_weights(moedi_transformer *t, int up)
 {
-    for (size_t i = 0; i < t->group_count; i++) {
-        const moedi_group *g = &t->groups[i];
-        for (size_t j = g->first; g->owned && j < g->first + g->count; j++) {
-            MOEDI_TRY(move_tensor(t, t->order[j], up));
-        }
-    }
+    for (size_t i = 0; i < t->group_count; i++) MOEDI_TRY(move_group(t, &t->groups[i], up));
     return MOED_OK;
+}
+
+moed_status moedi_transformer_load_group(moedi_transformer *t, const moedi_group *g)
+{
+    return move_group(t, g, 1);
 }
 
 moed_status moedi_transformer_load(moedi_transformer *t)

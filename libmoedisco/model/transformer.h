@@ -87,6 +87,10 @@ moed_status moedi_transformer_pass(moedi_transformer *t, const moed_batch *b, vo
  * tokens; what it fails with ends the pass. NULL: no more. */
 typedef moed_status (*moedi_tap_fn)(moedi_transformer *t, int64_t layer, const void *h, void *user);
 void moedi_transformer_tap(moedi_transformer *t, moedi_tap_fn tap, void *user);
+/* Of a model whose layout has a window of experts: the next forwards call bring before each product with experts [first, first +
+ * count), which puts their gates and ups, or (down) their downs, in the places of the model's first ones. */
+typedef moed_status (*moedi_bring_fn)(int64_t first, int64_t count, int down, void *user);
+void moedi_transformer_bring(moedi_transformer *t, moedi_bring_fn bring, void *user);
 
 /* Device memory of a parameter, of its gradient (NULL = frozen), and of the low halves of its numbers (NULL = it has none). */
 void *moedi_transformer_weight(moedi_transformer *t, size_t param);

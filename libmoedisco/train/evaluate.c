@@ -240,7 +240,18 @@ static moed_status finish_usage(const moedi_config *c, const double *counts, con
     return MOED_OK;
 }
 
-enum { STATES_MOST = 1 << 27 }; /* bytes of hidden states that wait for the next layer */
+/* What a streamed model may take, in bytes: a process of 512 MiB has room for one with layers as large as Qwen1.5-MoE's. Beside a
+ * device there is more, and going through the files again is what takes the time there. */
+static const struct room {
+    int64_t experts;     /* held at once */
+    int64_t activations; /* of the rows that go through a layer together, where not all experts are */
+    int64_t states;      /* that wait for the next layer */
+} host_room = {48 << 20, 144 << 20, 32 << 20}, device_room = {(int64_t)4 << 30, 1 << 30, 128 << 20};
+
+static const struct room *room_of(const moed_model *m)
+{
+    return m->context->backend_info.host_memory ? &host_room : &device_room;
+}
 
 /* One batch through the layer that was loaded, rows at a time. counts, sums (experts). */
 static moed_status count_layer(moedi_layerwise *w, const stream *s, const moed_batch *b, char *states, void *const room[3],
@@ -259,7 +270,8 @@ static moed_status count_layer(moedi_layerwise *w, const stream *s, const moed_b
 }
 
 /* The same for a streamed model: all rows that there is room for go through a layer before the next one is read. */
-static moed_status measure_layerwise(const moed_model *m, stream *s, double *counts, double *sums, const moed_cancel *cancel)
+static moed_status measure_layerwise(const moed_model *m, stream *s, int64_t experts, double *counts, double *sums,
+                                     const moed_cancel *cancel)
 {
     const moedi_config *c = &m->layout->config;
     const int64_t choices = s->step * s->length * c->top_k;
@@ -269,7 +281,7 @@ static moed_status measure_layerwise(const moed_model *m, stream *s, double *cou
     moed_batch b;
     int64_t labels;
     moed_status status;
-    MOEDI_GO(moedi_layerwise_create(&w, m, s->step, s->length));
+    MOEDI_GO(moedi_layerwise_create(&w, m, s->step, s->length, experts));
     MOEDI_GO(moedi_alloc_array(s->context, choices, sizeof(int32_t), &room[0]));
     MOEDI_GO(moedi_alloc_array(s->context, choices, sizeof(double), &room[1]));
     MOEDI_GO(moedi_alloc_array(s->context, choices, sizeof(double), &room[2]));
@@ -292,40 +304,50 @@ out:
 }
 
 /* Rows that wait for the next layer together: as many as there is room for, or as there are. */
-static int64_t waiting_rows(const moed_model *m, const moed_corpus *d, int64_t tokens, int64_t rows, int64_t length)
+static int64_t waiting_rows(const moed_model *m, const moed_corpus *d, int64_t tokens, int64_t length)
 {
     const int64_t row = length * m->layout->config.hidden * (int64_t)moedi_dtype_size(m->context->backend_info.dtype);
     const int64_t all = tokens && tokens < d->info.tokens ? tokens : d->info.tokens + d->documents;
-    int64_t wait = STATES_MOST / row;
+    int64_t wait = room_of(m)->states / row;
     if (wait > all / length + 1) wait = all / length + 1;
-    return wait > rows ? wait : rows;
+    return wait > 1 ? wait : 1;
 }
 
-moed_status moed_model_usage(const moed_model *m, const moed_corpus *d, int64_t tokens, double *usage,
-                             double *weight, const moed_cancel *cancel)
+moed_status moedi_evaluate_usage(const moed_model *m, const moed_corpus *d, int64_t tokens, int64_t experts, double *usage,
+                                 double *weight, const moed_cancel *cancel)
 {
     moedi_transformer *t = NULL;
     double *counts = NULL, *sums;
     stream s = {0};
     moed_status status;
-    moedi_clear_error();
-    MOEDI_REQUIRE(m && d && usage, "model, corpus and usage must be given");
-    MOEDI_REQUIRE(tokens >= 0, "tokens must not be negative");
     MOEDI_TRY(moedi_evaluate_check_pair(m, d));
     const moedi_config *c = &m->layout->config;
     const int streamed = m->places != NULL;
-    int64_t rows, length;
-    moedi_evaluate_shape(c, streamed ? 2 : 8, &rows, &length);
-    if (!streamed) MOEDI_GO(moedi_transformer_create(&t, m, rows, length, 0, NULL));
+    int64_t rows, length, wait;
+    moedi_evaluate_shape(c, 8, &rows, &length);
+    wait = rows; /* at a time; of these `rows` through a layer at a time */
+    if (streamed) {
+        wait = waiting_rows(m, d, tokens, length);
+        MOEDI_GO(moedi_layerwise_rows(m, length, experts, room_of(m)->activations, wait, &rows));
+    } else MOEDI_GO(moedi_transformer_create(&t, m, rows, length, 0, NULL));
     MOEDI_GO(MOEDI_NEW(m->context, 2 * c->layers * c->experts, &counts));
     sums = counts + c->layers * c->experts;
-    MOEDI_GO(stream_open(&s, d, tokens, streamed ? waiting_rows(m, d, tokens, rows, length) : rows, length));
+    MOEDI_GO(stream_open(&s, d, tokens, wait, length));
     s.step = rows;
-    MOEDI_GO(streamed ? measure_layerwise(m, &s, counts, sums, cancel) : measure_usage(t, &s, counts, sums, cancel));
+    MOEDI_GO(streamed ? measure_layerwise(m, &s, experts, counts, sums, cancel) : measure_usage(t, &s, counts, sums, cancel));
     status = finish_usage(c, counts, sums, usage, weight);
 out:
     stream_close(&s);
     moedi_free(m->context, counts);
     moedi_transformer_destroy(t);
     return status;
+}
+
+moed_status moed_model_usage(const moed_model *m, const moed_corpus *d, int64_t tokens, double *usage,
+                             double *weight, const moed_cancel *cancel)
+{
+    moedi_clear_error();
+    MOEDI_REQUIRE(m && d && usage, "model, corpus and usage must be given");
+    MOEDI_REQUIRE(tokens >= 0, "tokens must not be negative");
+    return moedi_evaluate_usage(m, d, tokens, room_of(m)->experts, usage, weight, cancel);
 }

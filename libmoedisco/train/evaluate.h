@@ -13,6 +13,10 @@ moed_status moedi_evaluate(moedi_transformer *t, const moed_corpus *d, int64_t t
                            int64_t length, int32_t document_mask, moed_report *out,
                            const moed_cancel *cancel);
 
+/* moed_model_usage, of a streamed model with so many bytes of experts' weights in memory at once (model/layerwise.h). */
+moed_status moedi_evaluate_usage(const moed_model *m, const moed_corpus *d, int64_t tokens, int64_t experts, double *usage,
+                                 double *weight, const moed_cancel *cancel);
+
 /* Whether every token of d, end tokens too, is in the vocabulary of l; `which` names d in the error. MOED_E_MISMATCH. */
 moed_status moedi_evaluate_check(const moed_layout *l, const moed_corpus *d, const char *which);
 /* A model and a corpus that it can be run over. */

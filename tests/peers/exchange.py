@@ -4,7 +4,8 @@
     python tests/peers/exchange.py BUILD [NAME...]
 
 BUILD is a build's directory (build/current). Needs torch, transformers and safetensors, CPU only; a few minutes. For each
-configuration of transformers_fixture.py with several experts (or those whose name begins with a NAME), and each way of saving below:
+configuration of transformers_fixture.py and llama_moe.py with several experts (or those whose name begins with a NAME), and each
+way of saving below:
 
     save_pretrained -> moedisco split -> from_pretrained, 20 AdamW steps, save_pretrained in that way -> moedisco integrate
 
@@ -20,17 +21,21 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from types import SimpleNamespace
 
 import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, Qwen3Config
 from transformers.utils import logging
 
+import llama_moe
 from transformers_fixture import CONFIGURATIONS, ROWS, LENGTH, qwen3, randomise
 
 STEPS = 20
 # experts in every layer of a family with a dense sibling
 CONFIGURATIONS["qwen3_moe-d"] = qwen3(head_dim=4, norm_topk_prob=True, attention_bias=True)
+for name, more in llama_moe.CONFIGURATIONS.items():  # remote code to Transformers
+    CONFIGURATIONS[name] = llama_moe.LlamaMoE, SimpleNamespace(**{**llama_moe.TINY, **more})
 SIZES = dict(vocab_size=29, hidden_size=16, num_hidden_layers=2, num_attention_heads=4, intermediate_size=12,
              max_position_embeddings=64, initializer_range=0.2, bos_token_id=None, eos_token_id=None, pad_token_id=None)
 DENSE = {
@@ -40,6 +45,7 @@ DENSE = {
                                               original_max_position_embeddings=16)),
     "qwen3": Qwen3Config(**SIZES, num_key_value_heads=4, head_dim=6, attention_bias=True),
 }
+GATES = (".gate.weight", "correction_bias", ".gate_network.weight", ".gate_network.2.", ".weight_noise.")  # a row an expert
 FROZEN = ("embed_tokens", "layers.0.input_layernorm")  # of every part
 COMPANIONS = {"tokenizer.json": "{}", "tokenizer_config.json": "{}", "merges.txt": "a b", "notes.txt": "stays"}
 WAYS = {  # how the parts' trainer and the base's owner save
@@ -94,6 +100,9 @@ class Library:
 # ---- Transformers ----
 
 def load(folder):
+    with open(os.path.join(folder, "config.json")) as file:
+        if json.load(file)["model_type"] == "llama_moe":
+            return llama_moe.LlamaMoE.from_pretrained(folder).eval()
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager",
                                                  experts_implementation="eager")
     return model.eval()
@@ -186,7 +195,10 @@ def has_dense(config):
 def expert_of_part(name, lists, dense):
     """(name in the part) of the base's expert tensor, or None: (part, name)."""
     head, mark, tail = name.partition(".experts.")
-    number, dot, rest = tail.partition(".")
+    if tail.startswith("weight_"):  # the expert's number comes last
+        rest, dot, number = tail.partition(".")
+    else:
+        number, dot, rest = tail.partition(".")
     if not mark or not number.isdigit():
         return None
     layer = int(head.split("layers.")[1].split(".")[0])
@@ -195,7 +207,8 @@ def expert_of_part(name, lists, dense):
             matrix = {"w1.weight": "gate_proj.weight", "w2.weight": "down_proj.weight", "w3.weight": "up_proj.weight"}.get(rest, rest)
             return part, f"model.layers.{layer}.mlp.{matrix}"
         if int(number) in layers[layer]:
-            return part, f"{head}{mark}{layers[layer].index(int(number))}{dot}{rest}"
+            mine = str(layers[layer].index(int(number)))
+            return part, f"{head}{mark}" + (f"{rest}{dot}{mine}" if tail.startswith("weight_") else f"{mine}{dot}{rest}")
     return -1, name
 
 
@@ -209,7 +222,7 @@ def compare(base, parts, whole, lists, dense):
         where = expert_of_part(name, lists, dense)
         if where and where[0] >= 0:
             check(torch.equal(after, parts[where[0]][where[1]].to(before.dtype)), f"{name} is not part {where[0]}'s")
-        elif where or ".gate.weight" in name or "correction_bias" in name or any(f in name for f in FROZEN):
+        elif where or any(f in name for f in GATES + FROZEN):
             check(torch.equal(after, before), f"{name} was not trained, and has other bits")
             untouched += 1
         else:
@@ -227,9 +240,10 @@ def exchange(build, library, kind, config, way, folder):
     model = kind(config).float()
     randomise(model, torch.Generator().manual_seed(1))
     save(model, path("base"), way.get("dtype"), **way["base"])
-    for name, text in COMPANIONS.items():
-        with open(path("base", name), "w") as file:
-            file.write(text)
+    for name, text in {"generation_config.json": "{}", **COMPANIONS}.items():
+        if not os.path.exists(path("base", name)):
+            with open(path("base", name), "w") as file:
+                file.write(text)
     tokens = torch.randint(0, config.vocab_size, (ROWS, LENGTH), generator=torch.Generator().manual_seed(2))
     worst = agree(library, path("base"), tokens, "base")
     count = experts_of(config)
@@ -306,6 +320,8 @@ def main():
             continue
         for way, how in WAYS.items():
             if "split" in how and not has_dense(config):
+                continue
+            if kind is llama_moe.LlamaMoE and "save_original_format" in how["base"]:  # which has one format
                 continue
             folder = tempfile.mkdtemp(prefix="exchange-")
             try:

@@ -1,11 +1,13 @@
 #!/usr/bin/env python3
 """A referee for LLaMA-MoE v1, which is remote code to Transformers: the model in PyTorch, written from the paper (arXiv 2406.16554) and
 from the names and defaults of github.com/pjlab-sys4nlp/llama-moe, and its fixtures, as transformers_fixture.py makes those of other families.
+exchange.py trains parts with it: it is loaded and saved as a model of Transformers is.
 
     python tests/peers/llama_moe.py
 
 The neurons of LLaMA's feed-forward lie in equal parts, one an expert. The gate's top logits go through a softmax of their own, and the experts'
 outputs are weighted with that times score_scale_factor. While it trains, the original adds noise to the logits; this one does not.
+The original's gate of two layers has as many hidden units as experts; a part has fewer experts and all units: gate_hidden_size.
 """
 import json
 import os
@@ -14,7 +16,8 @@ import sys
 from types import SimpleNamespace
 
 import torch
-from safetensors.torch import save_file
+from huggingface_hub import save_torch_state_dict
+from safetensors.torch import load_file
 from torch import nn
 from torch.nn import functional as F
 
@@ -66,8 +69,9 @@ class Gate(nn.Module):
         if c.gate_network == "linear":
             self.gate_network = nn.Linear(c.hidden_size, c.num_experts, bias=False)
         else:
-            self.gate_network = nn.Sequential(nn.Linear(c.hidden_size, c.num_experts, bias=False), nn.Tanh(),
-                                              nn.Linear(c.num_experts, c.num_experts, bias=False))
+            units = getattr(c, "gate_hidden_size", c.num_experts)
+            self.gate_network = nn.Sequential(nn.Linear(c.hidden_size, units, bias=False), nn.Tanh(),
+                                              nn.Linear(units, c.num_experts, bias=False))
         if c.gate_add_noise:
             self.weight_noise = nn.Linear(c.hidden_size, c.num_experts, bias=False)
 
@@ -83,7 +87,7 @@ class Experts(nn.Module):
         width = c.intermediate_size // c.num_experts
         for name, shape in (("weight_gate", (width, c.hidden_size)), ("weight_up", (width, c.hidden_size)),
                             ("weight_down", (c.hidden_size, width))):
-            setattr(self, name, nn.ParameterList([nn.Parameter(torch.empty(shape)) for _ in range(c.num_experts)]))
+            setattr(self, name, nn.ParameterList([nn.Parameter(torch.randn(shape) * 0.2) for _ in range(c.num_experts)]))
 
     def forward(self, x, expert):
         return F.linear(F.silu(F.linear(x, self.weight_gate[expert])) * F.linear(x, self.weight_up[expert]), self.weight_down[expert])
@@ -117,12 +121,39 @@ class LlamaMoE(nn.Module):
                                     "norm": Norm(config.hidden_size, config.rms_norm_eps)})
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
 
-    def forward(self, input_ids, output_router_logits=False):
+    @classmethod
+    def from_pretrained(cls, folder):
+        """In float32."""
+        with open(os.path.join(folder, "config.json")) as f:
+            model = cls(SimpleNamespace(**json.load(f)))
+        tensors = {}
+        for file in os.listdir(folder):
+            if file.endswith(".safetensors"):
+                tensors.update(load_file(os.path.join(folder, file)))
+        model.load_state_dict({n: t.float() for n, t in tensors.items() if "rotary_emb" not in n})
+        return model
+
+    def save_pretrained(self, folder, max_shard_size="5GB"):
+        c = self.config
+        os.makedirs(folder, exist_ok=True)
+        c.torch_dtype = str(self.lm_head.weight.dtype).removeprefix("torch.")
+        with open(os.path.join(folder, "config.json"), "w") as f:
+            json.dump({n: v for n, v in vars(c).items() if not n.startswith("_")}, f, indent=2)
+        tensors = {n: p.detach().clone() for n, p in self.named_parameters()}
+        width = c.hidden_size // c.num_attention_heads
+        for l in range(c.num_hidden_layers):  # which the original's rotary module saves
+            tensors[f"model.layers.{l}.self_attn.rotary_emb.inv_freq"] = 10000.0 ** (-torch.arange(0, width, 2) / width)
+        save_torch_state_dict(tensors, folder, max_shard_size=max_shard_size)
+
+    def forward(self, input_ids, labels=None, output_router_logits=False):
         x, router_logits = self.model["embed_tokens"](input_ids.long()), []
         for layer in self.model["layers"]:
             x, logits = layer(x)
             router_logits.append(logits)
-        return SimpleNamespace(logits=self.lm_head(self.model["norm"](x)), router_logits=router_logits)
+        logits, loss = self.lm_head(self.model["norm"](x)), None
+        if labels is not None:
+            loss = F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
+        return SimpleNamespace(logits=logits, router_logits=router_logits, loss=loss)
 
 
 TINY = dict(model_type="llama_moe", architectures=["LlamaMoEForCausalLM"], vocab_size=29, hidden_size=8, num_hidden_layers=2,
@@ -145,23 +176,16 @@ CONFIGURATIONS = {
 def make(folder, more, seed):
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
-    fields = {**TINY, **more}
-    model = LlamaMoE(SimpleNamespace(**fields, num_experts_per_tok=fields["num_selects"]))
+    model = LlamaMoE(SimpleNamespace(**{**TINY, **more}))
     with torch.no_grad():
         for name, p in model.named_parameters():
             if p.dim() > 1:
                 p.copy_(torch.randn(p.shape, generator=generator) * 0.2)
     fixture.randomise(model, generator)
-    tokens, labels = fixture.batches(fields["vocab_size"], generator)
+    tokens, labels = fixture.batches(model.config.vocab_size, generator)
     shutil.rmtree(folder, ignore_errors=True)
-    os.makedirs(folder)
-    with open(os.path.join(folder, "config.json"), "w") as f:
-        json.dump(fields, f, indent=2)
-    tensors = {n: p.detach().clone() for n, p in model.named_parameters()}
-    for l in range(fields["num_hidden_layers"]):  # which the original's rotary module saves
-        width = fields["hidden_size"] // fields["num_attention_heads"]
-        tensors[f"model.layers.{l}.self_attn.rotary_emb.inv_freq"] = 10000.0 ** (-torch.arange(0, width, 2) / width)
-    save_file(tensors, os.path.join(folder, "model.safetensors"), metadata={"format": "pt"})
+    model.save_pretrained(folder)
+    model.config.num_experts_per_tok = model.config.num_selects  # as others call it
     return fixture.record(folder, model, "llama_moe", tokens, labels, seed)
 
 

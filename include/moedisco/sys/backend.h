@@ -119,8 +119,8 @@ typedef struct moed_op_gemm {
     const void *addend;       /* nullable; may be c, and else does not overlap it */
 } moed_op_gemm;
 
-/* A gemm per group g; offsets (groups + 1) int64 on the device, ascending from 0.
- *   ragged rows (reduce = 0): rows offsets[g] .. offsets[g+1] of a and c; b + g * stride_b; m is the sum over groups
+/* A gemm per group g; offsets (groups + 1) int64 on the device, ascending, from 0 unless these are some groups of more.
+ *   ragged rows (reduce = 0): rows offsets[g] .. offsets[g+1] of a and c; b + g * stride_b; m is the sum over groups, or more
  *   ragged reduction (reduce = 1): c + g * stride_c (m, n) from rows offsets[g].. of a (k_g, m) and b (k_g, n), transpose_a = 1;
  *   k is the sum over groups. Empty groups leave c alone (accumulate) or zero it. */
 typedef struct moed_op_grouped_gemm {
