@@ -29,7 +29,8 @@ typedef struct moed_split_options {
  * expert, rows sum to 1. weight (layers, experts), nullable: mean routed weight of the tokens it got (0 if none). tokens: how
  * many to look at, 0 = all. Attention is masked at documents: a corpus' usage does not depend on how it is packed into rows. A
  * streamed model is read a layer at a time, which alone is in memory, as the context's numbers, once for every 128 MiB of hidden
- * states. Returns MOED_E_MISMATCH when the corpus has tokens outside the model's vocabulary. Since: 0.1. */
+ * states. Returns MOED_E_MISMATCH when the corpus has tokens outside the model's vocabulary, MOED_E_NUMERIC naming the layer
+ * whose router's weights are NaN. Since: 0.1. */
 MOED_API moed_status moed_model_usage(const moed_model *m, const moed_corpus *d, int64_t tokens, double *usage, double *weight,
                                       const moed_cancel *cancel);
 
