@@ -188,6 +188,24 @@ static void it_is_cancelled_and_leaves_nothing(void **state)
     moed_corpus_destroy(d);
 }
 
+static void a_router_of_nan_is_refused(void **state)
+{
+    char folder[2000];
+    double usage[64];
+    moed_corpus *d = documents();
+    (void)state;
+    snprintf(folder, sizeof folder, "%s/tests/fixtures/transformers/mixtral-a", MOEDI_TEST_SOURCE);
+    moed_model *m = opened(folder, 0);
+    const int64_t router = moedi_layout_slot(m->layout, MOEDI_SLOT_ROUTER, 0, -1);
+    moed_tensor t;
+    assert_ok(moed_model_tensor(m, (size_t)router, &t));
+    assert_int_equal(t.dtype, MOED_DTYPE_F32);
+    for (int64_t i = 0; i < t.shape[0] * t.shape[1]; i++) ((float *)t.data)[i] = NAN;
+    assert_refused(moed_model_usage(m, d, 0, usage, NULL, NULL), MOED_E_NUMERIC, "layer 0");
+    moed_model_destroy(m);
+    moed_corpus_destroy(d);
+}
+
 static void no_failed_allocation_leaks(void **state)
 {
     moed_context *fixture = context;
@@ -225,6 +243,7 @@ int main(void)
         T(bits_do_not_depend_on_how_many_experts_are_in_memory),
         T(a_few_experts_are_in_memory),
         T(it_is_cancelled_and_leaves_nothing),
+        T(a_router_of_nan_is_refused),
         T(no_failed_allocation_leaks),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

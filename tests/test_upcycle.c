@@ -11,7 +11,8 @@
 #define SIZES                                                                                                                   \
     "\"vocab_size\": 31, \"hidden_size\": 16, \"num_hidden_layers\": 2, \"num_attention_heads\": 4, \"num_key_value_heads\": 2," \
     " \"max_position_embeddings\": 64"
-static const char mistral[] = "{\"model_type\": \"mistral\", " SIZES ", \"intermediate_size\": 24, \"sliding_window\": null}";
+static const char mistral[] = "{\"model_type\": \"mistral\", " SIZES ", \"intermediate_size\": 24, \"sliding_window\": null,"
+                              " \"rope_theta\": null}";
 static const char qwen3[] = "{\"model_type\": \"qwen3\", " SIZES ", \"intermediate_size\": 24, \"head_dim\": 8}";
 static const char mixtral[] = "{\"model_type\": \"mixtral\", " SIZES ", \"intermediate_size\": 12, \"num_local_experts\": 4,"
                               " \"num_experts_per_tok\": 2, \"rope_theta\": 500.0}";

@@ -31,7 +31,8 @@ typedef struct moed_split_options {
  * streamed model is read a layer at a time, which alone is in memory, as the context's numbers, once for every 32 MiB of hidden
  * states (128 beside a device). Of a layer with more than 48 MiB of experts (4 GiB) as many of them are in memory as fit, one at
  * least, and they are read again for every few rows of 512 tokens, whose activations fit in 144 MiB (1 GiB); the result has the
- * same bits. Returns MOED_E_MISMATCH when the corpus has tokens outside the model's vocabulary. Since: 0.1. */
+ * same bits. Returns MOED_E_MISMATCH when the corpus has tokens outside the model's vocabulary, MOED_E_NUMERIC naming the layer
+ * whose router's weights are NaN. Since: 0.1. */
 MOED_API moed_status moed_model_usage(const moed_model *m, const moed_corpus *d, int64_t tokens, double *usage, double *weight,
                                       const moed_cancel *cancel);
 

@@ -188,7 +188,7 @@ static moed_status become(json_t *o, const moed_layout *l, const moedi_family *f
     MOEDI_TRY(set_config(o, "rms_norm_eps", json_real(c->epsilon)));
     MOEDI_TRY(set_config(o, "max_position_embeddings", json_integer(c->context_length)));
     if (!json_object_get(o, "sliding_window")) MOEDI_TRY(set_config(o, "sliding_window", json_null()));
-    if (json_object_get(o, "rope_theta") || json_object_get(rope, "rope_theta")) return MOED_OK;
+    if (json_is_number(json_object_get(o, "rope_theta")) || json_is_number(json_object_get(rope, "rope_theta"))) return MOED_OK;
     return set_config(o, "rope_theta", json_real(c->rope.theta));
 }
 

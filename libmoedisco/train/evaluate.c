@@ -233,6 +233,9 @@ static moed_status finish_usage(const moedi_config *c, const double *counts, con
         const int dense = moedi_config_dense(c, layer);
         if (total <= 0 && !dense) return moedi_fail(MOED_E_ARGUMENT, "the corpus has no tokens to measure usage on");
         for (int64_t e = at; e < at + c->experts; e++) {
+            if (!isfinite(sums[e])) /* the choices say nothing then */
+                return moedi_fail(MOED_E_NUMERIC, "layer %lld: the router's weights are %g: numbers of the model are not finite",
+                                  (long long)layer, sums[e]);
             usage[e] = dense ? 0 : counts[e] / total;
             if (weight) weight[e] = counts[e] > 0 ? sums[e] / counts[e] : 0;
         }
