@@ -37,6 +37,7 @@ run 03_cluster balanced
 run 04_split_integrate drift
 run 05_train "held out"
 run 06_growth "expand from 8 to 16 experts"
+run 07_both_methods "8 experts: loss"
 refuse 06_growth now
 for source in "$root"/examples/[0-9]*.c; do
     grep -q "$(basename "$source" .c)" "$0" || { echo "$source is not run here"; exit 1; }
