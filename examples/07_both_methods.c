@@ -1,5 +1,5 @@
-/* 07_both_methods.c - MoE-DisCo, then EMO: two parts of a model are trained alone, put back together, and the whole goes on while its pool
- * grows from 2 to 4 to 8 experts inside one trainer, by a schedule. Prints the loss of each stage. */
+/* 07_both_methods.c - MoE-DisCo, then EMO: two parts of a model are trained alone, put back together, and the whole goes on while
+ * its pool grows from 2 to 4 to 8 experts inside one trainer, by a schedule. Prints the loss of each stage. */
 #include <stdio.h>
 #include <string.h>
 
@@ -13,9 +13,10 @@
 enum { PARTS = 2, ALONE = 20, STEPS = 60, ROWS = 4, LENGTH = 32 };
 
 static const char config[] =
-    "{\"model_type\": \"dots1\", \"vocab_size\": 64, \"hidden_size\": 32, \"intermediate_size\": 64, \"moe_intermediate_size\": 64,"
-    " \"num_hidden_layers\": 2, \"num_attention_heads\": 2, \"num_key_value_heads\": 1, \"n_routed_experts\": 2, \"num_experts_per_tok\": 2,"
-    " \"n_shared_experts\": 1, \"norm_topk_prob\": true, \"max_position_embeddings\": 64, \"initializer_range\": 0.05}";
+    "{\"model_type\": \"dots1\", \"vocab_size\": 64, \"hidden_size\": 32, \"intermediate_size\": 64, \"num_hidden_layers\": 2,"
+    " \"moe_intermediate_size\": 64, \"num_attention_heads\": 2, \"num_key_value_heads\": 1, \"n_routed_experts\": 2,"
+    " \"num_experts_per_tok\": 2, \"n_shared_experts\": 1, \"norm_topk_prob\": true, \"max_position_embeddings\": 64,"
+    " \"initializer_range\": 0.05}";
 
 /* Forty documents that need no file: document i counts in steps of 1 + i % 3. */
 static int32_t length_of(int64_t document, int64_t *tokens, void *user)
@@ -40,8 +41,8 @@ static moed_train_options settings(int64_t steps)
 }
 
 /* Submodel `part` alone on its documents, here every second one. */
-static int train_part(moed_context *c, moed_split *s, moed_integration *i, const moed_model *base, const moed_partition *p, const moed_corpus *all,
-                      int part)
+static int train_part(moed_context *c, moed_split *s, moed_integration *i, const moed_model *base, const moed_partition *p,
+                      const moed_corpus *all, int part)
 {
     moed_model *m;
     moed_corpus *own;
@@ -77,7 +78,8 @@ static int train_growing(moed_context *c, moed_model *whole, const moed_corpus *
         }
         CHECK(moed_trainer_forward_backward(t, NULL, NULL));
         CHECK(moed_trainer_update(t, now.learning_rate / o.learning_rate, &r));
-        if (tokens + ROWS * LENGTH == now.end) printf("%d experts: loss %.3f after step %d\n", (int)now.experts, r.loss, (int)r.step);
+        if (tokens + ROWS * LENGTH == now.end)
+            printf("%d experts: loss %.3f after step %d\n", (int)now.experts, r.loss, (int)r.step);
     }
     moed_trainer_destroy(t);
     return 0;
@@ -115,11 +117,13 @@ int main(void)
     CHECK(moed_integration_finish(&whole, integration, NULL, NULL));
 
     CHECK(moed_options_init(MOED_STRUCT_GROWTH_OPTIONS, &schedule, sizeof schedule));
-    schedule.tokens = STEPS * ROWS * LENGTH, schedule.step_tokens = ROWS * LENGTH, schedule.learning_rate = 5e-3, schedule.warmup = 3;
+    schedule.tokens = STEPS * ROWS * LENGTH, schedule.step_tokens = ROWS * LENGTH;
+    schedule.learning_rate = 5e-3, schedule.warmup = 3;
     CHECK(moed_growth_from_power(&growth, context, pools, 3, &schedule));
     if (train_growing(context, whole, all, growth)) return 1;
 
-    moed_growth_destroy(growth), moed_integration_destroy(integration), moed_split_destroy(split), moed_partition_destroy(partition);
-    moed_corpus_destroy(all), moed_model_destroy(whole), moed_model_destroy(base), moed_layout_destroy(layout), moed_context_destroy(context);
+    moed_growth_destroy(growth), moed_integration_destroy(integration), moed_split_destroy(split);
+    moed_partition_destroy(partition), moed_corpus_destroy(all), moed_model_destroy(whole), moed_model_destroy(base);
+    moed_layout_destroy(layout), moed_context_destroy(context);
     return 0;
 }

@@ -10,7 +10,8 @@ typedef struct expand_settings {
 } expand_settings;
 
 static const moed_field EXPAND_FIELDS[] = {
-    FIELD_TEXT_(expand_settings, corpus, "text that says how much each expert is used: the most used are cloned first, and stay where there are to be fewer"),
+    FIELD_TEXT_(expand_settings, corpus, "text that says how much each expert is used: the most used are cloned first, and stay where "
+                                         "there are to be fewer"),
     FIELD_INTEGER(expand_settings, usage_tokens, 100000, 1, 1e15, "tokens of it that are looked at"),
 };
 
