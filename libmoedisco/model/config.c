@@ -1,5 +1,5 @@
 /* model/config.c - a Hugging Face config.json, read and checked: what is not supported and matters is refused by name. */
-#include "config.h"
+#include "config_field.h"
 #include "family.h"
 
 #include <stdio.h>
@@ -8,32 +8,6 @@
 enum { SIZE_MAX_HIDDEN = 1 << 20, COUNT_MAX = 1 << 16 };
 #define SIZE_MAX_WIDTH ((int64_t)1 << 31)
 #define TOKEN_MAX ((int64_t)INT32_MAX)
-
-/* The value of a field for a sentence, cut short. */
-static void describe(const json_t *value, char *out, size_t size)
-{
-    const size_t n = moedi_json_line(value, out, size - 1, JSON_COMPACT | JSON_ENCODE_ANY);
-    if (n == 0)
-        snprintf(out, size, "a value");
-    else if (n < size)
-        out[n] = '\0';
-    else
-        memcpy(out + size - 4, "...", 4);
-}
-
-moed_status moedi_config_unsupported(const json_t *o, const char *field, const char *path, const char *only)
-{
-    char value[80];
-    describe(json_object_get(o, field), value, sizeof value);
-    return moedi_fail_parameter(MOED_E_UNSUPPORTED, field, "%s: field %s is %s, and only %s is supported", path, field, value,
-                                only);
-}
-
-int moedi_config_absent(const json_t *o, const char *field)
-{
-    const json_t *v = json_object_get(o, field);
-    return !v || json_is_null(v);
-}
 
 static moed_status check_switches(const json_t *o, const char *path)
 {
@@ -62,7 +36,7 @@ static moed_status check_needed(const moedi_family *f, const json_t *o, const ch
         char value[80];
         const char *field = f->needed[i].field, *only = f->needed[i].only;
         if (moedi_config_absent(o, field)) continue;
-        describe(json_object_get(o, field), value, sizeof value);
+        moedi_config_describe(json_object_get(o, field), value, sizeof value);
         if (strcmp(value, only) != 0) return moedi_config_unsupported(o, field, path, only);
     }
     return MOED_OK;

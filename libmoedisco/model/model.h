@@ -2,6 +2,7 @@
 #ifndef MOEDI_MODEL_H
 #define MOEDI_MODEL_H
 
+#include "faults.h"
 #include "layout.h"
 #include "util/dtype.h"
 #include "util/safetensors.h"
@@ -72,14 +73,6 @@ moed_status moedi_model_open_as(moed_model **out, moed_context *c, const moed_la
 /* The layout that a directory's config.json describes. */
 moed_status moedi_model_layout_of(moed_layout **out, moed_context *c, const char *dir);
 
-/* Who is told of the faults of a directory, and how many there were. */
-typedef struct moedi_faults {
-    moed_finding_fn tell;           /* nullable */
-    void *user;
-    int64_t count;
-} moedi_faults;
-/* Tells this thread's last error as one of them, and clears it. tensor nullable. */
-moed_status moedi_faults_tell(moedi_faults *f, int32_t kind, const char *file, const char *tensor, int64_t count);
 /* The same as streamed, with every fault told instead of the first ending it: files that could be opened, and parameters whose
  * place has no entry, or one that the file ends before. Nothing but its files may be read. */
 moed_status moedi_model_open_faulty(moed_model **out, moed_context *c, const moed_layout *l, const char *dir,

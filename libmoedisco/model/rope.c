@@ -5,7 +5,7 @@
 #include <math.h>
 #include <string.h>
 
-#include "config.h"
+#include "config_field.h"
 
 #define MOST 1e15 /* of any number here */
 static const double TURN = 6.283185307179586476925286766559;
