@@ -94,6 +94,28 @@ static inline moed_layout *support_layout(moed_context *c, const char *config)
     return l;
 }
 
+/* A model with drawn weights (init_std below 0: the config's), and one from a directory. */
+static inline moed_model *support_fresh(moed_context *c, const char *config, uint64_t seed, double init_std)
+{
+    moed_layout *l = support_layout(c, config);
+    moed_model *m = NULL;
+    moed_model_options o;
+    assert_ok(moed_options_init(MOED_STRUCT_MODEL_OPTIONS, &o, sizeof o));
+    o.seed = seed, o.init_std = init_std;
+    assert_ok(moed_model_init(&m, c, l, &o));
+    moed_layout_destroy(l);
+    return m;
+}
+static inline moed_model *support_open(moed_context *c, const char *folder, uint32_t flags)
+{
+    moed_model *m = NULL;
+    moed_model_options o;
+    assert_ok(moed_options_init(MOED_STRUCT_MODEL_OPTIONS, &o, sizeof o));
+    o.flags = flags;
+    assert_ok(moed_model_open(&m, c, folder, &o));
+    return m;
+}
+
 /* Memory that runs out: once *allowed allocations of its context were made, there is no more. */
 static inline void *support_scarce_alloc(size_t size, size_t alignment, void *user)
 {

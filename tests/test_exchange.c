@@ -20,24 +20,7 @@ enum { LAYERS = 3, EXPERTS = 6 };
 
 static moed_model *fresh(uint64_t seed)
 {
-    moed_layout *l = support_layout(context, qwen);
-    moed_model *m = NULL;
-    moed_model_options o;
-    assert_ok(moed_options_init(MOED_STRUCT_MODEL_OPTIONS, &o, sizeof o));
-    o.seed = seed;
-    assert_ok(moed_model_init(&m, context, l, &o));
-    moed_layout_destroy(l);
-    return m;
-}
-
-static moed_model *opened(const char *path, uint32_t flags)
-{
-    moed_model *m = NULL;
-    moed_model_options o;
-    assert_ok(moed_options_init(MOED_STRUCT_MODEL_OPTIONS, &o, sizeof o));
-    o.flags = flags;
-    assert_ok(moed_model_open(&m, context, path, &o));
-    return m;
+    return support_fresh(context, qwen, seed, -1);
 }
 
 static void assert_same(const moed_model *a, const moed_model *b)
@@ -117,7 +100,7 @@ static void files_are_as_large_as_asked_for_and_open_as_one_model(void **state)
         o.shard_bytes = LIMIT;
         assert_ok(moed_model_save(m, shards, &o));
         assert_false(is_there(shards, "model.safetensors"));
-        moed_model *a = opened(whole, MOED_MODEL_STREAM), *b = opened(shards, MOED_MODEL_STREAM);
+        moed_model *a = support_open(context, whole, MOED_MODEL_STREAM), *b = support_open(context, shards, MOED_MODEL_STREAM);
         assert_true(check_index(shards, b->layout) > 10);
         assert_same(a, b);
         moed_model_destroy(a);
@@ -147,7 +130,7 @@ static void split_and_integrate_write_files_of_that_size_too(void **state)
     mo.dtype = MOED_DTYPE_BF16, mo.shard_bytes = so.shard_bytes = io.shard_bytes = LIMIT;
     so.parts = 3;
     assert_ok(moed_model_save(m, base, &mo));
-    b = opened(base, MOED_MODEL_STREAM);
+    b = support_open(context, base, MOED_MODEL_STREAM);
     assert_ok(moed_split_create(&s, b->layout, &so));
     assert_ok(moed_integration_create(&i, s, b, &io));
     for (int32_t k = 0; k < 3; k++) {
@@ -199,7 +182,7 @@ static void tokenizer_and_generation_files_go_along(void **state)
     put_text(base, "merges.txt", "a b"), put_text(base, "vocab.json", "{}"), put_text(base, "chat_template.jinja", "{{x}}");
     put_text(base, "modeling_mine.py", "pass"), put_text(base, "README.md", "mine"), put_text(base, "optimizer.pt", "x");
     assert_int_equal(mkdir(support_path(base, "tokenizer_files.json"), 0700), 0);
-    b = opened(base, 0);
+    b = support_open(context, base, 0);
     assert_ok(moed_options_init(MOED_STRUCT_SPLIT_OPTIONS, &so, sizeof so));
     so.parts = 1;
     assert_ok(moed_split_create(&s, b->layout, &so));
@@ -225,7 +208,7 @@ static void tokenizer_and_generation_files_go_along(void **state)
     put_text(copy, "added_tokens.json", "{}");
     assert_refused(moed_model_save(b, copy, NULL), MOED_E_EXISTS, "added_tokens.json");
     assert_text(copy, "added_tokens.json", "{}");
-    moed_model *same = opened(copy, 0); /* over itself, with all it has */
+    moed_model *same = support_open(context, copy, 0); /* over itself, with all it has */
     assert_ok(moed_model_save(same, copy, NULL));
     assert_text(copy, "added_tokens.json", "{}");
     assert_text(copy, "tokenizer.json", "{}");
@@ -244,7 +227,7 @@ static void nothing_is_left_where_a_file_cannot_go_along(void **state)
     const char *base = in_dir(a_place, "base");
     (void)state;
     assert_ok(moed_model_save(m, base, NULL));
-    b = opened(base, 0);
+    b = support_open(context, base, 0);
     assert_int_equal(symlink("nowhere", support_path(base, "tokenizer.json")), 0);
     assert_refused(moed_model_save(b, support_path(dir, "out"), NULL), MOED_E_NOT_FOUND, "tokenizer.json");
     assert_false(is_there(dir, "out"));

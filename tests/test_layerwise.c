@@ -35,16 +35,6 @@ static moed_corpus *documents(void)
     return d;
 }
 
-static moed_model *opened(const char *folder, uint32_t flags)
-{
-    moed_model *m = NULL;
-    moed_model_options o;
-    assert_ok(moed_options_init(MOED_STRUCT_MODEL_OPTIONS, &o, sizeof o));
-    o.flags = flags;
-    assert_ok(moed_model_open(&m, context, folder, &o));
-    return m;
-}
-
 /* Bytes of experts' weights for `count` of them. */
 static int64_t room_for(const moed_model *m, int64_t count)
 {
@@ -54,7 +44,7 @@ static int64_t room_for(const moed_model *m, int64_t count)
 
 static void check_folder(const char *folder, const moed_corpus *d)
 {
-    moed_model *whole = opened(folder, 0), *streamed = opened(folder, MOED_MODEL_STREAM);
+    moed_model *whole = support_open(context, folder, 0), *streamed = support_open(context, folder, MOED_MODEL_STREAM);
     const int64_t count = whole->layout->config.layers * whole->layout->config.experts;
     double *x = calloc(4 * (size_t)count, sizeof *x), *y = x + count, *v = y + count, *w = v + count;
     const int64_t some[] = {0, 60};
@@ -124,7 +114,7 @@ static void bits_do_not_depend_on_how_many_experts_are_in_memory(void **state)
     (void)state;
     for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
         snprintf(folder, sizeof folder, "%s/tests/fixtures/transformers/%s", MOEDI_TEST_SOURCE, names[i]);
-        moed_model *m = opened(folder, MOED_MODEL_STREAM);
+        moed_model *m = support_open(context, folder, MOED_MODEL_STREAM);
         const size_t bytes = (size_t)(ROWS * LENGTH * m->layout->config.hidden) * sizeof(float);
         float *all = malloc(2 * bytes), *some = all + bytes / sizeof *all;
         pass(m, 1000, all);
@@ -157,7 +147,7 @@ static void a_few_experts_are_in_memory(void **state)
         assert_ok(moed_model_init(&m, context, l, NULL));
         assert_ok(moed_model_save(m, path, NULL));
         moed_model_destroy(m);
-        m = opened(path, MOED_MODEL_STREAM);
+        m = support_open(context, path, MOED_MODEL_STREAM);
         const int64_t before = support_held(context);
         assert_ok(moedi_layerwise_create(&w, m, 1, 4, room_for(m, 2)));
         assert_ok(moedi_layerwise_load(w, 0, NULL));
@@ -178,7 +168,7 @@ static void it_is_cancelled_and_leaves_nothing(void **state)
     moed_cancel *cancel = NULL;
     (void)state;
     snprintf(folder, sizeof folder, "%s/tests/fixtures/transformers/mixtral-a", MOEDI_TEST_SOURCE);
-    moed_model *m = opened(folder, MOED_MODEL_STREAM);
+    moed_model *m = support_open(context, folder, MOED_MODEL_STREAM);
     assert_ok(moed_cancel_create(&cancel));
     moed_cancel_request(cancel);
     assert_refused(moed_model_usage(m, d, 0, usage, NULL, cancel), MOED_E_CANCELLED, "");
@@ -195,7 +185,7 @@ static void a_router_of_nan_is_refused(void **state)
     moed_corpus *d = documents();
     (void)state;
     snprintf(folder, sizeof folder, "%s/tests/fixtures/transformers/mixtral-a", MOEDI_TEST_SOURCE);
-    moed_model *m = opened(folder, 0);
+    moed_model *m = support_open(context, folder, 0);
     const int64_t router = moedi_layout_slot(m->layout, MOEDI_SLOT_ROUTER, 0, -1);
     moed_tensor t;
     assert_ok(moed_model_tensor(m, (size_t)router, &t));
@@ -216,7 +206,7 @@ static void no_failed_allocation_leaks(void **state)
     (void)state;
     context = support_scarce_context(&allowed);
     snprintf(folder, sizeof folder, "%s/tests/fixtures/transformers/qwen2_moe-d", MOEDI_TEST_SOURCE); /* layers of both kinds */
-    moed_model *m = opened(folder, MOED_MODEL_STREAM);
+    moed_model *m = support_open(context, folder, MOED_MODEL_STREAM);
     moed_corpus *d = documents();
     const int64_t held = support_held(context), rooms[] = {room_for(m, 100), 1};
     for (int i = 0; i < 2; i++) {

@@ -22,14 +22,7 @@ enum { VOCABULARY = 31, LAYERS = 2, WIDTH = 24, HIDDEN = 16, ROWS = 2, LENGTH = 
 
 static moed_model *fresh(const char *config, uint64_t seed)
 {
-    moed_layout *l = support_layout(context, config);
-    moed_model *m = NULL;
-    moed_model_options o;
-    assert_ok(moed_options_init(MOED_STRUCT_MODEL_OPTIONS, &o, sizeof o));
-    o.seed = seed, o.init_std = 0.3;
-    assert_ok(moed_model_init(&m, context, l, &o));
-    moed_layout_destroy(l);
-    return m;
+    return support_fresh(context, config, seed, 0.3);
 }
 
 static void logits(const moed_model *m, float *out)
