@@ -42,6 +42,8 @@ expect 0 run emo even --text text --preset tiny --grow 2:1280,4:2560,4:1280
 [ ! -e even/emo/stages/2/initial ] || wrong 'a stage with the pool of the one before expands it'
 refuse 2 'no steps for its stages' run emo other --text text --preset tiny --grow 2,4 --steps 0
 refuse 2 'leaves nothing to --steps' run emo other --text text --preset tiny --grow 2:1280,4:2560 --steps 5
+refuse 2 'leave it out' run emo other --text text --preset tiny --grow 2,4 --steps 5 --schedule cosine
+refuse 2 'give --stage-warmup' run emo other --text text --preset tiny --grow 2,4 --steps 5 --warmup 0.1
 refuse 2 'grow is missing' run emo other --text text --preset tiny --steps 5
 refuse 2 '2 experts after 4: a pool does not shrink' run emo other --text text --preset tiny --grow 4:1280,2:1280
 refuse 2 'less than half a step' run emo other --text text --preset tiny --grow 2:1280,4:1

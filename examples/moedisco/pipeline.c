@@ -366,6 +366,10 @@ int pipeline_settle(pipeline *p, const flags *f)
     if (!p->growing.grow && p->kind == KIND_EMO) /* a run that goes on has it in run.json */
         return fail(EXIT_INPUT, "--grow is missing: pool sizes in turn, as in --grow 2,4,8,16");
     if (!p->growing.grow) return EXIT_DONE;
+    if (flags_given(f, "schedule") && p->train.schedule != MOED_SCHEDULE_WSD)
+        return fail(EXIT_INPUT, "--schedule: a growing pool's stages are constant, and the last falls over --decay: leave it out");
+    if (flags_given(f, "warmup"))
+        return fail(EXIT_INPUT, "--warmup: each stage of a growing pool has its own: give --stage-warmup, in steps");
     const int code = growing_experts(&p->growing, experts, &count);
     if (code) return code;
     if (!p->size.config && !flags_given(f, "experts")) p->size.experts = experts[0];
