@@ -187,6 +187,7 @@ static void call_laws(const guest *g)
     CHILD(moed_growth_create, &w, g->context, &stage, 1, NULL);
     CHILD(moed_growth_from_law, &w, g->context, g->law, experts, 2, NULL);
     CHILD(moed_growth_from_power, &w, g->context, experts, 2, NULL);
+    CHILD(moed_growth_from_tokens, &w, g->context, experts, &(int64_t){1000}, 1, NULL);
     CHILD(moed_growth_from_state, &w, g->context, state, 8);
     CHILD(moed_growth_get_info, g->growth, &growth);
     CHILD(moed_growth_stage, g->growth, 0, &out);

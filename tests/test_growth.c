@@ -85,6 +85,32 @@ static void the_law_rule_gives_the_shares_of_the_formula(void **state)
     support_close(c);
 }
 
+static void tokens_by_hand_are_whole_steps_with_the_rates_of_a_rule(void **state)
+{
+    static const int32_t EXPERTS[] = {2, 4, 4};
+    int64_t tokens[] = {104, 296, 5};
+    moed_context *c = support_context("reference", 1);
+    moed_growth *g = NULL;
+    moed_growth_options o = growth_options();
+    (void)state;
+    o.step_tokens = 10, o.warmup = 2, o.expert_rate = -1, o.learning_rate = 1, o.decay = 0.1, o.decay_shape = MOED_DECAY_LINEAR;
+    assert_ok(moed_growth_from_tokens(&g, c, EXPERTS, tokens, 2, &o));
+    assert_int_equal(stage_of(g, 0).tokens, 100);
+    assert_int_equal(stage_of(g, 0).warmup, 20);
+    assert_int_equal(stage_of(g, 0).decay, 0);
+    assert_int_equal(stage_of(g, 1).tokens, 300);
+    assert_int_equal(stage_of(g, 1).decay, 40); /* a tenth of all, at the end */
+    near(stage_of(g, 1).learning_rate, 0.5, 1e-15, "rate by experts");
+    moed_growth_destroy(g);
+    assert_ok(moed_growth_from_tokens(&g, c, EXPERTS, tokens, 3, &o)); /* half a step is one */
+    assert_int_equal(stage_of(g, 2).tokens, 10);
+    moed_growth_destroy(g);
+    tokens[2] = 4;
+    assert_refused(moed_growth_from_tokens(&g, c, EXPERTS, tokens, 3, &o), MOED_E_RANGE, "half a step");
+    assert_refused(moed_growth_from_tokens(&g, c, EXPERTS, tokens, 0, &o), MOED_E_RANGE, "0 stages");
+    support_close(c);
+}
+
 static void the_power_rule_ends_stages_at_its_power_in_whole_steps(void **state)
 {
     static const int32_t EXPERTS[] = {2, 4, 16};
@@ -353,6 +379,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(the_law_rule_gives_the_shares_of_the_formula),
         cmocka_unit_test(the_power_rule_ends_stages_at_its_power_in_whole_steps),
+        cmocka_unit_test(tokens_by_hand_are_whole_steps_with_the_rates_of_a_rule),
         cmocka_unit_test(a_law_of_the_callers_makes_a_schedule),
         cmocka_unit_test(the_rate_rises_after_each_expansion_and_falls_at_the_end),
         cmocka_unit_test(a_run_that_is_killed_anywhere_finds_the_same_schedule),

@@ -66,36 +66,11 @@ int64_t growing_steps(const growing *g, int64_t step_tokens)
     return steps;
 }
 
-/* A table by hand: the rates of the options, as a rule sets them. */
-static moed_status by_hand(moed_growth **out, moed_context *c, const moed_growth_options *o, const int32_t *experts,
-                           const double *tokens, size_t count)
-{
-    moed_stage stages[STAGES_MOST];
-    int64_t all = 0;
-    memset(stages, 0, sizeof stages);
-    for (size_t i = 0; i < count; i++) {
-        moed_stage *s = &stages[i];
-        const int64_t steps = (int64_t)(tokens[i] / (double)o->step_tokens + 0.5);
-        s->struct_size = sizeof *s;
-        s->experts = experts[i];
-        s->top_k = o->top_k;
-        s->tokens = steps * o->step_tokens;
-        s->warmup = (steps < o->warmup ? steps : o->warmup) * o->step_tokens;
-        s->learning_rate = o->learning_rate * pow((double)experts[i] / experts[0], o->expert_rate);
-        all += steps;
-    }
-    moed_stage *last = &stages[count - 1];
-    const int64_t decay = (int64_t)(o->decay * (double)all + 0.5) * o->step_tokens, room = last->tokens - last->warmup;
-    last->decay = o->decay_shape == MOED_DECAY_NONE ? 0 : decay < room ? decay : room;
-    last->final_rate = o->final_rate;
-    last->decay_shape = o->decay_shape;
-    return moed_growth_create(out, c, stages, count, o);
-}
-
 int growing_make(moed_growth **out, moed_context *c, const growing *g, int64_t step_tokens, int64_t active, int64_t top_k)
 {
     int32_t experts[STAGES_MOST] = {0};
     double tokens[STAGES_MOST] = {0};
+    int64_t whole[STAGES_MOST];
     size_t count = 0;
     moed_law *l = NULL;
     moed_growth_options o = g->options;
@@ -114,7 +89,8 @@ int growing_make(moed_growth **out, moed_context *c, const growing *g, int64_t s
             return fail(EXIT_INPUT, "--grow %s: %g tokens for %d experts are less than half a step of %lld", g->grow, tokens[i],
                         (int)experts[i], (long long)step_tokens);
     moed_status status;
-    if (tokens[0] >= 0) status = by_hand(out, c, &o, experts, tokens, count);
+    for (size_t i = 0; i < count; i++) whole[i] = (int64_t)(tokens[i] + 0.5);
+    if (tokens[0] >= 0) status = moed_growth_from_tokens(out, c, experts, whole, count, &o);
     else if (g->rule == GROWING_POWER) status = moed_growth_from_power(out, c, experts, count, &o);
     else if ((code = law_open(&l, c, g->law, top_k))) return code;
     else status = moed_growth_from_law(out, c, l, experts, count, &o);

@@ -95,6 +95,10 @@ MOED_API moed_status moed_growth_from_law(moed_growth **out, moed_context *c, co
 /* The power rule. Since: 0.1. */
 MOED_API moed_status moed_growth_from_power(moed_growth **out, moed_context *c, const int32_t *experts, size_t count,
                                             const moed_growth_options *o);
+/* Stages of so many tokens (count), each rounded to whole steps, with rates as the rules set them; options.tokens does not count.
+ * MOED_E_RANGE naming stage and field. Since: 0.1. */
+MOED_API moed_status moed_growth_from_tokens(moed_growth **out, moed_context *c, const int32_t *experts, const int64_t *tokens,
+                                             size_t count, const moed_growth_options *o);
 /* From what moed_growth_get_state gave: the table, and where its trainer stood. MOED_E_FORMAT, MOED_E_CHECKSUM,
  * MOED_E_RANGE or MOED_E_MISMATCH naming stage and field. Since: 0.1. */
 MOED_API moed_status moed_growth_from_state(moed_growth **out, moed_context *c, const void *state, size_t size);

@@ -42,12 +42,18 @@ static moed_status check_stage(const moed_stage *s, size_t index, int32_t expert
     return MOED_OK;
 }
 
+static moed_status check_count(size_t count)
+{
+    return count >= 1 && count <= STAGES_MOST
+               ? MOED_OK
+               : moedi_fail_parameter(MOED_E_RANGE, "count", "%zu stages; there must be from 1 to %d", count, STAGES_MOST);
+}
+
 /* A growth of these stages; `start` is filled in. */
 static moed_status make(moed_growth **out, moed_context *c, const moed_stage *stages, size_t count, int64_t step_tokens)
 {
     moed_growth *g = NULL;
-    if (count < 1 || count > STAGES_MOST)
-        return moedi_fail_parameter(MOED_E_RANGE, "count", "%zu stages; there must be from 1 to %d", count, STAGES_MOST);
+    MOEDI_TRY(check_count(count));
     for (size_t i = 0; i < count; i++) {
         if (stages[i].struct_size != sizeof *stages)
             return moedi_fail(MOED_E_STRUCT, "stage %zu: struct_size is %u, this library's moed_stage has %zu bytes", i,
@@ -121,6 +127,26 @@ static moed_status rule_ends(const rule *r, double *ends)
     return MOED_OK;
 }
 
+/* What the options say of stages whose experts and tokens are there: warm-ups, peaks, and the end. */
+static void set_rates(moed_stage *stages, size_t count, const moed_growth_options *o)
+{
+    int64_t all = 0;
+    for (size_t i = 0; i < count; i++) {
+        moed_stage *s = &stages[i];
+        const int64_t steps = s->tokens / o->step_tokens;
+        s->struct_size = sizeof *s;
+        s->top_k = o->top_k;
+        s->warmup = (steps < o->warmup ? steps : o->warmup) * o->step_tokens;
+        s->learning_rate = o->learning_rate * pow((double)s->experts / stages[0].experts, o->expert_rate);
+        all += steps;
+    }
+    moed_stage *last = &stages[count - 1];
+    const int64_t decay = (int64_t)(o->decay * (double)all + 0.5) * o->step_tokens, room = last->tokens - last->warmup;
+    last->decay = o->decay_shape == MOED_DECAY_NONE ? 0 : decay < room ? decay : room;
+    last->final_rate = o->final_rate;
+    last->decay_shape = o->decay_shape;
+}
+
 /* Whole steps in all and up to each end; every stage has one at least. */
 static moed_status rule_stages(const rule *r, const double *ends, moed_stage *stages)
 {
@@ -136,20 +162,10 @@ static moed_status rule_stages(const rule *r, const double *ends, moed_stage *st
                                         ends[i] > (i ? ends[i - 1] : 0)
                                             ? "more tokens are needed, or fewer stages"
                                             : "the rule gives it no more tokens than the stage before");
-        memset(s, 0, sizeof *s);
-        s->struct_size = sizeof *s;
-        s->experts = r->experts[i];
-        s->top_k = o->top_k;
-        s->tokens = (end - before) * step;
-        s->warmup = (end - before < o->warmup ? end - before : o->warmup) * step;
-        s->learning_rate = o->learning_rate * pow((double)r->experts[i] / r->experts[0], o->expert_rate);
+        *s = (moed_stage){.experts = r->experts[i], .tokens = (end - before) * step};
         before = end;
     }
-    moed_stage *last = &stages[r->count - 1];
-    const int64_t decay = (int64_t)(o->decay * (double)steps + 0.5) * step, room = last->tokens - last->warmup;
-    last->decay = o->decay_shape == MOED_DECAY_NONE ? 0 : decay < room ? decay : room;
-    last->final_rate = o->final_rate;
-    last->decay_shape = o->decay_shape;
+    set_rates(stages, r->count, o);
     return MOED_OK;
 }
 
@@ -158,8 +174,7 @@ static moed_status from_rule(moed_growth **out, moed_context *c, const rule *r)
     double *ends = NULL;
     moed_stage *stages = NULL;
     moed_status status = MOED_OK;
-    if (r->count < 1 || r->count > STAGES_MOST)
-        return moedi_fail_parameter(MOED_E_RANGE, "count", "%zu stages; there must be from 1 to %d", r->count, STAGES_MOST);
+    MOEDI_TRY(check_count(r->count));
     if (r->options.tokens < 1 || r->options.step_tokens > (int64_t)1 << 60 || r->options.tokens > (int64_t)1 << 60)
         return moedi_fail_parameter(MOED_E_RANGE, "tokens", "tokens is %lld; a rule divides from 1 to 2^60 among its stages",
                                     (long long)r->options.tokens);
@@ -199,6 +214,38 @@ moed_status moed_growth_from_power(moed_growth **out, moed_context *c, const int
     MOEDI_TRY(moedi_context_check(c));
     MOEDI_TRY(moedi_options_read(MOED_STRUCT_GROWTH_OPTIONS, o, &r.options));
     return from_rule(out, c, &r);
+}
+
+static moed_status stage_of_tokens(moed_stage *out, size_t i, int32_t experts, int64_t tokens, int64_t step)
+{
+    const int64_t half = step / 2;
+    if (experts < 1) return bad(i, "experts", "it must be from 1 to 2^24", experts);
+    if (tokens < step - half || tokens > (int64_t)1 << 60) return bad(i, "tokens", "it must be from half a step to 2^60", (double)tokens);
+    *out = (moed_stage){.experts = experts, .tokens = (tokens + half) / step * step};
+    return MOED_OK;
+}
+
+moed_status moed_growth_from_tokens(moed_growth **out, moed_context *c, const int32_t *experts, const int64_t *tokens, size_t count,
+                                    const moed_growth_options *options)
+{
+    moed_growth_options o;
+    moed_stage *stages = NULL;
+    moed_status status = MOED_OK;
+    moedi_clear_error();
+    MOEDI_REQUIRE(out, "out is NULL");
+    MOEDI_REQUIRE(c, "the context is NULL");
+    MOEDI_REQUIRE(experts, "experts is NULL");
+    MOEDI_REQUIRE(tokens, "tokens is NULL");
+    MOEDI_TRY(moedi_context_check(c));
+    MOEDI_TRY(moedi_options_read(MOED_STRUCT_GROWTH_OPTIONS, options, &o));
+    MOEDI_TRY(check_count(count));
+    MOEDI_TRY(MOEDI_NEW(c, count, &stages));
+    for (size_t i = 0; i < count; i++) MOEDI_GO(stage_of_tokens(&stages[i], i, experts[i], tokens[i], o.step_tokens));
+    set_rates(stages, count, &o);
+    MOEDI_GO(make(out, c, stages, count, o.step_tokens));
+out:
+    moedi_free(c, stages);
+    return status;
 }
 
 /* ---- asking ---- */
