@@ -191,7 +191,11 @@ $(CUDA_OUT)/%.o: %.cpp | $(CUDNN_FRONTEND)
 $(CUDA_OUT)/%.o: %.cu
 	@mkdir -p $(@D)
 	$(call say,NVCC,$<)$(NVCC) $(CUDA_FLAGS) -MMD -MP -c -o $@ $<
-$(CUDA_PLUGIN): $(CUDA_OBJECTS) libmoedisco/backend/cuda/plugin.map
+# Objects of other CUDA_ARCHS may be older than the plug-in that stands here: a stamp tells whose it is.
+CUDA_STAMP := $(OUT)/$(notdir $(CUDA_OUT)).stamp
+$(CUDA_STAMP):
+	@mkdir -p $(@D) && rm -f $(OUT)/cuda-*.stamp && touch $@
+$(CUDA_PLUGIN): $(CUDA_OBJECTS) $(CUDA_STAMP) libmoedisco/backend/cuda/plugin.map
 	@mkdir -p $(@D)
 	$(call say,LD,$@)$(NVCC) -shared -cudart static -o $@ $(CUDA_OBJECTS) -ldl -lpthread -Xlinker -rpath,$(CUDA_HOME)/lib64 -Xlinker -z,defs,-z,relro,-z,now,--version-script=libmoedisco/backend/cuda/plugin.map
 $(CUDA_BENCHES): %: %.o $(CUDA_OBJECTS)
