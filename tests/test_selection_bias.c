@@ -89,6 +89,32 @@ static void loads_even_out_without_a_loss_for_it(void **state)
     assert_true(resting > EXPERTS - 0.01 && moving < 1.5);
 }
 
+static void within_the_band_biases_move_in_proportion(void **state)
+{
+    (void)state;
+    moed_train_options o = tiny_options(8);
+    int64_t loads[LAYERS * EXPERTS], total = 0;
+    int near = 0, far = 0;
+    o.balance_rate = 0.125, o.balance_band = 0.5;
+    rig r = biased_rig(&o);
+    for (int step = 0; step < 8; step++) {
+        float before[EXPERTS];
+        memcpy(before, biases_of(&r), sizeof before);
+        rig_run(&r, 1);
+        assert_ok(moed_trainer_loads(r.trainer, loads, LAYERS * EXPERTS));
+        total = 0;
+        for (int e = 0; e < EXPERTS; e++) total += loads[ROUTED * EXPERTS + e];
+        for (int e = 0; e < EXPERTS; e++) {
+            const double away = 1 - (double)(loads[ROUTED * EXPERTS + e] * EXPERTS) / (double)total;
+            const double expected = 0.125 * (away > 0.5 ? 1 : away < -0.5 ? -1 : away / 0.5);
+            assert_true(fabs(biases_of(&r)[e] - before[e] - expected) < 1e-6);
+            near += fabs(away) < 0.5, far += fabs(away) > 0.5;
+        }
+    }
+    assert_true(near > 0 && far > 0);
+    rig_close(&r);
+}
+
 static void biases_move_faster_while_the_rate_rises(void **state)
 {
     (void)state;
@@ -101,7 +127,7 @@ static void biases_move_faster_while_the_rate_rises(void **state)
         rig_run(&r, 1);
         for (int e = 0; e < EXPERTS; e++) {
             const float moved = fabsf(biases_of(&r)[e] - before[e]);
-            assert_true(moved == 0 || moved == (step <= 2 ? 0.5f : 0.125f));
+            assert_true(moved == 0 || moved == (step == 1 ? 0.5f : step == 2 ? 0.25f : 0.125f));
         }
     }
     rig_close(&r);
@@ -168,6 +194,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_step_moves_every_bias_by_the_rate_towards_equal_loads),
         cmocka_unit_test(loads_even_out_without_a_loss_for_it),
+        cmocka_unit_test(within_the_band_biases_move_in_proportion),
         cmocka_unit_test(biases_move_faster_while_the_rate_rises),
         cmocka_unit_test(biases_rest_at_rate_zero_and_where_a_step_is_dropped),
         cmocka_unit_test(a_run_that_was_stopped_goes_on_to_the_same_bits),

@@ -83,7 +83,11 @@ typedef struct moed_train_options {
                                   less than the mean of the step's choices, down where it had more; 0 = biases rest. Every row of the step
                                   counts. Source: auxiliary-loss-free balancing (arXiv 2408.15664) */
     int64_t first_row;         /* of the corpus' stream: where this run takes it up, as many rows as runs before it took. 0 = its beginning */
-    double balance_boost;      /* balance_rate is so many times as large while the learning rate rises: new experts find their share soon */
+    double balance_boost;      /* balance_rate begins so many times as large and falls to itself by equal factors while the learning rate
+                                  rises: new experts find their share soon, and loads are at rest when the warm-up ends */
+    double balance_band;       /* an expert whose load differs from the mean by less than this share of it has its bias moved in proportion
+                                  to the difference; beyond, by the whole rate. 0 = always by the whole rate, as published. Loads then
+                                  come nearer to each other, for biases no longer swing by the rate; in the source as a variant */
 } moed_train_options;
 
 /* What a run will take, before it starts. */

@@ -255,8 +255,9 @@ static moed_status check_layer(const moed_split *s, int32_t layer, int32_t *owne
         if (count_of(s, part, layer) != count_of(s, 0, layer))
             return moedi_fail(
                 MOED_E_ARGUMENT,
-                "layer %d: part %d holds %d experts and part 0 holds %d; every part holds the same number",
-                layer, part, count_of(s, part, layer), count_of(s, 0, layer));
+                "layer %d: of its %d experts part 0 holds %d and part %d holds %d; every part holds the same number: split into a number of "
+                "parts that divides the experts, or give a table of experts",
+                layer, s->layout->experts[layer], count_of(s, 0, layer), part, count_of(s, part, layer));
         for (int32_t j = 0; j < count_of(s, part, layer); j++) {
             int32_t e = list_of(s, part, layer)[j];
             if (owner[e] >= 0)

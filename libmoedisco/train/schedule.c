@@ -10,9 +10,11 @@ static int64_t share(double part, int64_t steps)
     return n < steps ? n : steps;
 }
 
-int moedi_schedule_rises(const moed_train_options *o, int64_t step)
+double moedi_schedule_balance(const moed_train_options *o, int64_t step)
 {
-    return step <= share(o->warmup, o->steps);
+    const int64_t warmup = share(o->warmup, o->steps);
+    const double left = step <= warmup ? 1 - (double)(step - 1) / (double)warmup : 0;
+    return o->balance_rate * pow(o->balance_boost, left);
 }
 
 double moedi_schedule_rate(const moed_train_options *o, int64_t step)

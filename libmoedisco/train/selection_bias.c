@@ -45,7 +45,15 @@ static moed_status learn(moedi_selection_biases *b)
     return MOED_OK;
 }
 
-moed_status moedi_selection_biases_move(moedi_selection_biases *b, const int64_t *loads, double rate)
+/* Which way, and how much of the rate: an expert's load is own / experts of the whole. Near the mean the way is in proportion. */
+static double way(int64_t own, int64_t total, double band)
+{
+    if (own == total) return 0;
+    const double away = band > 0 ? (double)(total - own) / ((double)total * band) : own < total ? 1 : -1;
+    return away > 1 ? 1 : away < -1 ? -1 : away;
+}
+
+moed_status moedi_selection_biases_move(moedi_selection_biases *b, const int64_t *loads, double rate, double band)
 {
     const moedi_config *c = &b->layout->config;
     const moedi_engine *e = moedi_transformer_engine(b->transformer);
@@ -61,7 +69,7 @@ moed_status moedi_selection_biases_move(moedi_selection_biases *b, const int64_t
             const int64_t own = loads[i] * c->experts; /* against the mean, in whole numbers */
             double x;
             moedi_to_double(&x, at, e->info.wide, 1);
-            x += own < total ? rate : own > total ? -rate : 0;
+            x += rate * way(own, total, band);
             moedi_from_double(at, e->info.wide, &x, 1);
         }
         MOEDI_TRY(e->table->upload(e->self, moedi_transformer_weight(b->transformer, (size_t)param), layer_of(b, layer),

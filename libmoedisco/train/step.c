@@ -203,8 +203,8 @@ static moed_status finish_update(moed_trainer *t, double factor, double start, m
     if (!isfinite(norm))
         return moedi_fail(MOED_E_NUMERIC, "step %lld: the gradient's norm is %g; nothing of this step was applied",
                           (long long)t->step + 1, norm);
-    const double boost = moedi_schedule_rises(&t->options, t->step + 1) ? t->options.balance_boost : 1;
-    const moed_status moved = moedi_selection_biases_move(&t->biases, t->loads, t->options.balance_rate * boost);
+    const moed_status moved = moedi_selection_biases_move(&t->biases, t->loads, moedi_schedule_balance(&t->options, t->step + 1),
+                                                          t->options.balance_band);
     if (moved != MOED_OK) {
         t->broken = 1; /* weights were updated, biases were not all */
         return moved;

@@ -1,7 +1,8 @@
 /* bench_device.c DEVICE[,KERNELS] [small] [ROW...] - single operations at the sizes of a large GPU, beside their floors: the larger of the
  * bytes at the bandwidth of a copy and the arithmetic at the rate of the largest product, both measured here. Arrays lie on the
- * device before the clock starts; a time is that of many calls between two waits. Rows: product attention grouped loss kmeans (all). small: sizes
- * that only try the program out. */
+ * device before the clock starts; a time is that of many calls between two waits. Rows: product attention grouped loss kmeans update (all).
+ * small: sizes that only try the program out. */
+#include "backend/lean.h"
 #include "bench.h"
 #include "core/context.h"
 #include "moedisco.h"
@@ -252,6 +253,41 @@ static void kmeans(bench *b)
     release(b);
 }
 
+/* The norm of gradients and AdamW, as a training step has them: numbers with their low halves and moments in float, or 8-bit moments. */
+static void update(bench *b)
+{
+    const int64_t n = b->small ? 1 << 16 : (int64_t)1 << 29, blocks = n / MOEDI_LEAN_BLOCK;
+    const moed_step_scalars now = {.learning_rate = 1e-5, .gradient_scale = 1, .clip_factor = 1, .gradient_norm = 1, .beta1_correction = 0.5,
+                                   .beta2_correction = 0.5, .random = 7};
+    for (int lean = 0; lean < 2; lean++) {
+        const int64_t moment = lean ? 1 : (int64_t)sizeof(float);
+        moed_op_slice slice = {.parameter = reals(b, n, 1), .gradient = reals(b, n, 1e-3), .m = array(b, n * moment), .v = array(b, n * moment),
+                               .count = n};
+        must(b->e.table->zero(b->e.self, slice.m, (size_t)(n * moment)));
+        must(b->e.table->zero(b->e.self, slice.v, (size_t)(n * moment)));
+        if (lean) {
+            slice.m_scale = numbers(b, blocks, sizeof(float), 0), slice.v_scale = numbers(b, blocks, sizeof(float), 0);
+        } else if (b->e.item == 2) {
+            slice.low = array(b, n * 2);
+            must(b->e.table->zero(b->e.self, slice.low, (size_t)n * 2));
+        }
+        const moed_op_update a = {.slices = &slice, .count = 1, .scalars = host_array(b, &now, sizeof now), .beta1 = 0.9, .beta2 = 0.95,
+                                  .epsilon = 1e-8, .clip = 1};
+        double seconds;
+        char what[64];
+        if (!lean) {
+            TIME(b, b->e.table->gradient_norm(b->e.self, &a), seconds);
+            snprintf(what, sizeof what, "norm of %.0f M gradients", (double)n * 1e-6);
+            row(b, what, seconds, (double)n * (double)b->e.item, 0);
+        }
+        TIME(b, b->e.table->adamw(b->e.self, &a), seconds);
+        const double each = 3.0 * (double)b->e.item + 4.0 * (double)moment + (slice.low ? 4 : 0) + (lean ? 16.0 / MOEDI_LEAN_BLOCK : 0);
+        snprintf(what, sizeof what, "AdamW of %.0f M numbers%s", (double)n * 1e-6, lean ? ", 8-bit moments" : "");
+        row(b, what, seconds, (double)n * each, 0);
+        release(b);
+    }
+}
+
 /* ---- the floors ---- */
 
 static void measure(bench *b)
@@ -272,7 +308,7 @@ int main(int count, char **arguments)
     static const struct {
         const char *name;
         void (*run)(bench *b);
-    } rows[] = {{"product", products}, {"attention", attention}, {"grouped", grouped}, {"loss", loss}, {"kmeans", kmeans}};
+    } rows[] = {{"product", products}, {"attention", attention}, {"grouped", grouped}, {"loss", loss}, {"kmeans", kmeans}, {"update", update}};
     enum { ROWS = sizeof rows / sizeof *rows };
     bench b = {.count = 0};
     moed_context *c = NULL;

@@ -58,6 +58,12 @@ __device__ inline float warp_max(float x)
     return x;
 }
 
+/* Of numbers that are not below 0: their bits are in their order. */
+__device__ inline float warp_max_magnitude(float x)
+{
+    return __uint_as_float(__reduce_max_sync(0xffffffffu, __float_as_uint(x)));
+}
+
 /* Over a block of up to 1,024 threads, to all of them. In a fixed order. */
 template <typename T> __device__ inline T block_sum(T x)
 {

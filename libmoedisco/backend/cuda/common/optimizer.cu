@@ -158,14 +158,26 @@ struct rates {
     {
     }
 };
+/* Both within 2 units in the last place, for a fourth of the instructions that correct rounding takes: with moments of 8 bits these are
+ * what an update waits for. */
+__device__ static inline float root_of(float x)
+{
+    float root;
+    asm("sqrt.approx.f32 %0, %1;" : "=f"(root) : "f"(x));
+    return root;
+}
+__device__ static inline float quotient(float x, float y)
+{
+    return __fdividef(x, y);
+}
 /* Returns the root of v. */
 __device__ static inline float update_one(float *p, float *m, float *v, float gradient, const rates &r)
 {
     const float g = gradient * r.scale;
     *m = r.beta1 * *m + (1.0f - r.beta1) * g;
     *v = r.beta2 * *v + (1.0f - r.beta2) * g * g;
-    const float root = sqrtf(*v);
-    *p -= r.rate * (*m * r.m_correction / (root * r.root_correction + r.epsilon) + r.decay * *p);
+    const float root = root_of(*v);
+    *p -= r.rate * (quotient(*m * r.m_correction, root * r.root_correction + r.epsilon) + r.decay * *p);
     return root;
 }
 
@@ -315,7 +327,7 @@ __device__ inline void update_block(const moed_op_slice &slice, int64_t index, b
         store_rounded(&p[i], number, moedi_lean_random(key, lane * PER_LANE + i));
         m_most = fmaxf(m_most, fabsf(m[i])), root_most = fmaxf(root_most, root[i]);
     }
-    const float m_scale = moedi_lean_scale(warp_max(m_most)), v_scale = moedi_lean_scale(warp_max(root_most));
+    const float m_scale = moedi_lean_scale(warp_max_magnitude(m_most)), v_scale = moedi_lean_scale(warp_max_magnitude(root_most));
     const float m_inverse = moedi_lean_inverse(m_scale), v_inverse = moedi_lean_inverse(v_scale);
 #pragma unroll
     for (int i = 0; i < PER_LANE; i++) {
