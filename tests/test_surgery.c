@@ -700,7 +700,7 @@ static void assignments_that_cannot_be_are_refused(void **state)
     o.parts = -1;
     assert_refused(moed_split_create(&s, base->layout, &o), MOED_E_RANGE, "-1");
     s = make_split(base->layout, 3);
-    assert_refused(moed_split_build(&m, s, 0, base, NULL, NULL), MOED_E_ARGUMENT, "layer 0: part 1 holds 1 experts and part 0 holds 2");
+    assert_refused(moed_split_build(&m, s, 0, base, NULL, NULL), MOED_E_ARGUMENT, "layer 0: of its 4 experts part 0 holds 2 and part 1 holds 1");
     assert_null(moed_split_layout(s, 0));
     assert_non_null(strstr(moed_last_error(), "same number"));
     assert_refused(moed_split_assign(s, 3, -1, (int32_t[]){0}, 1), MOED_E_RANGE, "part 3 of 3");

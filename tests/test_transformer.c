@@ -250,6 +250,42 @@ static void frozen_parameters_have_no_gradient_and_change_no_other(void **state)
     moedi_transformer_destroy(part);
 }
 
+/* Where a block counts for nothing its numbers are not read: they are made NaN before. */
+static void fresh_gradients_are_those_added_to_zeros(void **state)
+{
+    (void)state;
+    for (int i = 0; i < TINY_CONFIGS; i++) {
+        moed_context *c = support_context("auto", 2);
+        moed_model *m = tiny_model(c, tiny_configs[i].config, 2);
+        const moed_layout *l = moed_model_layout(m);
+        moedi_transformer *zeroed = transformer(m, MOEDI_TRANSFORMER_TRAIN, NULL), *fresh = transformer(m, MOEDI_TRANSFORMER_TRAIN, NULL);
+        tiny_batch b;
+        int64_t count;
+        tiny_fill(&b, ROWS, LENGTH, 9);
+        float *block = moedi_transformer_gradients(fresh, &count);
+        for (size_t p = 0; p < l->count; p++) {
+            float *const numbers = moedi_transformer_gradient(fresh, p);
+            for (int64_t k = 0; numbers && k < moedi_shape_elements(l->params[p].shape, l->params[p].rank); k++) numbers[k] = NAN;
+        }
+        for (int pass = 0; pass < 2; pass++) { /* the second adds */
+            if (pass == 0) assert_ok(moedi_transformer_open_gradients(fresh, block, 1));
+            moedi_transformer *both[2] = {zeroed, fresh};
+            for (int k = 0; k < 2; k++) {
+                assert_ok(moedi_transformer_forward(both[k], &b.batch, &objective, NULL));
+                assert_ok(moedi_transformer_backward(both[k], NULL));
+            }
+            for (size_t p = 0; p < l->count; p++) {
+                const float *one = moedi_transformer_gradient(zeroed, p), *other = moedi_transformer_gradient(fresh, p);
+                for (int64_t k = 0; one && k < moedi_shape_elements(l->params[p].shape, l->params[p].rank); k++)
+                    if (one[k] != other[k]) fail_msg("%s, pass %d: %s[%lld] is %g, not %g", tiny_configs[i].name, pass, l->params[p].name,
+                                                     (long long)k, (double)other[k], (double)one[k]);
+            }
+        }
+        moedi_transformer_destroy(zeroed), moedi_transformer_destroy(fresh);
+        moed_model_destroy(m), moed_context_destroy(c);
+    }
+}
+
 static void evaluation_leaves_gradients_alone(void **state)
 {
     fixture *f = *state;
@@ -571,6 +607,7 @@ int main(void)
         WITH_MODEL(a_rows_likelihood_is_its_own),
         WITH_MODEL(routing_is_the_transformers),
         WITH_MODEL(frozen_parameters_have_no_gradient_and_change_no_other),
+        cmocka_unit_test(fresh_gradients_are_those_added_to_zeros),
         WITH_MODEL(evaluation_leaves_gradients_alone),
         WITH_MODEL(a_batch_without_labels_that_count_has_no_loss_and_no_gradient),
         WITH_MODEL(scattered_arrays_are_copied_and_stored_back),

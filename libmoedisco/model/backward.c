@@ -4,13 +4,13 @@
 
 #include "state.h"
 
-/* Of y (rows, n) = x (rows, k) w^T: d_w += d_y^T x where w is trained. */
+/* Of y (rows, n) = x (rows, k) w^T: d_w += d_y^T x where w is trained, or = where d_w counts for nothing yet. */
 static moed_status linear_weights(moedi_transformer *t, const moedi_group *w, const void *x, const void *d_y, int64_t n, int64_t k)
 {
     void *d_w = moedi_group_gradient(t, w);
     if (!d_w) return MOED_OK;
     MOEDI_LONG_OP(t, gemm, moed_op_gemm, .c = d_w, .a = d_y, .b = x, .m = n, .n = k, .k = t->tokens_now,
-             .lda = n, .ldb = k, .ldc = k, .transpose_a = 1, .accumulate = 1);
+             .lda = n, .ldb = k, .ldc = k, .transpose_a = 1, .accumulate = !t->fresh);
     return MOED_OK;
 }
 
@@ -39,7 +39,7 @@ static moed_status grouped_weights(moedi_transformer *t, int64_t layer, const mo
     if (!d_w) return MOED_OK;
     MOEDI_LONG_OP(t, grouped_gemm, moed_op_grouped_gemm, .c = d_w, .a = d_y, .b = x, .offsets = t->layers[layer].offsets,
              .groups = c->experts, .m = n, .n = k, .k = t->tokens_now * c->top_k, .lda = n, .ldb = k, .ldc = k,
-             .stride_c = n * k, .reduce = 1, .accumulate = 1);
+             .stride_c = n * k, .reduce = 1, .accumulate = !t->fresh);
     return MOED_OK;
 }
 
@@ -223,6 +223,6 @@ moed_status moedi_transformer_backward(moedi_transformer *t, const moed_cancel *
     t->ready = 0;
     t->cancel = cancel;
     const moed_status status = backward_all(t);
-    t->cancel = NULL;
+    t->cancel = NULL, t->fresh = 0;
     return status;
 }

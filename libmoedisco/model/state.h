@@ -15,6 +15,7 @@ typedef struct moedi_group {
     void *weight;
     int owned;                      /* weight is in this transformer's own block, not in the model's memory */
     int fixed;                      /* no gradient trains it: of wide numbers, however narrow reals are */
+    int written;                    /* the gradient is one product's, and lies behind those that are added to */
 } moedi_group;
 
 enum { /* groups of a layer */
@@ -81,10 +82,11 @@ struct moedi_transformer {
     size_t group_count;
     void **weight;                  /* (parameters) */
     int64_t *gradient;              /* (parameters) element in the block, -1 frozen */
-    int64_t gradient_count;
+    int64_t gradient_count, added_count; /* elements of a block; of those in front, which operations add to */
     void *own_weights, *own_gradients, *arena; /* device memory */
     int16_t *low; /* likewise: the low halves of what trains, in the order of the gradients; NULL where reals are wide */
     void *gradients;                /* the block in use */
+    int32_t fresh;                  /* what it holds of groups that are `written` counts for nothing */
     int64_t lowest;                 /* trained layer, -1: the embedding is, config.layers: no layer is */
 
     /* activations outside layers */

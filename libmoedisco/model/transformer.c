@@ -21,7 +21,8 @@ typedef struct walk {
     size_t item, wide_item;
     size_t *order;           /* nullable: only sizes are wanted */
     size_t used;
-    int64_t bytes, gradient; /* so far; the latter in elements */
+    int64_t bytes;           /* so far */
+    int64_t added, written;  /* elements of gradients that operations add to, and of those that products write */
     int64_t lowest;
 } walk;
 
@@ -30,12 +31,13 @@ static int64_t round_up(int64_t value, int64_t to)
     return (value + to - 1) / to * to;
 }
 
-/* The next group: slots from..to of a layer, for every expert (experts 0: not an expert's). */
-static moed_status walk_group(walk *w, moedi_group *g, int from, int to, int32_t layer, int64_t experts)
+/* The next group: slots from..to of a layer, for every expert (experts 0: not an expert's). Its gradient's place is among its like. */
+static moed_status walk_group(walk *w, moedi_group *g, int from, int to, int32_t layer, int64_t experts, int written)
 {
     const moed_layout *l = w->layout;
     int trained = 0;
-    *g = (moedi_group){.first = w->used, .gradient = -1};
+    int64_t *const place = written ? &w->written : &w->added;
+    *g = (moedi_group){.first = w->used, .gradient = -1, .written = written};
     for (int64_t e = 0; e < (experts ? experts : 1); e++) {
         for (int s = from; s <= to; s++) {
             char name[512] = "";
@@ -53,8 +55,8 @@ static moed_status walk_group(walk *w, moedi_group *g, int from, int to, int32_t
     }
     w->bytes += g->size * (int64_t)(g->fixed ? w->wide_item : w->item);
     if (trained) {
-        g->gradient = w->gradient;
-        w->gradient = round_up(w->gradient + g->size, (int64_t)(64 / w->item));
+        g->gradient = *place;
+        *place = round_up(*place + g->size, (int64_t)(64 / w->item));
     }
     if (trained && layer < w->lowest) w->lowest = layer;
     return MOED_OK;
@@ -85,6 +87,23 @@ static int has_group(const moed_layout *l, int64_t layer, int kind)
     case MOEDI_GROUP_PLAIN_DOWN: return moedi_plain_width(c, layer) > 0;
     case MOEDI_GROUP_SHARED_SWITCH: return !dense && c->shared_switch;
     default: return 1;
+    }
+}
+
+/* Whether a layer's backward makes a group's gradient by one product, which need not add to what is there. */
+static int is_written(const moedi_config *c, int kind)
+{
+    switch (kind) {
+    case MOEDI_GROUP_ROUTER_IN:
+    case MOEDI_GROUP_ROUTER: return moedi_config_routes(c);
+    case MOEDI_GROUP_QKV:
+    case MOEDI_GROUP_O:
+    case MOEDI_GROUP_GATE_UP:
+    case MOEDI_GROUP_DOWN:
+    case MOEDI_GROUP_PLAIN_GATE_UP:
+    case MOEDI_GROUP_PLAIN_DOWN:
+    case MOEDI_GROUP_SHARED_SWITCH: return 1;
+    default: return 0;
     }
 }
 
@@ -124,7 +143,7 @@ static moed_status walk_layout(walk *w, moedi_group *groups)
     moedi_group ignored, *g = groups ? groups : &ignored;
     const int next = groups != NULL;
     w->lowest = c->layers;
-    MOEDI_TRY(walk_group(w, g, MOEDI_SLOT_EMBEDDING, MOEDI_SLOT_EMBEDDING, -1, 0));
+    MOEDI_TRY(walk_group(w, g, MOEDI_SLOT_EMBEDDING, MOEDI_SLOT_EMBEDDING, -1, 0, 0));
     g += next;
     for (int32_t layer = 0; layer < c->layers; layer++) {
         for (int kind = 0; kind < MOEDI_GROUPS_PER_LAYER; kind++, g += next) {
@@ -132,12 +151,12 @@ static moed_status walk_layout(walk *w, moedi_group *groups)
             int from, to;
             if (!has_group(w->layout, layer, kind)) continue;
             slots_of(c, layer, kind, &from, &to);
-            MOEDI_TRY(walk_group(w, g, from, to, layer, expert ? moedi_layout_window(w->layout) : 0));
+            MOEDI_TRY(walk_group(w, g, from, to, layer, expert ? moedi_layout_window(w->layout) : 0, is_written(c, kind)));
         }
     }
-    MOEDI_TRY(walk_group(w, g, MOEDI_SLOT_FINAL_NORM, MOEDI_SLOT_FINAL_NORM, INT_MAX, 0));
+    MOEDI_TRY(walk_group(w, g, MOEDI_SLOT_FINAL_NORM, MOEDI_SLOT_FINAL_NORM, INT_MAX, 0, 0));
     g += next;
-    return c->tied ? MOED_OK : walk_group(w, g, MOEDI_SLOT_HEAD, MOEDI_SLOT_HEAD, INT_MAX, 0);
+    return c->tied ? MOED_OK : walk_group(w, g, MOEDI_SLOT_HEAD, MOEDI_SLOT_HEAD, INT_MAX, 0, 0);
 }
 
 /* ---- the plan of activations ---- */
@@ -350,8 +369,8 @@ moed_status moedi_transformer_bytes(const moed_layout *l, const moed_backend_inf
                           (long long)length);
     }
     const int halves = t.train && flags & MOEDI_TRANSFORMER_MASTERS && t.wide > item;
-    if (weights) *weights = w.bytes + (halves ? w.gradient * LOW : 0);
-    if (gradients) *gradients = t.train ? w.gradient * (int64_t)item : 0;
+    if (weights) *weights = w.bytes + (halves ? (w.added + w.written) * LOW : 0);
+    if (gradients) *gradients = t.train ? (w.added + w.written) * (int64_t)item : 0;
     if (activations) *activations = a.peak + moedi_staged_bytes(rows * length);
     return MOED_OK;
 }
@@ -573,7 +592,10 @@ static moed_status allocate_host(moedi_transformer *t, const uint8_t *trained)
     for (size_t i = 0; i < count; i++) t->gradient[i] = -1;
     walk w = {.layout = t->layout, .trained = trained, .item = t->item, .wide_item = t->wide, .order = t->order};
     MOEDI_TRY(walk_layout(&w, t->groups));
-    t->gradient_count = t->train ? w.gradient : 0;
+    for (size_t i = 0; i < t->group_count; i++)
+        if (t->groups[i].gradient >= 0 && t->groups[i].written) t->groups[i].gradient += w.added;
+    t->gradient_count = t->train ? w.added + w.written : 0;
+    t->added_count = t->train ? w.added : 0;
     t->lowest = w.lowest;
     return MOED_OK;
 }
@@ -698,7 +720,8 @@ void *moedi_transformer_gradients(moedi_transformer *t, int64_t *count)
     return t->gradients;
 }
 
-void moedi_transformer_set_gradients(moedi_transformer *t, void *block)
+moed_status moedi_transformer_open_gradients(moedi_transformer *t, void *block, int32_t fresh)
 {
-    t->gradients = block;
+    t->gradients = block, t->fresh = fresh;
+    return fresh ? t->engine.table->zero(t->engine.self, block, (size_t)t->added_count * t->item) : MOED_OK;
 }

@@ -99,10 +99,11 @@ int16_t *moedi_transformer_low(moedi_transformer *t, size_t param);
 /* Numbers of a parameter as wide as they are trained, to host memory and back; waits. */
 moed_status moedi_transformer_read(moedi_transformer *t, size_t param, int64_t first, int64_t count, void *wide);
 moed_status moedi_transformer_write(moedi_transformer *t, size_t param, int64_t first, int64_t count, void *wide);
-/* All gradients as one block of `count` reals: zeroed, added and exchanged as one. */
+/* All gradients as one block of `count` reals: added and exchanged as one. */
 void *moedi_transformer_gradients(moedi_transformer *t, int64_t *count);
-/* Use another block of the same size for gradients (pairwise sums over micro-batches). */
-void moedi_transformer_set_gradients(moedi_transformer *t, void *block);
+/* Gradients go to a block of that size from now on. fresh: what it holds counts for nothing, and the forward and backward that follow
+ * need not add to it: no pass over all gradients zeroes them. */
+moed_status moedi_transformer_open_gradients(moedi_transformer *t, void *block, int32_t fresh);
 /* Copies weights back to the model's host memory (nothing to do where they are in place). */
 moed_status moedi_transformer_store(moedi_transformer *t);
 moed_status moedi_transformer_load(moedi_transformer *t);  /* the other way, after the model changed */

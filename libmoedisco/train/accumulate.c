@@ -24,32 +24,35 @@ moed_status moedi_accumulator_create(moedi_accumulator *out, moedi_transformer *
     a.blocks[0] = moedi_transformer_gradients(t, &a.reals);
     const moedi_engine *e = moedi_transformer_engine(t);
     const int32_t count = 1 + moedi_accumulator_extra(&e->info, shards);
+    const size_t bytes = (size_t)a.reals * e->item;
     for (a.block_count = 1; a.block_count < count; a.block_count++) {
-        const moed_status status = e->table->alloc(e->self, (size_t)a.reals * e->item, &a.blocks[a.block_count]);
+        void **const block = &a.blocks[a.block_count];
+        moed_status status = e->table->alloc(e->self, bytes, block);
+        if (status == MOED_OK) status = e->table->zero(e->self, *block, bytes);
         if (status != MOED_OK) {
+            a.block_count += *block != NULL;
             moedi_accumulator_destroy(&a);
             return status;
         }
     }
     *out = a;
-    return moedi_accumulator_clear(out);
+    moedi_accumulator_clear(out);
+    return MOED_OK;
 }
 
 void moedi_accumulator_destroy(moedi_accumulator *a)
 {
     if (!a->transformer) return;
     const moedi_engine *e = moedi_transformer_engine(a->transformer);
-    moedi_transformer_set_gradients(a->transformer, a->blocks[0]);
+    (void)moedi_transformer_open_gradients(a->transformer, a->blocks[0], 0);
     for (int32_t i = 1; i < a->block_count; i++) e->table->free(e->self, a->blocks[i]);
     memset(a, 0, sizeof *a);
 }
 
-moed_status moedi_accumulator_clear(moedi_accumulator *a)
+void moedi_accumulator_clear(moedi_accumulator *a)
 {
-    const moedi_engine *e = moedi_transformer_engine(a->transformer);
-    moedi_transformer_set_gradients(a->transformer, a->blocks[0]);
-    a->depth = 0, a->shards = 0;
-    return e->table->zero(e->self, a->blocks[0], (size_t)a->reals * e->item);
+    (void)moedi_transformer_open_gradients(a->transformer, a->blocks[0], 0);
+    a->depth = 0, a->shards = 0, a->empty = 1;
 }
 
 void moedi_accumulator_begin(moedi_accumulator *a)
@@ -59,10 +62,9 @@ void moedi_accumulator_begin(moedi_accumulator *a)
 
 moed_status moedi_accumulator_open(moedi_accumulator *a)
 {
-    const moedi_engine *e = moedi_transformer_engine(a->transformer);
-    moedi_transformer_set_gradients(a->transformer, a->blocks[a->depth]);
-    if (a->depth == 0) return MOED_OK;
-    return e->table->zero(e->self, a->blocks[a->depth], (size_t)a->reals * e->item);
+    const int32_t fresh = a->depth > 0 || a->empty;
+    if (a->depth == 0) a->empty = 0;
+    return moedi_transformer_open_gradients(a->transformer, a->blocks[a->depth], fresh);
 }
 
 /* The top subtree is added to the one below it. */
@@ -86,6 +88,11 @@ moed_status moedi_accumulator_close(moedi_accumulator *a)
 moed_status moedi_accumulator_finish(moedi_accumulator *a)
 {
     while (a->depth > 1) MOEDI_TRY(merge(a));
-    moedi_transformer_set_gradients(a->transformer, a->blocks[0]);
-    return MOED_OK;
+    return moedi_transformer_open_gradients(a->transformer, a->blocks[0], 0);
+}
+
+moed_status moedi_accumulator_settle(moedi_accumulator *a)
+{
+    const moedi_engine *e = moedi_transformer_engine(a->transformer);
+    return a->empty ? e->table->zero(e->self, a->blocks[0], (size_t)a->reals * e->item) : MOED_OK;
 }

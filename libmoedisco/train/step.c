@@ -36,7 +36,7 @@ static moed_status drop(moed_trainer *t, moed_status status)
     moedi_error kept;
     moedi_error_save(&kept);
     forget(t);
-    if (moedi_accumulator_clear(&t->gradients) != MOED_OK) t->broken = 1;
+    moedi_accumulator_clear(&t->gradients);
     (void)moedi_error_restore(&kept);
     return status;
 }
@@ -114,7 +114,7 @@ static moed_status enqueue_gradient(moed_trainer *t, const moed_cancel *cancel)
     return status;
 }
 
-/* Norm, clipping, AdamW, and gradients of zero. The device drops the step where a loss or the norm is not finite. begun [out]:
+/* Norm, clipping, AdamW, and no gradients any more. The device drops the step where a loss or the norm is not finite. begun [out]:
  * weights may have changed. */
 static moed_status enqueue_update(moed_trainer *t, int *begun)
 {
@@ -123,7 +123,8 @@ static moed_status enqueue_update(moed_trainer *t, int *begun)
     MOEDI_TRY(moedi_optimizer_measure(&t->optimizer, &t->options, moedi_findings_losses(&t->findings), losses));
     *begun = 1;
     MOEDI_TRY(moedi_optimizer_apply(&t->optimizer, &t->options));
-    return moedi_accumulator_clear(&t->gradients);
+    moedi_accumulator_clear(&t->gradients);
+    return MOED_OK;
 }
 
 typedef struct step_work {
@@ -366,6 +367,7 @@ moed_status moed_trainer_gradient(moed_trainer *t, size_t param, moed_tensor *ou
         return moedi_fail_parameter(MOED_E_RANGE, "param", "parameter %zu of %zu was asked for", param, l->count);
     const moedi_engine *e = moedi_transformer_engine(t->transformer);
     const moed_param *p = &l->params[param];
+    MOEDI_TRY(moedi_accumulator_settle(&t->gradients));
     void *gradient = t->trained[param] ? moedi_transformer_gradient(t->transformer, param) : NULL;
     if (gradient && t->staging) {
         const int64_t count = moedi_shape_elements(p->shape, p->rank);
