@@ -47,6 +47,7 @@ echo other > other.json
 refuse 2 'bytes.sh other.json: another file' eval m "$fixtures/piqa.jsonl" --task piqa --tokenizer other.json --tokenizer-program ./bytes.sh
 refuse 2 'nowhere.sh cannot be run' eval m "$fixtures/piqa.jsonl" --task piqa --tokenizer-program ./nowhere.sh
 refuse 2 'gave tokens for 0 of 12 texts' eval m "$fixtures/piqa.jsonl" --task piqa --tokenizer-program true
+refuse 2 'wrote far more than tokens of 12 texts' eval m "$fixtures/piqa.jsonl" --task piqa --tokenizer-program yes
 printf '#!/bin/sh\necho "[1, 257]"\n' > far.sh
 chmod +x far.sh
 refuse 2 'no list of tokens from 0 to 256' eval m "$fixtures/piqa.jsonl" --task piqa --tokenizer-program ./far.sh

@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/prctl.h>
+#include <sys/resource.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -53,8 +54,6 @@ static int fill_streams(streams *s, char *const *texts, size_t count)
         json_decref(text);
     }
     if (fflush(s->in) || ferror(s->in)) return fail_errno("the folder for temporary files", "cannot be written", errno);
-    rewind(s->in);
-    lseek(fileno(s->in), 0, SEEK_SET);
     return EXIT_DONE;
 }
 
@@ -71,8 +70,19 @@ static char *default_program(void)
 
 enum { NOT_RUN = 127 };
 
+/* Bytes that tokens of the texts may take, as generous as may be: a program that never stops does not fill the disk. */
+static rlim_t most_of_output(const streams *s)
+{
+    fseeko(s->in, 0, SEEK_END);
+    const rlim_t most = ((rlim_t)1 << 26) + 64 * (rlim_t)ftello(s->in);
+    rewind(s->in);
+    lseek(fileno(s->in), 0, SEEK_SET);
+    return most;
+}
+
 static int run_program(const char *program, const char *file, const streams *s, int *status)
 {
+    const struct rlimit most = {most_of_output(s), most_of_output(s)};
     const pid_t parent = getpid(), child = fork();
     if (child == 0) { /* only async-signal-safe calls until exec */
         prctl(PR_SET_PDEATHSIG, SIGTERM);
@@ -81,6 +91,8 @@ static int run_program(const char *program, const char *file, const streams *s, 
         dup2(fileno(s->out), STDOUT_FILENO);
         dup2(fileno(s->words), STDERR_FILENO);
         signal(SIGPIPE, SIG_DFL);
+        signal(SIGXFSZ, SIG_DFL);
+        setrlimit(RLIMIT_FSIZE, &most);
         execlp(program, program, file, (char *)NULL);
         _exit(NOT_RUN);
     }
@@ -141,6 +153,8 @@ static int ask_program(const tokenizer *t, char *const *texts, size_t count, tok
     if (!code) code = run_program(program, t->file, &s, &status);
     if (!code && WIFEXITED(status) && WEXITSTATUS(status) == NOT_RUN)
         code = fail(EXIT_INPUT, "%s cannot be run; it takes Python 3, or another tokenizer by --tokenizer-program", program);
+    if (!code && WIFSIGNALED(status) && WTERMSIG(status) == SIGXFSZ)
+        code = fail(EXIT_INPUT, "%s %s: wrote far more than tokens of %zu texts take, and was stopped", program, t->file, count);
     if (!code && status) {
         last_words(s.words, words, sizeof words);
         code = fail(EXIT_INPUT, "%s %s: %s", program, t->file, words);
