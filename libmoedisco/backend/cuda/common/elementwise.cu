@@ -109,10 +109,11 @@ MOEDI_CUDA_DEFINED(rope, rope)
 
 /* ---- swiglu ---- */
 
-/* exp may overflow to infinity: the quotient is then 0, as it should be. */
-__device__ static inline float sigmoid(float x)
+/* exp may overflow to infinity: the quotient is then 0, as it should be. Where T is narrow, by functions that are right to more places than
+ * T has, in a third of the instructions. */
+template <typename T> __device__ inline float sigmoid(float x)
 {
-    return 1.0f / (1.0f + expf(-x));
+    return sizeof(T) == 2 ? __fdividef(1.0f, 1.0f + __expf(-x)) : 1.0f / (1.0f + expf(-x));
 }
 template <typename T, int V> __global__ void swiglu_kernel(T *out, const T *gate_up, int64_t width, int64_t packs_)
 {
@@ -122,7 +123,7 @@ template <typename T, int V> __global__ void swiglu_kernel(T *out, const T *gate
     float gate[V], up[V];
     load(gate, gate_up + row * 2 * width + column), load(up, gate_up + row * 2 * width + width + column);
 #pragma unroll
-    for (int k = 0; k < V; k++) up[k] *= gate[k] * sigmoid(gate[k]);
+    for (int k = 0; k < V; k++) up[k] *= gate[k] * sigmoid<T>(gate[k]);
     store(out + row * width + column, up);
 }
 template <typename T> moed_status moedi_cuda_swiglu(moedi_cuda *e, const moed_op_swiglu *a)
@@ -148,7 +149,7 @@ template <typename T, int V> __global__ void swiglu_backward_kernel(moed_op_swig
         load(gate, gates + c), load(up, gates + a.width + c), load(d, d_out + c);
 #pragma unroll
         for (int k = 0; k < V; k++) {
-            const float s = sigmoid(gate[k]), silu = gate[k] * s, d_silu = s * (1.0f + gate[k] * (1.0f - s));
+            const float s = sigmoid<T>(gate[k]), silu = gate[k] * s, d_silu = s * (1.0f + gate[k] * (1.0f - s));
             dot += d[k] * silu * up[k];
             made[k] = weight * silu * up[k];
             d[k] *= weight;
@@ -181,7 +182,7 @@ template <typename T, int V> __global__ void sigmoid_gate_kernel(T *out, const T
 {
     const int64_t i = index_now();
     if (i >= packs_) return;
-    const float s = sigmoid(to_float(gate[i * V / width]));
+    const float s = sigmoid<T>(to_float(gate[i * V / width]));
     float sum[V], add[V];
     load(sum, out + i * V), load(add, x + i * V);
 #pragma unroll
@@ -202,7 +203,7 @@ MOEDI_CUDA_DEFINED(sigmoid_gate, sigmoid_gate)
 template <typename T, int V> __global__ void sigmoid_gate_backward_kernel(T *d_x, T *d_gate, const T *x, const T *gate, const T *d_out, int64_t width)
 {
     const int64_t row = blockIdx.x, base = row * width;
-    const float s = sigmoid(to_float(gate[row]));
+    const float s = sigmoid<T>(to_float(gate[row]));
     float dot = 0;
     for (int64_t c = (int64_t)threadIdx.x * V; c < width; c += (int64_t)blockDim.x * V) {
         float d[V], y[V];
