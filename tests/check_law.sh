@@ -33,6 +33,9 @@ has law.json '"moedisco-law"'
 mv law.json first.json
 expect 0 law fit runs.jsonl --out law.json --bootstrap 5 --threads 1
 same first.json law.json 'the same runs as CSV and as JSON lines'
+sed 's/[^,]*/"&"/g' runs.csv > quoted.csv
+expect 0 law fit quoted.csv --out law.json --bootstrap 5
+same first.json law.json 'the same runs in quotation marks'
 expect 0 law predict --law law.json --experts 8 --active 1e9 --tokens 1e10 --json
 loss=$(sed -n 's/.*"loss":\([0-9.]*\).*/\1/p' out)
 awk -v loss="$loss" 'BEGIN { real = 25 * 1e9 ^ -0.17 + 80 * 1e10 ^ -0.22 + 1.5; exit !(loss > real * 0.999 && loss < real * 1.001) }' ||

@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "choices.h"
+#include "json_file.h"
 #include "output.h"
 #include "tokenize.h"
 
@@ -134,26 +135,20 @@ static int64_t *read_labels(const char *path, int64_t *count)
 static int read_items(const char *path, const choices_settings *s, item_set *set)
 {
     const task *t = &TASKS[s->task];
-    size_t size;
-    int64_t number = 0, label_count = 0;
+    int64_t label_count = 0;
     int64_t *labels = s->labels ? read_labels(s->labels, &label_count) : NULL;
-    char *text = s->labels && !labels ? NULL : read_text(path, &size);
-    int code = text ? EXIT_DONE : EXIT_INPUT;
-    for (char *line = text, *end; !code && *line && (!s->items || set->count < s->items); line = end) {
-        end = line + strcspn(line, "\n");
-        const size_t length = (size_t)(end - line);
-        if (*end) end++;
-        number++;
-        if (strspn(line, " \t\r") >= length) continue;
-        json_t *o = json_loadb(line, length, JSON_REJECT_DUPLICATES, NULL);
-        const int64_t label = set->count < label_count ? labels[set->count] : -1;
-        const char *wrong = json_is_object(o) ? add_item(set, t, o, label) : "is no JSON object";
-        if (wrong) code = fail(EXIT_INPUT, "%s: line %lld %s", path, (long long)number, wrong);
+    lines l = {0};
+    int code = s->labels && !labels ? EXIT_INPUT : lines_open(&l, path);
+    while (!code && (!s->items || set->count < s->items) && lines_next(&l)) {
+        json_t *o = lines_object(&l);
+        const char *wrong = o ? add_item(set, t, o, set->count < label_count ? labels[set->count] : -1) : NULL;
+        if (!o) code = EXIT_INPUT;
+        if (wrong) code = lines_fail(&l, " %s", wrong);
         json_decref(o);
     }
     if (!code && !set->count) code = fail(EXIT_INPUT, "%s: has no items", path);
+    lines_close(&l);
     free(labels);
-    free(text);
     return code;
 }
 

@@ -1,6 +1,8 @@
-/* json_file.c - JSON files of the command, and the memory that jansson takes here. */
+/* json_file.c - JSON files of the command, files of lines of it, and the memory that jansson takes here. */
+#include <ctype.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <stdarg.h>
 #include <stdatomic.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -67,11 +69,11 @@ static void shorten_reals(char *text)
 
 static char *printed(const json_t *o)
 {
-    char *text = json_line(o, JSON_INDENT(2) | JSON_REAL_PRECISION(17)), *lines;
+    char *text = json_line(o, JSON_INDENT(2) | JSON_REAL_PRECISION(17));
     shorten_reals(text);
-    lines = text_format("%s\n", text);
+    char *ended = text_format("%s\n", text);
     free(text);
-    return lines;
+    return ended;
 }
 
 /* 0, or errno. */
@@ -100,17 +102,75 @@ int write_json(const char *path, json_t *o)
     return code;
 }
 
+json_t *parse_json(const char *text, size_t size, json_error_t *why)
+{
+    json_t *value = json_loadb(text, size, JSON_REJECT_DUPLICATES, why);
+    free(must(malloc(65536 + 16 * size))); /* jansson takes a lack of memory for a fault of the text */
+    return value;
+}
+
 json_t *read_json(const char *path)
 {
     json_error_t e;
     size_t size;
     char *text = read_text(path, &size);
     if (!text) return NULL;
-    json_t *o = json_loadb(text, size, JSON_REJECT_DUPLICATES, &e);
-    free(must(malloc(65536 + 16 * size))); /* jansson takes a lack of memory for a fault of the text */
+    json_t *o = parse_json(text, size, &e);
     free(text);
     if (json_is_object(o)) return o;
     json_decref(o);
     fail(EXIT_INPUT, "%s: is no JSON object: %s at byte %d", path, e.text, e.position);
     return NULL;
+}
+
+char *trimmed(char *text)
+{
+    while (isspace((unsigned char)*text)) text++;
+    char *end = text + strlen(text);
+    while (end > text && isspace((unsigned char)end[-1])) *--end = 0;
+    return text;
+}
+
+int lines_open(lines *l, const char *path)
+{
+    size_t size;
+    *l = (lines){.path = path};
+    l->text = l->next = read_text(path, &size);
+    if (!l->text) return EXIT_INPUT;
+    return strlen(l->text) == size ? EXIT_DONE : fail(EXIT_INPUT, "%s: holds a zero byte: no lines of text", path);
+}
+
+int lines_next(lines *l)
+{
+    while ((l->line = strsep(&l->next, "\n"))) {
+        l->number++;
+        l->line = trimmed(l->line);
+        if (*l->line) return 1;
+    }
+    return 0;
+}
+
+int lines_fail(const lines *l, const char *format, ...)
+{
+    char what[512];
+    va_list list;
+    va_start(list, format);
+    vsnprintf(what, sizeof what, format, list);
+    va_end(list);
+    return fail(EXIT_INPUT, "%s: line %lld%s", l->path, (long long)l->number, what);
+}
+
+json_t *lines_object(const lines *l)
+{
+    json_error_t e;
+    json_t *o = parse_json(l->line, strlen(l->line), &e);
+    if (json_is_object(o)) return o;
+    lines_fail(l, " is no JSON object%s%s", o ? "" : ": ", o ? "" : e.text);
+    json_decref(o);
+    return NULL;
+}
+
+void lines_close(lines *l)
+{
+    free(l->text);
 }

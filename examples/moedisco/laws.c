@@ -1,5 +1,4 @@
 /* laws.c - scaling laws of the command: by a preset's name or from a file, and the runs that they are fitted to. */
-#include <ctype.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -122,17 +121,17 @@ static int column_of(const char *name)
     return -1;
 }
 
-static char *trimmed(char *text)
+static char *unquoted(char *field)
 {
-    while (isspace((unsigned char)*text)) text++;
-    char *end = text + strlen(text);
-    while (end > text && isspace((unsigned char)end[-1])) *--end = 0;
-    if (end - text >= 2 && *text == '"' && end[-1] == '"') end[-1] = 0, text++;
-    return text;
+    char *text = trimmed(field);
+    const size_t length = strlen(text);
+    if (length < 2 || *text != '"' || text[length - 1] != '"') return text;
+    text[length - 1] = 0;
+    return text + 1;
 }
 
 typedef struct runs {
-    const char *path;
+    lines lines;
     moed_run_point *points;
     size_t count, room;
     int column[POSITIONALS_MAX]; /* CSV: what each field is, -1 = passed over */
@@ -146,58 +145,57 @@ static void keep(runs *r, const double values[COLUMNS])
     r->points[r->count++] = (moed_run_point){values[0], values[1], values[2], values[3]};
 }
 
-static int csv_names(runs *r, char *line, size_t number)
+static int csv_names(runs *r)
 {
+    char *line = r->lines.line;
     int seen[COLUMNS] = {0};
     r->separator[0] = strchr(line, '\t') ? '\t' : strchr(line, ';') ? ';' : ',';
     for (char *field; (field = strsep(&line, r->separator));) {
-        if (r->columns == POSITIONALS_MAX)
-            return fail(EXIT_INPUT, "%s: line %zu has more than %d fields", r->path, number, POSITIONALS_MAX);
-        const int k = r->column[r->columns++] = column_of(trimmed(field));
-        if (k >= 0 && seen[k]++) return fail(EXIT_INPUT, "%s: line %zu names %s twice", r->path, number, NAMES[k][0]);
+        if (r->columns == POSITIONALS_MAX) return lines_fail(&r->lines, " has more than %d fields", POSITIONALS_MAX);
+        const int k = r->column[r->columns++] = column_of(unquoted(field));
+        if (k >= 0 && seen[k]++) return lines_fail(&r->lines, " names %s twice", NAMES[k][0]);
     }
     for (int k = 0; k < COLUMNS; k++)
         if (!seen[k])
-            return fail(EXIT_INPUT, "%s: line %zu names no column %s (or %s); active, experts, tokens and loss are needed",
-                        r->path, number, NAMES[k][0], NAMES[k][1]);
+            return lines_fail(&r->lines, " names no column %s (or %s); active, experts, tokens and loss are needed", NAMES[k][0],
+                              NAMES[k][1]);
     return EXIT_DONE;
 }
 
-static int csv_line(runs *r, char *line, size_t number)
+static int csv_line(runs *r)
 {
+    char *line = r->lines.line;
     double values[COLUMNS];
     int found = 0, at = 0;
     for (char *field; (field = strsep(&line, r->separator)); at++) {
         const int k = at < r->columns ? r->column[at] : -1;
         if (k < 0) continue;
-        char *text = trimmed(field), *end;
+        char *text = unquoted(field), *end;
         values[k] = strtod(text, &end);
-        if (end == text || *end)
-            return fail(EXIT_INPUT, "%s: line %zu: %s is \"%s\", no number", r->path, number, NAMES[k][0], text);
+        if (end == text || *end) return lines_fail(&r->lines, ": %s is \"%s\", no number", NAMES[k][0], text);
         found++;
     }
-    if (found < COLUMNS) return fail(EXIT_INPUT, "%s: line %zu has %d fields of the %d named", r->path, number, at, r->columns);
+    if (found < COLUMNS) return lines_fail(&r->lines, " has %d fields of the %d named", at, r->columns);
     keep(r, values);
     return EXIT_DONE;
 }
 
-static int json_run(runs *r, const char *line, size_t number)
+static int json_run(runs *r)
 {
-    json_error_t e;
     double values[COLUMNS];
     int seen[COLUMNS] = {0}, code = EXIT_DONE;
     const char *key;
-    json_t *value, *o = json_loads(line, 0, &e);
-    if (!json_is_object(o)) code = fail(EXIT_INPUT, "%s: line %zu is no JSON object: %s", r->path, number, o ? "" : e.text);
-    else json_object_foreach(o, key, value) {
+    json_t *value, *o = lines_object(&r->lines);
+    if (!o) return EXIT_INPUT;
+    json_object_foreach(o, key, value) {
         const int k = column_of(key);
         if (k < 0 || code) continue;
-        if (!json_is_number(value)) code = fail(EXIT_INPUT, "%s: line %zu: %s is no number", r->path, number, key);
-        else if (seen[k]++) code = fail(EXIT_INPUT, "%s: line %zu names %s twice", r->path, number, NAMES[k][0]);
+        if (!json_is_number(value)) code = lines_fail(&r->lines, ": %s is no number", key);
+        else if (seen[k]++) code = lines_fail(&r->lines, " names %s twice", NAMES[k][0]);
         else values[k] = json_number_value(value);
     }
     for (int k = 0; k < COLUMNS && !code; k++)
-        if (!seen[k]) code = fail(EXIT_INPUT, "%s: line %zu has no %s (or %s)", r->path, number, NAMES[k][0], NAMES[k][1]);
+        if (!seen[k]) code = lines_fail(&r->lines, " has no %s (or %s)", NAMES[k][0], NAMES[k][1]);
     json_decref(o);
     if (!code) keep(r, values);
     return code;
@@ -205,19 +203,14 @@ static int json_run(runs *r, const char *line, size_t number)
 
 int runs_read(const char *path, moed_run_point **out, size_t *count)
 {
-    runs r = {.path = path};
-    size_t size, number = 0;
-    char *text = read_text(path, &size), *next = text;
-    int code = text ? EXIT_DONE : EXIT_INPUT;
-    if (text && strlen(text) != size) code = fail(EXIT_INPUT, "%s: holds a zero byte: neither CSV nor JSON lines", path);
-    while (!code && next) {
-        char *line = trimmed(strsep(&next, "\n"));
-        number++;
-        if (!*line || *line == '#') continue;
-        if (*line == '{') code = json_run(&r, line, number);
-        else code = r.columns ? csv_line(&r, line, number) : csv_names(&r, line, number);
+    runs r = {0};
+    int code = lines_open(&r.lines, path);
+    while (!code && lines_next(&r.lines)) {
+        if (*r.lines.line == '#') continue;
+        if (*r.lines.line == '{') code = json_run(&r);
+        else code = r.columns ? csv_line(&r) : csv_names(&r);
     }
-    free(text);
+    lines_close(&r.lines);
     if (!code && !r.count) code = fail(EXIT_INPUT, "%s: holds no runs", path);
     if (code) free(r.points);
     else *out = r.points, *count = r.count;

@@ -43,16 +43,17 @@ static int note_seconds(const pipeline *p, const char *name, double seconds, int
 
 static double seconds_of(const pipeline *p, const char *name)
 {
-    char *path = path_join(p->dir, "seconds.jsonl"), line[256];
-    FILE *file = fopen(path, "re");
+    char *path = path_join(p->dir, "seconds.jsonl");
+    lines l = {0};
     double sum = 0;
-    while (file && fgets(line, sizeof line, file)) {
-        json_t *o = json_loads(line, 0, NULL);
+    const int there = path_exists(path) && !lines_open(&l, path);
+    while (there && lines_next(&l)) {
+        json_t *o = parse_json(l.line, strlen(l.line), NULL); /* the last may be half a line */
         const char *phase = json_string_value(json_object_get(o, "phase"));
         if (phase && !strcmp(phase, name)) sum += json_number_value(json_object_get(o, "seconds"));
         json_decref(o);
     }
-    if (file) fclose(file);
+    lines_close(&l);
     free(path);
     return sum;
 }

@@ -11,6 +11,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "json_file.h"
 #include "output.h"
 #include "tokenize.h"
 
@@ -117,7 +118,7 @@ static void last_words(FILE *words, char *out, size_t size)
 /* One line of tokens; 0 when it is none. */
 static int take_line(const char *line, size_t size, int64_t vocabulary, token_list *out)
 {
-    json_t *list = json_loadb(line, size, 0, NULL);
+    json_t *list = parse_json(line, size, NULL);
     int good = json_is_array(list);
     out->count = json_array_size(list);
     out->ids = must(calloc(out->count + 1, sizeof *out->ids));

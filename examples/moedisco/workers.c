@@ -10,6 +10,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "json_file.h"
 #include "output.h"
 #include "phases.h"
 #include "workers.h"
@@ -123,7 +124,7 @@ static void tell_progress(crew *c)
 static void take_line(crew *c, int64_t k, const char *line)
 {
     worker *w = &c->workers[k];
-    json_t *o = json_loads(line, 0, NULL);
+    json_t *o = parse_json(line, strlen(line), NULL);
     const char *event = json_string_value(json_object_get(o, "event"));
     if (event && !strcmp(event, "step")) {
         w->step = json_integer_value(json_object_get(o, "step"));
