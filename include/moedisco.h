@@ -13,6 +13,7 @@
 #include "moedisco/upcycle.h"
 #include "moedisco/expand.h"
 #include "moedisco/train.h"
+#include "moedisco/evaluate.h"
 #include "moedisco/law.h"
 #include "moedisco/growth.h"
 

@@ -4,7 +4,6 @@
 #ifndef MOEDISCO_INTEGRATE_H
 #define MOEDISCO_INTEGRATE_H
 
-#include "cluster.h"
 #include "split.h"
 
 #ifdef __cplusplus
@@ -68,22 +67,12 @@ MOED_API moed_status moed_integration_weights(const moed_integration *i, double 
 MOED_API moed_status moed_integration_pieces(moed_integration *i, size_t param, moed_piece *pieces, size_t capacity,
                                              size_t *count);
 /* MOED_GATE_CENTROIDS, MOED_GATE_RIDGE: rows (parts, width) f32 for `layer` (-1 = all), copied: the mean over parts is
- * subtracted, and the rows scaled to gate_std, each by itself (CENTROIDS) or all by one factor (RIDGE: their sizes mean
- * something). An expert takes the row of its part, one without a part keeps the base's; where a part has several experts of a
- * layer, the base's row of each is added, which tells them apart. MOED_E_ARGUMENT when nothing is left to scale (as with one
- * part). Since: 0.1. Source: FlexOlmo, Nexus (router rows from domain embeddings). */
+ * subtracted, and the rows scaled to gate_std, each by itself (CENTROIDS) or all by one factor (RIDGE, rows that
+ * moed_model_fit_gate makes: their sizes mean something). An expert takes the row of its part, one without a part keeps the
+ * base's; where a part has several experts of a layer, the base's row of each is added, which tells them apart. MOED_E_ARGUMENT
+ * when nothing is left to scale (as with one part). Since: 0.1. Source: FlexOlmo, Nexus (router rows from domain embeddings).
+ * */
 MOED_API moed_status moed_integration_set_gate(moed_integration *i, int32_t layer, const moed_tensor *rows);
-/* Rows for set_gate with MOED_GATE_RIDGE by ridge regression: of each layer the hidden states h that its router sees, over the
- * documents of every cluster in turn, against the cluster they are of. rows [out] (layers, clusters, hidden); row k of a layer
- * is
- *   argmin over w of sum_t (w . h_t - y_t)^2 + ridge * mean_d(sum_t h_td^2) |w|^2,   y_t = [t is of cluster k] - 1 / clusters
- * so that the rows of a layer add up to zero; zeros where a layer has no experts. m: in memory: the model that the gate is for
- * as far as it is there, such as the integrated one with another gate. tokens: of each cluster at most, 0 = all (unequal
- * clusters then weigh what they hold). ridge > 0: 0.01 is a good start. Holds layers * hidden^2 doubles. Attention stays inside
- * documents. Returns MOED_E_MISMATCH as moed_model_usage and moed_partition_view do, MOED_E_NUMERIC naming the layer. Since:
- * 0.1. Source: DUME (arXiv 2603.29765). */
-MOED_API moed_status moed_model_fit_gate(const moed_model *m, const moed_corpus *d, const moed_partition *p, int64_t tokens,
-                                         double ridge, float *rows, const moed_cancel *cancel);
 /* For gates that do not renormalise their top-k weights: multiplies the output tensors (MOED_PARAM_EXPERT_OUTPUT) of
  * expert e in layer l by 1 / (top_k * weight[l][e]), so that top_k experts trained alone at scale 1 again weigh 1
  * together. weight (layers, experts), as moed_model_usage gives; 0 leaves an expert alone. Since: 0.1. */

@@ -3,7 +3,6 @@
 #ifndef MOEDISCO_SPLIT_H
 #define MOEDISCO_SPLIT_H
 
-#include "corpus.h"
 #include "model.h"
 
 #ifdef __cplusplus
@@ -24,17 +23,6 @@ typedef struct moed_split_options {
     int32_t dtype;     /* of submodels' floating parameters; 0 = the base's */
     int64_t shard_bytes; /* of submodels' directories: as in moed_model_options */
 } moed_split_options;
-
-/* How a trained or fresh router uses the experts of a corpus. usage (layers, experts): share of token-choices that went to the
- * expert, rows sum to 1. weight (layers, experts), nullable: mean routed weight of the tokens it got (0 if none). tokens: how
- * many to look at, 0 = all. Attention is masked at documents: a corpus' usage does not depend on how it is packed into rows. A
- * streamed model is read a layer at a time, which alone is in memory, as the context's numbers, once for every 32 MiB of hidden
- * states (128 beside a device). Of a layer with more than 48 MiB of experts (4 GiB) as many of them are in memory as fit, one at
- * least, and they are read again for every few rows of 512 tokens, whose activations fit in 144 MiB (1 GiB); the result has the
- * same bits. Returns MOED_E_MISMATCH when the corpus has tokens outside the model's vocabulary, MOED_E_NUMERIC naming the layer
- * whose router's weights are NaN. Since: 0.1. */
-MOED_API moed_status moed_model_usage(const moed_model *m, const moed_corpus *d, int64_t tokens, double *usage, double *weight,
-                                      const moed_cancel *cancel);
 
 /* Part k starts with expert k of every layer (experts k, k + parts, ... when there are more experts than parts). An
  * expert that no part holds stays the base's. The layout is kept alive. Returns MOED_E_ARGUMENT when no layer has

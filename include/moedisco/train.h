@@ -208,9 +208,6 @@ MOED_API moed_status moed_trainer_loads(const moed_trainer *t, int64_t *loads, s
 /* Held-out loss, tokens at most (0 = all): every token of d scored once, in order, packed in rows. Since: 0.1. */
 MOED_API moed_status moed_trainer_evaluate(moed_trainer *t, const moed_corpus *d, int64_t tokens, moed_report *out,
                                            const moed_cancel *cancel);
-/* The same without a trainer; rows of `length` tokens, `rows` at a time. Since: 0.1. */
-MOED_API moed_status moed_model_evaluate(const moed_model *m, const moed_corpus *d, int64_t tokens, int64_t rows,
-                                         int64_t length, int32_t document_mask, moed_report *out, const moed_cancel *cancel);
 /* Writes DIRECTORY/checkpoints/step-N (options.directory): model/, optimizer.safetensors, state.json, and manifest.json
  * with sizes and checksums; a fresh directory, synced, then renamed. Then the oldest beyond options.keep go. The same
  * step twice is written once. Since: 0.1. */

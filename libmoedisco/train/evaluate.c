@@ -7,7 +7,6 @@
 #include "core/options.h"
 #include "loads.h"
 #include "model/layerwise.h"
-#include "moedisco/split.h"
 #include "util/clock.h"
 
 /* ---- rows of a corpus, every token once as a label ---- */

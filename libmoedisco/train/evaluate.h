@@ -4,7 +4,7 @@
 
 #include "corpus/corpus.h"
 #include "model/transformer.h"
-#include "moedisco/train.h"
+#include "moedisco/evaluate.h"
 
 /* Scores tokens of d (0 = all) once each, in order, packed in rows of `length`, `rows` at a time (room for
  * both in t). out: labels, tokens, loss, load_balance, z_loss, max_load, seconds and tokens_per_second; the

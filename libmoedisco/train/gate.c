@@ -1,11 +1,10 @@
-/* train/gate.c - a router without training: ridge regression from the hidden states it sees to the cluster their document is of.
- * */
+/* train/gate.c - a router without training: ridge regression from the hidden states it sees to the cluster their document is
+ * of. */
 #include <math.h>
 #include <string.h>
 
 #include "core/cancel.h"
 #include "evaluate.h"
-#include "moedisco/integrate.h"
 
 /* Sums over tokens, layer by layer. */
 typedef struct sums {
