@@ -70,8 +70,7 @@ MOED_API moed_status moed_integration_pieces(moed_integration *i, size_t param, 
  * subtracted, and the rows scaled to gate_std, each by itself (CENTROIDS) or all by one factor (RIDGE, rows that
  * moed_model_fit_gate makes: their sizes mean something). An expert takes the row of its part, one without a part keeps the
  * base's; where a part has several experts of a layer, the base's row of each is added, which tells them apart. MOED_E_ARGUMENT
- * when nothing is left to scale (as with one part). Since: 0.1. Source: FlexOlmo, Nexus (router rows from domain embeddings).
- * */
+ * when nothing is left to scale (as with one part). Since: 0.1. Source: FlexOlmo, Nexus (router rows from domain embeddings). */
 MOED_API moed_status moed_integration_set_gate(moed_integration *i, int32_t layer, const moed_tensor *rows);
 /* For gates that do not renormalise their top-k weights: multiplies the output tensors (MOED_PARAM_EXPERT_OUTPUT) of
  * expert e in layer l by 1 / (top_k * weight[l][e]), so that top_k experts trained alone at scale 1 again weigh 1

@@ -7,62 +7,8 @@
 #include "core/options.h"
 #include "loads.h"
 #include "model/layerwise.h"
+#include "rows.h"
 #include "util/clock.h"
-
-/* ---- rows of a corpus, every token once as a label ---- */
-
-typedef struct stream {
-    const moed_context *context;
-    moedi_sampler *sampler;
-    int32_t *tokens, *labels, *documents; /* (rows, length) */
-    int64_t rows, length;                 /* at a time */
-    int64_t step;                         /* of these, that go through a layer at a time */
-    int64_t row, all_rows;                /* next, and how many there are */
-    int64_t left;                         /* labels still wanted */
-} stream;
-
-static moed_status stream_open(stream *s, const moed_corpus *d, int64_t tokens, int64_t rows, int64_t length)
-{
-    *s = (stream){
-        .context = d->context, .rows = rows, .length = length, .left = tokens > 0 ? tokens : INT64_MAX};
-    MOEDI_TRY(moedi_sampler_create(&s->sampler, d, 0));
-    s->all_rows = moedi_sampler_evaluation_rows(s->sampler, length);
-    MOEDI_TRY(MOEDI_NEW(s->context, rows * length, &s->tokens));
-    MOEDI_TRY(MOEDI_NEW(s->context, rows * length, &s->labels));
-    return MOEDI_NEW(s->context, rows * length, &s->documents);
-}
-
-static void stream_close(stream *s)
-{
-    if (!s->context) return;
-    moedi_sampler_destroy(s->sampler);
-    moedi_free(s->context, s->tokens);
-    moedi_free(s->context, s->labels);
-    moedi_free(s->context, s->documents);
-}
-
-/* The next rows; labels [out] how many positions count, 0 at the end. Labels past the wanted number become
- * -1. */
-static moed_status stream_next(stream *s, moed_batch *out, int64_t *labels)
-{
-    const int64_t rest = s->all_rows - s->row;
-    *labels = 0;
-    if (rest <= 0 || s->left <= 0) return MOED_OK;
-    *out = (moed_batch){.tokens = s->tokens,
-                        .labels = s->labels,
-                        .documents = s->documents,
-                        .rows = rest < s->rows ? rest : s->rows,
-                        .length = s->length};
-    MOEDI_TRY(moedi_sampler_evaluation(s->sampler, s->row, out->rows, s->length, s->tokens, s->labels,
-                                       s->documents));
-    s->row += out->rows;
-    for (int64_t i = 0; i < out->rows * s->length; i++) {
-        if (s->labels[i] < 0) continue;
-        if (s->left > 0) s->left--, ++*labels;
-        else s->labels[i] = -1;
-    }
-    return MOED_OK;
-}
 
 /* ---- loss ---- */
 
@@ -96,15 +42,15 @@ moed_status moedi_evaluate(moedi_transformer *t, const moed_corpus *d, int64_t t
     const double started = moedi_clock_seconds();
     moed_report sums = {0};
     int64_t *loads = NULL; /* (layers, experts) */
-    stream s = {0};
+    moedi_rows r = {0};
     moed_batch b;
     moed_status status;
     int64_t labels;
-    MOEDI_GO(stream_open(&s, d, tokens, rows, length));
-    MOEDI_GO(MOEDI_NEW(s.context, c->layers * c->experts, &loads));
+    MOEDI_GO(moedi_rows_open(&r, d, tokens, rows, length));
+    MOEDI_GO(MOEDI_NEW(r.context, c->layers * c->experts, &loads));
     for (;;) {
         moedi_losses losses;
-        MOEDI_GO(stream_next(&s, &b, &labels));
+        MOEDI_GO(moedi_rows_next(&r, &b, &labels));
         if (!labels) break;
         if (!document_mask) b.documents = NULL;
         MOEDI_GO(moedi_transformer_forward(t, &b, NULL, cancel));
@@ -116,8 +62,8 @@ moed_status moedi_evaluate(moedi_transformer *t, const moed_corpus *d, int64_t t
     sums.max_load = moedi_loads_most(c, loads);
     *out = sums;
 out:
-    if (s.context) moedi_free(s.context, loads);
-    stream_close(&s);
+    if (r.context) moedi_free(r.context, loads);
+    moedi_rows_close(&r);
     return status;
 }
 
@@ -192,22 +138,22 @@ static moed_status count_choices(moedi_transformer *t, const moed_batch *b, int3
 
 /* counts, sums (layers, experts), zeroed. Attention stays inside documents: a corpus' usage does not depend
  * on how it is packed. */
-static moed_status measure_usage(moedi_transformer *t, stream *s, double *counts, double *sums,
+static moed_status measure_usage(moedi_transformer *t, moedi_rows *r, double *counts, double *sums,
                                  const moed_cancel *cancel)
 {
     const moedi_config *c = moedi_transformer_config(t);
-    const int64_t choices = s->rows * s->length * c->top_k;
+    const int64_t choices = r->rows * r->length * c->top_k;
     int32_t *ids = NULL;
     void *raw = NULL;
     double *weights = NULL;
     moed_batch b;
     int64_t labels;
     moed_status status;
-    MOEDI_GO(MOEDI_NEW(s->context, choices, &ids));
-    MOEDI_GO(MOEDI_NEW(s->context, choices, &weights));
-    MOEDI_GO(moedi_alloc_array(s->context, choices, moedi_transformer_engine(t)->wide_item, &raw));
+    MOEDI_GO(MOEDI_NEW(r->context, choices, &ids));
+    MOEDI_GO(MOEDI_NEW(r->context, choices, &weights));
+    MOEDI_GO(moedi_alloc_array(r->context, choices, moedi_transformer_engine(t)->wide_item, &raw));
     for (;;) {
-        MOEDI_GO(stream_next(s, &b, &labels));
+        MOEDI_GO(moedi_rows_next(r, &b, &labels));
         if (!labels) break;
         const moed_batch unlabelled = {
             .tokens = b.tokens, .documents = b.documents, .rows = b.rows, .length = b.length};
@@ -215,9 +161,9 @@ static moed_status measure_usage(moedi_transformer *t, stream *s, double *counts
         MOEDI_GO(count_choices(t, &b, ids, raw, weights, counts, sums));
     }
 out:
-    moedi_free(s->context, ids);
-    moedi_free(s->context, weights);
-    moedi_free(s->context, raw);
+    moedi_free(r->context, ids);
+    moedi_free(r->context, weights);
+    moedi_free(r->context, raw);
     return status;
 }
 
@@ -256,11 +202,11 @@ static const struct room *room_of(const moed_model *m)
 }
 
 /* One batch through the layer that was loaded, rows at a time. counts, sums (experts). */
-static moed_status count_layer(moedi_layerwise *w, const stream *s, const moed_batch *b, char *states, void *const room[3],
+static moed_status count_layer(moedi_layerwise *w, int64_t step, const moed_batch *b, char *states, void *const room[3],
                                double *counts, double *sums, const moed_cancel *cancel)
 {
     moedi_transformer *t = moedi_layerwise_transformer(w);
-    const int64_t hidden = moedi_transformer_config(t)->hidden, step = s->step;
+    const int64_t hidden = moedi_transformer_config(t)->hidden;
     for (int64_t row = 0; row < b->rows; row += step) {
         const int64_t at = row * b->length;
         const moed_batch part = {.documents = b->documents + at, .labels = b->labels + at, .length = b->length,
@@ -272,35 +218,35 @@ static moed_status count_layer(moedi_layerwise *w, const stream *s, const moed_b
 }
 
 /* The same for a streamed model: all rows that there is room for go through a layer before the next one is read. */
-static moed_status measure_layerwise(const moed_model *m, stream *s, int64_t experts, double *counts, double *sums,
+static moed_status measure_layerwise(const moed_model *m, moedi_rows *r, int64_t step, int64_t experts, double *counts, double *sums,
                                      const moed_cancel *cancel)
 {
     const moedi_config *c = &m->layout->config;
-    const int64_t choices = s->step * s->length * c->top_k;
+    const int64_t choices = step * r->length * c->top_k;
     moedi_layerwise *w = NULL;
     void *room[3] = {NULL}; /* ids, raw weights, weights: (choices) */
     char *states = NULL;
     moed_batch b;
     int64_t labels;
     moed_status status;
-    MOEDI_GO(moedi_layerwise_create(&w, m, s->step, s->length, experts));
-    MOEDI_GO(moedi_alloc_array(s->context, choices, sizeof(int32_t), &room[0]));
-    MOEDI_GO(moedi_alloc_array(s->context, choices, sizeof(double), &room[1]));
-    MOEDI_GO(moedi_alloc_array(s->context, choices, sizeof(double), &room[2]));
-    MOEDI_GO(moedi_alloc_array(s->context, s->rows * s->length * c->hidden, moedi_dtype_size(m->context->backend_info.dtype),
+    MOEDI_GO(moedi_layerwise_create(&w, m, step, r->length, experts));
+    MOEDI_GO(moedi_alloc_array(r->context, choices, sizeof(int32_t), &room[0]));
+    MOEDI_GO(moedi_alloc_array(r->context, choices, sizeof(double), &room[1]));
+    MOEDI_GO(moedi_alloc_array(r->context, choices, sizeof(double), &room[2]));
+    MOEDI_GO(moedi_alloc_array(r->context, r->rows * r->length * c->hidden, moedi_dtype_size(m->context->backend_info.dtype),
                                (void **)&states));
     for (;;) {
-        MOEDI_GO(stream_next(s, &b, &labels));
+        MOEDI_GO(moedi_rows_next(r, &b, &labels));
         if (!labels) break;
         MOEDI_GO(moedi_layerwise_embed(w, b.tokens, b.rows * b.length, states));
         for (int32_t layer = 0; layer < c->layers; layer++) {
             MOEDI_GO(moedi_layerwise_load(w, layer, cancel));
-            MOEDI_GO(count_layer(w, s, &b, states, room, counts + layer * c->experts, sums + layer * c->experts, cancel));
+            MOEDI_GO(count_layer(w, step, &b, states, room, counts + layer * c->experts, sums + layer * c->experts, cancel));
         }
     }
 out:
-    for (int i = 0; i < 3; i++) moedi_free(s->context, room[i]);
-    moedi_free(s->context, states);
+    for (int i = 0; i < 3; i++) moedi_free(r->context, room[i]);
+    moedi_free(r->context, states);
     moedi_layerwise_destroy(w);
     return status;
 }
@@ -320,7 +266,7 @@ moed_status moedi_evaluate_usage(const moed_model *m, const moed_corpus *d, int6
 {
     moedi_transformer *t = NULL;
     double *counts = NULL, *sums;
-    stream s = {0};
+    moedi_rows r = {0};
     moed_status status;
     MOEDI_TRY(moedi_evaluate_check_pair(m, d));
     const moedi_config *c = &m->layout->config;
@@ -334,12 +280,11 @@ moed_status moedi_evaluate_usage(const moed_model *m, const moed_corpus *d, int6
     } else MOEDI_GO(moedi_transformer_create(&t, m, rows, length, 0, NULL));
     MOEDI_GO(MOEDI_NEW(m->context, 2 * c->layers * c->experts, &counts));
     sums = counts + c->layers * c->experts;
-    MOEDI_GO(stream_open(&s, d, tokens, wait, length));
-    s.step = rows;
-    MOEDI_GO(streamed ? measure_layerwise(m, &s, experts, counts, sums, cancel) : measure_usage(t, &s, counts, sums, cancel));
+    MOEDI_GO(moedi_rows_open(&r, d, tokens, wait, length));
+    MOEDI_GO(streamed ? measure_layerwise(m, &r, rows, experts, counts, sums, cancel) : measure_usage(t, &r, counts, sums, cancel));
     status = finish_usage(c, counts, sums, usage, weight);
 out:
-    stream_close(&s);
+    moedi_rows_close(&r);
     moedi_free(m->context, counts);
     moedi_transformer_destroy(t);
     return status;

@@ -5,6 +5,7 @@
 
 #include "core/cancel.h"
 #include "evaluate.h"
+#include "rows.h"
 
 /* Sums over tokens, layer by layer. */
 typedef struct sums {
@@ -77,52 +78,53 @@ static void sums_close(sums *s, moedi_transformer *t)
 
 /* ---- tokens ---- */
 
-typedef struct rows {
-    int32_t *tokens, *labels, *documents; /* (rows, length) */
-    int64_t count, length;                /* at a time */
-} rows;
-
-/* Tokens of a row: all but the filling at the end of the last. */
-static int64_t filled(const int32_t *labels, int64_t length)
-{
-    while (length > 0 && labels[length - 1] < 0) length--;
-    return length;
-}
-
-/* Every token of a view once, at most `most` of them. */
-static moed_status pass_view(moedi_transformer *t, const moed_corpus *view, rows *r, int64_t most, sums *s,
+static moed_status pass_some(moedi_transformer *t, const moed_batch *b, int64_t first, int64_t rows, int64_t length, sums *s,
                              const moed_cancel *cancel)
 {
-    moedi_sampler *sampler = NULL;
-    moed_status status = MOED_OK;
-    int64_t left = most > 0 ? most : INT64_MAX;
-    MOEDI_TRY(moedi_sampler_create(&sampler, view, 0));
-    const int64_t all = moedi_sampler_evaluation_rows(sampler, r->length);
-    for (int64_t row = 0; row < all && left > 0;) {
-        moed_batch b = {.tokens = r->tokens, .documents = r->documents, .rows = r->count, .length = r->length};
-        if (b.rows > all - 1 - row) b.rows = all - 1 - row; /* whole rows, then the last */
-        if (b.rows > left / r->length) b.rows = left / r->length;
-        if (b.rows == 0) b.rows = 1;
-        MOEDI_GO(moedi_sampler_evaluation(sampler, row, b.rows, r->length, r->tokens, r->labels, r->documents));
-        if (b.rows == 1) b.length = filled(r->labels, r->length < left ? r->length : left);
-        if (b.length == 0) break; /* a single token without a label */
-        s->tokens = b.rows * b.length;
-        MOEDI_GO(moedi_transformer_forward(t, &b, NULL, cancel));
-        row += b.rows, left -= s->tokens;
+    const int64_t at = first * b->length;
+    const moed_batch some = {.tokens = b->tokens + at, .documents = b->documents + at, .rows = rows, .length = length};
+    s->tokens = rows * length;
+    return s->tokens ? moedi_transformer_forward(t, &some, NULL, cancel) : MOED_OK;
+}
+
+/* Whole rows together, then the last as far as it goes: what it is filled up with has no part in the sums. */
+static moed_status pass_batch(moedi_transformer *t, const moed_batch *b, sums *s, const moed_cancel *cancel)
+{
+    int64_t whole = 0, rest = 0;
+    while (whole < b->rows && b->labels[(whole + 1) * b->length - 1] >= 0) whole++;
+    for (int64_t i = 0; whole < b->rows && i < b->length; i++)
+        if (b->labels[whole * b->length + i] >= 0) rest = i + 1;
+    MOEDI_TRY(pass_some(t, b, 0, whole, b->length, s, cancel));
+    return pass_some(t, b, whole, 1, rest, s, cancel);
+}
+
+/* Every token of a view once, at most so many of them. */
+static moed_status pass_view(moedi_transformer *t, const moed_corpus *view, int64_t tokens, sums *s, const moed_cancel *cancel)
+{
+    moedi_rows r = {0};
+    moed_batch b;
+    moed_status status;
+    int64_t rows, length, labels;
+    moedi_evaluate_shape(&s->layout->config, 8, &rows, &length);
+    MOEDI_GO(moedi_rows_open(&r, view, tokens, rows, length));
+    for (;;) {
+        MOEDI_GO(moedi_rows_next(&r, &b, &labels));
+        if (!labels) break;
+        MOEDI_GO(pass_batch(t, &b, s, cancel));
     }
 out:
-    moedi_sampler_destroy(sampler);
+    moedi_rows_close(&r);
     return status;
 }
 
-static moed_status pass_clusters(moedi_transformer *t, const moed_corpus *d, const moed_partition *p, rows *r, int64_t tokens,
-                                 sums *s, const moed_cancel *cancel)
+static moed_status pass_clusters(moedi_transformer *t, const moed_corpus *d, const moed_partition *p, int64_t tokens, sums *s,
+                                 const moed_cancel *cancel)
 {
     moedi_transformer_tap(t, add_batch, s);
     for (s->cluster = 0; s->cluster < s->clusters; s->cluster++) {
         moed_corpus *view = NULL;
         MOEDI_TRY(moed_partition_view(&view, p, d, (int32_t)s->cluster));
-        const moed_status status = pass_view(t, view, r, tokens, s, cancel);
+        const moed_status status = pass_view(t, view, tokens, s, cancel);
         moed_corpus_destroy(view);
         if (status != MOED_OK) return status;
     }
@@ -211,10 +213,10 @@ moed_status moed_model_fit_gate(const moed_model *m, const moed_corpus *d, const
                                 float *rows_out, const moed_cancel *cancel)
 {
     moedi_transformer *t = NULL;
-    rows r = {0};
     sums s = {0};
     moed_partition_info info = {.struct_size = sizeof info};
     moed_status status;
+    int64_t rows, length;
     moedi_clear_error();
     MOEDI_REQUIRE(m && d && p && rows_out, "model, corpus, partition and rows must be given");
     MOEDI_REQUIRE(tokens >= 0, "tokens must not be negative");
@@ -223,21 +225,14 @@ moed_status moed_model_fit_gate(const moed_model *m, const moed_corpus *d, const
     if (!(ridge > 0) || !isfinite(ridge))
         return moedi_fail_parameter(MOED_E_ARGUMENT, "ridge", "ridge is %g: it must be a finite number above 0", ridge);
     const moedi_config *c = &m->layout->config;
-    moedi_evaluate_shape(c, 8, &r.count, &r.length);
-    const int64_t room = r.count * r.length;
-    MOEDI_GO(moedi_transformer_create(&t, m, r.count, r.length, 0, NULL));
-    MOEDI_GO(MOEDI_NEW(m->context, room, &r.tokens));
-    MOEDI_GO(MOEDI_NEW(m->context, room, &r.labels));
-    MOEDI_GO(MOEDI_NEW(m->context, room, &r.documents));
-    MOEDI_GO(sums_open(&s, t, m->layout, info.clusters, room));
-    MOEDI_GO(pass_clusters(t, d, p, &r, tokens, &s, cancel));
+    moedi_evaluate_shape(c, 8, &rows, &length);
+    MOEDI_GO(moedi_transformer_create(&t, m, rows, length, 0, NULL));
+    MOEDI_GO(sums_open(&s, t, m->layout, info.clusters, rows * length));
+    MOEDI_GO(pass_clusters(t, d, p, tokens, &s, cancel));
     solving w = {&s, ridge, rows_out, cancel};
     MOEDI_GO(moedi_parallel_try(m->context, c->layers, solve_layer, &w));
 out:
     if (t) sums_close(&s, t);
-    moedi_free(m->context, r.tokens);
-    moedi_free(m->context, r.labels);
-    moedi_free(m->context, r.documents);
     moedi_transformer_destroy(t);
     return status;
 }
