@@ -1,8 +1,6 @@
 /* surgery/split.c - one MoE model into submodels: assignment, layouts, pieces. */
 #include "surgery/split.h"
 
-#include <string.h>
-
 #include "core/options.h"
 #include "surgery/assemble.h"
 
@@ -332,58 +330,35 @@ static moed_status hand_layout(const moed_split *s, int32_t part, moed_layout **
     return status;
 }
 
-/* In a family's layout the n-th parameter of one expert is to it what the n-th of another is to that one. */
-enum { EACH = 4 }; /* parameters of an expert at most */
-typedef struct expert_index {
-    uint8_t *counts;  /* (layers, most experts) met so far */
-    int64_t *numbers; /* (layers, most experts, EACH); -1 = there is none */
-} expert_index;
-
-static moed_status index_experts(expert_index *x, const moed_layout *l)
+/* Of a family: by the experts that the part holds. */
+static moed_status map_family(const moed_split *s, int32_t part, moedi_part *made)
 {
-    const int64_t all = (int64_t)l->layers * l->most_experts;
-    MOEDI_TRY(MOEDI_NEW(l->context, all, &x->counts));
-    MOEDI_TRY(MOEDI_NEW(l->context, all * EACH, &x->numbers));
-    for (int64_t i = 0; i < all * EACH; i++) x->numbers[i] = -1;
-    for (size_t i = 0; i < l->count; i++) {
-        const moed_param *p = &l->params[i];
-        const int64_t at = (int64_t)p->layer * l->most_experts + p->expert;
-        if (p->expert >= 0 && x->counts[at] < EACH) x->numbers[at * EACH + x->counts[at]++] = (int64_t)i;
-    }
-    memset(x->counts, 0, (size_t)all);
+    const int32_t layers = s->layout->layers, each = (int32_t)made->layout->config.experts;
+    int32_t *origins = NULL; /* (layers, each) */
+    MOEDI_TRY(MOEDI_NEW(s->context, (int64_t)layers * each, &origins));
+    for (int32_t layer = 0; layer < layers; layer++)
+        for (int32_t e = 0; e < each; e++)
+            origins[(int64_t)layer * each + e] = e < count_of(s, part, layer) ? list_of(s, part, layer)[e] : -1;
+    moedi_layout_map(made->layout, s->layout, origins, made->base);
+    moedi_free(s->context, origins);
     return MOED_OK;
-}
-
-/* The base's parameter that this one of a part is, parameters in order. */
-static int64_t expert_parameter(expert_index *x, const moed_split *s, int32_t part, const moed_param *p)
-{
-    const int64_t in_base = (int64_t)p->layer * s->layout->most_experts + list_of(s, part, p->layer)[p->expert];
-    return x->counts[in_base] < EACH ? x->numbers[in_base * EACH + x->counts[in_base]++] : -1;
 }
 
 static moed_status map_parameters(const moed_split *s, int32_t part, moedi_part *made)
 {
-    const moed_layout *l = s->layout;
-    expert_index x = {0};
-    moed_status status = MOED_OK;
-    MOEDI_GO(MOEDI_NEW(s->context, made->layout->count, &made->base));
-    MOEDI_GO(MOEDI_NEW(s->context, l->count, &made->own));
-    if (l->family) MOEDI_GO(index_experts(&x, l));
+    const moed_layout *l = s->layout, *of_part = made->layout;
+    MOEDI_TRY(MOEDI_NEW(s->context, of_part->count, &made->base));
+    MOEDI_TRY(MOEDI_NEW(s->context, l->count, &made->own));
     for (size_t i = 0; i < l->count; i++) made->own[i] = SIZE_MAX;
-    for (size_t i = 0; i < made->layout->count; i++) {
-        const moed_param *p = &made->layout->params[i];
-        const int64_t base = l->family && p->expert >= 0 ? expert_parameter(&x, s, part, p) : moedi_layout_find(l, p->name);
-        if (base < 0) {
-            status = moedi_fail(MOED_E_INTERNAL, "tensor \"%s\" of part %d has no counterpart in the base", p->name, part);
-            goto out;
-        }
-        made->base[i] = base;
-        made->own[base] = i;
+    if (l->family) MOEDI_TRY(map_family(s, part, made));
+    for (size_t i = 0; i < of_part->count; i++) {
+        if (!l->family) made->base[i] = moedi_layout_find(l, of_part->params[i].name); /* by hand: names stay */
+        if (made->base[i] < 0)
+            return moedi_fail(MOED_E_INTERNAL, "tensor \"%s\" of part %d has no counterpart in the base", of_part->params[i].name,
+                              part);
+        made->own[made->base[i]] = i;
     }
-out:
-    moedi_free(s->context, x.counts);
-    moedi_free(s->context, x.numbers);
-    return status;
+    return MOED_OK;
 }
 
 static moed_status check_dense(const moed_split *s, int32_t part, int32_t layer)
