@@ -202,7 +202,7 @@ static void moments_follow_by_their_own_pieces(void **state)
         const moed_param *p = &l->params[i];
         moed_tensor to = {0};
         assert_true(moedi_param_elements(p) <= 1024);
-        assert_ok(moed_expansion_pieces(x, i, MOED_EXPAND_MOMENTS, pieces, 16, &count));
+        assert_ok(moed_expansion_pieces(x, i, MOED_KIND_MOMENTS, pieces, 16, &count));
         assert_true(count > 0 && count <= 16);
         const moed_tensor *const sources[] = {m->tensors};
         moedi_tensor_set(&to, out, MOED_DTYPE_F32, p->rank, p->shape);

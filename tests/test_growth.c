@@ -153,7 +153,7 @@ static void a_law_of_the_callers_makes_a_schedule(void **state)
     moed_growth_options o = growth_options();
     (void)state;
     assert_ok(moed_options_init(MOED_STRUCT_LAW_OPTIONS, &law, sizeof law));
-    law.preset = MOED_LAW_CUSTOM, law.form = MOED_LAW_CALLBACK, law.loss = steep_loss;
+    law.preset = MOED_LAW_CUSTOM, law.form = MOED_FORM_CALLBACK, law.loss = steep_loss;
     assert_ok(moed_law_create(&l, c, &law));
     o.tokens = 4000000, o.active = 1e9;
     assert_ok(moed_growth_from_law(&g, c, l, EXPERTS, 2, &o));

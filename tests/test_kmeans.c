@@ -464,7 +464,7 @@ static void other_starts_and_batches_find_the_clouds(void **state)
         for (int32_t threads = 1; threads <= 3; threads += 2) {
             moed_context *c = support_context("auto", threads);
             moed_kmeans_options o = options(K, mode == 3 ? MOED_KMEANS_BALANCED : MOED_KMEANS_PLAIN);
-            o.start = mode ? MOED_KMEANS_PARALLEL : MOED_KMEANS_PLUSPLUS, o.batch = mode == 1 ? 0 : 500, o.restarts = 2;
+            o.start = mode ? MOED_START_PARALLEL : MOED_START_PLUSPLUS, o.batch = mode == 1 ? 0 : 500, o.restarts = 2;
             moed_kmeans *k = made(c, &o);
             assert_ok(moed_kmeans_fit(k, &t, NULL, NULL, NULL));
             assert_ok(moed_kmeans_labels(k, labels + (threads > 1) * N, N));
@@ -590,7 +590,7 @@ static void running_out_of_memory_anywhere_is_survived(void **state)
     int64_t n = 0;
     for (int streamed = 0; streamed < 2; streamed++, n = 0) {
         moed_kmeans_options o = options(4, streamed ? MOED_KMEANS_PLAIN : MOED_KMEANS_BALANCED);
-        o.start = MOED_KMEANS_PARALLEL, o.batch = 20;
+        o.start = MOED_START_PARALLEL, o.batch = 20;
         for (moed_status status = MOED_E_MEMORY; status != MOED_OK; n++) {
             moed_kmeans *k = NULL;
             allowed = n;

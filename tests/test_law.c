@@ -185,7 +185,7 @@ static void own_coefficients_and_wrong_arguments(void **state)
     assert_refused(moed_law_create(&l, c, &o), MOED_E_RANGE, "e_start");
     values[9] = NAN;
     assert_refused(moed_law_create(&l, c, &o), MOED_E_RANGE, "coefficient e_max");
-    o.form = MOED_LAW_CALLBACK;
+    o.form = MOED_FORM_CALLBACK;
     assert_refused(moed_law_create(&l, c, &o), MOED_E_ARGUMENT, "loss is NULL");
     assert_refused(moed_law_predict(published, 0, 8, 1e10, &loss), MOED_E_RANGE, "active is 0");
     assert_refused(moed_law_predict(published, 1e9, 0.5, 1e10, &loss), MOED_E_RANGE, "experts is 0.5");
@@ -211,7 +211,7 @@ static void a_function_of_the_callers_is_a_law_too(void **state)
     int32_t code = 0;
     double n, d, tokens;
     (void)state;
-    o.form = MOED_LAW_CALLBACK, o.loss = callback_loss, o.loss_user = &code;
+    o.form = MOED_FORM_CALLBACK, o.loss = callback_loss, o.loss_user = &code;
     assert_ok(moed_law_create(&l, c, &o));
     assert_ok(moed_law_optimum(l, 1e20, 8, &n, &d));
     near(n, pow(.1676 * 21.833 / (.2338 * 119.913), 1 / .4014) * pow(1e20 / 6, .2338 / .4014), 1e-6, "N");

@@ -28,8 +28,8 @@ MOED_API moed_status moed_corpus_embed(const moed_corpus *d, const moed_model *m
 /* Tokens of every document, out (documents): the usual weights of a balanced fit. Since: 0.1. */
 MOED_API moed_status moed_corpus_weights(const moed_corpus *d, float *out);
 
-enum { MOED_KMEANS_PLAIN = 0, MOED_KMEANS_BALANCED = 1 };
-enum { MOED_KMEANS_PLUSPLUS = 0, MOED_KMEANS_PARALLEL = 1 };
+enum { MOED_KMEANS_PLAIN = 0, MOED_KMEANS_BALANCED = 1 /* equal weight per cluster */ };
+enum { MOED_START_PLUSPLUS = 0, MOED_START_PARALLEL = 1 /* k-means||, Bahmani et al., 2012: few passes for many clusters */ };
 
 /* Vectors that need not be in memory. read writes rows [first, first + count) to out (count, width); it may be asked for any rows,
  * several times, always runs on the thread that called the library, and returns 0, or non-zero to stop (MOED_E_CALLBACK). */
@@ -46,13 +46,13 @@ typedef struct moed_kmeans_options {
     uint32_t struct_size;
     uint32_t flags;
     int32_t clusters;    /* K */
-    int32_t method;      /* MOED_KMEANS_PLAIN, MOED_KMEANS_BALANCED (equal weight per cluster) */
+    int32_t method;      /* MOED_KMEANS_* */
     int32_t iterations;  /* of Lloyd, at most */
     int32_t restarts;    /* k-means++ starts, the best inertia wins */
     uint64_t seed;
     double tolerance;    /* stop when the centroids' squared movement is below this times the mean variance */
     double imbalance;    /* balanced: clusters weigh the mean give or take this share of it (or the heaviest vector, if that is more) */
-    int32_t start;       /* MOED_KMEANS_PLUSPLUS, MOED_KMEANS_PARALLEL (k-means||, Bahmani et al., 2012: few passes for many clusters) */
+    int32_t start;       /* MOED_START_* */
     int32_t batch;       /* vectors of a mini-batch (Sculley, 2010): `iterations` of these, then one pass; 0 = all vectors in every iteration */
 } moed_kmeans_options;
 

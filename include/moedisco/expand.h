@@ -33,9 +33,9 @@ typedef struct moed_expansion_options {
     int64_t shard_bytes; /* of the result's directory: as in moed_model_options */
 } moed_expansion_options;
 
-enum { /* what moed_expansion_pieces speaks of */
-    MOED_EXPAND_WEIGHTS = 0, /* weights and masters */
-    MOED_EXPAND_MOMENTS = 1  /* what an optimizer keeps of each number: that of new experts is 0 */
+enum { /* kind: which numbers moed_expansion_pieces speaks of */
+    MOED_KIND_WEIGHTS = 0, /* weights and masters */
+    MOED_KIND_MOMENTS = 1  /* what an optimizer keeps of each number: that of new experts is 0 */
 };
 
 /* from: of a family with experts, in memory or streamed; kept alive. usage (layers, experts; nullable): how often each expert is

@@ -29,7 +29,7 @@ enum {
  *   GRANULARITY  a, alpha, b, beta, g, gamma, c; G = k, experts of 1/G of the size:
  *                L = (g G^-gamma + a) N^-alpha + b D^-beta + c
  *   CALLBACK     the options' loss function */
-enum { MOED_LAW_JOINT = 0, MOED_LAW_SPARSITY = 1, MOED_LAW_GRANULARITY = 2, MOED_LAW_CALLBACK = 3 };
+enum { MOED_FORM_JOINT = 0, MOED_FORM_SPARSITY = 1, MOED_FORM_GRANULARITY = 2, MOED_FORM_CALLBACK = 3 };
 
 /* A law of the caller's own: *loss of a model of `active` parameters and `experts` in the pool after `tokens`. It falls with
  * active and with tokens. Called on the thread that called; non-zero stops with MOED_E_CALLBACK. */
@@ -39,7 +39,7 @@ typedef struct moed_law_options {
     uint32_t struct_size;
     uint32_t flags;
     int32_t preset;             /* MOED_LAW_*; where it is not CUSTOM, form, coefficients, range and source are its own */
-    int32_t form;               /* MOED_LAW_JOINT .. MOED_LAW_CALLBACK */
+    int32_t form;               /* MOED_FORM_* */
     int32_t top_k;              /* k: experts that a token visits; the law sees E / k */
     int32_t coefficient_count;  /* as many as the form has */
     const double *coefficients; /* (coefficient_count); copied */

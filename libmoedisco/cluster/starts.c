@@ -279,5 +279,5 @@ out:
 
 moed_status moedi_kmeans_starts(moedi_fit *f, uint64_t restart)
 {
-    return f->options.start == MOED_KMEANS_PARALLEL ? in_parallel(f, restart) : plus_plus(f, restart);
+    return f->options.start == MOED_START_PARALLEL ? in_parallel(f, restart) : plus_plus(f, restart);
 }

@@ -95,7 +95,7 @@ static const field kmeans_fields[] = {
     U64(S, seed, 0, "seed of the starts"),
     F64(S, tolerance, 1e-4, 0, 1, "stop when the centroids' squared movement falls below this times the mean variance"),
     F64(S, imbalance, 0.01, 0, 1e6, "balanced: share by which a cluster's weight may exceed the mean"),
-    CHOICE(S, start, MOED_KMEANS_PLUSPLUS, 1, "plusplus|parallel",
+    CHOICE(S, start, MOED_START_PLUSPLUS, 1, "plusplus|parallel",
            "how the starts are drawn; k-means|| takes few passes for many clusters"),
     I32(S, batch, 0, 0, 1 << 24, "vectors of a mini-batch; 0 = all vectors in every iteration"),
 };
@@ -192,7 +192,7 @@ static const field train_fields[] = {
 static const field law_fields[] = {
     CHOICE(S, preset, MOED_LAW_LUDZIEJEWSKI_2025, 3, "custom|ludziejewski-2025|abnar-2025|krajewski-2024",
            "published coefficients"),
-    CHOICE(S, form, MOED_LAW_JOINT, 3, "joint|sparsity|granularity|callback", "formula that one's own coefficients are for"),
+    CHOICE(S, form, MOED_FORM_JOINT, 3, "joint|sparsity|granularity|callback", "formula that one's own coefficients are for"),
     I32(S, top_k, 1, 1, 65536, "experts that each token visits: the law sees experts / top_k"),
     I32(S, coefficient_count, 0, 0, 64, "coefficients given"),
     POINTER(S, coefficients, "coefficients, in the form's order"),

@@ -18,10 +18,10 @@ typedef struct form {
 } form;
 
 static const form FORMS[] = {
-    [MOED_LAW_JOINT] = {11, {"a", "alpha", "delta", "gamma", "b", "beta", "omega", "zeta", "e_start", "e_max", "c"}},
-    [MOED_LAW_SPARSITY] = {10, {"a", "alpha", "b", "beta", "c", "lambda", "d", "delta", "gamma", "e"}},
-    [MOED_LAW_GRANULARITY] = {7, {"a", "alpha", "b", "beta", "g", "gamma", "c"}},
-    [MOED_LAW_CALLBACK] = {0, {0}},
+    [MOED_FORM_JOINT] = {11, {"a", "alpha", "delta", "gamma", "b", "beta", "omega", "zeta", "e_start", "e_max", "c"}},
+    [MOED_FORM_SPARSITY] = {10, {"a", "alpha", "b", "beta", "c", "lambda", "d", "delta", "gamma", "e"}},
+    [MOED_FORM_GRANULARITY] = {7, {"a", "alpha", "b", "beta", "g", "gamma", "c"}},
+    [MOED_FORM_CALLBACK] = {0, {0}},
 };
 
 /* Ranges: what the papers say of their own runs, as far as it is known here. */
@@ -34,15 +34,15 @@ typedef struct preset {
 
 static const preset PRESETS[] = {
     [MOED_LAW_LUDZIEJEWSKI_2025] =
-        {MOED_LAW_JOINT,
+        {MOED_FORM_JOINT,
          {35.91, -0.1889, -0.2285, 0.0098, 35.98, -0.1775, 0.5529, -0.0259, 2.0732, 290.4521, 1.3637},
          2.7e9, 1, 32, "Ludziejewski et al. 2025, arXiv 2502.05172"},
     [MOED_LAW_ABNAR_2025] =
-        {MOED_LAW_SPARSITY,
+        {MOED_FORM_SPARSITY,
          {16612.5, 0.5962, 5455.67, 0.3954, 0.4598, -0.1666, 17.26, 0.1603, 0.1595, 0.94},
          0, 0, 0, "Abnar et al. 2025, arXiv 2501.12370 (coefficients second-hand)"},
     [MOED_LAW_KRAJEWSKI_2024] =
-        {MOED_LAW_GRANULARITY, {18.1, 0.115, 30.8, 0.147, 2.1, 0.58, 0.47}, 0, 64, 64, "Krajewski et al. 2024, arXiv 2402.07871"},
+        {MOED_FORM_GRANULARITY, {18.1, 0.115, 30.8, 0.147, 2.1, 0.58, 0.47}, 0, 64, 64, "Krajewski et al. 2024, arXiv 2402.07871"},
 };
 
 /* ---- the handle ---- */
@@ -54,7 +54,7 @@ static moed_status check_values(int32_t kind, const double *values)
         if (!(fabs(values[i]) <= 1e15)) /* NaN too */
             return moedi_fail_parameter(MOED_E_RANGE, "coefficients", "coefficient %s is %g; it must be from -1e15 to 1e15",
                                         f->names[i], values[i]);
-    if (kind == MOED_LAW_JOINT && !(values[8] >= 1e-3 && values[9] > values[8]))
+    if (kind == MOED_FORM_JOINT && !(values[8] >= 1e-3 && values[9] > values[8]))
         return moedi_fail_parameter(MOED_E_RANGE, "coefficients", "e_start %g and e_max %g: they must rise from 0.001 on",
                                     values[8], values[9]);
     return MOED_OK;
@@ -87,7 +87,7 @@ moed_status moedi_law_make(moed_law **out, moed_context *c, const moed_law_info 
 static moed_status take_own(const moed_law_options *o, moed_law_info *info)
 {
     info->form = o->form;
-    if (o->form == MOED_LAW_CALLBACK) {
+    if (o->form == MOED_FORM_CALLBACK) {
         MOEDI_REQUIRE(o->loss, "form is callback, and loss is NULL");
     } else if (o->coefficient_count != FORMS[o->form].count || !o->coefficients) {
         return moedi_fail_parameter(MOED_E_ARGUMENT, "coefficients",
@@ -224,12 +224,12 @@ static double positive_log(double x) { return x > 0 ? log(x) : -1e300; }
 static terms terms_at(const moed_law *l, double experts)
 {
     const double *k = l->values, x = experts / l->info.top_k;
-    if (l->info.form == MOED_LAW_JOINT) {
+    if (l->info.form == MOED_FORM_JOINT) {
         const double inner = 1 / (x - 1 + 1 / (1 / k[8] - 1 / k[9])) + 1 / k[9], y = -log(inner);
         return (terms){.m = positive_log(k[0]) + k[2] * y, .p = -(k[1] + k[3] * y), .n = positive_log(k[4]) + k[6] * y,
                        .v = -(k[5] + k[7] * y), .c = k[10]};
     }
-    if (l->info.form == MOED_LAW_SPARSITY) {
+    if (l->info.form == MOED_FORM_SPARSITY) {
         const double all = log1p(l->info.routed_share * (x - 1)), r = -log(x); /* of T / N; of 1 - S */
         return (terms){.m = positive_log(k[0]) - k[1] * all, .p = k[1], .n = positive_log(k[2]), .v = k[3],
                        .m2 = positive_log(k[6]) - k[7] * r - k[8] * all, .p2 = k[8], .second = 1,
@@ -254,7 +254,7 @@ static moed_status own_loss(const moed_law *l, double active, double experts, do
 
 static moed_status loss_at(const moed_law *l, double active, double experts, double tokens, double *loss)
 {
-    if (l->info.form == MOED_LAW_CALLBACK) return own_loss(l, active, experts, tokens, loss);
+    if (l->info.form == MOED_FORM_CALLBACK) return own_loss(l, active, experts, tokens, loss);
     const terms t = terms_at(l, experts);
     const double n = log(active), d = log(tokens);
     *loss = bounded_exp(t.m - t.p * n) + (t.second ? bounded_exp(t.m2 - t.p2 * n) : 0) + bounded_exp(t.n - t.v * d) + t.c;
@@ -281,7 +281,7 @@ moed_status moed_law_get_terms(const moed_law *l, double experts, moed_law_terms
 {
     moedi_clear_error();
     MOEDI_TRY(begin(l, experts));
-    if (l->info.form == MOED_LAW_CALLBACK) return moedi_fail(MOED_E_UNSUPPORTED, "a law that is a function has no terms");
+    if (l->info.form == MOED_FORM_CALLBACK) return moedi_fail(MOED_E_UNSUPPORTED, "a law that is a function has no terms");
     tell_experts(l, experts);
     const terms t = terms_at(l, experts);
     const moed_law_terms full = {.struct_size = sizeof full,
@@ -300,7 +300,7 @@ moed_status moed_law_get_terms(const moed_law *l, double experts, moed_law_terms
 /* What a share more of active parameters saves, less what that of tokens saves. */
 static moed_status balance(const moed_law *l, double experts, double n, double d, double *out)
 {
-    if (l->info.form != MOED_LAW_CALLBACK) {
+    if (l->info.form != MOED_FORM_CALLBACK) {
         const terms t = terms_at(l, experts);
         *out = t.p * bounded_exp(t.m - t.p * n) + (t.second ? t.p2 * bounded_exp(t.m2 - t.p2 * n) : 0) -
                t.v * bounded_exp(t.n - t.v * d);

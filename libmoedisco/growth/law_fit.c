@@ -211,7 +211,7 @@ static void grid_start(const fit *f, int64_t index, point *out)
     out->u[OF_MAX] = published_max();
 }
 
-/* In the order of MOED_LAW_JOINT. */
+/* In the order of MOED_FORM_JOINT. */
 static void coefficients_of(const fit *f, const point *at, double *out)
 {
     double n[4], d[4];
@@ -516,7 +516,7 @@ static moed_status describe(const fit *f, const moed_run_point *runs, const poin
         widen(&info->experts_min, &info->experts_max, runs[i].experts / f->options.top_k);
         widen(&info->tokens_min, &info->tokens_max, runs[i].tokens);
     }
-    info->form = MOED_LAW_JOINT;
+    info->form = MOED_FORM_JOINT;
     info->top_k = f->options.top_k;
     info->routed_share = 1;
     info->trained_runs = f->trained;

@@ -103,10 +103,10 @@ static void row_pieces(const moed_expansion *x, size_t param, int32_t kind, moed
     const moed_expansion_options *o = &x->options;
     const moed_param *p = &x->layout->params[param];
     const int32_t bias = p->role == MOED_ROLE_ROUTER_BIAS, fixed = (p->flags & MOED_PARAM_FIXED) != 0;
-    const int clones = o->method == MOED_EXPAND_CLONE && kind == MOED_EXPAND_WEIGHTS && !fixed, fresh = o->experts - x->kept;
+    const int clones = o->method == MOED_EXPAND_CLONE && kind == MOED_KIND_WEIGHTS && !fixed, fresh = o->experts - x->kept;
     const int keep = bias ? o->keep_bias : 1, end = clones ? o->experts : keep ? x->kept : 0;
     for (int32_t e = 0; e < end; e++) copy_row(x, param, e, origin_of(x, p->layer, e), list);
-    if (end < o->experts) draw(x, p, end, o->experts - end, fixed || kind != MOED_EXPAND_WEIGHTS ? 0 : o->std, list);
+    if (end < o->experts) draw(x, p, end, o->experts - end, fixed || kind != MOED_KIND_WEIGHTS ? 0 : o->std, list);
     if (!clones || fresh <= 0 || !(o->noise > 0)) return;
     const moed_piece noise = {.op = MOED_PIECE_NOISE, .at = x->kept, .count = fresh, .scale = o->noise * o->std,
                               .seed = moedi_cloner_seed(&x->cloner, p, 1)};
@@ -116,7 +116,7 @@ static void row_pieces(const moed_expansion *x, size_t param, int32_t kind, moed
 static moed_status list_pieces(moed_expansion *x, size_t param, int32_t kind, moedi_piece_list *list)
 {
     const moed_param *p = &x->layout->params[param];
-    const int weights = kind == MOED_EXPAND_WEIGHTS, fresh = p->role == MOED_ROLE_EXPERT && p->expert >= x->kept;
+    const int weights = kind == MOED_KIND_WEIGHTS, fresh = p->role == MOED_ROLE_EXPERT && p->expert >= x->kept;
     if (p->expert_axis == 0 && p->role != MOED_ROLE_EXPERT) row_pieces(x, param, kind, list);
     else if (fresh && weights && x->from[param] >= 0) return moedi_cloner_pieces(&x->cloner, param, list);
     else if (fresh) draw(x, p, 0, moedi_piece_whole(p), weights ? x->options.std : 0, list);
@@ -129,7 +129,7 @@ static moed_status list_pieces(moed_expansion *x, size_t param, int32_t kind, mo
 
 static moed_status list_weights(void *user, size_t param, moedi_piece_list *list)
 {
-    return list_pieces(user, param, MOED_EXPAND_WEIGHTS, list);
+    return list_pieces(user, param, MOED_KIND_WEIGHTS, list);
 }
 
 static moed_status resolve(void *user, int32_t source, int64_t param, moedi_piece_source *out)
@@ -232,7 +232,7 @@ moed_status moed_expansion_pieces(moed_expansion *x, size_t param, int32_t kind,
     MOEDI_TRY(moedi_context_check(x->model->context));
     if (param >= x->layout->count)
         return moedi_fail_parameter(MOED_E_RANGE, "param", "parameter %zu of %zu was asked for", param, x->layout->count);
-    if (kind != MOED_EXPAND_WEIGHTS && kind != MOED_EXPAND_MOMENTS)
+    if (kind != MOED_KIND_WEIGHTS && kind != MOED_KIND_MOMENTS)
         return moedi_fail_parameter(MOED_E_RANGE, "kind", "kind is %d, neither weights nor moments", (int)kind);
     moedi_piece_list list = {.pieces = pieces, .capacity = pieces ? capacity : 0};
     MOEDI_TRY(list_pieces(x, param, kind, &list));

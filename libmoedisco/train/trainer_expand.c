@@ -82,9 +82,9 @@ static moed_status write_moment(moed_trainer *t, moed_expansion *x, const moed_m
     size_t count = 0;
     moed_tensor to = {0};
     moed_status status = MOED_OK;
-    MOEDI_TRY(moed_expansion_pieces(x, param, MOED_EXPAND_MOMENTS, NULL, 0, &count));
+    MOEDI_TRY(moed_expansion_pieces(x, param, MOED_KIND_MOMENTS, NULL, 0, &count));
     MOEDI_GO(MOEDI_NEW(t->context, count, &pieces));
-    MOEDI_GO(moed_expansion_pieces(x, param, MOED_EXPAND_MOMENTS, pieces, count, &count));
+    MOEDI_GO(moed_expansion_pieces(x, param, MOED_KIND_MOMENTS, pieces, count, &count));
     MOEDI_GO(moedi_alloc(t->context, bytes, &memory));
     moedi_tensor_set(&to, memory, m.dtype, p->rank, p->shape);
     MOEDI_GO(moed_piece_apply(t->context, pieces, count, sources, &to, NULL));

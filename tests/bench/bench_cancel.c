@@ -124,7 +124,7 @@ static void make_points(stage *s, const char *wanted)
     }
     CHECK(moed_options_init(MOED_STRUCT_KMEANS_OPTIONS, &o, sizeof o));
     o.clusters = CLUSTERS, o.iterations = 100, o.tolerance = 0;
-    if (strcmp(wanted, "kmeans")) o.start = MOED_KMEANS_PARALLEL;
+    if (strcmp(wanted, "kmeans")) o.start = MOED_START_PARALLEL;
     if (!strcmp(wanted, "kmeans-balanced")) o.method = MOED_KMEANS_BALANCED, o.iterations = 2;
     if (!strcmp(wanted, "kmeans-assign")) o.iterations = 1;
     CHECK(moed_kmeans_create(&s->kmeans, s->context, &o));
