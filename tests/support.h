@@ -116,6 +116,18 @@ static inline moed_model *support_open(moed_context *c, const char *folder, uint
     return m;
 }
 
+/* A corpus of documents that callbacks give (struct_size is set here); vocabulary 0 and end_token -1: as without options. */
+static inline moed_corpus *support_corpus(moed_context *c, moed_documents documents, int64_t vocabulary, int64_t end_token)
+{
+    moed_corpus *d = NULL;
+    moed_corpus_options o;
+    assert_ok(moed_options_init(MOED_STRUCT_CORPUS_OPTIONS, &o, sizeof o));
+    o.vocabulary = vocabulary, o.end_token = end_token;
+    documents.struct_size = sizeof documents;
+    assert_ok(moed_corpus_wrap(&d, c, &documents, &o));
+    return d;
+}
+
 /* Memory that runs out: once *allowed allocations of its context were made, there is no more. */
 static inline void *support_scarce_alloc(size_t size, size_t alignment, void *user)
 {

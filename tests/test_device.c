@@ -27,20 +27,16 @@ static moed_model *model_with(moed_context *c, int switches)
         " \"num_key_value_heads\": 1, \"n_routed_experts\": 4, \"num_experts_per_tok\": 2, \"n_shared_experts\": 1,"
         " \"moe_intermediate_size\": 12, \"intermediate_size\": 20, \"first_k_dense_replace\": 1, \"attention_bias\": true,"
         " \"norm_topk_prob\": true, \"routed_scaling_factor\": 2.5, \"initializer_range\": 0.1}";
-    moed_layout *l = NULL;
-    moed_model *m = NULL;
     if (!switches) return tiny_model(c);
-    assert_ok(moed_layout_from_config(&l, c, config, strlen(config)));
-    assert_ok(moed_model_init(&m, c, l, NULL));
+    moed_model *m = support_fresh(c, config, 0, -1);
     for (size_t p = 0; p < model_params(m); p++) {
         moed_param param;
         moed_tensor t;
-        assert_ok(moed_layout_param(l, p, &param));
+        assert_ok(moed_layout_param(moed_model_layout(m), p, &param));
         if (param.role != MOED_ROLE_ROUTER_BIAS) continue;
         assert_ok(moed_model_tensor(m, p, &t));
         for (int64_t e = 0; e < t.shape[0]; e++) ((float *)t.data)[e] = 0.02f * (float)(e % 3);
     }
-    moed_layout_destroy(l);
     return m;
 }
 

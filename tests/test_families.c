@@ -115,13 +115,7 @@ static int32_t read_tokens(int64_t document, int64_t offset, int32_t *tokens, in
 }
 static moed_corpus *corpus(void)
 {
-    const moed_documents documents = {.struct_size = sizeof documents, .count = 40, .length = length_of, .read = read_tokens};
-    moed_corpus_options o;
-    moed_corpus *d = NULL;
-    assert_ok(moed_options_init(MOED_STRUCT_CORPUS_OPTIONS, &o, sizeof o));
-    o.vocabulary = TINY_VOCABULARY;
-    assert_ok(moed_corpus_wrap(&d, context, &documents, &o));
-    return d;
+    return support_corpus(context, (moed_documents){.count = 40, .length = length_of, .read = read_tokens}, TINY_VOCABULARY, -1);
 }
 
 static moed_train_options options(const char *directory)

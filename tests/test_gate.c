@@ -30,14 +30,9 @@ static int32_t read_tokens(int64_t document, int64_t offset, int32_t *tokens, in
 static moed_corpus *kinds(int64_t end_token, int whole_rows)
 {
     static int something;
-    const moed_documents documents = {.struct_size = sizeof documents, .count = DOCUMENTS, .length = length_of,
-                                      .read = read_tokens, .user = whole_rows ? &something : NULL};
-    moed_corpus_options o;
-    moed_corpus *d = NULL;
-    assert_ok(moed_options_init(MOED_STRUCT_CORPUS_OPTIONS, &o, sizeof o));
-    o.vocabulary = TINY_VOCABULARY, o.end_token = end_token;
-    assert_ok(moed_corpus_wrap(&d, context, &documents, &o));
-    return d;
+    const moed_documents documents = {.count = DOCUMENTS, .length = length_of, .read = read_tokens,
+                                      .user = whole_rows ? &something : NULL};
+    return support_corpus(context, documents, TINY_VOCABULARY, end_token);
 }
 
 static moed_partition *by_kind(const moed_corpus *d)

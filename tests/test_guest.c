@@ -659,18 +659,13 @@ static void callbacks_run_on_the_calling_thread_one_at_a_time_and_never_nest(voi
     watch w = {.caller = pthread_self()};
     moed_context *c;
     moed_context_options o;
-    moed_corpus *d;
     moed_trainer *t;
     moed_train_options options = tiny_options(4);
-    const moed_documents documents = {
-        .struct_size = sizeof documents, .count = TINY_DOCUMENTS, .length = watched_length, .read = watched_read, .user = &w};
-    moed_corpus_options corpus;
+    const moed_documents documents = {.count = TINY_DOCUMENTS, .length = watched_length, .read = watched_read, .user = &w};
     assert_ok(moed_options_init(MOED_STRUCT_CONTEXT_OPTIONS, &o, sizeof o));
     o.flags = MOED_CONTEXT_NO_ENV, o.executor = watched_executor, o.executor_user = &w, o.threads = 4;
     assert_ok(moed_context_create(&c, &o));
-    assert_ok(moed_options_init(MOED_STRUCT_CORPUS_OPTIONS, &corpus, sizeof corpus));
-    corpus.end_token = TINY_VOCABULARY - 1;
-    assert_ok(moed_corpus_wrap(&d, c, &documents, &corpus));
+    moed_corpus *d = support_corpus(c, documents, 0, TINY_VOCABULARY - 1);
     moed_model *m = tiny_model(c);
     options.progress = watched_progress, options.progress_user = &w, options.held_out = d, options.evaluate_every = 2;
     assert_ok(moed_trainer_create(&t, c, m, d, NULL, &options));

@@ -26,13 +26,7 @@ static int32_t read_tokens(int64_t document, int64_t offset, int32_t *tokens, in
 
 static moed_corpus *documents(void)
 {
-    const moed_documents all = {.struct_size = sizeof all, .count = 20, .length = length_of, .read = read_tokens};
-    moed_corpus_options o;
-    moed_corpus *d = NULL;
-    assert_ok(moed_options_init(MOED_STRUCT_CORPUS_OPTIONS, &o, sizeof o));
-    o.vocabulary = 29, o.end_token = 28;
-    assert_ok(moed_corpus_wrap(&d, context, &all, &o));
-    return d;
+    return support_corpus(context, (moed_documents){.count = 20, .length = length_of, .read = read_tokens}, 29, 28);
 }
 
 /* Bytes of experts' weights for `count` of them. */
@@ -134,8 +128,6 @@ static void a_few_experts_are_in_memory(void **state)
     int64_t peak[2];
     (void)state;
     for (int i = 0; i < 2; i++) {
-        moed_layout *l = NULL;
-        moed_model *m = NULL;
         moedi_layerwise *w = NULL;
         char text[1000];
         snprintf(text, sizeof text,
@@ -143,8 +135,7 @@ static void a_few_experts_are_in_memory(void **state)
                  "\"num_hidden_layers\": 1, \"num_attention_heads\": 2, \"num_key_value_heads\": 2, \"num_local_experts\": %d, "
                  "\"num_experts_per_tok\": 2, \"max_position_embeddings\": 64}", i ? 64 : 4);
         snprintf(path, sizeof path, "%s/%d", folder, i);
-        assert_ok(moed_layout_from_config(&l, context, text, strlen(text)));
-        assert_ok(moed_model_init(&m, context, l, NULL));
+        moed_model *m = support_fresh(context, text, 0, -1);
         assert_ok(moed_model_save(m, path, NULL));
         moed_model_destroy(m);
         m = support_open(context, path, MOED_MODEL_STREAM);
@@ -154,7 +145,6 @@ static void a_few_experts_are_in_memory(void **state)
         peak[i] = support_held(context) - before;
         moedi_layerwise_destroy(w);
         moed_model_destroy(m);
-        moed_layout_destroy(l);
     }
     assert_true(peak[1] - peak[0] < 60 * (3 * 64 * 16 * (int64_t)sizeof(float)) / 4);
     support_remove(folder);

@@ -27,12 +27,7 @@ static moed_model_options options_of(uint64_t seed)
 
 static moed_model *fresh(moed_context *c, const char *text, uint64_t seed)
 {
-    const moed_model_options o = options_of(seed);
-    moed_layout *l = support_layout(c, text);
-    moed_model *m = NULL;
-    assert_ok(moed_model_init(&m, c, l, &o));
-    moed_layout_destroy(l); /* the model keeps it alive */
-    return m;
+    return support_fresh(c, text, seed, -1); /* the model keeps its layout alive */
 }
 
 static void assert_same_numbers(const moed_model *a, const moed_model *b)

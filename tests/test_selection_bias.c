@@ -13,23 +13,10 @@ static const char biased[] =
     " \"moe_intermediate_size\": 16, \"max_position_embeddings\": 256, \"initializer_range\": 0.1, \"torch_dtype\": \"float32\"}";
 static const char bias_name[] = "model.layers.1.mlp.gate.e_score_correction_bias";
 
-static moed_model *biased_model(moed_context *c)
-{
-    moed_layout *l = NULL;
-    moed_model *m = NULL;
-    moed_model_options o;
-    assert_ok(moed_layout_from_config(&l, c, biased, strlen(biased)));
-    assert_ok(moed_options_init(MOED_STRUCT_MODEL_OPTIONS, &o, sizeof o));
-    o.seed = 7;
-    assert_ok(moed_model_init(&m, c, l, &o));
-    moed_layout_destroy(l);
-    return m;
-}
-
 static rig biased_rig(const moed_train_options *o)
 {
     rig r = {.context = support_context("auto", 1)};
-    r.model = biased_model(r.context);
+    r.model = support_fresh(r.context, biased, 7, -1);
     r.corpus = tiny_corpus(r.context, NULL);
     assert_ok(moed_trainer_create(&r.trainer, r.context, r.model, r.corpus, NULL, o));
     return r;

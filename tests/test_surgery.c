@@ -20,15 +20,7 @@ static const char mixtral[] =
 
 static moed_model *family_model(const char *config, uint64_t seed)
 {
-    moed_layout *l = NULL;
-    moed_model *m = NULL;
-    moed_model_options o;
-    assert_ok(moed_options_init(MOED_STRUCT_MODEL_OPTIONS, &o, sizeof o));
-    o.seed = seed;
-    assert_ok(moed_layout_from_config(&l, context, config, strlen(config)));
-    assert_ok(moed_model_init(&m, context, l, &o));
-    moed_layout_destroy(l);
-    return m;
+    return support_fresh(context, config, seed, -1);
 }
 
 enum { R = MOED_ROLE_ROUTER, RB = MOED_ROLE_ROUTER_BIAS, E = MOED_ROLE_EXPERT, S = MOED_ROLE_SHARED, O = MOED_ROLE_OPAQUE };

@@ -547,14 +547,8 @@ static int32_t document_read(int64_t document, int64_t offset, int32_t *tokens, 
 
 static moed_corpus *corpus(moed_context *c)
 {
-    const moed_documents documents = {
-        .struct_size = sizeof documents, .count = 6, .length = document_length, .read = document_read};
-    moed_corpus_options o;
-    moed_corpus *d = NULL;
-    assert_ok(moed_options_init(MOED_STRUCT_CORPUS_OPTIONS, &o, sizeof o));
-    o.vocabulary = TINY_VOCABULARY, o.end_token = TINY_VOCABULARY - 1;
-    assert_ok(moed_corpus_wrap(&d, c, &documents, &o));
-    return d;
+    const moed_documents documents = {.count = 6, .length = document_length, .read = document_read};
+    return support_corpus(c, documents, TINY_VOCABULARY, TINY_VOCABULARY - 1);
 }
 
 static void evaluation_scores_every_token_once_whatever_the_rows(void **state)

@@ -174,17 +174,12 @@ static void train_options(moed_train_options *o, const fixture *f)
 /* Ten AdamW steps through the public trainer; the worst difference of a step's loss. */
 static double steps_error(const fixture *f)
 {
-    const moed_documents documents = {
-        .struct_size = sizeof documents, .count = 4, .length = corpus_length, .read = corpus_read};
-    moed_corpus_options co;
+    const moed_documents documents = {.count = 4, .length = corpus_length, .read = corpus_read};
     moed_train_options o;
-    moed_corpus *d = NULL;
+    moed_corpus *d = support_corpus(f->context, documents, f->vocabulary, -1);
     moed_trainer *t = NULL;
     float *expected = read_expected(f, "losses", NULL);
     double worst = 0;
-    assert_ok(moed_options_init(MOED_STRUCT_CORPUS_OPTIONS, &co, sizeof co));
-    co.vocabulary = f->vocabulary;
-    assert_ok(moed_corpus_wrap(&d, f->context, &documents, &co));
     train_options(&o, f);
     assert_ok(moed_trainer_create(&t, f->context, f->model, d, NULL, &o));
     for (int64_t s = 0; s < f->steps; s++) {

@@ -65,13 +65,8 @@ enum { TINY_CONFIGS = sizeof tiny_configs / sizeof tiny_configs[0], TINY_VOCABUL
 /* Weights of spread 0.4; norms and biases are moved off their ones and zeros. */
 static inline moed_model *tiny_model(moed_context *c, const char *config, uint64_t seed)
 {
-    moed_layout *l = NULL;
-    moed_model *m = NULL;
-    moed_model_options o;
-    assert_ok(moed_options_init(MOED_STRUCT_MODEL_OPTIONS, &o, sizeof o));
-    o.seed = seed, o.init_std = 0.4;
-    assert_ok(moed_layout_from_config(&l, c, config, strlen(config)));
-    assert_ok(moed_model_init(&m, c, l, &o));
+    moed_model *m = support_fresh(c, config, seed, 0.4);
+    const moed_layout *l = m->layout;
     for (size_t p = 0; p < l->count; p++) {
         if (l->params[p].rank != 1) continue;
         float noise[64];
@@ -84,7 +79,6 @@ static inline moed_model *tiny_model(moed_context *c, const char *config, uint64
             else ((float *)x.data)[i] += 0.3f * noise[i];
         }
     }
-    moed_layout_destroy(l);
     return m;
 }
 

@@ -22,33 +22,19 @@ static inline int32_t tiny_read(int64_t document, int64_t offset, int32_t *token
 }
 static inline moed_corpus *tiny_corpus(moed_context *c, int64_t *shift)
 {
-    moed_corpus *d = NULL;
-    moed_documents documents = {
-        .struct_size = sizeof documents, .count = TINY_DOCUMENTS, .length = tiny_length, .read = tiny_read, .user = shift};
-    moed_corpus_options o;
-    assert_ok(moed_options_init(MOED_STRUCT_CORPUS_OPTIONS, &o, sizeof o));
-    o.vocabulary = TINY_VOCABULARY, o.end_token = TINY_VOCABULARY - 1;
-    assert_ok(moed_corpus_wrap(&d, c, &documents, &o));
-    return d;
+    const moed_documents documents = {.count = TINY_DOCUMENTS, .length = tiny_length, .read = tiny_read, .user = shift};
+    return support_corpus(c, documents, TINY_VOCABULARY, TINY_VOCABULARY - 1);
 }
 static inline moed_model *tiny_model_of(moed_context *c, int hidden, int layers, int experts, int vocabulary)
 {
     char config[1024];
-    moed_layout *l = NULL;
-    moed_model *m = NULL;
-    moed_model_options o;
     snprintf(config, sizeof config,
              "{\"model_type\": \"qwen2_moe\", \"vocab_size\": %d, \"hidden_size\": %d, \"num_hidden_layers\": %d, \"num_attention_heads\": 2, "
              "\"num_key_value_heads\": 1, \"num_experts\": %d, \"num_experts_per_tok\": 2, \"moe_intermediate_size\": %d, "
              "\"shared_expert_intermediate_size\": %d, \"intermediate_size\": %d, \"max_position_embeddings\": 256, \"rms_norm_eps\": 1e-6, "
              "\"initializer_range\": 0.1, \"tie_word_embeddings\": false, \"torch_dtype\": \"float32\"}",
              vocabulary, hidden, layers, experts, hidden, hidden, hidden);
-    assert_ok(moed_layout_from_config(&l, c, config, strlen(config)));
-    assert_ok(moed_options_init(MOED_STRUCT_MODEL_OPTIONS, &o, sizeof o));
-    o.seed = 7;
-    assert_ok(moed_model_init(&m, c, l, &o));
-    moed_layout_destroy(l);
-    return m;
+    return support_fresh(c, config, 7, -1);
 }
 static inline moed_model *tiny_model(moed_context *c)
 {
@@ -65,13 +51,8 @@ static inline int32_t poisoned_read(int64_t document, int64_t offset, int32_t *t
 }
 static inline moed_corpus *poisoned_corpus(moed_context *c)
 {
-    moed_corpus *d = NULL;
-    moed_documents documents = {.struct_size = sizeof documents, .count = TINY_DOCUMENTS, .length = tiny_length, .read = poisoned_read};
-    moed_corpus_options o;
-    assert_ok(moed_options_init(MOED_STRUCT_CORPUS_OPTIONS, &o, sizeof o));
-    o.vocabulary = TINY_VOCABULARY, o.end_token = TINY_VOCABULARY - 1;
-    assert_ok(moed_corpus_wrap(&d, c, &documents, &o));
-    return d;
+    const moed_documents documents = {.count = TINY_DOCUMENTS, .length = tiny_length, .read = poisoned_read};
+    return support_corpus(c, documents, TINY_VOCABULARY, TINY_VOCABULARY - 1);
 }
 static inline moed_model *poisoned_model(moed_context *c)
 {

@@ -111,14 +111,9 @@ static void seed_corpora(void)
     for (int64_t wide = 0; wide < 2; wide++) {
         fuzz_part parts[3];
         int64_t shift = wide * TINY_VOCABULARY;
-        moed_corpus *d = NULL, *small = NULL;
-        const int64_t documents[3] = {0, 5, 9};
-        moed_corpus_options o;
-        moed_documents callbacks = {
-            .struct_size = sizeof callbacks, .count = 12, .length = tiny_length, .read = tiny_read, .user = &shift};
-        assert_ok(moed_options_init(MOED_STRUCT_CORPUS_OPTIONS, &o, sizeof o));
-        o.vocabulary = wide ? 100000 : TINY_VOCABULARY, o.end_token = o.vocabulary - 1;
-        assert_ok(moed_corpus_wrap(&d, fuzz_context, &callbacks, &o));
+        const int64_t documents[3] = {0, 5, 9}, vocabulary = wide ? 100000 : TINY_VOCABULARY;
+        const moed_documents callbacks = {.count = 12, .length = tiny_length, .read = tiny_read, .user = &shift};
+        moed_corpus *d = support_corpus(fuzz_context, callbacks, vocabulary, vocabulary - 1), *small = NULL;
         assert_ok(moed_corpus_subset(&small, d, documents, 3));
         assert_ok(moed_corpus_save(small, support_path(fuzz_dir, "c"), NULL));
         for (int i = 0; i < 3; i++) parts[i] = fuzz_read(support_path(fuzz_dir, names[i]));

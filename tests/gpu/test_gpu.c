@@ -60,13 +60,7 @@ typedef struct bench {
 
 static moed_corpus *walk_corpus(moed_context *c)
 {
-    moed_corpus *d;
-    const moed_documents documents = {.struct_size = sizeof documents, .count = DOCUMENTS, .length = walk_length, .read = walk_read};
-    moed_corpus_options o;
-    assert_ok(moed_options_init(MOED_STRUCT_CORPUS_OPTIONS, &o, sizeof o));
-    o.vocabulary = WORDS, o.end_token = WORDS - 1;
-    assert_ok(moed_corpus_wrap(&d, c, &documents, &o));
-    return d;
+    return support_corpus(c, (moed_documents){.count = DOCUMENTS, .length = walk_length, .read = walk_read}, WORDS, WORDS - 1);
 }
 /* Switches that the models of the other tests have not: norms of queries and keys, whole or by head, biases of all projections, positions
  * by yarn, a layer without experts, shared experts without a switch, sigmoid scores with a selection bias, scaled weights. */
@@ -82,22 +76,15 @@ static const char *const other_families[] = {
 /* Selection biases are drawn as zeros: here as numbers that decide. */
 static moed_model *model_of(moed_context *c, const char *config)
 {
-    moed_layout *l = NULL;
-    moed_model *m = NULL;
-    moed_model_options o;
-    assert_ok(moed_options_init(MOED_STRUCT_MODEL_OPTIONS, &o, sizeof o));
-    o.seed = 7;
-    assert_ok(moed_layout_from_config(&l, c, config, strlen(config)));
-    assert_ok(moed_model_init(&m, c, l, &o));
+    moed_model *m = support_fresh(c, config, 7, -1);
     for (size_t p = 0; p < model_params(m); p++) {
         moed_param param;
         moed_tensor t;
-        assert_ok(moed_layout_param(l, p, &param));
+        assert_ok(moed_layout_param(moed_model_layout(m), p, &param));
         if (param.role != MOED_ROLE_ROUTER_BIAS) continue;
         assert_ok(moed_model_tensor(m, p, &t));
         for (int64_t e = 0; e < t.shape[0]; e++) ((float *)t.data)[e] = 0.1f * (float)(e % 3) + 0.001f;
     }
-    moed_layout_destroy(l);
     return m;
 }
 static bench bench_of(const char *device, const char *kernels, const char *config)
