@@ -151,6 +151,19 @@ static inline moed_context *support_scarce_context(int64_t *allowed)
     return c;
 }
 
+/* One more try, of what the one before came to, with `allowed` allocations: what failed lacked memory, and left no more than `held`.
+ * 0 when it succeeded; then nothing is scarce any more. The first status is MOED_E_MEMORY:
+ *   for (int64_t n = 0; support_scarce(c, &allowed, n, held, status); n++) status = ...; */
+static inline int support_scarce(const moed_context *c, int64_t *allowed, int64_t n, int64_t held, moed_status status)
+{
+    *allowed = status == MOED_OK ? INT64_MAX : n;
+    if (status == MOED_OK) return 0;
+    if (status != MOED_E_MEMORY) fail_msg("fewer than %d allocations: %s", (int)n, moed_last_error());
+    if (support_held(c) != held) fail_msg("fewer than %d allocations: memory is still held", (int)n);
+    assert_true(n < 5000);
+    return 1;
+}
+
 /* uniform in [-1, 1), by a small generator of its own */
 static inline void support_random(float *x, int64_t count, uint64_t seed)
 {

@@ -591,19 +591,16 @@ static void running_out_of_memory_anywhere_is_survived(void **state)
     for (int streamed = 0; streamed < 2; streamed++, n = 0) {
         moed_kmeans_options o = options(4, streamed ? MOED_KMEANS_PLAIN : MOED_KMEANS_BALANCED);
         o.start = MOED_START_PARALLEL, o.batch = 20;
-        for (moed_status status = MOED_E_MEMORY; status != MOED_OK; n++) {
+        for (moed_status status = MOED_E_MEMORY; support_scarce(c, &allowed, n, 0, status); n++) {
             moed_kmeans *k = NULL;
-            allowed = n;
             status = moed_kmeans_create(&k, c, &o);
             if (status == MOED_OK)
                 status = streamed ? moed_kmeans_fit_stream(k, &v, NULL, NULL, NULL) : moed_kmeans_fit(k, &t, NULL, NULL, NULL);
-            if (status != MOED_OK && status != MOED_E_MEMORY) fail_msg("allocation %d: %s", (int)n, moed_last_error());
             moed_kmeans_destroy(k);
-            assert_int_equal(support_held(c), 0);
         }
         assert_true(n > 20);
     }
-    moed_context_destroy(c);
+    support_close(c);
     free(x);
 }
 

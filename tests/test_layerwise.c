@@ -201,15 +201,10 @@ static void no_failed_allocation_leaks(void **state)
     const int64_t held = support_held(context), rooms[] = {room_for(m, 100), 1};
     for (int i = 0; i < 2; i++) {
         status = MOED_E_MEMORY;
-        for (int64_t n = 0; status != MOED_OK; n++) {
-            allowed = n;
+        for (int64_t n = 0; support_scarce(context, &allowed, n, held, status); n++)
             status = moedi_evaluate_usage(m, d, 100, rooms[i], usage, NULL, NULL);
-            if (status != MOED_OK) assert_int_equal(status, MOED_E_MEMORY);
-            assert_int_equal(support_held(context), held);
-            assert_true(n < 5000);
-        }
+        assert_int_equal(support_held(context), held);
     }
-    allowed = INT64_MAX;
     moed_model_destroy(m);
     moed_corpus_destroy(d);
     support_close(context);
