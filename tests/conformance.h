@@ -11,8 +11,8 @@
 #include "backend/cpu/cpu.h"
 #include "moedisco/sys/backend.h"
 
-/* ThreadSanitizer makes operations twenty times slower: there the grids of modes are walked in larger steps (3 meets every bit of a mode
- * set and not set), and the fastest kernels stand for all that are made of the same source. */
+/* ThreadSanitizer makes operations twenty times slower: there the grids of modes are walked in larger steps (3 meets every bit of
+ * a mode set and not set), and the fastest kernels stand for all that are made of the same source. */
 #if defined(__SANITIZE_THREAD__)
 enum { MODE_STEP = 3 };
 #define KERNEL_SETS "reference", "auto"
@@ -121,7 +121,8 @@ typedef struct buffer {
 static side sides[SIDES];
 static buffer buffers[BUFFERS];
 static int buffer_count;
-static double wide_slack = 1; /* of a narrow engine's wide results that are made of reals rounded on the way; until the next reset */
+static double wide_slack = 1; /* of a narrow engine's wide results that are made of reals rounded on the way; until the next
+                                 reset */
 static uint64_t random_state = 88172645463325252u;
 
 static inline double uniform(void) /* [-1, 1) */
@@ -290,25 +291,30 @@ static inline double tolerance_for(int32_t dtype, double stated)
     return dtype == MOED_DTYPE_F32 ? stated : 0;
 }
 
-/* Codes stand for numbers that were rounded: where two arithmetics differ in the last place, a few of them fall to either side. */
+/* Codes stand for numbers that were rounded: where two arithmetics differ in the last place, a few of them fall to either
+ * side. */
 static inline void compare_codes(const char *operation, const buffer *b, const uint8_t *after)
 {
     int64_t beside = 0;
     for (int64_t i = 0; i < b->count; i++) {
         const double got = (double)after[GUARD + i], want = b->reference[i];
-        if (fabs(got - want) > 1) fail_msg("%s: code %s[%lld] is %g and should be %g", operation, b->name, (long long)i, got, want);
+        if (fabs(got - want) > 1)
+            fail_msg("%s: code %s[%lld] is %g and should be %g", operation, b->name, (long long)i, got, want);
         beside += got != want;
     }
     if (beside > 1 + b->count / 200)
-        fail_msg("%s: %lld of %lld codes of %s are not the reference's", operation, (long long)beside, (long long)b->count, b->name);
+        fail_msg("%s: %lld of %lld codes of %s are not the reference's", operation, (long long)beside, (long long)b->count,
+                 b->name);
 }
 
-static inline void compare_values(const char *operation, const buffer *b, const uint8_t *before, const uint8_t *after, double stated)
+static inline void compare_values(const char *operation, const buffer *b, const uint8_t *before, const uint8_t *after,
+                                  double stated)
 {
     const int32_t dtype = kind_dtype(&sides[1], b->kind);
     const size_t item = dtype_size(dtype);
     const int narrow = b->kind == WIDE && sides[1].dtype != sides[1].wide;
-    const double tolerance = tolerance_for(b->kind == F64 && b->alone ? sides[1].dtype : dtype, stated) * (narrow ? wide_slack : 1);
+    const double tolerance = tolerance_for(b->kind == F64 && b->alone ? sides[1].dtype : dtype, stated) *
+                             (narrow ? wide_slack : 1);
     double largest = 0.02; /* inputs are about 1: what cancels to 0 among them may leave their rounding */
     for (int64_t i = 0; i < b->count; i++)
         if (!isnan(b->reference[i])) largest = fmax(largest, fabs(b->reference[i]));

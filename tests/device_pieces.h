@@ -1,5 +1,5 @@
-/* tests/device_pieces.h - surgery in a device's memory beside the same in the host's, bit by bit: for the fake device and for a GPU. The
- * foreign trainer's memory comes from an engine of its own. */
+/* tests/device_pieces.h - surgery in a device's memory beside the same in the host's, bit by bit: for the fake device and for a
+ * GPU. The foreign trainer's memory comes from an engine of its own. */
 #ifndef MOEDI_TEST_DEVICE_PIECES_H
 #define MOEDI_TEST_DEVICE_PIECES_H
 
@@ -54,8 +54,8 @@ static inline void *foreign_read(foreign *f, const moed_tensor *device)
 }
 
 /* The same pieces on the host and on the device: the same bits. `shape` of the destination, of the shard if there is one. */
-static inline void both(foreign *f, const moed_piece *pieces, size_t count, const moed_tensor *const *sources, int source_count, moed_dtype dtype,
-                        int32_t rank, const int64_t *shape, const moed_shard *shard, size_t shift)
+static inline void both(foreign *f, const moed_piece *pieces, size_t count, const moed_tensor *const *sources, int source_count,
+                        moed_dtype dtype, int32_t rank, const int64_t *shape, const moed_shard *shard, size_t shift)
 {
     moed_tensor moved[8], host = make(dtype, rank, shape, 77), device;
     const moed_tensor *there[8];
@@ -67,7 +67,8 @@ static inline void both(foreign *f, const moed_piece *pieces, size_t count, cons
     assert_ok(moed_piece_apply(c, pieces, count, there, &device, shard));
     unsigned char *got = foreign_read(f, &device), *want = host.data;
     for (size_t i = 0; i < tensor_bytes(&host); i++)
-        if (got[i] != want[i]) fail_msg("byte %zu of %zu (%s): %d, not %d", i, tensor_bytes(&host), moed_dtype_name(dtype), got[i], want[i]);
+        if (got[i] != want[i])
+            fail_msg("byte %zu of %zu (%s): %d, not %d", i, tensor_bytes(&host), moed_dtype_name(dtype), got[i], want[i]);
     free(got);
     free(host.data);
     foreign_clear(f);
@@ -150,7 +151,8 @@ static inline void check_kept_bits(moed_context *c)
 
 static inline void check_bytes(moed_context *c)
 {
-    static const moed_dtype dtypes[] = {MOED_DTYPE_U8, MOED_DTYPE_BOOL, MOED_DTYPE_I16, MOED_DTYPE_I32, MOED_DTYPE_C64, MOED_DTYPE_BF16};
+    static const moed_dtype dtypes[] = {MOED_DTYPE_U8,  MOED_DTYPE_BOOL, MOED_DTYPE_I16,
+                                        MOED_DTYPE_I32, MOED_DTYPE_C64,  MOED_DTYPE_BF16};
     const moed_piece swap[2] = {{.op = MOED_PIECE_COPY, .axis = 1, .from = 2, .count = 1, .scale = 1.0},
                                 {.op = MOED_PIECE_COPY, .axis = 1, .at = 1, .count = 2, .scale = 1.0}};
     foreign f;
@@ -178,7 +180,8 @@ static inline void check_refusals(moed_context *c)
     device = foreign_copy(&f, &host, 0), there = foreign_copy(&f, &out, 0);
     assert_refused(moed_piece_apply(c, &p, 1, (const moed_tensor *[]){&host}, &there, NULL), MOED_E_ARGUMENT,
                    "piece 0: its source is in host memory, the destination in device memory");
-    assert_refused(moed_piece_apply(c, &p, 1, (const moed_tensor *[]){&device}, &out, NULL), MOED_E_ARGUMENT, "in device memory, the destination in host");
+    assert_refused(moed_piece_apply(c, &p, 1, (const moed_tensor *[]){&device}, &out, NULL), MOED_E_ARGUMENT,
+                   "in device memory, the destination in host");
     there.device = 2;
     assert_refused(moed_piece_apply(c, &p, 1, (const moed_tensor *[]){&device}, &there, NULL), MOED_E_UNSUPPORTED, "device 2");
     there.device = MOED_MEMORY_DEVICE;
@@ -194,12 +197,17 @@ enum { DEVICE_PARTS = 4, DEVICE_PARAMS = 6 };
 static inline moed_layout *device_layout(moed_context *c)
 {
     const moed_param p[DEVICE_PARAMS] = {
-        {.name = "embed", .role = MOED_ROLE_SHARED, .layer = -1, .expert = -1, .expert_axis = -1, .dtype = MOED_DTYPE_BF16, .rank = 2, .shape = {37, 8}},
+        {.name = "embed", .role = MOED_ROLE_SHARED, .layer = -1, .expert = -1, .expert_axis = -1, .dtype = MOED_DTYPE_BF16,
+         .rank = 2, .shape = {37, 8}},
         {.name = "temperature", .role = MOED_ROLE_SHARED, .layer = 0, .expert = -1, .expert_axis = -1, .dtype = MOED_DTYPE_F32},
-        {.name = "table", .role = MOED_ROLE_OPAQUE, .layer = -1, .expert = -1, .expert_axis = -1, .dtype = MOED_DTYPE_I32, .rank = 1, .shape = {9}},
-        {.name = "gate", .role = MOED_ROLE_ROUTER, .layer = 0, .expert = -1, .expert_axis = 0, .dtype = MOED_DTYPE_F32, .rank = 2, .shape = {4, 8}},
-        {.name = "up", .role = MOED_ROLE_EXPERT, .layer = 0, .expert = -1, .expert_axis = 1, .dtype = MOED_DTYPE_BF16, .rank = 3, .shape = {8, 4, 6}},
-        {.name = "down", .role = MOED_ROLE_EXPERT, .layer = 0, .expert = -1, .expert_axis = 0, .dtype = MOED_DTYPE_BF16, .rank = 3, .shape = {4, 6, 8}}};
+        {.name = "table", .role = MOED_ROLE_OPAQUE, .layer = -1, .expert = -1, .expert_axis = -1, .dtype = MOED_DTYPE_I32,
+         .rank = 1, .shape = {9}},
+        {.name = "gate", .role = MOED_ROLE_ROUTER, .layer = 0, .expert = -1, .expert_axis = 0, .dtype = MOED_DTYPE_F32, .rank = 2,
+         .shape = {4, 8}},
+        {.name = "up", .role = MOED_ROLE_EXPERT, .layer = 0, .expert = -1, .expert_axis = 1, .dtype = MOED_DTYPE_BF16, .rank = 3,
+         .shape = {8, 4, 6}},
+        {.name = "down", .role = MOED_ROLE_EXPERT, .layer = 0, .expert = -1, .expert_axis = 0, .dtype = MOED_DTYPE_BF16,
+         .rank = 3, .shape = {4, 6, 8}}};
     moed_layout *l = NULL;
     assert_ok(moed_layout_create(&l, c, p, DEVICE_PARAMS));
     return l;
@@ -228,7 +236,8 @@ static inline void same_files(const char *a, const char *b)
 }
 
 /* Adds submodels with members of either memory; part 2 is missing. */
-static inline moed_status integrate(moed_model **out, moed_split *s, const moed_model *base, moed_model *const *parts, const char *dir)
+static inline moed_status integrate(moed_model **out, moed_split *s, const moed_model *base, moed_model *const *parts,
+                                    const char *dir)
 {
     moed_integration *i = NULL;
     moed_integration_options o;
@@ -279,9 +288,11 @@ static inline void check_models(moed_context *c)
     same_models(&f, whole[0], whole[1]);
     assert_ok(integrate(&whole[2], s, base[0], parts[1], NULL)); /* into host memory from anywhere */
     same_models(&f, whole[2], whole[1]);
-    assert_refused(integrate(&whole[2], s, base[1], parts[0], NULL), MOED_E_ARGUMENT, "in host memory, the destination in device memory");
+    assert_refused(integrate(&whole[2], s, base[1], parts[0], NULL), MOED_E_ARGUMENT,
+                   "in host memory, the destination in device memory");
     moed_model_destroy(whole[2]);
-    for (int side = 0; side < 2; side++) assert_ok(integrate(NULL, s, base[side], parts[side], support_path(dirs[side], "whole")));
+    for (int side = 0; side < 2; side++)
+        assert_ok(integrate(NULL, s, base[side], parts[side], support_path(dirs[side], "whole")));
     same_files(support_path(dirs[0], "whole"), support_path(dirs[1], "whole"));
     for (int side = 0; side < 2; side++) assert_ok(moed_model_save(whole[side], support_path(dirs[side], "saved"), NULL));
     same_files(support_path(dirs[0], "saved"), support_path(dirs[1], "saved"));

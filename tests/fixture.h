@@ -1,5 +1,5 @@
-/* tests/fixture.h - a context for each test, or for all of a program, with FIXTURE_KERNELS and FIXTURE_THREADS (plain kernels, one
- * thread); with FIXTURE_FOLDER a folder too. Also the test's state. T(test): its line in main. Include after support.h. */
+/* tests/fixture.h - a context for each test, or for all of a program, with FIXTURE_KERNELS and FIXTURE_THREADS (plain kernels,
+ * one thread); with FIXTURE_FOLDER a folder too. Also the test's state. T(test): its line in main. Include after support.h. */
 #ifndef MOEDI_TEST_FIXTURE_H
 #define MOEDI_TEST_FIXTURE_H
 

@@ -1,5 +1,5 @@
-/* tests/guest_calls.h - every public call that takes a handle, made in a child of fork() with the parent's handles: each has to say
- * so. Include after guest_support.h. */
+/* tests/guest_calls.h - every public call that takes a handle, made in a child of fork() with the parent's handles: each has to
+ * say so. Include after guest_support.h. */
 #ifndef MOEDI_TEST_GUEST_CALLS_H
 #define MOEDI_TEST_GUEST_CALLS_H
 
@@ -199,12 +199,12 @@ static void call_laws(const guest *g)
 
 /* Those that take no handle, destroy one, or only hand out a pointer that the handle holds. */
 static const char exempt[] =
-    " moed_version moed_build_info moed_status_name moed_status_text moed_last_error moed_last_error_get moed_struct_size moed_options_init "
-    "moed_options_field moed_dtype_bits moed_dtype_name moed_cancel_create moed_cancel_destroy moed_cancel_request moed_device_list "
-    "moed_context_create moed_context_destroy moed_layout_config moed_layout_destroy moed_model_layout moed_model_destroy "
-    "moed_corpus_destroy moed_kmeans_destroy moed_partition_destroy moed_split_destroy moed_integration_destroy moed_train_cost "
-    "moed_trainer_destroy moed_trainer_model moed_expansion_layout moed_expansion_destroy moed_law_destroy moed_growth_destroy "
-    "moed_step_time_at ";
+    " moed_version moed_build_info moed_status_name moed_status_text moed_last_error moed_last_error_get moed_struct_size "
+    "moed_options_init moed_options_field moed_dtype_bits moed_dtype_name moed_cancel_create moed_cancel_destroy "
+    "moed_cancel_request moed_device_list moed_context_create moed_context_destroy moed_layout_config moed_layout_destroy "
+    "moed_model_layout moed_model_destroy moed_corpus_destroy moed_kmeans_destroy moed_partition_destroy moed_split_destroy "
+    "moed_integration_destroy moed_train_cost moed_trainer_destroy moed_trainer_model moed_expansion_layout "
+    "moed_expansion_destroy moed_law_destroy moed_growth_destroy moed_step_time_at ";
 
 /* How many public calls must say that a handle is another process', by the list of exported symbols. */
 static int calls_with_handles(void)

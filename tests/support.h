@@ -151,8 +151,8 @@ static inline moed_context *support_scarce_context(int64_t *allowed)
     return c;
 }
 
-/* One more try, of what the one before came to, with `allowed` allocations: what failed lacked memory, and left no more than `held`.
- * 0 when it succeeded; then nothing is scarce any more. The first status is MOED_E_MEMORY:
+/* One more try, of what the one before came to, with `allowed` allocations: what failed lacked memory, and left no more than
+ * `held`. 0 when it succeeded; then nothing is scarce any more. The first status is MOED_E_MEMORY:
  *   for (int64_t n = 0; support_scarce(c, &allowed, n, held, status); n++) status = ...; */
 static inline int support_scarce(const moed_context *c, int64_t *allowed, int64_t n, int64_t held, moed_status status)
 {

@@ -1,4 +1,5 @@
-/* Checkpoints: killed at any instant and resumed, a run ends with the bits of one that never was; damage falls back, strangers are refused. */
+/* Checkpoints: killed at any instant and resumed, a run ends with the bits of one that never was; damage falls back, strangers
+ * are refused. */
 #include "train_support.h"
 
 #include <signal.h>
@@ -162,7 +163,8 @@ static void assert_same_file(const char *a, const char *b, const char *name)
 
 static void assert_same_end(const char *a, const char *b)
 {
-    static const char *const files[] = {"model/config.json", "model/model.safetensors", "optimizer.safetensors", "state.json", "manifest.json"};
+    static const char *const files[] = {"model/config.json", "model/model.safetensors", "optimizer.safetensors", "state.json",
+                                        "manifest.json"};
     char name[64];
     for (size_t i = 0; i < sizeof files / sizeof files[0]; i++) {
         snprintf(name, sizeof name, "checkpoints/step-%d/%s", STEPS, files[i]);
@@ -271,7 +273,8 @@ static void flip(const char *dir, const char *name, long at)
 static void a_damaged_newest_checkpoint_falls_back_to_the_one_before(void **state)
 {
     (void)state;
-    static const char *const damage[] = {"optimizer.safetensors", "model/model.safetensors", "state.json", "manifest.json", "cut", "gone"};
+    static const char *const damage[] = {
+        "optimizer.safetensors", "model/model.safetensors", "state.json", "manifest.json", "cut", "gone"};
     char *whole = support_directory();
     run_to_the_end(whole);
     char *killed = support_directory();
@@ -583,9 +586,10 @@ static void metrics_have_a_line_per_step_and_evaluation(void **state)
     char *dir = support_directory();
     run_to_the_end(dir);
     char *text = read_text(support_path(dir, "metrics.jsonl"));
-    static const char *const words[] = {"{\"step\":1,\"tokens\":64,\"loss\":", "\"load_balance\":", "\"z_loss\":", "\"gradient_norm\":",
-                                        "\"learning_rate\":", "\"max_load\":", "\"seconds\":", "\"tokens_per_second\":",
-                                        "{\"step\":3,\"held_out_loss\":", "\"perplexity\":", "{\"step\":7,\"held_out_loss\":"};
+    static const char *const words[] = {"{\"step\":1,\"tokens\":64,\"loss\":", "\"load_balance\":", "\"z_loss\":",
+                                        "\"gradient_norm\":", "\"learning_rate\":", "\"max_load\":", "\"seconds\":",
+                                        "\"tokens_per_second\":", "{\"step\":3,\"held_out_loss\":", "\"perplexity\":",
+                                        "{\"step\":7,\"held_out_loss\":"};
     for (size_t i = 0; i < sizeof words / sizeof words[0]; i++)
         if (!strstr(text, words[i])) fail_msg("no %s in %s", words[i], text);
     assert_int_equal(count_lines(text), STEPS + 3);
@@ -737,7 +741,8 @@ static void running_out_of_memory_at_any_allocation_is_a_status(void **state)
         shortage = at;
         moed_status status = moed_trainer_create(&t, j.context, j.model, j.corpus, NULL, &j.options);
         if (status == MOED_OK) status = moed_trainer_resume(t);
-        if (status == MOED_OK) status = moed_trainer_evaluate(t, j.corpus, 20, &(moed_report){.struct_size = sizeof(moed_report)}, NULL);
+        if (status == MOED_OK)
+            status = moed_trainer_evaluate(t, j.corpus, 20, &(moed_report){.struct_size = sizeof(moed_report)}, NULL);
         done = shortage >= 0;
         shortage = -1;
         if (status != MOED_OK && status != MOED_E_MEMORY) fail_msg("allocation %d: %s", (int)at, moed_last_error());

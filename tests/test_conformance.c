@@ -9,11 +9,13 @@
 
 /* ---- linear ---- */
 
-static void gemm_case(int64_t m, int64_t n, int64_t k, int64_t gap, int transpose_a, int transpose_b, int accumulate, int with_bias, int wide_c)
+static void gemm_case(int64_t m, int64_t n, int64_t k, int64_t gap, int transpose_a, int transpose_b, int accumulate,
+                      int with_bias, int wide_c)
 {
     const int64_t lda = (transpose_a ? m : k) + gap, ldb = (transpose_b ? k : n) + gap, ldc = n + gap;
     const int a = real_in("a", (transpose_a ? k : m) * lda), b = real_in("b", (transpose_b ? n : k) * ldb);
-    const int c = buffer_new("c", wide_c ? WIDE : REAL, accumulate ? SUM : OUT, m * ldc), bias = with_bias ? real_in("bias", n) : NONE;
+    const int c = buffer_new("c", wide_c ? WIDE : REAL, accumulate ? SUM : OUT, m * ldc),
+              bias = with_bias ? real_in("bias", n) : NONE;
     RUN(gemm, gemm, 5e-6, .c = AT(c), .a = AT(a), .b = AT(b), .bias = AT(bias), .m = m, .n = n, .k = k, .lda = lda, .ldb = ldb,
         .ldc = ldc, .transpose_a = transpose_a, .transpose_b = transpose_b, .accumulate = accumulate, .wide_c = wide_c);
     reset();
@@ -25,7 +27,8 @@ static void addend_case(int64_t m, int64_t n, int64_t k, int64_t gap, int accumu
     const int64_t lda = k + gap, ldb = k + gap, ldc = n + gap;
     const kind number = wide_c ? WIDE : REAL;
     const int a = real_in("a", m * lda), b = real_in("b", n * ldb), bias = wide_c ? NONE : real_in("bias", n);
-    const int c = buffer_new("c", number, itself ? SUM : OUT, m * ldc), addend = itself ? c : buffer_new("addend", number, IN, m * ldc);
+    const int c = buffer_new("c", number, itself ? SUM : OUT, m * ldc),
+              addend = itself ? c : buffer_new("addend", number, IN, m * ldc);
     RUN(gemm, gemm, 5e-6, .c = AT(c), .a = AT(a), .b = AT(b), .bias = AT(bias), .m = m, .n = n, .k = k, .lda = lda, .ldb = ldb,
         .ldc = ldc, .transpose_b = 1, .accumulate = accumulate, .wide_c = wide_c, .addend = AT(addend));
     reset();
@@ -47,7 +50,8 @@ static void test_gemm(void **state)
     (void)state;
     for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++)
         for (int mode = 0; mode < 16; mode += MODE_STEP)
-            gemm_case(shapes[i][0], shapes[i][1], shapes[i][2], shapes[i][3], mode & 1, mode >> 1 & 1, mode >> 2 & 1, mode >> 3, 0);
+            gemm_case(shapes[i][0], shapes[i][1], shapes[i][2], shapes[i][3], mode & 1, mode >> 1 & 1, mode >> 2 & 1, mode >> 3,
+                      0);
     for (int mode = 0; mode < 8; mode += MODE_STEP) gemm_case(37, 60, 48, 0, mode & 1, mode >> 1 & 1, mode >> 2, 0, 1);
     gemm_case(150, 530, 600, 0, 0, 1, 0, 1, 0);
     gemm_case(300, 70, 520, 0, 1, 0, 1, 0, 0);
@@ -58,7 +62,8 @@ static void test_gemm(void **state)
     gemm_case(1360, 1030, 5, 0, 0, 1, 0, 0, 0);
 }
 
-static void grouped_case(int64_t groups, const int64_t *offsets, int64_t x, int64_t y, int64_t gap, int reduce, int transpose_b, int accumulate)
+static void grouped_case(int64_t groups, const int64_t *offsets, int64_t x, int64_t y, int64_t gap, int reduce, int transpose_b,
+                         int accumulate)
 {
     const int64_t total = offsets[groups], lda = x + gap, ldc = y + gap;
     const int64_t b_rows = reduce ? total : transpose_b ? y : x, ldb = (!reduce && transpose_b ? x : y) + gap;
@@ -161,8 +166,8 @@ static void test_embed_mean(void **state)
         const int64_t width = widths[i];
         const int out = buffer_new("out", F32, OUT, 5 * width), table = real_in("table", 50 * width);
         const int tokens = ints("tokens", 300, 50), o = offsets_of(6, offsets);
-        RUN(embed_mean, embed_mean, 1e-6, .out = AT(out), .table = AT(table), .tokens = AT(tokens), .offsets = AT(o), .documents = 5,
-            .width = width);
+        RUN(embed_mean, embed_mean, 1e-6, .out = AT(out), .table = AT(table), .tokens = AT(tokens), .offsets = AT(o),
+            .documents = 5, .width = width);
         reset();
     }
 }
@@ -175,11 +180,12 @@ static void test_rmsnorm(void **state)
         const int64_t rows = shapes[i][0], width = shapes[i][1];
         const int x = real_in("x", rows * width), weight = real_in("weight", width);
         const int out = real_out("out", rows * width), rstd = wide_out("rstd", rows);
-        RUN(rmsnorm, rmsnorm, 2e-6, .out = AT(out), .rstd = AT(rstd), .x = AT(x), .weight = AT(weight), .rows = rows, .width = width,
-            .epsilon = 1e-5);
+        RUN(rmsnorm, rmsnorm, 2e-6, .out = AT(out), .rstd = AT(rstd), .x = AT(x), .weight = AT(weight), .rows = rows,
+            .width = width, .epsilon = 1e-5);
         settle(rstd);
         settle(out);
-        const int d_x = real_sum("d_x", rows * width), d_weight = real_sum("d_weight", width), d_out = real_in("d_out", rows * width);
+        const int d_x = real_sum("d_x", rows * width), d_weight = real_sum("d_weight", width),
+                  d_out = real_in("d_out", rows * width);
         for (int with_weight = 0; with_weight < 2; with_weight++)
             RUN(rmsnorm_backward, rmsnorm, 5e-6, .rstd = AT(rstd), .x = AT(x), .weight = AT(weight), .d_x = AT(d_x),
                 .d_weight = AT(with_weight ? d_weight : NONE), .d_out = AT(d_out), .rows = rows, .width = width, .epsilon = 1e-5);
@@ -190,15 +196,16 @@ static void test_rmsnorm(void **state)
 /* Heads of queries beside those of keys: rows are parts of longer ones, and the gradient is made in place. */
 static void test_rmsnorm_of_parts(void **state)
 {
-    static const int64_t shapes[][5] = {{1, 1, 2, 0, 0}, {5, 3, 6, 4, 1}, {40, 4, 32, 64, 32}, {301, 2, 128, 8, 256}, {2, 7, 160, 0, 8}};
+    static const int64_t shapes[][5] = {
+        {1, 1, 2, 0, 0}, {5, 3, 6, 4, 1}, {40, 4, 32, 64, 32}, {301, 2, 128, 8, 256}, {2, 7, 160, 0, 8}};
     (void)state; /* tokens, parts, width, what lies between rows in x and elsewhere */
     for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++) {
         const int64_t *h = shapes[i], parts = h[1], width = h[2], rows = h[0] * parts, stride = parts * width + h[3];
         const int64_t out_stride = parts * width + h[4];
         const int x = real_in("x", h[0] * stride), weight = real_in("weight", width), out = real_sum("out", h[0] * out_stride);
         const int rstd = wide_out("rstd", rows);
-        RUN(rmsnorm, rmsnorm, 2e-6, .out = AT(out), .rstd = AT(rstd), .x = AT(x), .weight = AT(weight), .rows = rows, .width = width,
-            .epsilon = 1e-5, .parts = parts, .stride = stride, .out_stride = out_stride);
+        RUN(rmsnorm, rmsnorm, 2e-6, .out = AT(out), .rstd = AT(rstd), .x = AT(x), .weight = AT(weight), .rows = rows,
+            .width = width, .epsilon = 1e-5, .parts = parts, .stride = stride, .out_stride = out_stride);
         settle(rstd);
         const int d_x = real_sum("d_x", h[0] * out_stride), d_weight = real_sum("d_weight", width);
         for (int with_weight = 0; with_weight < 2; with_weight++)
@@ -211,7 +218,8 @@ static void test_rmsnorm_of_parts(void **state)
 
 static void test_rope(void **state)
 {
-    static const int64_t shapes[][4] = {{1, 1, 2, 0}, {5, 3, 6, 4}, {40, 4, 32, 0}, {260, 2, 20, 7}}; /* count, heads, head_dim, gap */
+    /* count, heads, head_dim, gap */
+    static const int64_t shapes[][4] = {{1, 1, 2, 0}, {5, 3, 6, 4}, {40, 4, 32, 0}, {260, 2, 20, 7}};
     (void)state;
     for (int i = 0; i < 8; i++) {
         const int64_t *h = shapes[i / 2], count = h[0], heads = h[1], dim = h[2], stride = heads * dim + h[3], known = 50;
@@ -226,7 +234,8 @@ static void test_rope(void **state)
 /* ---- attention ---- */
 
 /* q, k and v side by side in one block, as a fused projection leaves them; documents of `document` tokens, 0 = whole rows. */
-static void attention_case(int64_t rows, int64_t length, int64_t heads, int64_t kv_heads, int64_t dim, int64_t gap, int64_t document)
+static void attention_case(int64_t rows, int64_t length, int64_t heads, int64_t kv_heads, int64_t dim, int64_t gap,
+                           int64_t document)
 {
     const int64_t tokens = rows * length, k_at = heads * dim, v_at = k_at + kv_heads * dim, stride = v_at + kv_heads * dim + gap;
     const double scale = 1 / sqrt((double)dim);
@@ -235,16 +244,16 @@ static void attention_case(int64_t rows, int64_t length, int64_t heads, int64_t 
     for (int64_t i = 0; i < tokens * stride; i++) buffers[qkv].values[i] *= 3;
     for (int64_t i = 0; i < tokens; i++)
         buffers[start].values[i] = (double)(i / length * length + (document ? i % length / document * document : 0));
-    RUN(attention, attention, 5e-6, .out = AT(out), .lse = AT(lse), .q = AT(qkv), .k = AT_OFFSET(qkv, k_at), .v = AT_OFFSET(qkv, v_at),
-        .start = AT(start), .rows = rows, .length = length, .heads = heads, .kv_heads = kv_heads, .head_dim = dim, .stride = stride,
-        .scale = scale, .whole = !document);
+    RUN(attention, attention, 5e-6, .out = AT(out), .lse = AT(lse), .q = AT(qkv), .k = AT_OFFSET(qkv, k_at),
+        .v = AT_OFFSET(qkv, v_at), .start = AT(start), .rows = rows, .length = length, .heads = heads, .kv_heads = kv_heads,
+        .head_dim = dim, .stride = stride, .scale = scale, .whole = !document);
     settle(out);
     settle(lse);
     const int d_qkv = real_out("d_qkv", tokens * stride), d_out = real_in("d_out", tokens * k_at);
     RUN(attention_backward, attention, 2e-5, .out = AT(out), .lse = AT(lse), .q = AT(qkv), .k = AT_OFFSET(qkv, k_at),
-        .v = AT_OFFSET(qkv, v_at), .d_q = AT(d_qkv), .d_k = AT_OFFSET(d_qkv, k_at), .d_v = AT_OFFSET(d_qkv, v_at), .d_out = AT(d_out),
-        .start = AT(start), .rows = rows, .length = length, .heads = heads, .kv_heads = kv_heads, .head_dim = dim, .stride = stride,
-        .scale = scale, .whole = !document);
+        .v = AT_OFFSET(qkv, v_at), .d_q = AT(d_qkv), .d_k = AT_OFFSET(d_qkv, k_at), .d_v = AT_OFFSET(d_qkv, v_at),
+        .d_out = AT(d_out), .start = AT(start), .rows = rows, .length = length, .heads = heads, .kv_heads = kv_heads,
+        .head_dim = dim, .stride = stride, .scale = scale, .whole = !document);
     reset();
 }
 
@@ -309,7 +318,8 @@ static void test_swiglu_backward_of_weighted_rows(void **state)
     static const int64_t shapes[][2] = {{1, 1}, {9, 17}, {150, 100}, {5, 1408}, {3, 2568}};
     (void)state;
     for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++)
-        for (int mode = 0; mode < 8; mode += MODE_STEP) weighted_swiglu_case(shapes[i][0], shapes[i][1], mode & 1, mode >> 1 & 1, mode >> 2);
+        for (int mode = 0; mode < 8; mode += MODE_STEP)
+            weighted_swiglu_case(shapes[i][0], shapes[i][1], mode & 1, mode >> 1 & 1, mode >> 2);
 }
 
 static void test_sigmoid_gate(void **state)
@@ -361,7 +371,8 @@ static int choices(int64_t rows, int64_t experts, int64_t top_k)
 }
 
 /* scores: 0 softmax, 1 sigmoid, 2 sigmoid with a selection bias and a scale of the weights, 3 softmax with these */
-static void router_case(int64_t rows, int64_t experts, int64_t top_k, int normalise, int replay, int with_losses, int equal, int scores)
+static void router_case(int64_t rows, int64_t experts, int64_t top_k, int normalise, int replay, int with_losses, int equal,
+                        int scores)
 {
     const int32_t score = scores == 1 || scores == 2 ? MOED_SCORE_SIGMOID : MOED_SCORE_SOFTMAX;
     const double weight_scale = scores > 1 ? 2.5 : 0;
@@ -370,10 +381,12 @@ static void router_case(int64_t rows, int64_t experts, int64_t top_k, int normal
     const int weights = wide_out("weights", rows * top_k), lse = wide_out("lse", rows);
     const int ids = replay ? choices(rows, experts, top_k) : buffer_new("ids", I32, OUT, rows * top_k);
     const int losses = wide_sum("losses", 2), d_weights = wide_in("d_weights", rows * top_k);
-    for (int64_t i = 0; i < rows * experts; i++) buffers[logits].values[i] = equal ? (double)(i % 2) : 4 * buffers[logits].values[i];
-    RUN(router, router, 5e-6, .probabilities = AT(p), .weights = AT(weights), .lse = AT(lse), .ids = AT(ids), .logits = AT(logits),
-        .losses = AT(with_losses ? losses : NONE), .rows = rows, .experts = experts, .top_k = top_k, .normalise = normalise,
-        .replay = replay, .loss_scale = 0.5, .bias = AT(bias), .weight_scale = weight_scale, .score = score);
+    for (int64_t i = 0; i < rows * experts; i++)
+        buffers[logits].values[i] = equal ? (double)(i % 2) : 4 * buffers[logits].values[i];
+    RUN(router, router, 5e-6, .probabilities = AT(p), .weights = AT(weights), .lse = AT(lse), .ids = AT(ids),
+        .logits = AT(logits), .losses = AT(with_losses ? losses : NONE), .rows = rows, .experts = experts, .top_k = top_k,
+        .normalise = normalise, .replay = replay, .loss_scale = 0.5, .bias = AT(bias), .weight_scale = weight_scale,
+        .score = score);
     settle(p), settle(weights), settle(lse), settle(ids), settle(losses);
     const int d_logits = real_out("d_logits", rows * experts), offsets = buffer_new("offsets", I64, IN, experts + 1);
     for (int64_t x = 0; x <= experts; x++) {
@@ -382,8 +395,8 @@ static void router_case(int64_t rows, int64_t experts, int64_t top_k, int normal
     }
     for (int with = 0; with < 3; with++)
         RUN(router_backward, router, 1e-5, .probabilities = AT(p), .weights = AT(weights), .lse = AT(lse), .ids = AT(ids),
-            .logits = AT(logits), .d_logits = AT(d_logits), .d_weights = AT(d_weights), .rows = rows, .experts = experts, .top_k = top_k,
-            .normalise = normalise, .load_balance = with ? 0.3 : 0, .z_loss = with ? 0.2 : 0, .loss_scale = 0.5,
+            .logits = AT(logits), .d_logits = AT(d_logits), .d_weights = AT(d_weights), .rows = rows, .experts = experts,
+            .top_k = top_k, .normalise = normalise, .load_balance = with ? 0.3 : 0, .z_loss = with ? 0.2 : 0, .loss_scale = 0.5,
             .offsets = AT(with == 2 ? offsets : NONE), .bias = AT(bias), .weight_scale = weight_scale, .score = score);
     reset();
 }
@@ -406,7 +419,8 @@ static void test_router(void **state)
 static void test_router_ids_are_valid_without_numbers(void **state)
 {
     enum { ROWS = 40, EXPERTS = 19, TOP = 6 };
-    const int logits = wide_in("logits", ROWS * EXPERTS), p = wide_out("probabilities", ROWS * EXPERTS), lse = wide_out("lse", ROWS);
+    const int logits = wide_in("logits", ROWS * EXPERTS), p = wide_out("probabilities", ROWS * EXPERTS),
+              lse = wide_out("lse", ROWS);
     const int weights = wide_out("weights", ROWS * TOP), ids = buffer_new("ids", I32, OUT, ROWS * TOP);
     const double odd[] = {(double)NAN, (double)INFINITY, -(double)INFINITY};
     (void)state;
@@ -441,7 +455,8 @@ static void dispatch_case(int64_t rows, int64_t experts, int64_t top_k, int64_t 
     settle(offsets), settle(slot), settle(source);
 
     const int x = real_in("x", rows * width), y = real_out("gathered", places * width);
-    RUN(gather, gather, 0, .out = AT(y), .x = AT(x), .source = AT(source), .slot = AT(slot), .rows = rows, .top_k = top_k, .width = width);
+    RUN(gather, gather, 0, .out = AT(y), .x = AT(x), .source = AT(source), .slot = AT(slot), .rows = rows, .top_k = top_k,
+        .width = width);
     settle(y);
     const int d_x = real_sum("d_x", rows * width);
     RUN(gather_backward, gather, 2e-6, .d_x = AT(d_x), .d_out = AT(y), .source = AT(source), .slot = AT(slot), .rows = rows,
@@ -449,16 +464,16 @@ static void dispatch_case(int64_t rows, int64_t experts, int64_t top_k, int64_t 
     settle(d_x);
 
     const int out = real_sum("out", rows * width), weights = wide_in("weights", places);
-    RUN(combine, combine, 2e-6, .out = AT(out), .y = AT(y), .weights = AT(weights), .slot = AT(slot), .rows = rows, .top_k = top_k,
-        .width = width);
+    RUN(combine, combine, 2e-6, .out = AT(out), .y = AT(y), .weights = AT(weights), .slot = AT(slot), .rows = rows,
+        .top_k = top_k, .width = width);
     settle(out);
     const int fresh = real_out("out with an addend", rows * width);
-    RUN(combine, combine, 2e-6, .out = AT(fresh), .y = AT(y), .weights = AT(weights), .slot = AT(slot), .rows = rows, .top_k = top_k,
-        .width = width, .addend = AT(x));
+    RUN(combine, combine, 2e-6, .out = AT(fresh), .y = AT(y), .weights = AT(weights), .slot = AT(slot), .rows = rows,
+        .top_k = top_k, .width = width, .addend = AT(x));
     settle(fresh);
     const int again = real_sum("out, addend", rows * width);
-    RUN(combine, combine, 2e-6, .out = AT(again), .y = AT(y), .weights = AT(weights), .slot = AT(slot), .rows = rows, .top_k = top_k,
-        .width = width, .addend = AT(again));
+    RUN(combine, combine, 2e-6, .out = AT(again), .y = AT(y), .weights = AT(weights), .slot = AT(slot), .rows = rows,
+        .top_k = top_k, .width = width, .addend = AT(again));
     settle(again);
     const int d_y = real_out("d_y", places * width), d_weights = wide_out("d_weights", places);
     RUN(combine_backward, combine, 5e-6, .y = AT(y), .weights = AT(weights), .d_y = AT(d_y), .d_weights = AT(d_weights),
@@ -482,7 +497,8 @@ static void test_dispatch_gather_combine(void **state)
 
 static void cross_entropy_case(int64_t rows, int64_t width, int64_t vocabulary, int with_weights, int with_d_h, int with_d_head)
 {
-    const int h = real_in("h", rows * width), head = real_in("head", vocabulary * width), labels = ints("labels", rows, vocabulary);
+    const int h = real_in("h", rows * width), head = real_in("head", vocabulary * width),
+              labels = ints("labels", rows, vocabulary);
     const int weights = with_weights ? buffer_new("weights", F32, IN, rows) : NONE;
     const int losses = wide_out("losses", rows), d_h = with_d_h ? real_out("d_h", rows * width) : NONE;
     const int d_head = with_d_head ? real_sum("d_head", vocabulary * width) : NONE;
@@ -549,10 +565,12 @@ static void adamw_case(double gradient_norm)
         const int p = real_sum("parameter", n), m = wide_sum("m", n), v = wide_sum("v", n), g = real_in("gradient", n);
         for (int64_t i = 0; i < n; i++) buffers[v].values[i] = i % 3 ? fabs(buffers[v].values[i]) : 0;
         for (int s = 0; s < SIDES; s++)
-            slices[s][t] = (moed_op_slice){address(s, p, 0), address(s, g, 0), address(s, m, 0), address(s, v, 0), n, t % 2 ? 0.1 : 0, NULL, NULL, NULL, 0};
+            slices[s][t] = (moed_op_slice){
+                address(s, p, 0), address(s, g, 0), address(s, m, 0), address(s, v, 0), n, t % 2 ? 0.1 : 0, NULL, NULL, NULL, 0};
     }
     const int s = scalars(IN, gradient_norm);
-    RUN(adamw, update, 2e-6, .slices = slices[s_], .count = SLICES, .scalars = AT(s), .beta1 = 0.9, .beta2 = 0.95, .epsilon = 1e-8);
+    RUN(adamw, update, 2e-6, .slices = slices[s_], .count = SLICES, .scalars = AT(s), .beta1 = 0.9, .beta2 = 0.95,
+        .epsilon = 1e-8);
     reset();
 }
 
@@ -572,7 +590,8 @@ static void codes_case(double gradient_norm, double small)
     int64_t blocks = 5;
     for (int t = 0; t < SLICES; t++) {
         const int64_t n = slice_counts[t], scales = (n + 255) / 256;
-        const int p = real_sum("parameter", n), g = real_in("gradient", n), m = buffer_new("m", U8, SUM, n), v = buffer_new("v", U8, SUM, n);
+        const int p = real_sum("parameter", n), g = real_in("gradient", n), m = buffer_new("m", U8, SUM, n),
+                  v = buffer_new("v", U8, SUM, n);
         const int m_scale = buffer_new("m_scale", F32, SUM, scales), v_scale = buffer_new("v_scale", F32, SUM, scales);
         for (int64_t i = 0; i < n; i++) {
             buffers[m].values[i] = i / 256 % 3 == 1 ? 0 : floor((uniform() + 1) * 128);
@@ -584,12 +603,13 @@ static void codes_case(double gradient_norm, double small)
             buffers[v_scale].values[i] = i % 8 == 7 ? 1e-37 : small * fabs(buffers[v_scale].values[i]);
         }
         for (int s = 0; s < SIDES; s++)
-            slices[s][t] = (moed_op_slice){address(s, p, 0), address(s, g, 0), address(s, m, 0), address(s, v, 0), n, t % 2 ? 0.1 : 0, NULL,
-                                           address(s, m_scale, 0), address(s, v_scale, 0), blocks};
+            slices[s][t] = (moed_op_slice){address(s, p, 0), address(s, g, 0), address(s, m, 0), address(s, v, 0), n,
+                                           t % 2 ? 0.1 : 0, NULL, address(s, m_scale, 0), address(s, v_scale, 0), blocks};
         blocks += scales;
     }
     const int s = scalars(IN, gradient_norm);
-    RUN(adamw, update, 2e-6, .slices = slices[s_], .count = SLICES, .scalars = AT(s), .beta1 = 0.9, .beta2 = 0.95, .epsilon = 1e-8);
+    RUN(adamw, update, 2e-6, .slices = slices[s_], .count = SLICES, .scalars = AT(s), .beta1 = 0.9, .beta2 = 0.95,
+        .epsilon = 1e-8);
     reset();
 }
 
@@ -632,7 +652,8 @@ static void test_adamw_rounds_stochastically(void **state)
     side_ok(s, s->table->synchronize(s->self), "synchronize");
     double sum = 0;
     for (int i = 0; i < N; i++) sum += 1.5 - decode(&high[i], MOED_DTYPE_BF16);
-    /* Each step moves by about the rate; a number moves by 2^-7 with probability 2^7 times that: the sum's deviation is 1.6% of it. */
+    /* Each step moves by about the rate; a number moves by 2^-7 with probability 2^7 times that: the sum's deviation is 1.6% of
+     * it. */
     if (fabs(sum / (N * STEPS * 1e-5) - 1) > 0.1) fail_msg("parameters moved by %g, not %g", sum / N, STEPS * 1e-5);
     for (int t = 0; t < 6; t++) s->table->free(s->self, d[t]);
     s->table->free(s->self, scalars);
@@ -673,7 +694,8 @@ static void test_adamw_keeps_the_low_halves(void **state)
         for (int i = 0; i < N; i++) {
             const double gradient = decode(&g[i], MOED_DTYPE_BF16);
             want_m[i] = 0.9 * want_m[i] + 0.1 * gradient, want_v[i] = 0.95 * want_v[i] + 0.05 * gradient * gradient;
-            want[i] -= 1e-5 * (want_m[i] / now.beta1_correction / (sqrt(want_v[i] / now.beta2_correction) + 1e-8) + 0.1 * want[i]);
+            want[i] -= 1e-5 *
+                       (want_m[i] / now.beta1_correction / (sqrt(want_v[i] / now.beta2_correction) + 1e-8) + 0.1 * want[i]);
         }
     }
     side_ok(s, s->table->download(s->self, high, d[0], sizeof high), "download");
@@ -681,7 +703,8 @@ static void test_adamw_keeps_the_low_halves(void **state)
     side_ok(s, s->table->synchronize(s->self), "synchronize");
     moedi_unite(exact, high, low, N);
     for (int i = 0; i < N; i++)
-        if (!(fabs((double)exact[i] - want[i]) <= 5e-6)) fail_msg("parameter %d is %.9g and should be %.9g", i, (double)exact[i], want[i]);
+        if (!(fabs((double)exact[i] - want[i]) <= 5e-6))
+            fail_msg("parameter %d is %.9g and should be %.9g", i, (double)exact[i], want[i]);
     for (int t = 0; t < 5; t++) s->table->free(s->self, d[t]);
     s->table->free(s->self, scalars);
 }
@@ -692,15 +715,16 @@ static void kmeans_case(int64_t count, int64_t width, int64_t clusters, int with
 {
     const int x = buffer_new("x", F32, IN, count * width), centroids = buffer_new("centroids", F32, IN, clusters * width);
     const int penalty = with_penalty ? buffer_new("penalty", F64, IN, clusters) : NONE;
-    const int labels = buffer_new("labels", I32, OUT, count), distances = with_distances ? buffer_new("distances", F32, OUT, count) : NONE;
+    const int labels = buffer_new("labels", I32, OUT, count),
+              distances = with_distances ? buffer_new("distances", F32, OUT, count) : NONE;
     if (whole) { /* small integers, every centroid twice: exact ties in any arithmetic */
         for (int64_t i = 0; i < count * width; i++) buffers[x].values[i] = floor(4 * buffers[x].values[i]);
         for (int64_t i = 0; i < clusters * width; i++)
             buffers[centroids].values[i] = i < clusters / 2 * width ? floor(4 * buffers[centroids].values[i])
                                                                     : buffers[centroids].values[i % (clusters / 2 * width)];
     }
-    RUN(kmeans_assign, kmeans_assign, 1e-5, .labels = AT(labels), .distances = AT(distances), .x = AT(x), .centroids = AT(centroids),
-        .penalty = AT(penalty), .count = count, .width = width, .clusters = clusters);
+    RUN(kmeans_assign, kmeans_assign, 1e-5, .labels = AT(labels), .distances = AT(distances), .x = AT(x),
+        .centroids = AT(centroids), .penalty = AT(penalty), .count = count, .width = width, .clusters = clusters);
     settle(labels);
     if (with_distances) settle(distances);
 
@@ -708,7 +732,8 @@ static void kmeans_case(int64_t count, int64_t width, int64_t clusters, int with
     const int counts = buffer_new("counts", I64, OUT, clusters), weights = buffer_new("weights", F32, IN, count);
     for (int with_weights = 0; with_weights < 2; with_weights++)
         RUN(kmeans_accumulate, kmeans_accumulate, 1e-12, .sums = AT(sums), .totals = AT(totals), .counts = AT(counts), .x = AT(x),
-            .weights = AT(with_weights ? weights : NONE), .labels = AT(labels), .count = count, .width = width, .clusters = clusters);
+            .weights = AT(with_weights ? weights : NONE), .labels = AT(labels), .count = count, .width = width,
+            .clusters = clusters);
     if (MOED_BACKEND_HAS(sides[0].table, kmeans_move) && MOED_BACKEND_HAS(sides[1].table, kmeans_move)) {
         const int moving = buffer_new("moving", F32, SUM, clusters * width), moved = buffer_new("moved", F32, OUT, clusters);
         settle(sums), settle(totals); /* clusters without rows among them: they stay */
@@ -720,18 +745,20 @@ static void kmeans_case(int64_t count, int64_t width, int64_t clusters, int with
 
 static void test_kmeans(void **state)
 {
-    static const int64_t shapes[][3] = {{1, 1, 1}, {1, 17, 4}, {100, 16, 1}, {50, 33, 7}, {1200, 40, 12}, {500, 136, 80}, {70, 65, 130},
-                                        {700, 68, 300}, {4500, 72, 520}};
+    static const int64_t shapes[][3] = {{1, 1, 1},      {1, 17, 4},    {100, 16, 1},   {50, 33, 7},    {1200, 40, 12},
+                                        {500, 136, 80}, {70, 65, 130}, {700, 68, 300}, {4500, 72, 520}};
     (void)state;
     for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++)
-        for (int mode = 0; mode < 4; mode += MODE_STEP) kmeans_case(shapes[i][0], shapes[i][1], shapes[i][2], mode & 1, mode >> 1, 0);
+        for (int mode = 0; mode < 4; mode += MODE_STEP)
+            kmeans_case(shapes[i][0], shapes[i][1], shapes[i][2], mode & 1, mode >> 1, 0);
     kmeans_case(200, 19, 10, 0, 1, 1);
     kmeans_case(300, 20, 100, 0, 1, 1);
 }
 
 /* ---- surgery ---- */
 
-/* A first term and `deltas` after it, over rows with gaps and blocks with gaps; every third on the first's source, some with a scale of 0. */
+/* A first term and `deltas` after it, over rows with gaps and blocks with gaps; every third on the first's source, some with a
+ * scale of 0. */
 static void blend_case(int32_t op, double scale, int64_t deltas, int64_t blocks, int64_t rows, int64_t width, int64_t gap)
 {
     enum { MOST = 70, SOURCES = 3 };
@@ -742,15 +769,17 @@ static void blend_case(int32_t op, double scale, int64_t deltas, int64_t blocks,
     upload_all();
     for (int s_ = 0; s_ < SIDES; s_++) {
         const int32_t real = sides[s_].dtype;
-        moed_op_term terms[MOST] = {{.op = op, .dtype = real, .source = op == MOED_PIECE_DRAW ? NULL : AT(source[0]), .block = block, .row = row,
-                                     .scale = scale, .key = UINT64_C(0x9E3779B97F4A7C15), .step = 3, .index = 1000003}};
+        moed_op_term terms[MOST] = {{.op = op, .dtype = real, .source = op == MOED_PIECE_DRAW ? NULL : AT(source[0]),
+                                     .block = block, .row = row, .scale = scale, .key = UINT64_C(0x9E3779B97F4A7C15), .step = 3,
+                                     .index = 1000003}};
         assert_true(deltas < MOST);
         for (int64_t i = 1; i <= deltas; i++)
             terms[i] = (moed_op_term){.op = MOED_PIECE_DELTA, .dtype = real, .reference_dtype = real, .block = block, .row = row,
-                                      .source = AT_OFFSET(source[1], 4 * (i % 2)), .reference = AT_OFFSET(source[i % 3 ? 0 : 2], i % 5 ? 0 : 4),
-                                      .reference_block = block, .reference_row = row, .scale = i % 4 ? 0.5 / (double)i : 0.0};
-        const moed_op_blend a = {.out = AT(out), .terms = terms, .count = deltas + 1, .blocks = blocks, .rows = rows, .width = width,
-                                 .block = block, .row = row, .dtype = real};
+                                      .source = AT_OFFSET(source[1], 4 * (i % 2)),
+                                      .reference = AT_OFFSET(source[i % 3 ? 0 : 2], i % 5 ? 0 : 4), .reference_block = block,
+                                      .reference_row = row, .scale = i % 4 ? 0.5 / (double)i : 0.0};
+        const moed_op_blend a = {.out = AT(out), .terms = terms, .count = deltas + 1, .blocks = blocks, .rows = rows,
+                                 .width = width, .block = block, .row = row, .dtype = real};
         side_ok(&sides[s_], sides[s_].table->blend(sides[s_].self, &a), "blend");
     }
     verify("blend", op == MOED_PIECE_COPY && scale == 1.0 && deltas == 0 ? 0 : 1e-6);
@@ -880,7 +909,8 @@ static int run_table(const moed_backend *backend, const char *kernels, int32_t d
     reset();
     for (int s = 0; s < SIDES; s++) {
         sides[s].table->close(sides[s].self);
-        if (sides[s].host.blocks != 0 && !failed) fprintf(stderr, "%s: engine kept %d blocks\n", kernels, (int)sides[s].host.blocks), failed = 1;
+        if (sides[s].host.blocks != 0 && !failed)
+            fprintf(stderr, "%s: engine kept %d blocks\n", kernels, (int)sides[s].host.blocks), failed = 1;
     }
     return failed;
 }

@@ -52,9 +52,9 @@ static void a_path_that_cannot_be_written_is_not_worth_another_try(void **state)
         int number, retryable;
         moed_status status;
     } reasons[] = {
-        {EIO, 1, MOED_E_IO},        {ENOSPC, 1, MOED_E_SPACE}, {ENOMEM, 1, MOED_E_MEMORY},  {EMFILE, 1, MOED_E_IO}, {EACCES, 0, MOED_E_IO},
-        {EPERM, 0, MOED_E_IO},      {EROFS, 0, MOED_E_IO},     {EISDIR, 0, MOED_E_IO},      {ELOOP, 0, MOED_E_IO},
-        {ENAMETOOLONG, 0, MOED_E_IO}, {ENOENT, 0, MOED_E_NOT_FOUND}, {ENOTDIR, 0, MOED_E_NOT_FOUND},
+        {EIO, 1, MOED_E_IO},    {ENOSPC, 1, MOED_E_SPACE},    {ENOMEM, 1, MOED_E_MEMORY},    {EMFILE, 1, MOED_E_IO},
+        {EACCES, 0, MOED_E_IO}, {EPERM, 0, MOED_E_IO},        {EROFS, 0, MOED_E_IO},         {EISDIR, 0, MOED_E_IO},
+        {ELOOP, 0, MOED_E_IO},  {ENAMETOOLONG, 0, MOED_E_IO}, {ENOENT, 0, MOED_E_NOT_FOUND}, {ENOTDIR, 0, MOED_E_NOT_FOUND},
     };
     for (size_t i = 0; i < sizeof reasons / sizeof reasons[0]; i++) {
         moed_error_info info = {.struct_size = sizeof info};
@@ -69,8 +69,9 @@ static void a_path_that_cannot_be_written_is_not_worth_another_try(void **state)
 static void every_options_field_starts_at_its_stated_default_and_is_checked(void **state)
 {
     (void)state;
-    static const int32_t ids[] = {MOED_STRUCT_CONTEXT_OPTIONS, MOED_STRUCT_MODEL_OPTIONS, MOED_STRUCT_CORPUS_OPTIONS, MOED_STRUCT_KMEANS_OPTIONS,
-                                  MOED_STRUCT_EMBED_OPTIONS,   MOED_STRUCT_SPLIT_OPTIONS, MOED_STRUCT_INTEGRATION_OPTIONS, MOED_STRUCT_TRAIN_OPTIONS};
+    static const int32_t ids[] = {MOED_STRUCT_CONTEXT_OPTIONS,     MOED_STRUCT_MODEL_OPTIONS, MOED_STRUCT_CORPUS_OPTIONS,
+                                  MOED_STRUCT_KMEANS_OPTIONS,      MOED_STRUCT_EMBED_OPTIONS, MOED_STRUCT_SPLIT_OPTIONS,
+                                  MOED_STRUCT_INTEGRATION_OPTIONS, MOED_STRUCT_TRAIN_OPTIONS};
     int fields = 0;
     for (size_t i = 0; i < sizeof ids / sizeof *ids; i++) {
         _Alignas(8) char given[512], out[512];

@@ -23,10 +23,10 @@ static moed_context *fake_context(void)
 static moed_model *model_with(moed_context *c, int switches)
 {
     static const char config[] =
-        "{\"model_type\": \"dots1\", \"vocab_size\": 48, \"hidden_size\": 16, \"num_hidden_layers\": 3, \"num_attention_heads\": 2,"
-        " \"num_key_value_heads\": 1, \"n_routed_experts\": 4, \"num_experts_per_tok\": 2, \"n_shared_experts\": 1,"
-        " \"moe_intermediate_size\": 12, \"intermediate_size\": 20, \"first_k_dense_replace\": 1, \"attention_bias\": true,"
-        " \"norm_topk_prob\": true, \"routed_scaling_factor\": 2.5, \"initializer_range\": 0.1}";
+        "{\"model_type\": \"dots1\", \"vocab_size\": 48, \"hidden_size\": 16, \"num_hidden_layers\": 3, "
+        "\"num_attention_heads\": 2, \"num_key_value_heads\": 1, \"n_routed_experts\": 4, \"num_experts_per_tok\": 2, "
+        "\"n_shared_experts\": 1, \"moe_intermediate_size\": 12, \"intermediate_size\": 20, \"first_k_dense_replace\": 1, "
+        "\"attention_bias\": true, \"norm_topk_prob\": true, \"routed_scaling_factor\": 2.5, \"initializer_range\": 0.1}";
     if (!switches) return tiny_model(c);
     moed_model *m = support_fresh(c, config, 0, -1);
     for (size_t p = 0; p < model_params(m); p++) {
@@ -170,7 +170,8 @@ static void clusters_that_empty_on_a_device_are_filled(void **state)
     moed_kmeans_info info[2];
     for (int i = 0; i < ROWS * WIDTH; i++) x[i] = (float)((i * 7919 + i / WIDTH % 6 * 40000) % 104729) * 1e-3f;
     for (int i = 0; i < CLUSTERS * WIDTH; i++) starts[i] = x[i < 3 * WIDTH ? i % WIDTH : i];
-    const moed_tensor vectors = support_tensor(x, MOED_DTYPE_F32, ROWS, WIDTH), first = support_tensor(starts, MOED_DTYPE_F32, CLUSTERS, WIDTH);
+    const moed_tensor vectors = support_tensor(x, MOED_DTYPE_F32, ROWS, WIDTH),
+                      first = support_tensor(starts, MOED_DTYPE_F32, CLUSTERS, WIDTH);
     for (int i = 0; i < 2; i++) {
         moed_context *c = i ? fake_context() : support_context("reference", 1);
         moed_kmeans *k;

@@ -13,9 +13,10 @@
 #include "util/file.h"
 
 static const char qwen[] =
-    "{\"model_type\": \"qwen2_moe\", \"vocab_size\": 61, \"hidden_size\": 16, \"num_hidden_layers\": 3, \"num_attention_heads\": 4,"
-    " \"num_key_value_heads\": 2, \"num_experts\": 6, \"num_experts_per_tok\": 2, \"moe_intermediate_size\": 12,"
-    " \"shared_expert_intermediate_size\": 20, \"max_position_embeddings\": 64, \"torch_dtype\": \"bfloat16\"}";
+    "{\"model_type\": \"qwen2_moe\", \"vocab_size\": 61, \"hidden_size\": 16, \"num_hidden_layers\": 3, "
+    "\"num_attention_heads\": 4, \"num_key_value_heads\": 2, \"num_experts\": 6, \"num_experts_per_tok\": 2, "
+    "\"moe_intermediate_size\": 12, \"shared_expert_intermediate_size\": 20, \"max_position_embeddings\": 64, \"torch_dtype\": "
+    "\"bfloat16\"}";
 enum { LAYERS = 3, EXPERTS = 6 };
 
 static moed_model *fresh(uint64_t seed)
@@ -289,7 +290,8 @@ static void experts_go_where_they_are_used_most(void **state)
             o.parts = parts;
             support_random(random, EXPERTS * LAYERS * EXPERTS, seed);
             for (int i = 0; i < EXPERTS * LAYERS * EXPERTS; i++)
-                usage[i] = seed == 7 ? 0.25 : floor(((double)random[i] + 1) * 8) / (seed < 4 ? 8 : 1); /* ties, and all the same */
+                /* ties, and all the same */
+                usage[i] = seed == 7 ? 0.25 : floor(((double)random[i] + 1) * 8) / (seed < 4 ? 8 : 1);
             assert_ok(moed_split_create(&s, l, &o));
             assert_ok(moed_split_assign_usage(s, usage, NULL));
             for (int32_t layer = 0; layer < LAYERS; layer++) {

@@ -8,9 +8,10 @@
 
 #include "tiny.h"
 
-#define SIGMOID(more)                                                                                                                     \
-    TINY_FAMILY("dots1", "\"num_hidden_layers\": 3, \"num_key_value_heads\": 2, \"n_routed_experts\": 4, \"num_experts_per_tok\": 2,"      \
-                         " \"n_shared_experts\": 1, \"first_k_dense_replace\": 1, \"norm_topk_prob\": true" more)
+#define SIGMOID(more)                                                                                          \
+    TINY_FAMILY("dots1", "\"num_hidden_layers\": 3, \"num_key_value_heads\": 2, \"n_routed_experts\": 4,"      \
+                         " \"num_experts_per_tok\": 2, \"n_shared_experts\": 1, \"first_k_dense_replace\": 1," \
+                         " \"norm_topk_prob\": true" more)
 
 static moed_expansion_options options(int32_t experts)
 {
@@ -130,7 +131,8 @@ static void drawn_experts_are_normal_and_biases_are_reset(void **state)
         const int64_t count = count_of(big, MOEDI_SLOT_EXPERT_UP, 1, e);
         const double s = size(numbers(big, MOEDI_SLOT_EXPERT_UP, 1, e), count);
         squares += s * s * (double)count, numbers_of += (double)count;
-        assert_true(e == 4 || memcmp(numbers(big, MOEDI_SLOT_EXPERT_UP, 1, e), numbers(big, MOEDI_SLOT_EXPERT_UP, 1, e - 1), 16) != 0);
+        assert_true(e == 4 ||
+                    memcmp(numbers(big, MOEDI_SLOT_EXPERT_UP, 1, e), numbers(big, MOEDI_SLOT_EXPERT_UP, 1, e - 1), 16) != 0);
     }
     assert_true(fabs(sqrt(squares / numbers_of) / 0.05 - 1) < 0.06);
     const double rows = size(numbers(big, MOEDI_SLOT_ROUTER, 1, -1) + 4 * 8, 36 * 8);
@@ -154,11 +156,13 @@ static void clones_are_of_the_most_used_with_noise_of_the_size_asked_for(void **
     for (int32_t layer = 0; layer < 2; layer++)
         for (int32_t e = 4; e < 6; e++) {
             const int64_t count = count_of(m, MOEDI_SLOT_EXPERT_DOWN, layer, 0);
-            const float *old = numbers(m, MOEDI_SLOT_EXPERT_DOWN, layer, most[layer][e - 4]), *new = numbers(big, MOEDI_SLOT_EXPERT_DOWN, layer, e);
+            const float *old = numbers(m, MOEDI_SLOT_EXPERT_DOWN, layer, most[layer][e - 4]),
+                        *new = numbers(big, MOEDI_SLOT_EXPERT_DOWN, layer, e);
             float away[64];
             for (int64_t i = 0; i < count; i++) away[i] = new[i] - old[i];
             assert_true(fabs(size(away, count) / size(old, count) / 0.1 - 1) < 0.35);
-            const float *row = numbers(m, MOEDI_SLOT_ROUTER, layer, -1) + most[layer][e - 4] * 8, *clone = numbers(big, MOEDI_SLOT_ROUTER, layer, -1) + e * 8;
+            const float *row = numbers(m, MOEDI_SLOT_ROUTER, layer, -1) + most[layer][e - 4] * 8,
+                        *clone = numbers(big, MOEDI_SLOT_ROUTER, layer, -1) + e * 8;
             for (int i = 0; i < 8; i++) away[i] = clone[i] - row[i];
             assert_true(size(away, 8) > 0.01 && size(away, 8) < 0.12);
         }
@@ -176,10 +180,11 @@ static void shrinking_keeps_the_most_used_of_each_layer(void **state)
     moed_model *small = expanded(m, usage, &o);
     for (int32_t layer = 0; layer < 2; layer++)
         for (int32_t e = 0; e < 2; e++) {
-            assert_memory_equal(numbers(small, MOEDI_SLOT_EXPERT_GATE, layer, e), numbers(m, MOEDI_SLOT_EXPERT_GATE, layer, stay[layer][e]),
+            assert_memory_equal(numbers(small, MOEDI_SLOT_EXPERT_GATE, layer, e),
+                                numbers(m, MOEDI_SLOT_EXPERT_GATE, layer, stay[layer][e]),
                                 (size_t)count_of(m, MOEDI_SLOT_EXPERT_GATE, layer, 0) * sizeof(float));
-            assert_memory_equal(numbers(small, MOEDI_SLOT_ROUTER, layer, -1) + e * 8, numbers(m, MOEDI_SLOT_ROUTER, layer, -1) + stay[layer][e] * 8,
-                                8 * sizeof(float));
+            assert_memory_equal(numbers(small, MOEDI_SLOT_ROUTER, layer, -1) + e * 8,
+                                numbers(m, MOEDI_SLOT_ROUTER, layer, -1) + stay[layer][e] * 8, 8 * sizeof(float));
         }
     moed_model_destroy(small);
     moed_model_destroy(m);
@@ -207,9 +212,11 @@ static void moments_follow_by_their_own_pieces(void **state)
         const moed_tensor *const sources[] = {m->tensors};
         moedi_tensor_set(&to, out, MOED_DTYPE_F32, p->rank, p->shape);
         assert_ok(moed_piece_apply(context, pieces, count, sources, &to, NULL));
-        const int64_t row = p->role == MOED_ROLE_ROUTER ? 8 : 1, old = p->role == MOED_ROLE_EXPERT ? (p->expert < 4 ? moedi_param_elements(p) : 0)
-                                                                       : p->role == MOED_ROLE_ROUTER ? 4 * row
-                                                                       : p->role == MOED_ROLE_ROUTER_BIAS ? 0 : moedi_param_elements(p);
+        const int64_t row = p->role == MOED_ROLE_ROUTER ? 8 : 1,
+                      old = p->role == MOED_ROLE_EXPERT        ? (p->expert < 4 ? moedi_param_elements(p) : 0)
+                            : p->role == MOED_ROLE_ROUTER      ? 4 * row
+                            : p->role == MOED_ROLE_ROUTER_BIAS ? 0
+                                                               : moedi_param_elements(p);
         const int64_t from = moedi_layout_find(m->layout, p->name);
         if (old) assert_memory_equal(out, m->tensors[from].data, (size_t)old * sizeof *out);
         for (int64_t k = old; k < moedi_param_elements(p); k++) assert_true(out[k] == 0);

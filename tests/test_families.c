@@ -9,9 +9,9 @@
 
 /* An expert in layers 1 and 3 of five only; sigmoid scores, biases, one head wider than it need be. */
 static const char mixed[] =
-    TINY_FAMILY("dots1", "\"num_hidden_layers\": 5, \"num_key_value_heads\": 2, \"n_routed_experts\": 4, \"num_experts_per_tok\": 2,"
-                         " \"n_shared_experts\": 1, \"norm_topk_prob\": true, \"decoder_sparse_step\": 2, \"attention_bias\": true,"
-                         " \"head_dim\": 4, \"torch_dtype\": \"float32\"");
+    TINY_FAMILY("dots1", "\"num_hidden_layers\": 5, \"num_key_value_heads\": 2, \"n_routed_experts\": 4, "
+                         "\"num_experts_per_tok\": 2, \"n_shared_experts\": 1, \"norm_topk_prob\": true, "
+                         "\"decoder_sparse_step\": 2, \"attention_bias\": true, \"head_dim\": 4, \"torch_dtype\": \"float32\"");
 static const char biases[] = "model.layers.%d.mlp.gate.e_score_correction_bias";
 
 static float *numbers(const moed_model *m, const char *name, int64_t *count)
@@ -110,7 +110,8 @@ static int32_t length_of(int64_t document, int64_t *length, void *user)
 static int32_t read_tokens(int64_t document, int64_t offset, int32_t *tokens, int64_t count, void *user)
 {
     (void)user;
-    for (int64_t i = 0; i < count; i++) tokens[i] = (int32_t)((document * 3 + (offset + i) * (1 + document % 2)) % TINY_VOCABULARY);
+    for (int64_t i = 0; i < count; i++)
+        tokens[i] = (int32_t)((document * 3 + (offset + i) * (1 + document % 2)) % TINY_VOCABULARY);
     return 0;
 }
 static moed_corpus *corpus(void)
@@ -142,7 +143,8 @@ static moed_report train(moed_model *m, moed_corpus *d, const char *directory, i
 
 static void layers_without_experts_train_are_counted_and_resumed_as_any(void **state)
 {
-    moed_model *straight = tiny_model(context, mixed, 7), *stopped = tiny_model(context, mixed, 7), *before = tiny_model(context, mixed, 7);
+    moed_model *straight = tiny_model(context, mixed, 7), *stopped = tiny_model(context, mixed, 7),
+               *before = tiny_model(context, mixed, 7);
     moed_corpus *d = corpus();
     const moed_report r = train(straight, d, NULL, STEPS, 0);
     (void)state;
@@ -166,7 +168,8 @@ static void layers_without_experts_train_are_counted_and_resumed_as_any(void **s
             assert_true(fabs(steps) <= STEPS + 0.01 && fabs(steps - floor(steps + 0.5)) < 0.01);
         }
     }
-    assert_true(numbers(straight, "model.layers.2.mlp.up_proj.weight", NULL)[3] != numbers(before, "model.layers.2.mlp.up_proj.weight", NULL)[3]);
+    assert_true(numbers(straight, "model.layers.2.mlp.up_proj.weight", NULL)[3] !=
+                numbers(before, "model.layers.2.mlp.up_proj.weight", NULL)[3]);
     moed_model_destroy(straight), moed_model_destroy(stopped), moed_model_destroy(before);
     moed_corpus_destroy(d);
 }

@@ -1,5 +1,6 @@
-/* Every call that writes and every allocation - the context's and jansson's - fails in turn, in everything the library does: a status of the right
- * kind, no leak, no leftover, the old files or the new ones; and without faults the same call succeeds afterwards. */
+/* Every call that writes and every allocation - the context's and jansson's - fails in turn, in everything the library does: a
+ * status of the right kind, no leak, no leftover, the old files or the new ones; and without faults the same call succeeds
+ * afterwards. */
 #include "support.h"
 
 #include <dirent.h>
@@ -210,7 +211,8 @@ static bench open_bench(void)
     for (int i = 0; i < 22; i++) {
         snprintf(path, sizeof path, "%s/%s/%d.jsonl", b.dir, i < 20 ? "text" : "more", i);
         char line[200];
-        snprintf(line, sizeof line, "{\"text\": \"%d \\u00e9 sheep and %d cows on farm %d sleep under the tree\"}\n", i, i * i, i);
+        snprintf(line, sizeof line, "{\"text\": \"%d \\u00e9 sheep and %d cows on farm %d sleep under the tree\"}\n", i, i * i,
+                 i);
         support_write(path, line, strlen(line));
     }
     const char *text = at(&b, "text");
@@ -245,7 +247,10 @@ static void close_bench(bench *b)
 
 static const char *const kind_names[] = {"count", "no space", "an I/O error", "a short write", "an interruption", "no memory"};
 
-static moed_status expected_of(int kind) { return kind == FAULT_NOMEM ? MOED_E_MEMORY : kind == FAULT_ENOSPC ? MOED_E_SPACE : MOED_E_IO; }
+static moed_status expected_of(int kind)
+{
+    return kind == FAULT_NOMEM ? MOED_E_MEMORY : kind == FAULT_ENOSPC ? MOED_E_SPACE : MOED_E_IO;
+}
 
 static void empty_out(bench *b)
 {
@@ -258,7 +263,8 @@ static void empty_out(bench *b)
 static int64_t first_call(int kind) { return full ? 1 : 1 + kind % 4; }
 static int64_t next_call(int64_t n) { return full ? n + 1 : n + 1 + n / 4; }
 
-/* How many faults there were. Writing flows: `out` goes from variant 0 to 1; a run goes on instead, and its end is what counts. */
+/* How many faults there were. Writing flows: `out` goes from variant 0 to 1; a run goes on instead, and its end is what
+ * counts. */
 static int64_t fail_in_turn(bench *b, flow f, int kind, int is_run)
 {
     int nothing = 0;
@@ -288,10 +294,12 @@ static int64_t fail_in_turn(bench *b, flow f, int kind, int is_run)
         const int swallowed = kind == FAULT_SHORT || kind == FAULT_EINTR;
         if (status != MOED_OK && (swallowed || status != expected_of(kind)))
             fail_msg("%s at call %d (%s): %s: %s", kind_names[kind], (int)n, fault_now->last, moed_status_name(status), said);
-        if (support_held(b->context) != held || outstanding != blocks) fail_msg("%s at call %d: a leak", kind_names[kind], (int)n);
+        if (support_held(b->context) != held || outstanding != blocks)
+            fail_msg("%s at call %d: a leak", kind_names[kind], (int)n);
         const uint64_t now = digest(at(b, "out"), &leftovers);
         if (!is_run && now != new && (status == MOED_OK || now != old))
-            fail_msg("%s at call %d: neither the old files nor the new ones, %s: %s", kind_names[kind], (int)n, moed_status_name(status), said);
+            fail_msg("%s at call %d: neither the old files nor the new ones, %s: %s", kind_names[kind], (int)n,
+                     moed_status_name(status), said);
         assert_ok(f(b, 1));
         assert_int_equal(digest(is_run ? at(b, "out/checkpoints/step-4/model") : at(b, "out"), &nothing), new);
         leftovers = 0;

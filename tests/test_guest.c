@@ -386,15 +386,23 @@ static void control_groups_of_both_versions_limit_cpus_and_memory(void **state)
         int64_t memory;
     } machines[] = {
         {"no groups", {{NULL}}, 0, 0},
-        {"version 2, no limits", {{"proc/self/cgroup", "0::/\n"}, {"sys/fs/cgroup/cpu.max", "max 100000\n"}, {"sys/fs/cgroup/memory.max", "max\n"}}, 0, 0},
-        {"version 2 in a container", {{"proc/self/cgroup", "0::/\n"}, {"sys/fs/cgroup/cpu.max", "150000 100000\n"}, {"sys/fs/cgroup/memory.max", "1073741824\n"}}, 2, 1 << 30},
+        {"version 2, no limits", {{"proc/self/cgroup", "0::/\n"}, {"sys/fs/cgroup/cpu.max", "max 100000\n"},
+                                  {"sys/fs/cgroup/memory.max", "max\n"}}, 0, 0},
+        {"version 2 in a container", {{"proc/self/cgroup", "0::/\n"}, {"sys/fs/cgroup/cpu.max", "150000 100000\n"},
+                                      {"sys/fs/cgroup/memory.max", "1073741824\n"}}, 2, 1 << 30},
         {"version 2, the parent is tighter", {{"proc/self/cgroup", "0::/a/b\n"}, {"sys/fs/cgroup/a/b/cpu.max", "800000 100000\n"},
-          {"sys/fs/cgroup/a/cpu.max", "300000 100000\n"}, {"sys/fs/cgroup/a/b/memory.max", "4096000\n"}, {"sys/fs/cgroup/a/memory.max", "max\n"}}, 3, 4096000},
-        {"version 2, a group that is not in sight", {{"proc/self/cgroup", "0::/../other\n"}, {"sys/fs/cgroup/cpu.max", "50000 100000\n"}}, 1, 0},
-        {"version 1", {{"proc/self/cgroup", "5:memory:/job\n4:cpu,cpuacct:/job\n1:name=systemd:/x\n"}, {"sys/fs/cgroup/cpu/job/cpu.cfs_quota_us", "400000\n"},
-          {"sys/fs/cgroup/cpu/job/cpu.cfs_period_us", "100000\n"}, {"sys/fs/cgroup/cpu/cpu.cfs_quota_us", "-1\n"}, {"sys/fs/cgroup/cpu/cpu.cfs_period_us", "100000\n"},
-          {"sys/fs/cgroup/memory/job/memory.limit_in_bytes", "2097152\n"}, {"sys/fs/cgroup/memory/memory.limit_in_bytes", "9223372036854771712\n"}}, 4, 2097152},
-        {"nonsense", {{"proc/self/cgroup", "::\nx\n0::\n"}, {"sys/fs/cgroup/cpu.max", "-5 x\n"}, {"sys/fs/cgroup/memory.max", "\n"}}, 0, 0},
+          {"sys/fs/cgroup/a/cpu.max", "300000 100000\n"}, {"sys/fs/cgroup/a/b/memory.max", "4096000\n"},
+          {"sys/fs/cgroup/a/memory.max", "max\n"}}, 3, 4096000},
+        {"version 2, a group that is not in sight", {{"proc/self/cgroup", "0::/../other\n"},
+                                                     {"sys/fs/cgroup/cpu.max", "50000 100000\n"}}, 1, 0},
+        {"version 1", {{"proc/self/cgroup", "5:memory:/job\n4:cpu,cpuacct:/job\n1:name=systemd:/x\n"},
+                       {"sys/fs/cgroup/cpu/job/cpu.cfs_quota_us", "400000\n"},
+          {"sys/fs/cgroup/cpu/job/cpu.cfs_period_us", "100000\n"}, {"sys/fs/cgroup/cpu/cpu.cfs_quota_us", "-1\n"},
+          {"sys/fs/cgroup/cpu/cpu.cfs_period_us", "100000\n"},
+          {"sys/fs/cgroup/memory/job/memory.limit_in_bytes", "2097152\n"},
+          {"sys/fs/cgroup/memory/memory.limit_in_bytes", "9223372036854771712\n"}}, 4, 2097152},
+        {"nonsense", {{"proc/self/cgroup", "::\nx\n0::\n"}, {"sys/fs/cgroup/cpu.max", "-5 x\n"},
+                      {"sys/fs/cgroup/memory.max", "\n"}}, 0, 0},
     };
     for (size_t i = 0; i < sizeof machines / sizeof *machines; i++) {
         char *root = support_directory();

@@ -6,21 +6,26 @@
 
 #include "model/layout.h"
 
-static const char QWEN[] = "{\"model_type\":\"qwen2_moe\",\"architectures\":[\"Qwen2MoeForCausalLM\"],\"vocab_size\":50,"
-                           "\"hidden_size\":16,\"num_hidden_layers\":2,\"num_attention_heads\":4,\"num_key_value_heads\":2,"
-                           "\"num_experts\":3,\"num_experts_per_tok\":2,\"moe_intermediate_size\":6,"
-                           "\"shared_expert_intermediate_size\":10,\"max_position_embeddings\":64,\"custom_field\":[1,{\"a\":\"b\"}]}";
-static const char OLMOE[] = "{\"model_type\":\"olmoe\",\"vocab_size\":50,\"hidden_size\":16,\"num_hidden_layers\":2,\"num_attention_heads\":4,"
-                            "\"num_experts\":3,\"num_experts_per_tok\":2,\"intermediate_size\":6}";
-static const char DOTS[] = "{\"model_type\":\"dots1\",\"vocab_size\":50,\"hidden_size\":16,\"num_hidden_layers\":3,\"num_attention_heads\":4,"
-                           "\"num_key_value_heads\":2,\"n_routed_experts\":3,\"n_shared_experts\":2,\"num_experts_per_tok\":2,"
-                           "\"moe_intermediate_size\":6,\"intermediate_size\":14,\"first_k_dense_replace\":1,\"torch_dtype\":\"bfloat16\"}";
-static const char LLAMA[] = "{\"model_type\":\"llama_moe\",\"vocab_size\":50,\"hidden_size\":16,\"num_hidden_layers\":2,\"num_attention_heads\":4,"
-                            "\"num_experts\":3,\"num_selects\":2,\"intermediate_size\":18,\"gate_network\":\"linear\","
-                            "\"size_experts\":[[6,6,6],[6,6,6]]}";
-static const char MIXTRAL[] = "{\"model_type\":\"mixtral\",\"vocab_size\":50,\"hidden_size\":16,\"num_hidden_layers\":2,\"num_attention_heads\":4,"
-                              "\"num_key_value_heads\":2,\"num_local_experts\":3,\"num_experts_per_tok\":2,\"intermediate_size\":6,"
-                              "\"max_position_embeddings\":64}";
+static const char QWEN[] =
+    "{\"model_type\":\"qwen2_moe\",\"architectures\":[\"Qwen2MoeForCausalLM\"],\"vocab_size\":50,"
+    "\"hidden_size\":16,\"num_hidden_layers\":2,\"num_attention_heads\":4,\"num_key_value_heads\":2,"
+    "\"num_experts\":3,\"num_experts_per_tok\":2,\"moe_intermediate_size\":6,"
+    "\"shared_expert_intermediate_size\":10,\"max_position_embeddings\":64,\"custom_field\":[1,{\"a\":\"b\"}]}";
+static const char OLMOE[] =
+    "{\"model_type\":\"olmoe\",\"vocab_size\":50,\"hidden_size\":16,\"num_hidden_layers\":2,\"num_attention_heads\":4,"
+    "\"num_experts\":3,\"num_experts_per_tok\":2,\"intermediate_size\":6}";
+static const char DOTS[] =
+    "{\"model_type\":\"dots1\",\"vocab_size\":50,\"hidden_size\":16,\"num_hidden_layers\":3,\"num_attention_heads\":4,"
+    "\"num_key_value_heads\":2,\"n_routed_experts\":3,\"n_shared_experts\":2,\"num_experts_per_tok\":2,"
+    "\"moe_intermediate_size\":6,\"intermediate_size\":14,\"first_k_dense_replace\":1,\"torch_dtype\":\"bfloat16\"}";
+static const char LLAMA[] =
+    "{\"model_type\":\"llama_moe\",\"vocab_size\":50,\"hidden_size\":16,\"num_hidden_layers\":2,\"num_attention_heads\":4,"
+    "\"num_experts\":3,\"num_selects\":2,\"intermediate_size\":18,\"gate_network\":\"linear\","
+    "\"size_experts\":[[6,6,6],[6,6,6]]}";
+static const char MIXTRAL[] =
+    "{\"model_type\":\"mixtral\",\"vocab_size\":50,\"hidden_size\":16,\"num_hidden_layers\":2,\"num_attention_heads\":4,"
+    "\"num_key_value_heads\":2,\"num_local_experts\":3,\"num_experts_per_tok\":2,\"intermediate_size\":6,"
+    "\"max_position_embeddings\":64}";
 
 /* base with the fields of `change` ({"field": value}) set; a field set to "<drop>" is taken away */
 static char *changed(const char *base, const char *change)
@@ -54,15 +59,17 @@ static void family_parameters_lie_in_slot_order(void **state)
 {
     static const char *const want[] = {
         "model.embed_tokens.weight", "model.layers.0.input_layernorm.weight", "model.layers.0.self_attn.q_proj.weight",
-        "model.layers.0.self_attn.k_proj.weight", "model.layers.0.self_attn.v_proj.weight", "model.layers.0.self_attn.q_proj.bias",
-        "model.layers.0.self_attn.k_proj.bias", "model.layers.0.self_attn.v_proj.bias", "model.layers.0.self_attn.o_proj.weight",
-        "model.layers.0.post_attention_layernorm.weight", "model.layers.0.mlp.gate.weight", "model.layers.0.mlp.experts.0.gate_proj.weight",
-        "model.layers.0.mlp.experts.0.up_proj.weight", "model.layers.0.mlp.experts.1.gate_proj.weight", "model.layers.0.mlp.experts.1.up_proj.weight",
-        "model.layers.0.mlp.experts.2.gate_proj.weight", "model.layers.0.mlp.experts.2.up_proj.weight",
-        "model.layers.0.mlp.experts.0.down_proj.weight",
+        "model.layers.0.self_attn.k_proj.weight", "model.layers.0.self_attn.v_proj.weight",
+        "model.layers.0.self_attn.q_proj.bias", "model.layers.0.self_attn.k_proj.bias", "model.layers.0.self_attn.v_proj.bias",
+        "model.layers.0.self_attn.o_proj.weight", "model.layers.0.post_attention_layernorm.weight",
+        "model.layers.0.mlp.gate.weight", "model.layers.0.mlp.experts.0.gate_proj.weight",
+        "model.layers.0.mlp.experts.0.up_proj.weight", "model.layers.0.mlp.experts.1.gate_proj.weight",
+        "model.layers.0.mlp.experts.1.up_proj.weight", "model.layers.0.mlp.experts.2.gate_proj.weight",
+        "model.layers.0.mlp.experts.2.up_proj.weight", "model.layers.0.mlp.experts.0.down_proj.weight",
         "model.layers.0.mlp.experts.1.down_proj.weight", "model.layers.0.mlp.experts.2.down_proj.weight",
         "model.layers.0.mlp.shared_expert.gate_proj.weight", "model.layers.0.mlp.shared_expert.up_proj.weight",
-        "model.layers.0.mlp.shared_expert.down_proj.weight", "model.layers.0.mlp.shared_expert_gate.weight", "model.layers.1.input_layernorm.weight"};
+        "model.layers.0.mlp.shared_expert.down_proj.weight", "model.layers.0.mlp.shared_expert_gate.weight",
+        "model.layers.1.input_layernorm.weight"};
     moed_context *c = *state;
     moed_layout *l = support_layout(c, QWEN);
     moed_param p;
@@ -115,10 +122,13 @@ static void config_fields_of_several_generations_are_read(void **state)
 {
     static const struct { const char *change; double theta; int32_t dtype; int64_t kv, head_dim; } cases[] = {
         {"{\"rope_theta\": 5000, \"torch_dtype\": \"bfloat16\"}", 5000, MOED_DTYPE_BF16, 2, 4},
-        {"{\"rope_parameters\": {\"rope_type\": \"default\", \"rope_theta\": 7000.0}, \"dtype\": \"float16\"}", 7000, MOED_DTYPE_F16, 2, 4},
-        {"{\"rope_scaling\": null, \"num_key_value_heads\": null, \"torch_dtype\": \"torch.float64\"}", 1e4, MOED_DTYPE_F64, 4, 4},
+        {"{\"rope_parameters\": {\"rope_type\": \"default\", \"rope_theta\": 7000.0}, \"dtype\": \"float16\"}", 7000,
+         MOED_DTYPE_F16, 2, 4},
+        {"{\"rope_scaling\": null, \"num_key_value_heads\": null, \"torch_dtype\": \"torch.float64\"}", 1e4, MOED_DTYPE_F64, 4,
+         4},
         {"{\"rope_scaling\": {\"type\": \"default\"}, \"head_dim\": 6}", 1e4, MOED_DTYPE_F32, 2, 6},
-        {"{\"head_dim\": null, \"sliding_window\": 8, \"mlp_only_layers\": [], \"hidden_act\": \"silu\"}", 1e4, MOED_DTYPE_F32, 2, 4},
+        {"{\"head_dim\": null, \"sliding_window\": 8, \"mlp_only_layers\": [], \"hidden_act\": \"silu\"}", 1e4, MOED_DTYPE_F32, 2,
+         4},
         {"{\"num_attention_heads\": 16, \"head_dim\": 2, \"num_key_value_heads\": \"<drop>\"}", 1e4, MOED_DTYPE_F32, 16, 2},
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
@@ -169,7 +179,8 @@ static void bad_configs_are_refused_by_field(void **state)
         {QWEN, "{\"rms_norm_eps\": \"small\"}", MOED_E_FORMAT, "rms_norm_eps"},
         {QWEN, "{\"initializer_range\": -1}", MOED_E_RANGE, "initializer_range"},
         {QWEN, "{\"rope_theta\": 0}", MOED_E_RANGE, "rope_theta"},
-        {QWEN, "{\"rope_scaling\": {\"type\": \"longrope\", \"factor\": 4}}", MOED_E_UNSUPPORTED, "rope_scaling is {\"type\":\"longrope\""},
+        {QWEN, "{\"rope_scaling\": {\"type\": \"longrope\", \"factor\": 4}}", MOED_E_UNSUPPORTED,
+         "rope_scaling is {\"type\":\"longrope\""},
         {QWEN, "{\"rope_parameters\": {\"rope_type\": \"linear\"}}", MOED_E_FORMAT, "factor"},
         {QWEN, "{\"rope_scaling\": {\"rope_type\": \"yarn\", \"factor\": 0}}", MOED_E_RANGE, "factor"},
         {QWEN, "{\"rope_scaling\": {\"rope_type\": \"llama3\", \"factor\": 8, \"low_freq_factor\": 4, \"high_freq_factor\": 4}}",
@@ -184,7 +195,8 @@ static void bad_configs_are_refused_by_field(void **state)
         {QWEN, "{\"decoder_sparse_step\": 2}", MOED_E_FORMAT, "\"intermediate_size\" is missing"},
         {QWEN, "{\"mlp_only_layers\": [0.5]}", MOED_E_UNSUPPORTED, "mlp_only_layers is [0.5]"},
         {QWEN, "{\"mlp_only_layers\": 1}", MOED_E_UNSUPPORTED, "mlp_only_layers is 1"},
-        {QWEN, "{\"mlp_only_layers\": [1024], \"num_hidden_layers\": 1025, \"intermediate_size\": 8}", MOED_E_UNSUPPORTED, "layer 1024"},
+        {QWEN, "{\"mlp_only_layers\": [1024], \"num_hidden_layers\": 1025, \"intermediate_size\": 8}", MOED_E_UNSUPPORTED,
+         "layer 1024"},
         {QWEN, "{\"mlp_only_layers\": [1], \"intermediate_size\": 2147483649}", MOED_E_RANGE, "intermediate_size"},
         {QWEN, "{\"attention_bias\": true}", MOED_E_UNSUPPORTED, "attention_bias is true"},
         {MIXTRAL, "{\"decoder_sparse_step\": 2}", MOED_E_UNSUPPORTED, "decoder_sparse_step is 2"},
@@ -205,7 +217,8 @@ static void bad_configs_are_refused_by_field(void **state)
         {QWEN, "{\"attention_dropout\": 0.1}", MOED_E_UNSUPPORTED, "attention_dropout"},
         {QWEN, "{\"quantization_config\": {\"bits\": 4}}", MOED_E_UNSUPPORTED, "quantization_config"},
         {QWEN, "{\"torch_dtype\": \"float8_e4m3fn\"}", MOED_E_UNSUPPORTED, "torch_dtype is \"float8_e4m3fn\""},
-        {QWEN, "{\"torch_dtype\": \"0123456789012345678901234567890123456789012345678901234567890123456789012345678901234567890\"}",
+        {QWEN,
+         "{\"torch_dtype\": \"0123456789012345678901234567890123456789012345678901234567890123456789012345678901234567890\"}",
          MOED_E_UNSUPPORTED, "is \"012345678901234567890123456789012345678901234567890123456789012345678901234..., and only"},
         {QWEN, "{\"tie_word_embeddings\": 1}", MOED_E_FORMAT, "tie_word_embeddings"},
         {MIXTRAL, "{\"sliding_window\": 63}", MOED_E_UNSUPPORTED, "sliding_window is 63"},
@@ -414,9 +427,9 @@ static size_t by_hand(moed_param *p)
 {
     memset(p, 0, 8 * sizeof *p);
     for (size_t i = 0; i < 8; i++) p[i].layer = p[i].expert = p[i].expert_axis = -1, p[i].dtype = MOED_DTYPE_F32, p[i].rank = 2;
-#define SET(i, n, r, l, x, a, b, d) \
-    (p[i].name = (n), p[i].role = (r), p[i].layer = (l), p[i].expert_axis = (x), p[i].shape[0] = (a), p[i].shape[1] = (b), p[i].shape[2] = (d), \
-     p[i].rank = (d) ? 3 : (b) ? 2 : 1)
+#define SET(i, n, r, l, x, a, b, d)                                                                                        \
+    (p[i].name = (n), p[i].role = (r), p[i].layer = (l), p[i].expert_axis = (x), p[i].shape[0] = (a), p[i].shape[1] = (b), \
+     p[i].shape[2] = (d), p[i].rank = (d) ? 3 : (b) ? 2 : 1)
     SET(0, "tok", MOED_ROLE_SHARED, -1, -1, 11, 4, 0);
     SET(1, "l0.qkv", MOED_ROLE_SHARED, 0, -1, 12, 4, 0);
     SET(2, "l0.experts.in", MOED_ROLE_EXPERT, 0, 0, 5, 4, 3);

@@ -9,13 +9,15 @@
 #include "model/model.h"
 #include "util/file.h"
 
-static const char QWEN[] = "{\"model_type\":\"qwen2_moe\",\"architectures\":[\"Qwen2MoeForCausalLM\"],\"vocab_size\":50,"
-                           "\"hidden_size\":16,\"num_hidden_layers\":2,\"num_attention_heads\":4,\"num_key_value_heads\":2,"
-                           "\"num_experts\":3,\"num_experts_per_tok\":2,\"moe_intermediate_size\":6,"
-                           "\"shared_expert_intermediate_size\":10,\"max_position_embeddings\":64,\"torch_dtype\":\"bfloat16\",\"mine\":1}";
-static const char TIED[] = "{\"model_type\":\"mixtral\",\"vocab_size\":50,\"hidden_size\":16,\"num_hidden_layers\":1,\"num_attention_heads\":4,"
-                           "\"num_key_value_heads\":2,\"num_local_experts\":2,\"num_experts_per_tok\":1,\"intermediate_size\":6,"
-                           "\"tie_word_embeddings\":true}";
+static const char QWEN[] =
+    "{\"model_type\":\"qwen2_moe\",\"architectures\":[\"Qwen2MoeForCausalLM\"],\"vocab_size\":50,"
+    "\"hidden_size\":16,\"num_hidden_layers\":2,\"num_attention_heads\":4,\"num_key_value_heads\":2,"
+    "\"num_experts\":3,\"num_experts_per_tok\":2,\"moe_intermediate_size\":6,"
+    "\"shared_expert_intermediate_size\":10,\"max_position_embeddings\":64,\"torch_dtype\":\"bfloat16\",\"mine\":1}";
+static const char TIED[] =
+    "{\"model_type\":\"mixtral\",\"vocab_size\":50,\"hidden_size\":16,\"num_hidden_layers\":1,\"num_attention_heads\":4,"
+    "\"num_key_value_heads\":2,\"num_local_experts\":2,\"num_experts_per_tok\":1,\"intermediate_size\":6,"
+    "\"tie_word_embeddings\":true}";
 
 static moed_model_options options_of(uint64_t seed)
 {

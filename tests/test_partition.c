@@ -25,7 +25,8 @@ static moed_corpus *corpus_of(const char *name, const char *lines)
 }
 static moed_corpus *six(void)
 {
-    return corpus_of("six", "{\"text\":\"a\"}\n{\"text\":\"b\"}\n{\"text\":\"c\"}\n{\"text\":\"d\"}\n{\"text\":\"e\"}\n{\"text\":\"f\"}\n");
+    return corpus_of(
+        "six", "{\"text\":\"a\"}\n{\"text\":\"b\"}\n{\"text\":\"c\"}\n{\"text\":\"d\"}\n{\"text\":\"e\"}\n{\"text\":\"f\"}\n");
 }
 static const int32_t six_labels[6] = {0, 2, 0, 2, 2, 0};
 
@@ -156,7 +157,8 @@ static void a_flipped_bit_of_labels_or_centroids_is_told(void **state)
         p = NULL;
         FILE *f = fopen(support_path(dir, "p"), "r+b");
         assert_non_null(f);
-        assert_int_equal(fseek(f, back <= 8 ? -back : -back + 1 - 4, SEEK_END), 0); /* a centroid's exponent, a label's lowest byte */
+        /* a centroid's exponent, a label's lowest byte */
+        assert_int_equal(fseek(f, back <= 8 ? -back : -back + 1 - 4, SEEK_END), 0);
         const int byte = fgetc(f);
         assert_int_equal(fseek(f, -1, SEEK_CUR), 0);
         assert_int_not_equal(fputc(byte ^ 1, f), EOF);

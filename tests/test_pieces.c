@@ -17,8 +17,8 @@ static double number(const moed_tensor *t, const int64_t *at)
 }
 
 /* One element by the definition in base.h. */
-static double naive(const moed_piece *pieces, size_t count, const moed_tensor *const *sources, const int64_t *at, const int64_t *shape,
-                    int32_t rank)
+static double naive(const moed_piece *pieces, size_t count, const moed_tensor *const *sources, const int64_t *at,
+                    const int64_t *shape, int32_t rank)
 {
     double value = 0.0, sum = 0.0;
     int64_t index = 0;
@@ -33,7 +33,8 @@ static double naive(const moed_piece *pieces, size_t count, const moed_tensor *c
         if (p->op == MOED_PIECE_COPY) value = p->scale * number(&sources[p->source][p->source_param], x);
         if (p->op == MOED_PIECE_DRAW) value = p->scale * moedi_random_normal(p->seed, MOEDI_RANDOM_PIECE, 0, (uint64_t)index);
         if (p->op == MOED_PIECE_DELTA)
-            sum += p->scale * (number(&sources[p->source][p->source_param], x) - number(&sources[p->reference][p->reference_param], y));
+            sum += p->scale *
+                   (number(&sources[p->source][p->source_param], x) - number(&sources[p->reference][p->reference_param], y));
     }
     return sum == 0.0 ? value : value + sum;
 }
@@ -84,7 +85,8 @@ static void shards_along_any_axis_are_slices_of_the_whole(void **state)
             int64_t length = s.shape[along], cut = length / 3, inner = 1;
             for (int32_t a = along + 1; a < 3; a++) inner *= s.shape[a];
             for (int64_t start = 0; start < length; start += cut) {
-                moed_shard shard = {.axis = along, .start = start, .count = length - start < cut ? length - start : cut, .whole = length};
+                moed_shard shard = {
+                    .axis = along, .start = start, .count = length - start < cut ? length - start : cut, .whole = length};
                 int64_t shape[3] = {s.shape[0], s.shape[1], s.shape[2]};
                 shape[along] = shard.count;
                 moed_tensor part = make(MOED_DTYPE_F32, 3, shape, 8);
@@ -92,7 +94,8 @@ static void shards_along_any_axis_are_slices_of_the_whole(void **state)
                 int64_t rows = moedi_shape_elements(shape, 3) / (shard.count * inner);
                 for (int64_t r = 0; r < rows; r++)
                     assert_memory_equal((float *)part.data + r * shard.count * inner,
-                                        (float *)whole.data + (r * length + start) * inner, (size_t)(shard.count * inner) * sizeof(float));
+                                        (float *)whole.data + (r * length + start) * inner,
+                                        (size_t)(shard.count * inner) * sizeof(float));
                 free(part.data);
             }
             free(whole.data);
@@ -179,7 +182,8 @@ static void members_an_operation_does_not_use_are_not_looked_at(void **state)
     const int64_t shape[2] = {3, 2};
     moed_tensor source = make(MOED_DTYPE_F32, 2, shape, 1), dst = make(MOED_DTYPE_F32, 2, shape, 2);
     const moed_tensor *sources[1] = {&source};
-    moed_piece p = {.op = MOED_PIECE_COPY, .axis = 1, .reference = -7, .reference_param = INT64_MIN, .reference_from = INT64_MAX, .count = 2, .scale = 1};
+    moed_piece p = {.op = MOED_PIECE_COPY, .axis = 1, .reference = -7, .reference_param = INT64_MIN, .reference_from = INT64_MAX,
+                    .count = 2, .scale = 1};
     assert_ok(moed_piece_apply(context, &p, 1, sources, &dst, NULL));
     assert_memory_equal(dst.data, source.data, 24);
     p.op = MOED_PIECE_DRAW, p.source = -7, p.source_param = INT64_MIN, p.from = INT64_MAX;
@@ -190,8 +194,8 @@ static void members_an_operation_does_not_use_are_not_looked_at(void **state)
 
 static void copies_take_any_type_of_whole_bytes(void **state)
 {
-    static const moed_dtype dtypes[] = {MOED_DTYPE_U8, MOED_DTYPE_BOOL, MOED_DTYPE_I16, MOED_DTYPE_I32, MOED_DTYPE_I64, MOED_DTYPE_C64,
-                                        MOED_DTYPE_F8_E4M3};
+    static const moed_dtype dtypes[] = {MOED_DTYPE_U8,  MOED_DTYPE_BOOL, MOED_DTYPE_I16,    MOED_DTYPE_I32,
+                                        MOED_DTYPE_I64, MOED_DTYPE_C64,  MOED_DTYPE_F8_E4M3};
     (void)state;
     for (size_t d = 0; d < sizeof dtypes / sizeof dtypes[0]; d++) {
         unsigned char from[64], to[64] = {0};
@@ -217,7 +221,8 @@ static void a_single_number_is_a_tensor_too(void **state)
     float base = 2.0f, moved = 3.0f, out = 0.0f;
     moed_tensor t[2], dst;
     const moed_tensor *sources[2] = {&t[0], &t[1]};
-    const moed_piece pieces[] = {{.op = MOED_PIECE_COPY, .count = 1, .scale = 1.0}, {.op = MOED_PIECE_DELTA, .source = 1, .count = 1, .scale = 0.5}};
+    const moed_piece pieces[] = {{.op = MOED_PIECE_COPY, .count = 1, .scale = 1.0},
+                                 {.op = MOED_PIECE_DELTA, .source = 1, .count = 1, .scale = 0.5}};
     (void)state;
     moedi_tensor_set(&t[0], &base, MOED_DTYPE_F32, 0, NULL);
     moedi_tensor_set(&t[1], &moved, MOED_DTYPE_F32, 0, NULL);

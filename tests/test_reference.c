@@ -102,13 +102,14 @@ static void test_rmsnorm_gradient(void **state)
 static void test_rmsnorm_gradient_of_parts_in_place(void **state)
 {
     enum { WIDTH = 4, PARTS = 3, TOKENS = 2, STRIDE = PARTS * WIDTH + 2, TO = PARTS * WIDTH + 3, ROWS = TOKENS * PARTS };
-    double x[TOKENS * STRIDE], w[WIDTH], out[TOKENS * TO] = {0}, rstd[ROWS], d_out[TOKENS * TO], d_w[WIDTH] = {0}, d_x[TOKENS * STRIDE] = {0};
+    double x[TOKENS * STRIDE], w[WIDTH], out[TOKENS * TO] = {0}, rstd[ROWS], d_out[TOKENS * TO], d_w[WIDTH] = {0},
+                                                      d_x[TOKENS * STRIDE] = {0};
     double in_place[TOKENS * TO];
     (void)state;
     DRAW(x), DRAW(w), DRAW(d_out);
     memcpy(in_place, d_out, sizeof d_out);
-    moed_op_rmsnorm a = {.out = out, .rstd = rstd, .x = x, .weight = w, .d_x = in_place, .d_weight = d_w, .d_out = in_place, .rows = ROWS,
-                         .width = WIDTH, .epsilon = 1e-3, .parts = PARTS, .stride = STRIDE, .out_stride = TO};
+    moed_op_rmsnorm a = {.out = out, .rstd = rstd, .x = x, .weight = w, .d_x = in_place, .d_weight = d_w, .d_out = in_place,
+                         .rows = ROWS, .width = WIDTH, .epsilon = 1e-3, .parts = PARTS, .stride = STRIDE, .out_stride = TO};
     const problem p = {rmsnorm_forward, &a, out, d_out, TOKENS * TO};
     CALL(rmsnorm, &a);
     CALL(rmsnorm_backward, &a);
@@ -128,7 +129,8 @@ static void test_rope_gradient(void **state)
     (void)state;
     DRAW(x), DRAW(d_out);
     for (int i = 0; i < 15; i++) cosine[i] = cos(i), sine[i] = sin(i);
-    moed_op_rope a = {.x = x, .cosine = cosine, .sine = sine, .positions = positions, .count = 3, .heads = 2, .head_dim = 6, .stride = 12};
+    moed_op_rope a = {
+        .x = x, .cosine = cosine, .sine = sine, .positions = positions, .count = 3, .heads = 2, .head_dim = 6, .stride = 12};
     moed_op_rope back = a;
     memcpy(d_x, d_out, sizeof d_x);
     back.x = d_x, back.inverse = 1;
@@ -140,13 +142,15 @@ static void test_rope_gradient(void **state)
 static void test_attention_gradient(void **state)
 {
     enum { ROWS = 2, LENGTH = 5, HEADS = 4, KV = 2, DIM = 3, STRIDE = (HEADS + 2 * KV) * DIM, TOKENS = ROWS * LENGTH };
-    double qkv[TOKENS * STRIDE], d_qkv[TOKENS * STRIDE], out[TOKENS * HEADS * DIM], d_out[TOKENS * HEADS * DIM], lse[HEADS * TOKENS];
+    double qkv[TOKENS * STRIDE], d_qkv[TOKENS * STRIDE], out[TOKENS * HEADS * DIM], d_out[TOKENS * HEADS * DIM],
+        lse[HEADS * TOKENS];
     const int32_t start[TOKENS] = {0, 0, 0, 3, 3, 5, 6, 6, 6, 6};
     (void)state;
     DRAW(qkv), DRAW(d_out);
     moed_op_attention a = {.out = out, .lse = lse, .q = qkv, .k = qkv + HEADS * DIM, .v = qkv + (HEADS + KV) * DIM, .d_q = d_qkv,
-                           .d_k = d_qkv + HEADS * DIM, .d_v = d_qkv + (HEADS + KV) * DIM, .d_out = d_out, .start = start, .rows = ROWS,
-                           .length = LENGTH, .heads = HEADS, .kv_heads = KV, .head_dim = DIM, .stride = STRIDE, .scale = 0.8};
+                           .d_k = d_qkv + HEADS * DIM, .d_v = d_qkv + (HEADS + KV) * DIM, .d_out = d_out, .start = start,
+                           .rows = ROWS, .length = LENGTH, .heads = HEADS, .kv_heads = KV, .head_dim = DIM, .stride = STRIDE,
+                           .scale = 0.8};
     CALL(attention, &a);
     CALL(attention_backward, &a);
     assert_gradient("d_qkv", &(problem){attention_forward, &a, out, d_out, SIZE(out)}, qkv, SIZE(qkv), d_qkv);
@@ -192,7 +196,8 @@ static void test_sigmoid_gate_gradient(void **state)
     double x[15], gate[3], out[15], d_out[15], d_x[15], d_gate[3];
     (void)state;
     DRAW(x), DRAW(gate), DRAW(d_out);
-    moed_op_sigmoid_gate a = {.out = out, .x = x, .gate = gate, .d_x = d_x, .d_gate = d_gate, .d_out = d_out, .rows = 3, .width = 5};
+    moed_op_sigmoid_gate a = {
+        .out = out, .x = x, .gate = gate, .d_x = d_x, .d_gate = d_gate, .d_out = d_out, .rows = 3, .width = 5};
     const problem p = {sigmoid_gate_forward, &a, out, d_out, 15};
     CALL(sigmoid_gate_backward, &a);
     assert_gradient("d_x", &p, x, 15, d_x);
@@ -224,10 +229,10 @@ static void test_router_gradient(void **state)
         double out[ROWS * TOP + 2], d_out[ROWS * TOP + 2]; /* weights, then the two losses */
         int32_t ids[ROWS * TOP];
         DRAW(logits), DRAW(d_out);
-        moed_op_router a = {.probabilities = p, .weights = out, .lse = lse, .ids = ids, .logits = logits, .losses = out + ROWS * TOP,
-                            .d_logits = d_logits, .d_weights = d_out, .rows = ROWS, .experts = EXPERTS, .top_k = TOP,
-                            .normalise = normalise, .load_balance = 0.7, .z_loss = 0.3, .loss_scale = 0.5,
-                            .bias = mode & 2 ? bias : NULL, .weight_scale = mode & 2 ? 2.5 : 0,
+        moed_op_router a = {.probabilities = p, .weights = out, .lse = lse, .ids = ids, .logits = logits,
+                            .losses = out + ROWS * TOP, .d_logits = d_logits, .d_weights = d_out, .rows = ROWS,
+                            .experts = EXPERTS, .top_k = TOP, .normalise = normalise, .load_balance = 0.7, .z_loss = 0.3,
+                            .loss_scale = 0.5, .bias = mode & 2 ? bias : NULL, .weight_scale = mode & 2 ? 2.5 : 0,
                             .score = mode & 4 ? MOED_SCORE_SIGMOID : MOED_SCORE_SOFTMAX};
         d_out[ROWS * TOP] = a.load_balance, d_out[ROWS * TOP + 1] = a.z_loss;
         router_forward(&a);
@@ -285,11 +290,14 @@ static void test_embedding_and_gather_backward_are_transposes(void **state)
     double x[3 * 2], out[6 * 2], z[6 * 2], d_x[3 * 2] = {0};
     (void)state;
     DRAW(table), DRAW(y), DRAW(x), DRAW(z);
-    CALL(embedding, (&(moed_op_embedding){.out = rows, .table = table, .tokens = tokens, .count = 4, .width = 5, .vocabulary = 3}));
-    CALL(embedding_backward, (&(moed_op_embedding){.d_table = d_table, .d_out = y, .tokens = tokens, .count = 4, .width = 5, .vocabulary = 3}));
+    CALL(embedding,
+         (&(moed_op_embedding){.out = rows, .table = table, .tokens = tokens, .count = 4, .width = 5, .vocabulary = 3}));
+    CALL(embedding_backward,
+         (&(moed_op_embedding){.d_table = d_table, .d_out = y, .tokens = tokens, .count = 4, .width = 5, .vocabulary = 3}));
     assert_true(fabs(inner(rows, y, 20) - inner(table, d_table, 15)) < 1e-14);
     CALL(gather, (&(moed_op_gather){.out = out, .x = x, .source = source, .slot = slot, .rows = 3, .top_k = 2, .width = 2}));
-    CALL(gather_backward, (&(moed_op_gather){.d_x = d_x, .d_out = z, .source = source, .slot = slot, .rows = 3, .top_k = 2, .width = 2}));
+    CALL(gather_backward,
+         (&(moed_op_gather){.d_x = d_x, .d_out = z, .source = source, .slot = slot, .rows = 3, .top_k = 2, .width = 2}));
     assert_true(fabs(inner(out, z, 12) - inner(x, d_x, 6)) < 1e-14);
 }
 
@@ -335,8 +343,8 @@ static void test_grouped_gemm_is_a_gemm_per_group(void **state)
     o.transpose_b = 1;
     CALL(grouped_gemm, &o);
     assert_doubles(y, 1, 2, 8, 3, 12, 5);
-    o = (moed_op_grouped_gemm){.c = d_w, .a = x, .b = x, .offsets = offsets, .groups = 3, .m = 2, .n = 2, .k = 3, .lda = 2, .ldb = 2,
-                               .ldc = 2, .stride_c = 4, .reduce = 1};
+    o = (moed_op_grouped_gemm){.c = d_w, .a = x, .b = x, .offsets = offsets, .groups = 3, .m = 2, .n = 2, .k = 3, .lda = 2,
+                               .ldb = 2, .ldc = 2, .stride_c = 4, .reduce = 1};
     CALL(grouped_gemm, &o);
     assert_doubles(d_w, 1, 2, 2, 4, 0, 0, 0, 0, 34, 42, 42, 52);
 }
@@ -365,8 +373,8 @@ static void test_adamw_applies_nothing_of_a_step_whose_norm_or_loss_is_not_finit
         double p[2] = {0.5, -1}, g[2] = {1, bad[i]}, m[2] = {0.1, 0.2}, v[2] = {0.3, 0.4};
         const moed_op_slice slice = {p, g, m, v, 2, 0.1, NULL, NULL, NULL, 0};
         moed_step_scalars s = {.learning_rate = 0.01, .beta1_correction = 0.1, .beta2_correction = 0.05, .gradient_scale = 0.5};
-        const moed_op_update a = {.slices = &slice, .count = 1, .scalars = &s, .beta1 = 0.9, .beta2 = 0.95, .epsilon = 1e-8, .clip = 1,
-                                  .losses = i < 2 ? NULL : losses[i], .loss_count = 3};
+        const moed_op_update a = {.slices = &slice, .count = 1, .scalars = &s, .beta1 = 0.9, .beta2 = 0.95, .epsilon = 1e-8,
+                                  .clip = 1, .losses = i < 2 ? NULL : losses[i], .loss_count = 3};
         CALL(gradient_norm, &a);
         assert_false(isfinite(s.gradient_norm));
         CALL(adamw, &a);
@@ -376,12 +384,14 @@ static void test_adamw_applies_nothing_of_a_step_whose_norm_or_loss_is_not_finit
     }
 }
 
-/* By the formula of sys/backend.h, for every code: what is decoded and encoded again is the same code, and roundings are right in the mean. */
+/* By the formula of sys/backend.h, for every code: what is decoded and encoded again is the same code, and roundings are right in
+ * the mean. */
 static void test_codes_are_rounded_without_bias(void **state)
 {
     (void)state;
     assert_true(moedi_lean_decode_m(127) == 1 && moedi_lean_decode_m(255) == -1 && moedi_lean_decode_m(0) == 0);
-    assert_true(moedi_lean_decode_root(255) == 1 && moedi_lean_decode_root(239) == 0.5f && moedi_lean_decode_root(1) == 1.125f / 65536);
+    assert_true(moedi_lean_decode_root(255) == 1 && moedi_lean_decode_root(239) == 0.5f &&
+                moedi_lean_decode_root(1) == 1.125f / 65536);
     assert_int_equal(moedi_lean_encode_root(1e-12f, 0), 1); /* what an update divides by is not lost */
     assert_int_equal(moedi_lean_encode_root(0, 65535), 0);
     assert_int_equal(moedi_lean_encode_m(1.0000001f, 255), 127);
@@ -423,12 +433,14 @@ static void test_adamw_of_codes_follows_that_of_numbers(void **state)
     static double p[2][N], g[N], m[N], v[N];
     static uint8_t mc[N], vc[N];
     float scales[2][2] = {{0}};
-    const moed_op_slice slices[2] = {{p[0], g, m, v, N, 0.1, NULL, NULL, NULL, 0}, {p[1], g, mc, vc, N, 0.1, NULL, scales[0], scales[1], 0}};
+    const moed_op_slice slices[2] = {{p[0], g, m, v, N, 0.1, NULL, NULL, NULL, 0},
+                                     {p[1], g, mc, vc, N, 0.1, NULL, scales[0], scales[1], 0}};
     (void)state;
     for (int i = 0; i < N; i++) g[i] = sin(i + 1) * exp(i % 5), p[0][i] = p[1][i] = cos(i);
     for (int step = 1; step <= 20; step++) {
-        moed_step_scalars s = {.learning_rate = 0.01, .beta1_correction = 1 - pow(0.9, step), .beta2_correction = 1 - pow(0.95, step),
-                               .gradient_scale = 1, .clip_factor = 1, .random = (uint64_t)step};
+        moed_step_scalars s = {.learning_rate = 0.01, .beta1_correction = 1 - pow(0.9, step),
+                               .beta2_correction = 1 - pow(0.95, step), .gradient_scale = 1, .clip_factor = 1,
+                               .random = (uint64_t)step};
         const moed_op_update a = {.slices = slices, .count = 2, .scalars = &s, .beta1 = 0.9, .beta2 = 0.95, .epsilon = 1e-8};
         CALL(adamw, &a);
         for (int i = 0; i < N; i++) assert_true(fabs(p[1][i] - p[0][i]) < (step == 1 ? 1e-12 : 0.1 * 0.01 * step));
@@ -446,8 +458,8 @@ static void test_router_weighs_by_the_score_alone(void **state)
     double scores[3], weights[2], lse, losses[2] = {0};
     int32_t ids[2];
     (void)state;
-    moed_op_router a = {.probabilities = scores, .weights = weights, .lse = &lse, .ids = ids, .logits = logits, .losses = losses, .rows = 1,
-                        .experts = 3, .top_k = 2, .loss_scale = 1, .bias = bias, .score = MOED_SCORE_SIGMOID};
+    moed_op_router a = {.probabilities = scores, .weights = weights, .lse = &lse, .ids = ids, .logits = logits, .losses = losses,
+                        .rows = 1, .experts = 3, .top_k = 2, .loss_scale = 1, .bias = bias, .score = MOED_SCORE_SIGMOID};
     CALL(router, &a);
     assert_doubles(scores, 0.5, 0.75, 0.8);
     assert_true(ids[0] == 1 && ids[1] == 0);
@@ -464,8 +476,8 @@ static void test_router_takes_the_lower_of_equals(void **state)
     double logits[6] = {0}, p[6], weights[4], lse[2], losses[2] = {1, 2};
     int32_t ids[4];
     (void)state;
-    CALL(router, (&(moed_op_router){.probabilities = p, .weights = weights, .lse = lse, .ids = ids, .logits = logits, .losses = losses,
-                                    .rows = 2, .experts = 3, .top_k = 2, .loss_scale = 0.5}));
+    CALL(router, (&(moed_op_router){.probabilities = p, .weights = weights, .lse = lse, .ids = ids, .logits = logits,
+                                    .losses = losses, .rows = 2, .experts = 3, .top_k = 2, .loss_scale = 0.5}));
     for (int i = 0; i < 4; i++) assert_int_equal(ids[i], i % 2);
     assert_doubles(weights, 1.0 / 3, 1.0 / 3, 1.0 / 3, 1.0 / 3);
     assert_doubles(losses, 1.5, 2 + log(3) * log(3) / 2);
@@ -478,7 +490,8 @@ static void test_dispatch_is_a_stable_sort_by_expert(void **state)
     int32_t slot[6], source[6];
     int64_t offsets[5];
     (void)state;
-    CALL(dispatch, (&(moed_op_dispatch){.ids = ids, .offsets = offsets, .slot = slot, .source = source, .rows = 3, .experts = 4, .top_k = 2}));
+    CALL(dispatch, (&(moed_op_dispatch){
+                       .ids = ids, .offsets = offsets, .slot = slot, .source = source, .rows = 3, .experts = 4, .top_k = 2}));
     assert_memory_equal(slot, sorted_place, sizeof slot);
     assert_memory_equal(source, row, sizeof source);
     assert_memory_equal(offsets, begins, sizeof offsets);
@@ -492,7 +505,8 @@ static void test_kmeans_penalty_moves_a_point_and_not_its_distance(void **state)
     float distances[2];
     double sums[6], totals[3];
     int64_t counts[3];
-    moed_op_kmeans_assign o = {.labels = labels, .distances = distances, .x = x, .centroids = centroids, .count = 2, .width = 2, .clusters = 3};
+    moed_op_kmeans_assign o = {
+        .labels = labels, .distances = distances, .x = x, .centroids = centroids, .count = 2, .width = 2, .clusters = 3};
     (void)state;
     CALL(kmeans_assign, &o);
     assert_int_equal(labels[0], 0); /* not 2, which is as near */
@@ -501,8 +515,9 @@ static void test_kmeans_penalty_moves_a_point_and_not_its_distance(void **state)
     CALL(kmeans_assign, &o);
     assert_int_equal(labels[0], 1);
     assert_doubles(distances, 10, 1);
-    CALL(kmeans_accumulate, (&(moed_op_kmeans_accumulate){.sums = sums, .totals = totals, .counts = counts, .x = x, .weights = weights,
-                                                          .labels = labels, .count = 2, .width = 2, .clusters = 3}));
+    CALL(kmeans_accumulate, (&(moed_op_kmeans_accumulate){.sums = sums, .totals = totals, .counts = counts, .x = x,
+                                                          .weights = weights, .labels = labels, .count = 2, .width = 2,
+                                                          .clusters = 3}));
     assert_doubles(sums, 0, 0, 1.5, 0, 0, 0);
     assert_doubles(totals, 0, 2.5, 0);
     assert_doubles(counts, 0, 2, 0);
@@ -513,8 +528,8 @@ static void test_router_chooses_valid_experts_from_logits_that_are_not_numbers(v
     double logits[4] = {1, NAN, 2, 3}, p[4], weights[3], lse[1];
     int32_t ids[3] = {-1, -1, -1};
     (void)state;
-    CALL(router, (&(moed_op_router){.probabilities = p, .weights = weights, .lse = lse, .ids = ids, .logits = logits, .rows = 1, .experts = 4,
-                                    .top_k = 3}));
+    CALL(router, (&(moed_op_router){.probabilities = p, .weights = weights, .lse = lse, .ids = ids, .logits = logits, .rows = 1,
+                                    .experts = 4, .top_k = 3}));
     for (int i = 0; i < 3; i++) {
         assert_in_range(ids[i], 0, 3);
         for (int j = 0; j < i; j++) assert_int_not_equal(ids[i], ids[j]);

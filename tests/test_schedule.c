@@ -81,8 +81,10 @@ static void cost_sums_phases_and_pays_all_devices_until_the_last_is_done(void **
 {
     (void)state;
     const moed_phase phases[2] = {
-        {.struct_size = sizeof phases[0], .name = "S", .flops = 3600e12, .device_flops = 1e12, .price = 0.5, .devices = 4, .seconds = 7},
-        {.struct_size = sizeof phases[0], .name = "F", .flops = 7200e12, .device_flops = 2e12, .price = 8, .devices = 1, .seconds = 0},
+        {.struct_size = sizeof phases[0], .name = "S", .flops = 3600e12, .device_flops = 1e12, .price = 0.5, .devices = 4,
+         .seconds = 7},
+        {.struct_size = sizeof phases[0], .name = "F", .flops = 7200e12, .device_flops = 2e12, .price = 8, .devices = 1,
+         .seconds = 0},
     };
     moed_cost cost = {.struct_size = sizeof cost};
     assert_ok(moed_train_cost(phases, 2, &cost));

@@ -1,4 +1,5 @@
-/* Loss-free balancing: biases that experts are chosen by follow the loads, exactly, and nothing of it is lost over a checkpoint. */
+/* Loss-free balancing: biases that experts are chosen by follow the loads, exactly, and nothing of it is lost over a
+ * checkpoint. */
 #include <math.h>
 
 #include "train_support.h"
@@ -8,9 +9,10 @@
 enum { EXPERTS = 4, LAYERS = 2, ROUTED = 1 /* the second layer */ };
 
 static const char biased[] =
-    "{\"model_type\": \"dots1\", \"vocab_size\": 48, \"hidden_size\": 16, \"intermediate_size\": 16, \"num_hidden_layers\": 2, \"num_attention_heads\": 2,"
-    " \"num_key_value_heads\": 1, \"n_routed_experts\": 4, \"num_experts_per_tok\": 1, \"n_shared_experts\": 1, \"first_k_dense_replace\": 1,"
-    " \"moe_intermediate_size\": 16, \"max_position_embeddings\": 256, \"initializer_range\": 0.1, \"torch_dtype\": \"float32\"}";
+    "{\"model_type\": \"dots1\", \"vocab_size\": 48, \"hidden_size\": 16, \"intermediate_size\": 16, \"num_hidden_layers\": 2, "
+    "\"num_attention_heads\": 2, \"num_key_value_heads\": 1, \"n_routed_experts\": 4, \"num_experts_per_tok\": 1, "
+    "\"n_shared_experts\": 1, \"first_k_dense_replace\": 1, \"moe_intermediate_size\": 16, \"max_position_embeddings\": 256, "
+    "\"initializer_range\": 0.1, \"torch_dtype\": \"float32\"}";
 static const char bias_name[] = "model.layers.1.mlp.gate.e_score_correction_bias";
 
 static rig biased_rig(const moed_train_options *o)
@@ -170,7 +172,8 @@ static void evenness_is_that_of_its_formulas(void **state)
     assert_true(fabs(e.most - 1) < 1e-12 && fabs(e.entropy - 1) < 1e-12 && fabs(e.gini) < 1e-12);
     e = moedi_loads_evenness(all, 4, scratch);
     assert_true(fabs(e.most - 4) < 1e-12 && fabs(e.entropy) < 1e-12 && fabs(e.gini - 0.75) < 1e-12);
-    e = moedi_loads_evenness(some, 4, scratch); /* by hand: mean absolute difference 2.25 over twice the mean 2; entropy 1.40564 bits of 2 */
+    e = moedi_loads_evenness(some, 4, scratch); /* by hand: mean absolute difference 2.25 over twice the mean 2; entropy 1.40564
+                                                   bits of 2 */
     assert_true(fabs(e.most - 2) < 1e-12 && fabs(e.gini - 0.4375) < 1e-12 && fabs(e.entropy - 0.70282) < 1e-5);
     e = moedi_loads_evenness(none, 4, scratch);
     assert_true(e.most == 0 && e.entropy == 0 && e.gini == 0);

@@ -8,9 +8,10 @@
 #include "model/model.h"
 
 static const char qwen[] =
-    "{\"model_type\": \"qwen2_moe\", \"vocab_size\": 61, \"hidden_size\": 16, \"num_hidden_layers\": 3, \"num_attention_heads\": 4,"
-    " \"num_key_value_heads\": 2, \"num_experts\": 4, \"num_experts_per_tok\": 2, \"moe_intermediate_size\": 12,"
-    " \"shared_expert_intermediate_size\": 20, \"max_position_embeddings\": 64, \"torch_dtype\": \"bfloat16\", \"strange\": [1, 2]}";
+    "{\"model_type\": \"qwen2_moe\", \"vocab_size\": 61, \"hidden_size\": 16, \"num_hidden_layers\": 3, "
+    "\"num_attention_heads\": 4, \"num_key_value_heads\": 2, \"num_experts\": 4, \"num_experts_per_tok\": 2, "
+    "\"moe_intermediate_size\": 12, \"shared_expert_intermediate_size\": 20, \"max_position_embeddings\": 64, \"torch_dtype\": "
+    "\"bfloat16\", \"strange\": [1, 2]}";
 static const char mixtral[] =
     "{\"model_type\": \"mixtral\", \"vocab_size\": 61, \"hidden_size\": 16, \"num_hidden_layers\": 2, \"num_attention_heads\": 4,"
     " \"num_key_value_heads\": 2, \"num_local_experts\": 6, \"num_experts_per_tok\": 2, \"intermediate_size\": 12,"
@@ -25,24 +26,32 @@ static moed_model *family_model(const char *config, uint64_t seed)
 
 enum { R = MOED_ROLE_ROUTER, RB = MOED_ROLE_ROUTER_BIAS, E = MOED_ROLE_EXPERT, S = MOED_ROLE_SHARED, O = MOED_ROLE_OPAQUE };
 
-/* Made up: fused QKV, experts stacked along the first and along the last axis, experts with tensors of their own and names that say
- * nothing, several types, integer tables, 4, 8 and 4 experts. */
+/* Made up: fused QKV, experts stacked along the first and along the last axis, experts with tensors of their own and names that
+ * say nothing, several types, integer tables, 4, 8 and 4 experts. */
 static moed_layout *hand_layout(void)
 {
     static const char *const own[4] = {"zweiter", "d/e/r \"dritte\"", "\xc3\xbc" "ber", "0"};
     moed_param p[32] = {
-        {.name = "embed", .role = S, .layer = -1, .expert = -1, .expert_axis = -1, .dtype = MOED_DTYPE_BF16, .rank = 2, .shape = {37, 8}},
-        {.name = "qkv", .role = S, .layer = 0, .expert = -1, .expert_axis = -1, .dtype = MOED_DTYPE_BF16, .rank = 3, .shape = {3, 8, 8}},
+        {.name = "embed", .role = S, .layer = -1, .expert = -1, .expert_axis = -1, .dtype = MOED_DTYPE_BF16, .rank = 2,
+         .shape = {37, 8}},
+        {.name = "qkv", .role = S, .layer = 0, .expert = -1, .expert_axis = -1, .dtype = MOED_DTYPE_BF16, .rank = 3,
+         .shape = {3, 8, 8}},
         {.name = "temperature", .role = S, .layer = 0, .expert = -1, .expert_axis = -1, .dtype = MOED_DTYPE_F32, .rank = 0},
-        {.name = "table", .role = O, .layer = -1, .expert = -1, .expert_axis = -1, .dtype = MOED_DTYPE_I32, .rank = 1, .shape = {9}},
-        {.name = "mask", .role = O, .layer = 2, .expert = -1, .expert_axis = -1, .dtype = MOED_DTYPE_BOOL, .rank = 2, .shape = {3, 5}},
-        {.name = "r0", .role = R, .layer = 0, .expert = -1, .expert_axis = 0, .dtype = MOED_DTYPE_F32, .rank = 2, .shape = {4, 8}},
+        {.name = "table", .role = O, .layer = -1, .expert = -1, .expert_axis = -1, .dtype = MOED_DTYPE_I32, .rank = 1,
+         .shape = {9}},
+        {.name = "mask", .role = O, .layer = 2, .expert = -1, .expert_axis = -1, .dtype = MOED_DTYPE_BOOL, .rank = 2,
+         .shape = {3, 5}},
+        {.name = "r0", .role = R, .layer = 0, .expert = -1, .expert_axis = 0, .dtype = MOED_DTYPE_F32, .rank = 2,
+         .shape = {4, 8}},
         {.name = "b0", .role = RB, .layer = 0, .expert = -1, .expert_axis = 0, .dtype = MOED_DTYPE_F32, .rank = 1, .shape = {4}},
-        {.name = "w0", .role = E, .layer = 0, .expert = -1, .expert_axis = 0, .dtype = MOED_DTYPE_BF16, .rank = 3, .shape = {4, 6, 8},
-         .flags = MOED_PARAM_EXPERT_OUTPUT},
-        {.name = "r1", .role = R, .layer = 1, .expert = -1, .expert_axis = 0, .dtype = MOED_DTYPE_F16, .rank = 2, .shape = {8, 8}},
-        {.name = "w1", .role = E, .layer = 1, .expert = -1, .expert_axis = 2, .dtype = MOED_DTYPE_F64, .rank = 3, .shape = {5, 7, 8}},
-        {.name = "r2", .role = R, .layer = 2, .expert = -1, .expert_axis = 0, .dtype = MOED_DTYPE_F32, .rank = 2, .shape = {4, 8}}};
+        {.name = "w0", .role = E, .layer = 0, .expert = -1, .expert_axis = 0, .dtype = MOED_DTYPE_BF16, .rank = 3,
+         .shape = {4, 6, 8}, .flags = MOED_PARAM_EXPERT_OUTPUT},
+        {.name = "r1", .role = R, .layer = 1, .expert = -1, .expert_axis = 0, .dtype = MOED_DTYPE_F16, .rank = 2,
+         .shape = {8, 8}},
+        {.name = "w1", .role = E, .layer = 1, .expert = -1, .expert_axis = 2, .dtype = MOED_DTYPE_F64, .rank = 3,
+         .shape = {5, 7, 8}},
+        {.name = "r2", .role = R, .layer = 2, .expert = -1, .expert_axis = 0, .dtype = MOED_DTYPE_F32, .rank = 2,
+         .shape = {4, 8}}};
     moed_layout *l = NULL;
     size_t count = 11;
     for (int32_t e = 0; e < 4; e++) {
@@ -420,7 +429,8 @@ static void a_dense_model_is_cloned_into_every_expert(void **state)
     assert_ok(moed_integration_create(&i, s, base, &o));
     for (int32_t k = 0; k < 6; k++) assert_ok(moed_integration_add(i, k, dense, 1.0));
     assert_ok(moed_integration_finish(&out, i, NULL, NULL));
-    double *x = numbers(dense, "model.layers.0.block_sparse_moe.experts.0.w1.weight"), *e = numbers(dense, "model.embed_tokens.weight");
+    double *x = numbers(dense, "model.layers.0.block_sparse_moe.experts.0.w1.weight"),
+           *e = numbers(dense, "model.embed_tokens.weight");
     for (int k = 0; k < 6; k++) {
         char name[64];
         snprintf(name, sizeof name, "model.layers.0.block_sparse_moe.experts.%d.w1.weight", k);
@@ -478,7 +488,8 @@ static void a_random_gate_has_the_asked_or_the_old_size(void **state)
         assert_ok(moed_integration_finish(&out, i, NULL, NULL));
         assert_ok(moed_integration_finish(&again, i, NULL, NULL));
         assert_same(out, again);
-        double *x = numbers(out, "r0"), *y = numbers(base, "r0"), *z = numbers(out, "r2"), *b = numbers(out, "b0"), *w = numbers(out, "embed");
+        double *x = numbers(out, "r0"), *y = numbers(base, "r0"), *z = numbers(out, "r2"), *b = numbers(out, "b0"),
+               *w = numbers(out, "embed");
         double ratio = rms(x, 32) / (own ? rms(y, 32) : 100.0);
         assert_true(ratio > 0.6 && ratio < 1.6);
         assert_true(x[0] != y[0] && x[0] != z[0] && x[0] != x[8]); /* layers and rows have numbers of their own */
@@ -621,7 +632,8 @@ static void foreign_shards_get_the_bits_of_finish(void **state)
         assert_true(count <= 64);
         int64_t length = p->rank ? p->shape[p->rank - 1] : 1, half = length / 2;
         for (int part = 0; p->rank && part < 2; part++) {
-            moed_shard shard = {.axis = p->rank - 1, .start = part ? half : 0, .count = part ? length - half : half, .whole = length};
+            moed_shard shard = {
+                .axis = p->rank - 1, .start = part ? half : 0, .count = part ? length - half : half, .whole = length};
             int64_t shape[MOED_RANK_MAX], outer = moedi_param_elements(p) / length;
             memcpy(shape, p->shape, sizeof shape);
             shape[shard.axis] = shard.count;
@@ -631,7 +643,8 @@ static void foreign_shards_get_the_bits_of_finish(void **state)
             assert_ok(moed_piece_apply(context, pieces, count, sources, &t, &shard));
             for (int64_t r = 0; r < outer; r++)
                 assert_memory_equal((char *)t.data + (size_t)(r * shard.count) * size,
-                                    (char *)out->tensors[n].data + (size_t)(r * length + shard.start) * size, (size_t)shard.count * size);
+                                    (char *)out->tensors[n].data + (size_t)(r * length + shard.start) * size,
+                                    (size_t)shard.count * size);
             free(t.data);
         }
     }
@@ -692,7 +705,8 @@ static void assignments_that_cannot_be_are_refused(void **state)
     o.parts = -1;
     assert_refused(moed_split_create(&s, base->layout, &o), MOED_E_RANGE, "-1");
     s = make_split(base->layout, 3);
-    assert_refused(moed_split_build(&m, s, 0, base, NULL, NULL), MOED_E_ARGUMENT, "layer 0: of its 4 experts part 0 holds 2 and part 1 holds 1");
+    assert_refused(moed_split_build(&m, s, 0, base, NULL, NULL), MOED_E_ARGUMENT,
+                   "layer 0: of its 4 experts part 0 holds 2 and part 1 holds 1");
     assert_null(moed_split_layout(s, 0));
     assert_non_null(strstr(moed_last_error(), "same number"));
     assert_refused(moed_split_assign(s, 3, -1, (int32_t[]){0}, 1), MOED_E_RANGE, "part 3 of 3");
@@ -703,7 +717,8 @@ static void assignments_that_cannot_be_are_refused(void **state)
     assert_refused(moed_split_assign(s, 0, 1, (int32_t[]){5}, 0), MOED_E_ARGUMENT, "no experts");
     for (int32_t k = 0; k < 3; k++) assert_ok(moed_split_assign(s, k, -1, &k, 1));
     assert_ok(moed_split_assign(s, 2, 1, (int32_t[]){1}, 1));
-    assert_refused(moed_split_build(&m, s, 0, base, NULL, NULL), MOED_E_ARGUMENT, "layer 1: expert 1 is given to part 1 and to part 2");
+    assert_refused(moed_split_build(&m, s, 0, base, NULL, NULL), MOED_E_ARGUMENT,
+                   "layer 1: expert 1 is given to part 1 and to part 2");
     assert_ok(moed_split_assign(s, 2, 1, (int32_t[]){7}, 1));
     size_t count;
     assert_ok(moed_split_pieces(s, 0, 0, NULL, 0, &count));
@@ -851,7 +866,8 @@ static void all_layers_are_set_or_none(void **state)
     moed_split *s = make_split(base->layout, 4);
     moed_integration *i = ready(s, base, 4, &o);
     for (int k = 0; k < 2; k++) support_random(rows[k], 32, 5 + (uint64_t)k);
-    const moed_tensor first = support_tensor(rows[0], MOED_DTYPE_F32, 4, 8), second = support_tensor(rows[1], MOED_DTYPE_F32, 4, 8);
+    const moed_tensor first = support_tensor(rows[0], MOED_DTYPE_F32, 4, 8),
+                      second = support_tensor(rows[1], MOED_DTYPE_F32, 4, 8);
     assert_ok(moed_integration_set_gate(i, -1, &first));
     gate_pieces(i, base->layout, before);
     int n = 0;

@@ -61,7 +61,8 @@ static void lean_learns_as_much_as_full(void **state)
         const double full = mean_of_last_losses(&o, 30);
         o.policy = MOED_POLICY_LEAN;
         const double lean = mean_of_last_losses(&o, 30);
-        print_message("beta2 %g: mean loss of the last 30 of 150 steps: full %.5f, lean %.5f (%+.2f%%)\n", slow[i], full, lean, 100 * (lean / full - 1));
+        print_message("beta2 %g: mean loss of the last 30 of 150 steps: full %.5f, lean %.5f (%+.2f%%)\n", slow[i], full, lean,
+                      100 * (lean / full - 1));
         assert_true(fabs(lean / full - 1) < 0.03);
     }
 }
@@ -80,7 +81,8 @@ static void auto_is_lean_where_full_does_not_fit(void **state)
     assert_int_equal(e[0].host_bytes, e[1].host_bytes);
     assert_int_equal(e[2].policy, MOED_POLICY_LEAN);
     assert_true(e[2].moments < 0.26 * (double)e[1].moments && e[2].host_bytes < e[1].host_bytes);
-    moed_device_info d = {.struct_size = sizeof d, .backend = "cuda"}; /* a device that has a sixteenth more than one of them needs */
+    /* a device that has a sixteenth more than one of them needs */
+    moed_device_info d = {.struct_size = sizeof d, .backend = "cuda"};
     for (int32_t policy = MOED_POLICY_FULL; policy <= MOED_POLICY_LEAN; policy++) {
         o.policy = policy;
         assert_ok(moed_train_estimate(moed_model_layout(m), &d, &o, &e[0]));
@@ -139,7 +141,8 @@ static void micro_batches_give_nearly_the_same_update(void **state)
 
 static void extra_blocks_are_the_logarithm_of_the_shards(void **state)
 {
-    const moed_backend_info plain = {.dtype = MOED_DTYPE_F32, .wide = MOED_DTYPE_F32}, narrow = {.dtype = MOED_DTYPE_BF16, .wide = MOED_DTYPE_F32};
+    const moed_backend_info plain = {.dtype = MOED_DTYPE_F32, .wide = MOED_DTYPE_F32},
+                            narrow = {.dtype = MOED_DTYPE_BF16, .wide = MOED_DTYPE_F32};
     (void)state;
     assert_int_equal(moedi_accumulator_extra(&narrow, 64), 0);
     assert_int_equal(moedi_accumulator_extra(&plain, 1), 0);
@@ -229,7 +232,8 @@ static void freeze_takes_away_from_train(void **state)
     moed_model *fresh = tiny_model(r.context);
     static const struct { const char *name; int trains; } cases[] = {
         {"model.embed_tokens.weight", 1}, {"model.layers.0.mlp.gate.weight", 0}, {"model.layers.1.mlp.gate.weight", 1},
-        {"model.layers.1.mlp.experts.2.down_proj.weight", 0}, {"model.layers.1.self_attn.q_proj.weight", 1}, {"lm_head.weight", 1},
+        {"model.layers.1.mlp.experts.2.down_proj.weight", 0}, {"model.layers.1.self_attn.q_proj.weight", 1},
+        {"lm_head.weight", 1},
     };
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
         const size_t p = model_find(fresh, cases[i].name);
@@ -451,8 +455,8 @@ static void an_expansion_inside_a_trainer_is_that_of_its_model(void **state)
     rig_close(&inside);
 }
 
-/* Growing by experts that nobody chooses, moments carried, is as if nothing had been done: what is not of the new experts has the bits of a
- * run that never grew. */
+/* Growing by experts that nobody chooses, moments carried, is as if nothing had been done: what is not of the new experts has the
+ * bits of a run that never grew. */
 static void carried_moments_go_on_as_they_were(void **state)
 {
     (void)state;
@@ -774,7 +778,8 @@ static void the_estimate_is_within_a_tenth_of_the_peak(void **state)
         moed_estimate e;
         const int64_t peak = peak_of(&shapes[i], NULL, &e);
         const double share = (double)e.host_bytes / (double)peak;
-        if (share < 0.9 || share > 1.1) fail_msg("shape %zu: estimate %lld, peak %lld", i, (long long)e.host_bytes, (long long)peak);
+        if (share < 0.9 || share > 1.1)
+            fail_msg("shape %zu: estimate %lld, peak %lld", i, (long long)e.host_bytes, (long long)peak);
         assert_true(e.device_bytes == 0 && e.seconds == 0 && e.flops_per_token > 0);
     }
 }

@@ -258,7 +258,8 @@ static void fresh_gradients_are_those_added_to_zeros(void **state)
         moed_context *c = support_context("auto", 2);
         moed_model *m = tiny_model(c, tiny_configs[i].config, 2);
         const moed_layout *l = moed_model_layout(m);
-        moedi_transformer *zeroed = transformer(m, MOEDI_TRANSFORMER_TRAIN, NULL), *fresh = transformer(m, MOEDI_TRANSFORMER_TRAIN, NULL);
+        moedi_transformer *zeroed = transformer(m, MOEDI_TRANSFORMER_TRAIN, NULL),
+                          *fresh = transformer(m, MOEDI_TRANSFORMER_TRAIN, NULL);
         tiny_batch b;
         int64_t count;
         tiny_fill(&b, ROWS, LENGTH, 9);
@@ -277,8 +278,9 @@ static void fresh_gradients_are_those_added_to_zeros(void **state)
             for (size_t p = 0; p < l->count; p++) {
                 const float *one = moedi_transformer_gradient(zeroed, p), *other = moedi_transformer_gradient(fresh, p);
                 for (int64_t k = 0; one && k < moedi_shape_elements(l->params[p].shape, l->params[p].rank); k++)
-                    if (one[k] != other[k]) fail_msg("%s, pass %d: %s[%lld] is %g, not %g", tiny_configs[i].name, pass, l->params[p].name,
-                                                     (long long)k, (double)other[k], (double)one[k]);
+                    if (one[k] != other[k])
+                        fail_msg("%s, pass %d: %s[%lld] is %g, not %g", tiny_configs[i].name, pass, l->params[p].name,
+                                 (long long)k, (double)other[k], (double)one[k]);
             }
         }
         moedi_transformer_destroy(zeroed), moedi_transformer_destroy(fresh);

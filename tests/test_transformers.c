@@ -4,10 +4,10 @@
 #include "core/context.h"
 #include "model/transformer.h"
 
-static const char *const fixtures[] = {"qwen2_moe-a", "qwen2_moe-b", "qwen2_moe-c", "qwen2_moe-d", "mixtral-a",   "mixtral-b",
-                                       "mixtral-c",   "olmoe-a",     "olmoe-b",     "olmoe-c",     "qwen3_moe-a", "qwen3_moe-b",
-                                       "qwen3_moe-c", "dots1-a",     "dots1-b",     "dots1-c",     "mixtral-stacked", "qwen3_moe-stacked",
-                                       "llama_moe-a", "llama_moe-b", "llama_moe-c", "mistral-a",       "llama-a",     "qwen3-a"};
+static const char *const fixtures[] = {
+    "qwen2_moe-a",     "qwen2_moe-b",       "qwen2_moe-c", "qwen2_moe-d", "mixtral-a",   "mixtral-b", "mixtral-c", "olmoe-a",
+    "olmoe-b",         "olmoe-c",           "qwen3_moe-a", "qwen3_moe-b", "qwen3_moe-c", "dots1-a",   "dots1-b",   "dots1-c",
+    "mixtral-stacked", "qwen3_moe-stacked", "llama_moe-a", "llama_moe-b", "llama_moe-c", "mistral-a", "llama-a",   "qwen3-a"};
 enum { FIXTURES = sizeof fixtures / sizeof fixtures[0] };
 
 /* What a fixture expects. */

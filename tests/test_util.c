@@ -132,7 +132,8 @@ static void kernels_know_the_size_of_every_type(void **state)
         assert_int_equal(moedi_item_bytes(dtype), moedi_dtype_size(dtype));
 }
 
-/* A value whose sum is zero keeps the bits it has, whatever they are; what did not move adds nothing, where it is not a number too. */
+/* A value whose sum is zero keeps the bits it has, whatever they are; what did not move adds nothing, where it is not a number
+ * too. */
 static void settling_touches_what_moved_alone(void **state)
 {
     (void)state;
@@ -424,7 +425,9 @@ static void a_float_survives_in_two_halves_of_which_the_high_one_is_the_nearest(
     uint32_t r = 1;
     (void)state;
     for (int i = 0; i < 100000; i++) {
-        uint32_t bits = i < 8 ? (const uint32_t[]){0, 0x80000000u, 1, 0x3f808000u, 0xbf808000u, 0x7f800000u, 0x7fc00001u, 0xffffffffu}[i] : (r = r * 1664525u + 1013904223u);
+        uint32_t bits = i < 8 ? (const uint32_t[]){0,           0x80000000u, 1,           0x3f808000u,
+                                                   0xbf808000u, 0x7f800000u, 0x7fc00001u, 0xffffffffu}[i]
+                              : (r = r * 1664525u + 1013904223u);
         float x, alone, again;
         uint16_t high, only;
         int16_t low;
@@ -439,7 +442,8 @@ static void a_float_survives_in_two_halves_of_which_the_high_one_is_the_nearest(
         moedi_halve(&only, NULL, &x, 1);
         assert_int_equal(only, high);
         moedi_unite(&alone, &high, NULL, 1);
-        if (isfinite(alone)) assert_true(fabs((double)x - (double)alone) <= ldexp(fabs((double)alone), -8) || fabs((double)x) < 1.2e-38);
+        if (isfinite(alone))
+            assert_true(fabs((double)x - (double)alone) <= ldexp(fabs((double)alone), -8) || fabs((double)x) < 1.2e-38);
     }
 }
 
@@ -471,8 +475,10 @@ static void json_faults_name_file_and_field(void **state)
     (void)state;
     static const struct {
         const char *text, *words;
-    } broken[] = {{"", "is not JSON"}, {"[1]", "not an object"}, {"{\"a\":1,\"a\":2}", "is not JSON"}, {"{\"a\":1} x", "is not JSON"},
-                  {"{\"a\":NaN}", "is not JSON"}, {"{\"a\":99999999999999999999}", "is not JSON"}, {"{\"a\":\"\xff\"}", "is not JSON"}};
+    } broken[] = {{"", "is not JSON"}, {"[1]", "not an object"}, {"{\"a\":1,\"a\":2}", "is not JSON"},
+                  {"{\"a\":1} x", "is not JSON"},
+                  {"{\"a\":NaN}", "is not JSON"}, {"{\"a\":99999999999999999999}", "is not JSON"},
+                  {"{\"a\":\"\xff\"}", "is not JSON"}};
     json_t *o;
     for (size_t i = 0; i < sizeof broken / sizeof *broken; i++)
         assert_refused(moedi_json_parse(&o, broken[i].text, strlen(broken[i].text), "f.json"), MOED_E_FORMAT, broken[i].words);
@@ -525,7 +531,8 @@ static const char *const usual_lines[] = {
     "{\"text\":\"\"}",
     " {\"id\": 12, \"text\": \"one \\\"two\\\"\\n\\t\\\\ \\/\\b\\f\\r\", \"last\": null}\t\r",
     "{\"text\": \"\\u0041\\u00e9\\u20AC\\ud83d\\ude00 \xc3\xa9 \xf0\x9f\x98\x80 and on and on and on\"}",
-    "{\"meta\": {\"a\": [1, -0.5, 1e5, 2E-10, 0, [], {}, {\"a\": true}], \"b\": false}, \"text\": \"x\", \"n\": 123456789012345678}",
+    "{\"meta\": {\"a\": [1, -0.5, 1e5, 2E-10, 0, [], {}, {\"a\": true}], \"b\": false}, \"text\": \"x\", \"n\": "
+    "123456789012345678}",
     "{\"a\": {\"text\": 1}, \"text\": \"outer\", \"b\": [{\"text\": 2}, {\"text\": 3}]}",
 };
 enum { USUAL = sizeof usual_lines / sizeof *usual_lines };
@@ -533,14 +540,16 @@ enum { USUAL = sizeof usual_lines / sizeof *usual_lines };
 static void a_field_of_a_line_is_what_jansson_reads(void **state)
 {
     static const char *const others[] = {
-        "", "[]", "\"text\"", "{}", "{\"text\": 1}", "{\"text\": null}", "{\"text\": \"a\"} x", "{\"text\": \"a\",}", "{\"text\": \"a\"",
-        "{\"text\": \"a\", \"text\": \"b\"}", "{\"text\": \"a\", \"o\": {\"k\": 1, \"k\": 2}}", "{\"text\": \"\\u0000\"}",
-        "{\"text\": \"\\ud800\"}", "{\"text\": \"\\udc00\\ud800\"}", "{\"text\": \"\\u12g4\"}", "{\"text\": \"\\x\"}", "{\"text\": \"a\nb\"}",
-        "{\"text\": \"\xff\"}", "{\"text\": \"\xc0\x80\"}", "{\"text\": \"\xed\xa0\x80\"}", "{\"text\": \"a\", \"n\": 01}",
-        "{\"text\": \"a\", \"n\": 1.}", "{\"text\": \"a\", \"n\": .5}", "{\"text\": \"a\", \"n\": +1}", "{\"text\": \"a\", \"n\": 1e}",
+        "", "[]", "\"text\"", "{}", "{\"text\": 1}", "{\"text\": null}", "{\"text\": \"a\"} x", "{\"text\": \"a\",}",
+        "{\"text\": \"a\"", "{\"text\": \"a\", \"text\": \"b\"}", "{\"text\": \"a\", \"o\": {\"k\": 1, \"k\": 2}}",
+        "{\"text\": \"\\u0000\"}", "{\"text\": \"\\ud800\"}", "{\"text\": \"\\udc00\\ud800\"}", "{\"text\": \"\\u12g4\"}",
+        "{\"text\": \"\\x\"}", "{\"text\": \"a\nb\"}", "{\"text\": \"\xff\"}", "{\"text\": \"\xc0\x80\"}",
+        "{\"text\": \"\xed\xa0\x80\"}", "{\"text\": \"a\", \"n\": 01}", "{\"text\": \"a\", \"n\": 1.}",
+        "{\"text\": \"a\", \"n\": .5}", "{\"text\": \"a\", \"n\": +1}", "{\"text\": \"a\", \"n\": 1e}",
         "{\"text\": \"a\", \"n\": 1e999}", "{\"text\": \"a\", \"n\": 99999999999999999999}", "{\"text\": \"a\", \"n\": nul}",
-        "{\"text\": \"a\", \"n\": truex}", "{\"text\": \"a\", \"n\": NaN}", "{\"text\": \"a\" \"n\": 1}", "{\"text\" \"a\"}", "{text: \"a\"}",
-        "\xef\xbb\xbf{\"text\": \"a\"}", "{\"text\": \"a\", \"n\": [1 2]}", "{\"text\": \"a\", \"n\": [1,]}", "{\"te\\u0078t\": \"a\"}",
+        "{\"text\": \"a\", \"n\": truex}", "{\"text\": \"a\", \"n\": NaN}", "{\"text\": \"a\" \"n\": 1}", "{\"text\" \"a\"}",
+        "{text: \"a\"}", "\xef\xbb\xbf{\"text\": \"a\"}", "{\"text\": \"a\", \"n\": [1 2]}", "{\"text\": \"a\", \"n\": [1,]}",
+        "{\"te\\u0078t\": \"a\"}",
     };
     int known;
     (void)state;
@@ -881,10 +890,12 @@ static void hostile_safetensors_headers_are_refused_with_the_reason(void **state
                   MOED_E_FORMAT, "overlaps");
     expect_header(dir, "{\"t\":{\"dtype\":\"F32\",\"shape\":[2],\"data_offsets\":[8,0]}}", 8, MOED_E_FORMAT, "outside the file");
     expect_header(dir, "{\"t\":{\"dtype\":\"F32\",\"shape\":[-2],\"data_offsets\":[0,8]}}", 8, MOED_E_FORMAT, "not a count");
-    expect_header(dir, "{\"t\":{\"dtype\":\"F32\",\"shape\":[4611686018427387904],\"data_offsets\":[0,8]}}", 8, MOED_E_FORMAT, "overflow");
+    expect_header(dir, "{\"t\":{\"dtype\":\"F32\",\"shape\":[4611686018427387904],\"data_offsets\":[0,8]}}", 8, MOED_E_FORMAT,
+                  "overflow");
     expect_header(dir, "{\"t\":{\"dtype\":\"Q7\",\"shape\":[2],\"data_offsets\":[0,8]}}", 8, MOED_E_UNSUPPORTED, "Q7");
     expect_header(dir, "{\"t\":{\"dtype\":\"F4\",\"shape\":[3],\"data_offsets\":[0,2]}}", 2, MOED_E_FORMAT, "inside a byte");
-    expect_header(dir, "{\"t\":{\"dtype\":\"U8\",\"shape\":[1,1,1,1,1,1,1],\"data_offsets\":[0,1]}}", 1, MOED_E_UNSUPPORTED, "7 dimensions");
+    expect_header(dir, "{\"t\":{\"dtype\":\"U8\",\"shape\":[1,1,1,1,1,1,1],\"data_offsets\":[0,1]}}", 1, MOED_E_UNSUPPORTED,
+                  "7 dimensions");
     expect_header(dir, "{\"t\":{\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[0,1]},"
                        "\"t\":{\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[0,1]}}", 1,
                   MOED_E_FORMAT, "not JSON");

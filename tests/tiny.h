@@ -14,9 +14,10 @@
     " \"intermediate_size\": 5, \"num_attention_heads\": 4, \"max_position_embeddings\": 32, \"rms_norm_eps\": 1e-5,"          \
     " \"hidden_act\": \"silu\", " more "}"
 
-#define TINY_FAMILY(type, more)                                                                                                \
-    "{\"model_type\": \"" type "\", \"vocab_size\": 19, \"hidden_size\": 8, \"intermediate_size\": 6, \"num_attention_heads\": 4,"   \
-    " \"moe_intermediate_size\": 5, \"max_position_embeddings\": 32, \"hidden_act\": \"silu\", " more "}"
+#define TINY_FAMILY(type, more)                                                                        \
+    "{\"model_type\": \"" type "\", \"vocab_size\": 19, \"hidden_size\": 8, \"intermediate_size\": 6," \
+    " \"num_attention_heads\": 4, \"moe_intermediate_size\": 5, \"max_position_embeddings\": 32,"      \
+    " \"hidden_act\": \"silu\", " more "}"
 
 /* Configurations that go through the switches: tied, grouped queries, biases, norms of queries and keys, normalised weights, one
  * expert, layers without experts, sigmoid scores with a selection bias, stretched positions. */
@@ -39,25 +40,28 @@ static const struct {
     {"mixtral, tied, one choice", TINY_MIXTRAL("\"num_hidden_layers\": 1, \"num_key_value_heads\": 1, "
                                                "\"num_local_experts\": 3, \"num_experts_per_tok\": 1,"
                                                " \"tie_word_embeddings\": true")},
-    {"qwen2_moe, experts in every second layer", TINY_QWEN("\"num_hidden_layers\": 3, \"num_key_value_heads\": 2, \"num_experts\": 3, "
-                                                           "\"num_experts_per_tok\": 2, \"decoder_sparse_step\": 2")},
+    {"qwen2_moe, experts in every second layer", TINY_QWEN("\"num_hidden_layers\": 3, \"num_key_value_heads\": 2, "
+                                                           "\"num_experts\": 3, \"num_experts_per_tok\": 2, "
+                                                           "\"decoder_sparse_step\": 2")},
     {"olmoe, norms of whole rows, biases, yarn",
      TINY_FAMILY("olmoe", "\"num_hidden_layers\": 2, \"num_key_value_heads\": 2, \"num_experts\": 3, \"num_experts_per_tok\": 2,"
                           " \"attention_bias\": true, \"rope_scaling\": {\"rope_type\": \"yarn\", \"factor\": 4,"
                           " \"original_max_position_embeddings\": 8}")},
-    {"qwen3_moe, norms of heads, a dense layer between", TINY_FAMILY("qwen3_moe", "\"num_hidden_layers\": 3, \"num_key_value_heads\": 2,"
-                                                                     " \"head_dim\": 4, \"num_experts\": 3, \"num_experts_per_tok\": 2,"
-                                                                     " \"norm_topk_prob\": true, \"mlp_only_layers\": [1]")},
+    {"qwen3_moe, norms of heads, a dense layer between", TINY_FAMILY("qwen3_moe", "\"num_hidden_layers\": 3, "
+                                                                     "\"num_key_value_heads\": 2, \"head_dim\": 4, "
+                                                                     "\"num_experts\": 3, \"num_experts_per_tok\": 2, "
+                                                                     "\"norm_topk_prob\": true, \"mlp_only_layers\": [1]")},
     {"dots1, scaled and normalised, a dense first layer",
-     TINY_FAMILY("dots1", "\"num_hidden_layers\": 2, \"num_key_value_heads\": 2, \"n_routed_experts\": 4, \"num_experts_per_tok\": 2,"
-                          " \"n_shared_experts\": 2, \"first_k_dense_replace\": 1, \"norm_topk_prob\": true,"
-                          " \"routed_scaling_factor\": 2.5, \"attention_bias\": true")},
-    {"llama_moe, scaled", TINY_FAMILY("llama_moe", "\"num_hidden_layers\": 2, \"num_experts\": 3, \"num_selects\": 2, \"gate_network\": \"linear\","
-                                      " \"score_scale_factor\": [1.5, 1.5]")},
-    {"llama_moe, a router of two layers", TINY_FAMILY("llama_moe", "\"num_hidden_layers\": 2, \"num_experts\": 3, \"num_selects\": 2,"
-                                                      " \"score_scale_factor\": 4.0")},
+     TINY_FAMILY("dots1", "\"num_hidden_layers\": 2, \"num_key_value_heads\": 2, \"n_routed_experts\": 4, "
+                          "\"num_experts_per_tok\": 2, \"n_shared_experts\": 2, \"first_k_dense_replace\": 1, "
+                          "\"norm_topk_prob\": true, \"routed_scaling_factor\": 2.5, \"attention_bias\": true")},
+    {"llama_moe, scaled", TINY_FAMILY("llama_moe", "\"num_hidden_layers\": 2, \"num_experts\": 3, \"num_selects\": 2, "
+                                      "\"gate_network\": \"linear\", \"score_scale_factor\": [1.5, 1.5]")},
+    {"llama_moe, a router of two layers", TINY_FAMILY("llama_moe", "\"num_hidden_layers\": 2, \"num_experts\": 3, "
+                                                      "\"num_selects\": 2, \"score_scale_factor\": 4.0")},
     {"dots1, one expert, which is routed", TINY_FAMILY("dots1", "\"num_hidden_layers\": 1, \"num_key_value_heads\": 1,"
-                                                       " \"n_routed_experts\": 1, \"num_experts_per_tok\": 1, \"n_shared_experts\": 1")},
+                                                       " \"n_routed_experts\": 1, \"num_experts_per_tok\": 1, "
+                                                       "\"n_shared_experts\": 1")},
     {"qwen3, dense", TINY_FAMILY("qwen3", "\"num_hidden_layers\": 2, \"num_key_value_heads\": 2, \"head_dim\": 4")},
 };
 enum { TINY_CONFIGS = sizeof tiny_configs / sizeof tiny_configs[0], TINY_VOCABULARY = 19 };

@@ -29,10 +29,11 @@ static inline moed_model *tiny_model_of(moed_context *c, int hidden, int layers,
 {
     char config[1024];
     snprintf(config, sizeof config,
-             "{\"model_type\": \"qwen2_moe\", \"vocab_size\": %d, \"hidden_size\": %d, \"num_hidden_layers\": %d, \"num_attention_heads\": 2, "
-             "\"num_key_value_heads\": 1, \"num_experts\": %d, \"num_experts_per_tok\": 2, \"moe_intermediate_size\": %d, "
-             "\"shared_expert_intermediate_size\": %d, \"intermediate_size\": %d, \"max_position_embeddings\": 256, \"rms_norm_eps\": 1e-6, "
-             "\"initializer_range\": 0.1, \"tie_word_embeddings\": false, \"torch_dtype\": \"float32\"}",
+             "{\"model_type\": \"qwen2_moe\", \"vocab_size\": %d, \"hidden_size\": %d, \"num_hidden_layers\": %d, "
+             "\"num_attention_heads\": 2, \"num_key_value_heads\": 1, \"num_experts\": %d, \"num_experts_per_tok\": 2, "
+             "\"moe_intermediate_size\": %d, \"shared_expert_intermediate_size\": %d, \"intermediate_size\": %d, "
+             "\"max_position_embeddings\": 256, \"rms_norm_eps\": 1e-6, \"initializer_range\": 0.1, \"tie_word_embeddings\": "
+             "false, \"torch_dtype\": \"float32\"}",
              vocabulary, hidden, layers, experts, hidden, hidden, hidden);
     return support_fresh(c, config, 7, -1);
 }
@@ -40,8 +41,8 @@ static inline moed_model *tiny_model(moed_context *c)
 {
     return tiny_model_of(c, 16, 2, 4, TINY_VOCABULARY);
 }
-/* A corpus in which one document has a token that is nowhere else, and a model to whom that token is no number: the step that meets it
- * has a loss that is not finite, all others are as ever. */
+/* A corpus in which one document has a token that is nowhere else, and a model to whom that token is no number: the step that
+ * meets it has a loss that is not finite, all others are as ever. */
 enum { POISON = TINY_VOCABULARY - 2 };
 static inline int32_t poisoned_read(int64_t document, int64_t offset, int32_t *tokens, int64_t count, void *user)
 {
@@ -168,8 +169,8 @@ static inline moed_train_options poisoned_options(int number)
     o.micro_batches = 1 << number % 3, o.document_mask = number / 3 % 2, o.seed = (uint64_t)number;
     return o;
 }
-/* Steps one by one until one is refused, or all: their losses, and how many there were. A refused one is refused again, and a foreign
- * loop gets past it. The model's numbers then; free() them. */
+/* Steps one by one until one is refused, or all: their losses, and how many there were. A refused one is refused again, and a
+ * foreign loop gets past it. The model's numbers then; free() them. */
 static inline float *poisoned_steps(moed_context *c, const moed_train_options *o, double *losses, int *done, size_t *count)
 {
     moed_model *m = poisoned_model(c);

@@ -148,8 +148,8 @@ static int read_usage(const char *path, const moed_layout_info *info, int64_t pa
                 (long long)info->layers, (long long)info->experts);
 }
 
-static int measure_usage(const assignment *a, moed_context *c, const moed_model *base, const moed_layout_info *info, int64_t parts,
-                         double **usage)
+static int measure_usage(const assignment *a, moed_context *c, const moed_model *base, const moed_layout_info *info,
+                         int64_t parts, double **usage)
 {
     moed_partition *p = NULL;
     moed_corpus *d = NULL;

@@ -14,7 +14,8 @@ static const moed_field CHOICE_FIELDS[] = {
     FIELD_INTEGER(choice, cluster, -1, -1, 1 << 20, "only documents of this cluster, -1 = of all"),
     FIELD_CHOICE_(choice, part, "all|train|held-out", "which of the documents; train is all but those held out"),
     FIELD_NUMBER(choice, held_out, 0.05, 0, 0.9, "share of the documents that is held out"),
-    {sizeof(moed_field), 0, "held_out_seed", "", "draws the held-out documents", MOED_FIELD_U64, offsetof(choice, held_out_seed), 0, 0, 0},
+    {sizeof(moed_field), 0, "held_out_seed", "", "draws the held-out documents", MOED_FIELD_U64, offsetof(choice, held_out_seed),
+     0, 0, 0},
 };
 
 void choice_flags(flags *f, choice *c, int32_t part)
@@ -33,7 +34,8 @@ int choice_view(const choice *pick, moed_context *c, const moed_corpus *d, moed_
     moed_status status = MOED_OK;
     *view = NULL;
     if (held_out) *held_out = NULL;
-    if ((pick->cluster >= 0) != (pick->partition != NULL)) return fail(EXIT_INPUT, "--cluster and --partition belong together: give both");
+    if ((pick->cluster >= 0) != (pick->partition != NULL))
+        return fail(EXIT_INPUT, "--cluster and --partition belong together: give both");
     const moed_corpus *chosen = d;
     if (pick->part != PART_ALL) {
         status = moed_corpus_divide(&train, &held, d, pick->held_out, pick->held_out_seed);
@@ -103,14 +105,16 @@ static void beginning(const moed_corpus *d, int64_t document, int64_t vocabulary
 }
 
 /* The documents of cluster k nearest to its centroid; how many were found. */
-static int typical(const float *x, const float *centroid, int64_t width, const int32_t *labels, int64_t count, int32_t k, int64_t out[TYPICAL])
+static int typical(const float *x, const float *centroid, int64_t width, const int32_t *labels, int64_t count, int32_t k,
+                   int64_t out[TYPICAL])
 {
     double best[TYPICAL];
     int found = 0;
     for (int64_t i = 0; i < count; i++) {
         if (labels[i] != k) continue;
         double d = 0;
-        for (int64_t j = 0; j < width; j++) d += ((double)x[i * width + j] - centroid[j]) * ((double)x[i * width + j] - centroid[j]);
+        for (int64_t j = 0; j < width; j++)
+            d += ((double)x[i * width + j] - centroid[j]) * ((double)x[i * width + j] - centroid[j]);
         int at = found < TYPICAL ? found++ : TYPICAL;
         while (at > 0 && best[at - 1] > d) {
             if (at < TYPICAL) {
@@ -127,11 +131,13 @@ static int typical(const float *x, const float *centroid, int64_t width, const i
     return found;
 }
 
-static void show(const moed_corpus *d, const float *x, const float *weights, const int32_t *labels, int64_t count, const moed_kmeans_info *info)
+static void show(const moed_corpus *d, const float *x, const float *weights, const int32_t *labels, int64_t count,
+                 const moed_kmeans_info *info)
 {
     moed_corpus_info corpus = {.struct_size = sizeof corpus};
     moed_corpus_get_info(d, &corpus);
-    say("%lld clusters of %lld documents after %lld iterations:", (long long)info->clusters, (long long)count, (long long)info->iterations);
+    say("%lld clusters of %lld documents after %lld iterations:", (long long)info->clusters, (long long)count,
+        (long long)info->iterations);
     for (int32_t k = 0; k < info->clusters; k++) {
         int64_t documents = 0, nearest_documents[TYPICAL];
         double tokens = 0;
@@ -143,14 +149,15 @@ static void show(const moed_corpus *d, const float *x, const float *weights, con
             }
         say("  cluster %d: %lld documents, %s tokens; most typical:", k, (long long)documents, human_count(tokens, size));
         json_t *texts = json_array();
-        const int found = typical(x, info->centroids + (size_t)k * (size_t)info->width, info->width, labels, count, k, nearest_documents);
+        const int found = typical(x, info->centroids + (size_t)k * (size_t)info->width, info->width, labels, count, k,
+                                  nearest_documents);
         for (int i = 0; i < found; i++) {
             beginning(d, nearest_documents[i], corpus.vocabulary, text);
             say("    %s", text);
             put_last(texts, json_string(text));
         }
-        emit(json_pack("{s:s, s:i, s:I, s:f, s:o}", "event", "cluster", "cluster", k, "documents", (json_int_t)documents, "tokens", tokens,
-                       "typical", texts));
+        emit(json_pack("{s:s, s:i, s:I, s:f, s:o}", "event", "cluster", "cluster", k, "documents", (json_int_t)documents,
+                       "tokens", tokens, "typical", texts));
     }
 }
 
@@ -168,8 +175,8 @@ static void matrix(moed_tensor *t, float *data, int64_t rows, int64_t width)
     t->strides[1] = 1;
 }
 
-static moed_status label_others(const moed_corpus *others, const moed_model *m, const moed_kmeans *k, const moed_embed_options *o, int64_t width,
-                                int32_t *all)
+static moed_status label_others(const moed_corpus *others, const moed_model *m, const moed_kmeans *k, const moed_embed_options *o,
+                                int64_t width, int32_t *all)
 {
     moed_corpus_info info = {.struct_size = sizeof info};
     moed_tensor x;
@@ -189,8 +196,8 @@ static moed_status label_others(const moed_corpus *others, const moed_model *m, 
     return status;
 }
 
-int clusters_make(moed_context *c, const moed_corpus *d, const moed_corpus *train, const moed_corpus *held_out, const moed_model *m,
-                  const clustering *k, moed_partition **out)
+int clusters_make(moed_context *c, const moed_corpus *d, const moed_corpus *train, const moed_corpus *held_out,
+                  const moed_model *m, const clustering *k, moed_partition **out)
 {
     moed_corpus_info whole = {.struct_size = sizeof whole}, part = {.struct_size = sizeof part};
     moed_layout_info layout = {.struct_size = sizeof layout};
@@ -247,7 +254,8 @@ static const moed_field CLUSTER_FIELDS[] = {
     FIELD_TEXT_(cluster_settings, model, "model whose token embeddings are used; none = random ones of --hidden numbers"),
     FIELD_INTEGER(cluster_settings, hidden, 64, 1, 65536, "numbers in a random embedding"),
     FIELD_NUMBER(cluster_settings, held_out, 0, 0, 0.9, "share of the documents left out of the clustering"),
-    {sizeof(moed_field), 0, "held_out_seed", "", "draws the held-out documents", MOED_FIELD_U64, offsetof(cluster_settings, held_out_seed), 0, 0, 0},
+    {sizeof(moed_field), 0, "held_out_seed", "", "draws the held-out documents", MOED_FIELD_U64,
+     offsetof(cluster_settings, held_out_seed), 0, 0, 0},
 };
 
 static int embedding_model(const cluster_settings *s, moed_context *c, const moed_corpus *d, uint64_t seed, moed_model **out)

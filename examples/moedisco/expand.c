@@ -10,13 +10,14 @@ typedef struct expand_settings {
 } expand_settings;
 
 static const moed_field EXPAND_FIELDS[] = {
-    FIELD_TEXT_(expand_settings, corpus, "text that says how much each expert is used: the most used are cloned first, and stay where "
-                                         "there are to be fewer"),
+    FIELD_TEXT_(expand_settings, corpus, "text that says how much each expert is used: the most used are cloned first, and stay "
+                                         "where there are to be fewer"),
     FIELD_INTEGER(expand_settings, usage_tokens, 100000, 1, 1e15, "tokens of it that are looked at"),
 };
 
 /* usage [out]: (layers, experts), NULL without a corpus. */
-static moed_status measure_usage(const expand_settings *s, moed_context *c, const moed_model *m, const moed_layout_info *info, double **usage)
+static moed_status measure_usage(const expand_settings *s, moed_context *c, const moed_model *m, const moed_layout_info *info,
+                                 double **usage)
 {
     moed_corpus *d = NULL;
     *usage = NULL;
@@ -30,7 +31,8 @@ static moed_status measure_usage(const expand_settings *s, moed_context *c, cons
     return status;
 }
 
-static int expand(moed_context *c, const char *from_dir, const char *to_dir, const expand_settings *s, const moed_expansion_options *o)
+static int expand(moed_context *c, const char *from_dir, const char *to_dir, const expand_settings *s,
+                  const moed_expansion_options *o)
 {
     moed_model *from = NULL, *whole = NULL;
     moed_expansion *x = NULL;
@@ -51,8 +53,8 @@ static int expand(moed_context *c, const char *from_dir, const char *to_dir, con
     if (!code) {
         say("%s: %lld experts, top-%lld, in place of %lld; %lld parameters, %lld of them active", to_dir, (long long)has.experts,
             (long long)has.top_k, (long long)had.experts, (long long)has.total, (long long)has.active);
-        emit(json_pack("{s:s, s:s, s:I, s:I}", "event", "expanded", "path", utf8(to_dir), "experts", (json_int_t)has.experts, "parameters",
-                       (json_int_t)has.total));
+        emit(json_pack("{s:s, s:s, s:I, s:I}", "event", "expanded", "path", utf8(to_dir), "experts", (json_int_t)has.experts,
+                       "parameters", (json_int_t)has.total));
     }
     moed_model_destroy(whole);
     moed_expansion_destroy(x);

@@ -155,7 +155,8 @@ static int set_text(flag *item, const char *text)
     switch (d->type) {
     case MOED_FIELD_TEXT:
         if (!item->passing && utf8(text) != text) /* it is kept in run.json */
-            return fail(EXIT_INPUT, "--%s %s: is not UTF-8, as all that is kept in run.json is; choose another", item->name, utf8(text));
+            return fail(EXIT_INPUT, "--%s %s: is not UTF-8, as all that is kept in run.json is; choose another", item->name,
+                        utf8(text));
         *(const char **)p = text;
         return -1;
     case MOED_FIELD_CHOICE: {
@@ -259,14 +260,20 @@ static void help_flag(const flag *item)
     const moed_field *d = &item->field;
     char head[96], tail[256] = "", sentence[640];
     if (d->type == MOED_FIELD_SWITCH) snprintf(head, sizeof head, "--[no-]%s", item->name);
-    else snprintf(head, sizeof head, "--%s %s", item->name,
-                  d->type == MOED_FIELD_TEXT ? "TEXT" : d->type == MOED_FIELD_F64 ? "X" : d->type == MOED_FIELD_CHOICE ? "NAME" : "N");
+    else
+        snprintf(head, sizeof head, "--%s %s", item->name,
+                 d->type == MOED_FIELD_TEXT     ? "TEXT"
+                 : d->type == MOED_FIELD_F64    ? "X"
+                 : d->type == MOED_FIELD_CHOICE ? "NAME"
+                                                : "N");
     size_t at = 0;
     if (d->type == MOED_FIELD_CHOICE) at += (size_t)snprintf(tail, sizeof tail, "%s; ", d->choices);
     else if (d->maximum > d->minimum && d->type != MOED_FIELD_SWITCH && d->type != MOED_FIELD_TEXT && d->type != MOED_FIELD_U64)
-        at += (size_t)snprintf(tail, sizeof tail, d->maximum >= 1e15 ? "from %.10g; " : "%.10g to %.10g; ", d->minimum, d->maximum);
+        at += (size_t)snprintf(tail, sizeof tail, d->maximum >= 1e15 ? "from %.10g; " : "%.10g to %.10g; ", d->minimum,
+                               d->maximum);
     if (at < sizeof tail) {
-        if (d->type == MOED_FIELD_SWITCH) snprintf(tail + at, sizeof tail - at, "default %s", item->initial[0] == '1' ? "on" : "off");
+        if (d->type == MOED_FIELD_SWITCH)
+            snprintf(tail + at, sizeof tail - at, "default %s", item->initial[0] == '1' ? "on" : "off");
         else snprintf(tail + at, sizeof tail - at, "default %s", item->initial[0] ? item->initial : "none");
     }
     snprintf(sentence, sizeof sentence, "%s [%s]", d->sentence, tail);

@@ -15,8 +15,8 @@
 #include "json_file.h"
 #include "output.h"
 
-/* jansson 2.14's reader ends the process, or loses characters unseen, when a buffer of it cannot grow by some bytes. Those bytes come
- * from here when there are no others: more than all that a command reads. Nothing of it is used twice. */
+/* jansson 2.14's reader ends the process, or loses characters unseen, when a buffer of it cannot grow by some bytes. Those bytes
+ * come from here when there are no others: more than all that a command reads. Nothing of it is used twice. */
 enum { RESERVE = 1 << 20, SMALL = 1 << 12 };
 static _Alignas(max_align_t) char reserve[RESERVE];
 static atomic_size_t taken;
@@ -25,7 +25,8 @@ static void *json_memory(size_t size)
 {
     void *memory = malloc(size);
     if (memory || size > SMALL) return memory;
-    const size_t room = (size + sizeof(max_align_t) - 1) / sizeof(max_align_t) * sizeof(max_align_t), at = atomic_fetch_add(&taken, room);
+    const size_t room = (size + sizeof(max_align_t) - 1) / sizeof(max_align_t) * sizeof(max_align_t),
+                 at = atomic_fetch_add(&taken, room);
     return at <= RESERVE - room ? reserve + at : NULL;
 }
 

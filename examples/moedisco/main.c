@@ -13,50 +13,59 @@ moed_cancel *app_cancel;
 static volatile sig_atomic_t stopped;
 
 static const verb VERBS[] = {
-    {"try", "FOLDER", "From somebody's own text to a trained, inspected MoE model in --minutes minutes: measures the machine, picks sizes, "
-     "builds a corpus, clusters it, trains, and shows what came out.", "moedisco try ~/notes --minutes 10", verb_try},
-    {"corpus build", "PREFIX TEXT...", "Text files, folders and .jsonl files into a corpus PREFIX.bin, .idx and .json: bytes are the tokens, exact "
-     "copies of a document are dropped.", "moedisco corpus build data/notes ~/notes", verb_corpus_build},
+    {"try", "FOLDER", "From somebody's own text to a trained, inspected MoE model in --minutes minutes: measures the machine, "
+     "picks sizes, builds a corpus, clusters it, trains, and shows what came out.", "moedisco try ~/notes --minutes 10",
+     verb_try},
+    {"corpus build", "PREFIX TEXT...", "Text files, folders and .jsonl files into a corpus PREFIX.bin, .idx and .json: bytes "
+     "are the tokens, exact copies of a document are dropped.", "moedisco corpus build data/notes ~/notes", verb_corpus_build},
     {"corpus export", "CORPUS OUT", "Writes a corpus, or one cluster of it, as OUT.bin, .idx and .json for another trainer.",
      "moedisco corpus export data/notes cluster2 --partition p.safetensors --cluster 2", verb_corpus_export},
     {"corpus info", "CORPUS", "What a corpus holds.", "moedisco corpus info data/notes", verb_corpus_info},
     {"init", "DIR", "A fresh model as a Hugging Face directory, from sizes or from a config.json.",
      "moedisco init model --hidden 256 --layers 6 --experts 8", verb_init},
-    {"info", "[PATH]", "What a file, model, corpus, partition or run directory is; of a model or a config.json also what training it takes, and what is "
-     "wrong in its files (exit code 2); without PATH: the devices and kernel sets here.",
+    {"info", "[PATH]", "What a file, model, corpus, partition or run directory is; of a model or a config.json also what "
+     "training it takes, and what is wrong in its files (exit code 2); without PATH: the devices and kernel sets here.",
      "moedisco info run/disco", verb_info},
-    {"cluster", "CORPUS PARTITION", "Clusters the documents of a corpus by their mean token embedding into the file PARTITION; shows size, tokens "
-     "and most typical documents of each cluster.", "moedisco cluster data/notes p.safetensors --clusters 4 --model model", verb_cluster},
-    {"split", "MODEL OUT", "One MoE model into submodels OUT/0, OUT/1, ...: the shared part and one expert (or an equal share) each.",
+    {"cluster", "CORPUS PARTITION", "Clusters the documents of a corpus by their mean token embedding into the file PARTITION; "
+     "shows size, tokens and most typical documents of each cluster.",
+     "moedisco cluster data/notes p.safetensors --clusters 4 --model model", verb_cluster},
+    {"split", "MODEL OUT",
+     "One MoE model into submodels OUT/0, OUT/1, ...: the shared part and one expert (or an equal share) each.",
      "moedisco split model submodels", verb_split},
-    {"train", "MODEL CORPUS OUT", "Trains one model on a corpus or on one cluster of it into OUT/model; takes up where it was stopped.",
+    {"train", "MODEL CORPUS OUT",
+     "Trains one model on a corpus or on one cluster of it into OUT/model; takes up where it was stopped.",
      "moedisco train submodels/0 data/notes out0 --partition p.safetensors --cluster 0 --steps 500", verb_train},
     {"integrate", "BASE OUT SUBMODEL...", "Trained submodels, in the order of split, and the base they came from, into one "
      "MoE model OUT. The word lost stands for a missing one (--allow-missing).",
      "moedisco integrate model merged out0/model out1/model out2/model out3/model", verb_integrate},
-    {"upcycle", "DENSE OUT", "One dense model (llama, mistral, qwen3, or one expert a layer) into an MoE model OUT: every expert its feed-forward, "
-     "as it is, with noise, or with a share of its units drawn anew.", "moedisco upcycle mistral moe --experts 8 --top-k 2 --redraw 0.5", verb_upcycle},
-    {"expand", "MODEL OUT", "One MoE model into OUT with more experts, drawn or cloned, that the old ones do not feel until they are chosen; or with "
-     "fewer, the most used on a corpus.", "moedisco expand small big --experts 16", verb_expand},
-    {"eval", "MODEL CORPUS|ITEMS", "Loss, perplexity, bits per byte and the load of each expert on a corpus; with --task, how many items of a "
-     "multiple-choice task it gets right, as lm-evaluation-harness counts.", "moedisco eval run/disco/model data/notes", verb_eval},
-    {"sample", "MODEL [PROMPT]", "Text from a model of byte tokens.", "moedisco sample run/disco/model 'The ' --temperature 0.8", verb_sample},
+    {"upcycle", "DENSE OUT", "One dense model (llama, mistral, qwen3, or one expert a layer) into an MoE model OUT: every "
+     "expert its feed-forward, as it is, with noise, or with a share of its units drawn anew.",
+     "moedisco upcycle mistral moe --experts 8 --top-k 2 --redraw 0.5", verb_upcycle},
+    {"expand", "MODEL OUT", "One MoE model into OUT with more experts, drawn or cloned, that the old ones do not feel until "
+     "they are chosen; or with fewer, the most used on a corpus.", "moedisco expand small big --experts 16", verb_expand},
+    {"eval", "MODEL CORPUS|ITEMS", "Loss, perplexity, bits per byte and the load of each expert on a corpus; with --task, how "
+     "many items of a multiple-choice task it gets right, as lm-evaluation-harness counts.",
+     "moedisco eval run/disco/model data/notes", verb_eval},
+    {"sample", "MODEL [PROMPT]", "Text from a model of byte tokens.", "moedisco sample run/disco/model 'The ' --temperature 0.8",
+     verb_sample},
     {"plan emo", "", "EMO, an expert pool that grows: stages, memory, hours and money, beside the last stage's pool throughout.",
      "moedisco plan emo --grow 8,16,32,64 --top-k 8 --all-tokens 1e9 --step-times 8:2e-6,64:3e-6", verb_plan_emo},
     {"plan", "disco|full|upcycle [DIR]", "What `run` would do, before anything is spent: phases, memory, FLOPs, hours and money.",
      "moedisco plan disco --hidden 2048 --heads 16 --layers 24 --steps 4100 --branch-steps 4200", verb_plan},
-    {"law fit", "RUNS", "Fits a scaling law to trained models: RUNS is CSV with a line of names, or JSON lines, of active parameters (active or N), "
-     "experts (E), tokens (D) and loss (L).", "moedisco law fit runs.csv --out law.json --bootstrap 200", verb_law_fit},
+    {"law fit", "RUNS", "Fits a scaling law to trained models: RUNS is CSV with a line of names, or JSON lines, of active "
+     "parameters (active or N), experts (E), tokens (D) and loss (L).",
+     "moedisco law fit runs.csv --out law.json --bootstrap 200", verb_law_fit},
     {"law predict", "", "The loss that a scaling law says, or the best use of a budget.",
      "moedisco law predict --experts 8,16,32 --flops 1e20", verb_law_predict},
-    {"run disco", "DIR", "MoE-DisCo into DIR/disco by [common start,] clusters, split, K workers, integration and F-phase. Finished steps are "
-     "kept; the same command goes on.", "moedisco run disco run --text ~/notes --minutes 5", verb_run},
+    {"run disco", "DIR", "MoE-DisCo into DIR/disco by [common start,] clusters, split, K workers, integration and F-phase. "
+     "Finished steps are kept; the same command goes on.", "moedisco run disco run --text ~/notes --minutes 5", verb_run},
     {"run full", "DIR", "The whole model on all data, into DIR/full: what MoE-DisCo is compared with.",
      "moedisco run full run --equal-money-to disco", verb_run},
     {"run upcycle", "DIR", "One dense model on all data, cloned into all experts, then the F-phase, into DIR/upcycle: the other "
      "thing to compare with.", "moedisco run upcycle run --equal-money-to disco", verb_run},
-    {"run emo", "DIR", "A model whose pool of experts grows while it trains, into DIR/emo: --grow names the pool sizes, a scaling law their tokens. "
-     "Killed anywhere, also inside an expansion, the same command goes on. With --grow, run disco grows too, after integration.",
+    {"run emo", "DIR", "A model whose pool of experts grows while it trains, into DIR/emo: --grow names the pool sizes, a "
+     "scaling law their tokens. Killed anywhere, also inside an expansion, the same command goes on. With --grow, run disco "
+     "grows too, after integration.",
      "moedisco run emo run --text ~/notes --family dots1 --grow 2,4,8,16 --steps 2000", verb_run},
     {"work", "RUN INDEX", "Trains submodel INDEX of the pipeline directory RUN: one worker of the S-phase, for job arrays.",
      "moedisco work run/disco 3", verb_work},
@@ -116,8 +125,10 @@ static int general_help(void)
 {
     printf("moedisco - train Mixture-of-Experts language models cheaply (MoE-DisCo)\n\nusage: moedisco VERB ... [--flags]\n\n");
     list_verbs("");
-    printf("\n`moedisco VERB --help` lists a verb's flags with defaults and an example. Start with: moedisco try FOLDER --minutes 10\n"
-           "exit codes: 0 done, 2 bad usage or input (also a path that may not be read or written, a full disk, a damaged model), 3 does\n"
+    printf("\n`moedisco VERB --help` lists a verb's flags with defaults and an example. "
+           "Start with: moedisco try FOLDER --minutes 10\n"
+           "exit codes: 0 done, 2 bad usage or input (also a path that may not be read or written, a full disk, a damaged "
+           "model), 3 does\n"
            "not fit in memory, 75 stopped and resumable, 1 anything else: worth one more try\n");
     return EXIT_DONE;
 }

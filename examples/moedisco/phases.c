@@ -254,8 +254,8 @@ static char *stage_path(const pipeline *p, size_t stage, const char *what)
     return path;
 }
 
-/* The model that a stage begins with: the one before, with more experts. All or nothing, so that a run that is killed meanwhile makes it
- * again. */
+/* The model that a stage begins with: the one before, with more experts. All or nothing, so that a run that is killed meanwhile
+ * makes it again. */
 static int grow(pipeline *p, const char *from_dir, int32_t experts, size_t stage, const char *to_dir)
 {
     moed_model *from = NULL;
@@ -279,15 +279,16 @@ static int train_stage(pipeline *p, size_t stage, int last, char **from)
     moed_growth_stage(p->growth, stage, &s);
     moed_growth_stage(p->growth, stage ? stage - 1 : 0, &before);
     const int grows = s.experts != before.experts; /* another stage with the same pool keeps its selection biases */
-    char *folder = stage_path(p, stage, ""), *initial = stage_path(p, stage, "initial"), *label = text_format("stage of %d", (int)s.experts);
+    char *folder = stage_path(p, stage, ""), *initial = stage_path(p, stage, "initial"),
+         *label = text_format("stage of %d", (int)s.experts);
     const char *work = last ? p->dir : folder;
     int code = make_folder(folder);
     if (!code && grows) code = grow(p, *from, s.experts, stage, initial);
     if (!code) {
         say("-- stage %zu: %d experts, %lld steps from step %lld on", stage + 1, (int)s.experts,
             (long long)(s.tokens / (p->train.rows * p->train.length)), (long long)(s.start / (p->train.rows * p->train.length)));
-        emit(json_pack("{s:s, s:I, s:I, s:I, s:I}", "event", "stage", "stage", (json_int_t)stage, "experts", (json_int_t)s.experts, "tokens",
-                       (json_int_t)s.tokens, "start", (json_int_t)s.start));
+        emit(json_pack("{s:s, s:I, s:I, s:I, s:I}", "event", "stage", "stage", (json_int_t)stage, "experts",
+                       (json_int_t)s.experts, "tokens", (json_int_t)s.tokens, "start", (json_int_t)s.start));
         code = train_into(p, label, grows ? initial : *from, p->train_view, work, stage_options(p, &s));
     }
     free(*from);
@@ -317,7 +318,8 @@ static int final_phase(pipeline *p, const char *from)
     int code = EXIT_DONE;
     if (!path_exists(model)) {
         const double began = now_seconds();
-        tell_phase("F-phase", p->growth ? "the whole model on all data, its experts growing in number" : "the whole model on all data");
+        tell_phase("F-phase",
+                   p->growth ? "the whole model on all data, its experts growing in number" : "the whole model on all data");
         code = p->growth ? train_stages(p, from) : train_into(p, "F-phase", from, p->train_view, p->dir, final_options(p));
         code = note_seconds(p, "F-phase", now_seconds() - began, code);
     }

@@ -367,7 +367,8 @@ int pipeline_settle(pipeline *p, const flags *f)
         return fail(EXIT_INPUT, "--grow is missing: pool sizes in turn, as in --grow 2,4,8,16");
     if (!p->growing.grow) return EXIT_DONE;
     if (flags_given(f, "schedule") && p->train.schedule != MOED_SCHEDULE_WSD)
-        return fail(EXIT_INPUT, "--schedule: a growing pool's stages are constant, and the last falls over --decay: leave it out");
+        return fail(EXIT_INPUT,
+                    "--schedule: a growing pool's stages are constant, and the last falls over --decay: leave it out");
     if (flags_given(f, "warmup"))
         return fail(EXIT_INPUT, "--warmup: each stage of a growing pool has its own: give --stage-warmup, in steps");
     const int code = growing_experts(&p->growing, experts, &count);
@@ -376,7 +377,8 @@ int pipeline_settle(pipeline *p, const flags *f)
     if (p->size.top_k > p->size.experts && !flags_given(f, "top-k")) p->size.top_k = p->size.experts;
     if (!growing_has_tokens(&p->growing)) return EXIT_DONE;
     if (p->steps >= 0 || p->minutes > 0 || p->money > 0 || p->equal_money_to)
-        return fail(EXIT_INPUT, "--grow %s: gives the tokens of each stage, which leaves nothing to --steps or a budget", p->growing.grow);
+        return fail(EXIT_INPUT, "--grow %s: gives the tokens of each stage, which leaves nothing to --steps or a budget",
+                    p->growing.grow);
     p->steps = growing_steps(&p->growing, p->train.rows * p->train.length);
     return EXIT_DONE;
 }
@@ -413,7 +415,9 @@ static int still_fits(const pipeline *p)
     const int code = trained ? EXIT_DONE : training_estimate(pipeline_grown(p), &last, &e);
     const int64_t room = trained || code ? 0 : training_room(p->context, p->train_view, 0);
     if (trained || code || e.host_bytes <= room) return code;
-    return fail(EXIT_FIT, "training needs %s of memory and %s are allowed; a started run keeps its settings: allow more, or start another with --name",
+    return fail(EXIT_FIT,
+                "training needs %s of memory and %s are allowed; a started run keeps its settings: allow more, or start another "
+                "with --name",
                 human_bytes(e.host_bytes, needs), human_bytes(room, allowed));
 }
 
@@ -453,7 +457,8 @@ int pipeline_check(const pipeline *p)
         return fail(EXIT_INPUT, "--start-share %g and --branch-share %g leave nothing to the F-phase", p->start_share,
                     p->branch_share);
     if (p->kind == KIND_EMO && (p->start_steps > 0 || p->branch_steps > 0))
-        return fail(EXIT_INPUT, "run emo has neither a start nor branches: leave --start-steps and --branch-steps out, or take run disco with --grow");
+        return fail(EXIT_INPUT, "run emo has neither a start nor branches: leave --start-steps and --branch-steps out, or take "
+                                "run disco with --grow");
     if (p->kind == KIND_FULL && (p->start_steps > 0 || p->branch_steps > 0))
         return fail(EXIT_INPUT, "run full has neither a start nor branches: leave --start-steps and --branch-steps out");
     if (p->kind == KIND_UPCYCLE && p->branch_steps > 0)

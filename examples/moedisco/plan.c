@@ -71,7 +71,8 @@ static int plan(pipeline *p, flags *f)
         if (!status) status = moed_corpus_get_info(p->whole, &info);
         if (status) return fail_status(status);
     }
-    if ((code = pipeline_settle(p, f)) || (code = pipeline_layouts(p, info.vocabulary)) || (code = pipeline_budget(p))) return code;
+    if ((code = pipeline_settle(p, f)) || (code = pipeline_layouts(p, info.vocabulary)) || (code = pipeline_budget(p)))
+        return code;
     return (code = pipeline_growth(p)) ? code : show(p);
 }
 

@@ -23,7 +23,8 @@ static const moed_field FIELDS[] = {
     FIELD_TEXT_(sizes, config, "a config.json to take instead of the sizes here"),
     FIELD_CHOICE_(sizes, preset, "demo|tiny|small", "sizes for all that are not given"),
     FIELD_CHOICE_(sizes, family, "mixtral|qwen2_moe|dots1",
-                  "architecture; qwen2_moe has a shared expert and Q, K, V biases, dots1 too and sigmoid scores with a selection bias (EMO)"),
+                  "architecture; qwen2_moe has a shared expert and Q, K, V biases, dots1 too and sigmoid scores with a selection "
+                  "bias (EMO)"),
     FIELD_INTEGER(sizes, hidden, 0, 1, 1 << 20, "width of the residual stream"),
     FIELD_INTEGER(sizes, layers, 0, 1, 4096, "transformer layers"),
     FIELD_INTEGER(sizes, heads, 0, 1, 4096, "attention heads"),
@@ -127,7 +128,8 @@ int sizes_layout(const sizes *s, moed_context *c, int64_t vocabulary, moed_layou
         if (s->family == FAMILY_MIXTRAL && s->shared_width)
             return fail(EXIT_INPUT, "--shared-width %lld: mixtral has no shared expert", (long long)s->shared_width);
         if (s->family == FAMILY_DOTS1 && s->shared_width % s->expert_width)
-            return fail(EXIT_INPUT, "--shared-width %lld: dots1 has whole experts as shared ones, multiples of --expert-width %lld",
+            return fail(EXIT_INPUT,
+                        "--shared-width %lld: dots1 has whole experts as shared ones, multiples of --expert-width %lld",
                         (long long)s->shared_width, (long long)s->expert_width);
         json_t *o = config_object(s, s->vocabulary ? s->vocabulary : vocabulary);
         text = json_line(o, JSON_INDENT(2));

@@ -244,8 +244,9 @@ typedef struct split_settings {
 
 static const moed_field SPLIT_FIELDS[] = {
     FIELD_INTEGER(split_settings, part, -1, -1, 65535, "only this submodel, -1 = all"),
-    FIELD_SWITCH_(split_settings, dense,
-                  "submodels of one expert as models of the dense family that computes the same (mixtral: mistral, qwen3_moe: qwen3)"),
+    FIELD_SWITCH_(
+        split_settings, dense,
+        "submodels of one expert as models of the dense family that computes the same (mixtral: mistral, qwen3_moe: qwen3)"),
 };
 
 static int build_parts(moed_split *s, const moed_model *base, int64_t from, int64_t to, const char *out)
@@ -321,8 +322,9 @@ typedef struct integrate_settings {
 
 static const moed_field INTEGRATE_FIELDS[] = {
     FIELD_TEXT_(integrate_settings, weights, "comma-separated weight of each submodel, for merge weighted and explicit"),
-    FIELD_TEXT_(integrate_settings, partition,
-                "partition file: its centroids or clusters make the gate (centroids, ridge), its tokens the weights (merge weighted)"),
+    FIELD_TEXT_(
+        integrate_settings, partition,
+        "partition file: its centroids or clusters make the gate (centroids, ridge), its tokens the weights (merge weighted)"),
     FIELD_TEXT_(integrate_settings, experts,
                 "table of experts, the split.json of split, for submodels whose config.json lost what it said of them"),
     FIELD_TEXT_(integrate_settings, corpus,

@@ -86,8 +86,8 @@ typedef struct moed_error_info {
     uint32_t struct_size;
     uint32_t flags;
     int32_t status;
-    int32_t retryable;     /* 1: the same call may succeed later (memory, space, a fault of I/O, cancelled); 0: not before its arguments
-                            * or files change, as where a path may not be written or leads nowhere */
+    int32_t retryable;     /* 1: the same call may succeed later (memory, space, a fault of I/O, cancelled); 0: not before its
+                            * arguments or files change, as where a path may not be written or leads nowhere */
     int64_t offset;        /* byte in the file, or -1 */
     int64_t callback_code; /* what the callback returned, for MOED_E_CALLBACK; else 0 */
     const char *message;

@@ -31,8 +31,9 @@ MOED_API moed_status moed_corpus_weights(const moed_corpus *d, float *out);
 enum { MOED_KMEANS_PLAIN = 0, MOED_KMEANS_BALANCED = 1 /* equal weight per cluster */ };
 enum { MOED_START_PLUSPLUS = 0, MOED_START_PARALLEL = 1 /* k-means||, Bahmani et al., 2012: few passes for many clusters */ };
 
-/* Vectors that need not be in memory. read writes rows [first, first + count) to out (count, width); it may be asked for any rows,
- * several times, always runs on the thread that called the library, and returns 0, or non-zero to stop (MOED_E_CALLBACK). */
+/* Vectors that need not be in memory. read writes rows [first, first + count) to out (count, width); it may be asked for any
+ * rows, several times, always runs on the thread that called the library, and returns 0, or non-zero to stop
+ * (MOED_E_CALLBACK). */
 typedef struct moed_vectors {
     uint32_t struct_size;
     uint32_t flags;
@@ -51,9 +52,11 @@ typedef struct moed_kmeans_options {
     int32_t restarts;    /* k-means++ starts, the best inertia wins */
     uint64_t seed;
     double tolerance;    /* stop when the centroids' squared movement is below this times the mean variance */
-    double imbalance;    /* balanced: clusters weigh the mean give or take this share of it (or the heaviest vector, if that is more) */
+    double imbalance;    /* balanced: clusters weigh the mean give or take this share of it (or the heaviest vector, if that is
+                            more) */
     int32_t start;       /* MOED_START_* */
-    int32_t batch;       /* vectors of a mini-batch (Sculley, 2010): `iterations` of these, then one pass; 0 = all vectors in every iteration */
+    int32_t batch;       /* vectors of a mini-batch (Sculley, 2010): `iterations` of these, then one pass; 0 = all vectors in
+                            every iteration */
 } moed_kmeans_options;
 
 typedef struct moed_kmeans_info {
@@ -80,12 +83,12 @@ MOED_API void moed_kmeans_destroy(moed_kmeans *k);
 MOED_API moed_status moed_kmeans_fit(moed_kmeans *k, const moed_tensor *x, const float *weights, const moed_tensor *starts,
                                      const moed_cancel *cancel);
 /* The same for vectors that are read batch by batch, once per iteration: what it holds does not depend on count. It starts from a
- * fit of a sample of them (64 MiB at most, restarts and all), or from `starts`. No labels are kept: ask moed_kmeans_assign_stream.
- * A cluster may be left without a vector where fewer than K differ. weights stays the caller's (count). Plain only. Cancelled between
- * batches of 16 MiB.
+ * fit of a sample of them (64 MiB at most, restarts and all), or from `starts`. No labels are kept: ask
+ * moed_kmeans_assign_stream. A cluster may be left without a vector where fewer than K differ. weights stays the caller's
+ * (count). Plain only. Cancelled between batches of 16 MiB.
  * Returns MOED_E_CALLBACK, MOED_E_UNSUPPORTED (a balanced fit), MOED_E_NUMERIC naming the row with NaN. Since: 0.1. */
-MOED_API moed_status moed_kmeans_fit_stream(moed_kmeans *k, const moed_vectors *x, const float *weights, const moed_tensor *starts,
-                                            const moed_cancel *cancel);
+MOED_API moed_status moed_kmeans_fit_stream(moed_kmeans *k, const moed_vectors *x, const float *weights,
+                                            const moed_tensor *starts, const moed_cancel *cancel);
 /* Labels of the fit itself (balanced ones included), (count). MOED_E_STATE before a fit, and after a streamed one. Since: 0.1. */
 MOED_API moed_status moed_kmeans_labels(const moed_kmeans *k, int32_t *labels, int64_t count);
 /* Nearest centroid of new vectors; distances (count) squared, nullable. Since: 0.1. */
@@ -112,8 +115,8 @@ typedef struct moed_partition_info {
 MOED_API moed_status moed_partition_create(moed_partition **out, moed_context *c, const int32_t *labels, int64_t count,
                                            int64_t clusters, const moed_tensor *centroids, const moed_corpus *corpus);
 /* A safetensors file: assignments I32 (documents), centroids F32 (clusters, width; may be absent); metadata: format
- * "moedisco-partition", version "1", clusters, corpus (the fingerprint or ""), digest (of the numbers; may be absent). Everything is
- * checked; MOED_E_CHECKSUM for numbers that are not the digest's. Since: 0.1. */
+ * "moedisco-partition", version "1", clusters, corpus (the fingerprint or ""), digest (of the numbers; may be absent). Everything
+ * is checked; MOED_E_CHECKSUM for numbers that are not the digest's. Since: 0.1. */
 MOED_API moed_status moed_partition_open(moed_partition **out, moed_context *c, const char *path);
 MOED_API moed_status moed_partition_save(const moed_partition *p, const char *path);
 MOED_API moed_status moed_partition_get_info(const moed_partition *p, moed_partition_info *out);

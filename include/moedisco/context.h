@@ -1,10 +1,10 @@
 /* context.h - a device, its threads, memory and limits, and the host's callbacks.
  *
- * A guest in the host's process: threads start with the first work and are gone with the last handle; they take no signals and inherit
- * the affinity of the thread that started them. Locale, directory, umask, signals and environment are never changed, nothing is printed,
- * descriptors close on exec. Floating point: every thread computes in the rounding, flush and trap modes of the one that calls, and these
- * stay; finite numbers raise FE_INEXACT and FE_UNDERFLOW at most, so a host may trap the others. After fork() the child's calls on old
- * handles return MOED_E_FORKED; they may be destroyed there, and new ones made. */
+ * A guest in the host's process: threads start with the first work and are gone with the last handle; they take no signals and
+ * inherit the affinity of the thread that started them. Locale, directory, umask, signals and environment are never changed,
+ * nothing is printed, descriptors close on exec. Floating point: every thread computes in the rounding, flush and trap modes of
+ * the one that calls, and these stay; finite numbers raise FE_INEXACT and FE_UNDERFLOW at most, so a host may trap the others.
+ * After fork() the child's calls on old handles return MOED_E_FORKED; they may be destroyed there, and new ones made. */
 #ifndef MOEDISCO_CONTEXT_H
 #define MOEDISCO_CONTEXT_H
 
@@ -59,8 +59,8 @@ typedef struct moed_context_options {
     void *executor_user;
     moed_log_fn log;        /* NULL = silent */
     void *log_user;
-    void *stream;           /* the device stream all work is enqueued on (CUDA: a cudaStream_t; the default one is cudaStreamLegacy);
-                               the caller's to destroy, once the context and its handles are gone.
+    void *stream;           /* the device stream all work is enqueued on (CUDA: a cudaStream_t; the default one is
+                               cudaStreamLegacy); the caller's to destroy, once the context and its handles are gone.
                                NULL = streams of the library's own, and calls return when their work is done */
     moed_device_alloc_fn device_alloc; /* both or neither; NULL = the device's */
     moed_device_free_fn device_free;
@@ -110,10 +110,11 @@ MOED_API void moed_context_destroy(moed_context *context);
 /* Fills out (struct_size set by the caller). Threads: any. Since: 0.1. */
 MOED_API moed_status moed_context_get_info(const moed_context *context, moed_context_info *out);
 
-/* The caller's events, for a device that has streams (CUDA: cudaEvent_t of the same device). Work that calls enqueue from now on starts
- * after `event` is complete; record: `event` is complete when all that was enqueued so far is. With a stream of the caller's both are
- * enqueued there, and neither waits. Without one calls are complete when they return: wait_event waits, and a recorded event is
- * complete at once. Returns MOED_E_UNSUPPORTED where the device has no streams, MOED_E_DEVICE. Threads: any. Since: 0.1. */
+/* The caller's events, for a device that has streams (CUDA: cudaEvent_t of the same device). Work that calls enqueue from now on
+ * starts after `event` is complete; record: `event` is complete when all that was enqueued so far is. With a stream of the
+ * caller's both are enqueued there, and neither waits. Without one calls are complete when they return: wait_event waits, and a
+ * recorded event is complete at once. Returns MOED_E_UNSUPPORTED where the device has no streams, MOED_E_DEVICE. Threads: any.
+ * Since: 0.1. */
 MOED_API moed_status moed_context_wait_event(moed_context *context, void *event);
 MOED_API moed_status moed_context_record_event(moed_context *context, void *event);
 

@@ -16,8 +16,10 @@ typedef struct moed_corpus_options {
     const char *field;       /* build: the JSON-lines field that holds the text */
     const char *tokenizer;   /* open, wrap: name or hash of the tokenizer, kept for the record; build: "bytes" */
     int64_t vocabulary;      /* open, wrap: 0 = corpus.json's, else largest token + 1 */
-    int64_t end_token;       /* open, wrap: document end; -1 = corpus.json's, else none (llm.c shards: 50256, or 128000 in uint32) */
-    int64_t document_bytes;  /* build: files above twice this are cut at blank lines into documents of about this size; 0 = never */
+    int64_t end_token;       /* open, wrap: document end; -1 = corpus.json's, else none (llm.c shards: 50256, or 128000 in
+                                uint32) */
+    int64_t document_bytes;  /* build: files above twice this are cut at blank lines into documents of about this size; 0 =
+                                never */
     int64_t minimum_bytes;   /* build: shorter documents are dropped */
 } moed_corpus_options;
 
@@ -100,9 +102,9 @@ MOED_API moed_status moed_corpus_save(const moed_corpus *d, const char *prefix, 
 
 /* Fills rows of `length` tokens and their labels as the trainer's sampler does: documents in an order drawn
  * per epoch, each followed by the end token, packed without gaps into one stream; the stream, which past its end begins
- * again, is cut into ceil(stream / length) pieces, and these become the epoch's rows in a drawn order. A corpus shorter than a row is
- * repeated. A pure function of (seed, row). documents nullable: 0 for the first document of a row, one more after each end of a document.
- * Arrays (rows, length). Since: 0.1. */
+ * again, is cut into ceil(stream / length) pieces, and these become the epoch's rows in a drawn order. A corpus shorter than a
+ * row is repeated. A pure function of (seed, row). documents nullable: 0 for the first document of a row, one more after each end
+ * of a document. Arrays (rows, length). Since: 0.1. */
 MOED_API moed_status moed_corpus_sample(const moed_corpus *d, uint64_t seed, int64_t first_row, int64_t rows, int64_t length,
                                         int32_t *tokens, int32_t *labels, int32_t *documents);
 

@@ -26,8 +26,8 @@ MOED_API moed_status moed_model_usage(const moed_model *m, const moed_corpus *d,
                                       const moed_cancel *cancel);
 
 /* Rows for moed_integration_set_gate with MOED_GATE_RIDGE by ridge regression: of each layer the hidden states h that its router
- * sees, over the documents of every cluster in turn, against the cluster they are of. rows [out] (layers, clusters, hidden); row k
- * of a layer is
+ * sees, over the documents of every cluster in turn, against the cluster they are of. rows [out] (layers, clusters, hidden); row
+ * k of a layer is
  *   argmin over w of sum_t (w . h_t - y_t)^2 + ridge * mean_d(sum_t h_td^2) |w|^2,   y_t = [t is of cluster k] - 1 / clusters
  * so that the rows of a layer add up to zero; zeros where a layer has no experts. m: in memory: the model that the gate is for
  * as far as it is there, such as the integrated one with another gate. tokens: of each cluster at most, 0 = all (unequal

@@ -16,8 +16,8 @@ enum { MOED_MERGE_UNIFORM = 0, MOED_MERGE_WEIGHTED = 1, MOED_MERGE_EXPLICIT = 2 
 enum { MOED_GATE_BASE = 0, MOED_GATE_RANDOM = 1, MOED_GATE_CENTROIDS = 2, MOED_GATE_RIDGE = 3, MOED_GATE_SUBMODELS = 4 };
 
 enum {
-    MOED_INTEGRATION_CLONES = 1 /* flags: submodels are clones: from which part of a split one comes is not compared, so that one model
-                                   may serve several parts (one dense model cloned into every expert is upcycling) */
+    MOED_INTEGRATION_CLONES = 1 /* flags: submodels are clones: from which part of a split one comes is not compared, so that one
+                                   model may serve several parts (one dense model cloned into every expert is upcycling) */
 };
 
 typedef struct moed_integration_options {
@@ -25,9 +25,10 @@ typedef struct moed_integration_options {
     uint32_t flags;
     int32_t merge;         /* UNIFORM: gamma = 1/parts added; WEIGHTED: weights given at add (tokens), divided by their sum;
                               EXPLICIT: gamma = the weight given */
-    int32_t gate;          /* BASE: the base's rows and biases (rows that submodels carry are ignored, trained or not); RANDOM: drawn;
-                              CENTROIDS, RIDGE: rows given by moed_integration_set_gate; these three with router biases of 0;
-                              SUBMODELS: rows and biases that submodels carry (dense ones have none), each expert's from its part */
+    int32_t gate;          /* BASE: the base's rows and biases (rows that submodels carry are ignored, trained or not); RANDOM:
+                              drawn; CENTROIDS, RIDGE: rows given by moed_integration_set_gate; these three with router biases of
+                              0; SUBMODELS: rows and biases that submodels carry (dense ones have none), each expert's from its
+                              part */
     int32_t allow_missing; /* 1: finish without a lost submodel; its experts come from the base */
     int32_t dtype;         /* of the result's floating parameters; 0 = the base's */
     uint64_t seed;         /* RANDOM */

@@ -30,14 +30,15 @@ typedef struct moed_layout_info {
 } moed_layout_info;
 
 enum {
-    MOED_MODEL_STREAM = 1 /* open: leave the numbers on disk; init: draw them when they are read; for surgery, save and info, not for
-                             training */
+    MOED_MODEL_STREAM = 1 /* open: leave the numbers on disk; init: draw them when they are read; for surgery, save and info, not
+                             for training */
 };
 
 typedef struct moed_model_options {
     uint32_t struct_size;
     uint32_t flags;
-    int32_t dtype;     /* save: of floating parameters, 0 = exactly as they are held: the dtype of arithmetic, or a streamed model's own */
+    int32_t dtype;     /* save: of floating parameters, 0 = exactly as they are held: the dtype of arithmetic, or a streamed
+                          model's own */
     int32_t reserved;
     uint64_t seed;     /* init */
     double init_std;   /* init: standard deviation; negative = the config's initializer_range */
@@ -61,14 +62,14 @@ MOED_API moed_status moed_layout_param(const moed_layout *l, size_t index, moed_
 MOED_API const char *moed_layout_config(const moed_layout *l);
 MOED_API void moed_layout_destroy(moed_layout *l);
 
-/* Executes pieces on contiguous tensors (what a foreign trainer does on its own shards, masters and moments), all in host memory or
- * all in the memory of the context's device (moed_tensor.device), with the same bits but for NaNs that arithmetic makes or converts.
- * On a device the work is enqueued on the context's stream, nothing is copied to the host, and the call returns at once; with a
- * stream of the library's own it returns when the work is done. pieces (count), all of one destination tensor; sources: one array of
- * whole tensors per source number, indexed by piece.source_param: sources[piece.source][piece.source_param] must exist or be behind a
- * NULL array; dst the whole tensor, or its shard when `shard` is given, and apart from the sources in memory. The bits are the same
- * however a tensor is cut into shards. Dtypes f64, f32, f16, bf16 in any mixture (any of whole bytes, for pure copies of equal dtype).
- * Everything is checked before dst is written.
+/* Executes pieces on contiguous tensors (what a foreign trainer does on its own shards, masters and moments), all in host memory
+ * or all in the memory of the context's device (moed_tensor.device), with the same bits but for NaNs that arithmetic makes or
+ * converts. On a device the work is enqueued on the context's stream, nothing is copied to the host, and the call returns at
+ * once; with a stream of the library's own it returns when the work is done. pieces (count), all of one destination tensor;
+ * sources: one array of whole tensors per source number, indexed by piece.source_param: sources[piece.source][piece.source_param]
+ * must exist or be behind a NULL array; dst the whole tensor, or its shard when `shard` is given, and apart from the sources in
+ * memory. The bits are the same however a tensor is cut into shards. Dtypes f64, f32, f16, bf16 in any mixture (any of whole
+ * bytes, for pure copies of equal dtype). Everything is checked before dst is written.
  * Returns MOED_E_ARGUMENT (memories mixed, too), MOED_E_RANGE or MOED_E_UNSUPPORTED, naming the piece, on a device MOED_E_MEMORY,
  * MOED_E_LIMIT or MOED_E_DEVICE. Threads: one call per dst. Since: 0.1. */
 MOED_API moed_status moed_piece_apply(moed_context *c, const moed_piece *pieces, size_t count,
@@ -120,17 +121,17 @@ MOED_API moed_status moed_model_inspect(moed_context *c, const char *dir, const 
 
 /* A fresh model in the context's dtype of arithmetic: weights normal(0, init_std), norms 1, biases and opaque
  * parameters 0, by a counter-based generator without libm: a tensor's numbers depend on seed, name and index alone, on
- * every machine. With MOED_MODEL_STREAM no numbers are held, whatever the model's size: they are drawn when saved or split, in the
- * layout's own dtypes. Since: 0.1. */
+ * every machine. With MOED_MODEL_STREAM no numbers are held, whatever the model's size: they are drawn when saved or split, in
+ * the layout's own dtypes. Since: 0.1. */
 MOED_API moed_status moed_model_init(moed_model **out, moed_context *c, const moed_layout *l, const moed_model_options *o);
 
 /* Called once when the library drops its last reference to borrowed tensors. Not from inside a call of
  * the borrower's own on another handle; must not call the library. */
 typedef void (*moed_release_fn)(void *user);
 
-/* A model on the caller's arrays. tensors: one per parameter, in the layout's order, all in host memory or all in that of the context's
- * device. A model in device memory is there for surgery and to be saved; logits, routing and training take one in host memory.
- * release nullable; not called when this call fails. Ownership: arrays stay the caller's and must
+/* A model on the caller's arrays. tensors: one per parameter, in the layout's order, all in host memory or all in that of the
+ * context's device. A model in device memory is there for surgery and to be saved; logits, routing and training take one in host
+ * memory. release nullable; not called when this call fails. Ownership: arrays stay the caller's and must
  * live until release; in device memory work on the context's stream may still read them then: free them in its order.
  * Since: 0.1. */
 MOED_API moed_status moed_model_borrow(moed_model **out, moed_context *c, const moed_layout *l, const moed_tensor *tensors,
@@ -138,8 +139,8 @@ MOED_API moed_status moed_model_borrow(moed_model **out, moed_context *c, const 
 
 /* Borrowed from the model. Since: 0.1. */
 MOED_API const moed_layout *moed_model_layout(const moed_model *m);
-/* A view of parameter `param`, in the memory that its device names; writing through it changes the model (not while a trainer uses it).
- * MOED_E_STATE for a streamed model. Since: 0.1. */
+/* A view of parameter `param`, in the memory that its device names; writing through it changes the model (not while a trainer
+ * uses it). MOED_E_STATE for a streamed model. Since: 0.1. */
 MOED_API moed_status moed_model_tensor(const moed_model *m, size_t param, moed_tensor *out);
 
 /* out [in] (rows, length, vocabulary), contiguous, of the context's dtype. Since: 0.1. */
@@ -165,8 +166,8 @@ MOED_API moed_status moed_model_routing(const moed_model *m, const moed_batch *b
 /* Writes a Hugging Face directory, all or nothing: a fresh directory is filled, synced and renamed. An existing
  * directory that holds a model and nothing else is replaced in the same way (behind a symbolic link the link's target),
  * any other is MOED_E_EXISTS. config.json keeps its unknown fields and names the dtype written. A model that was opened from a
- * directory takes along what else belongs to it, as far as it is still there: tokenizer, generation settings, chat template, code that
- * config.json names (docs/formats.md lists the names); so do its submodels and what is integrated on it. o nullable (dtype,
+ * directory takes along what else belongs to it, as far as it is still there: tokenizer, generation settings, chat template, code
+ * that config.json names (docs/formats.md lists the names); so do its submodels and what is integrated on it. o nullable (dtype,
  * shard_bytes).
  * Since: 0.1. */
 MOED_API moed_status moed_model_save(const moed_model *m, const char *dir, const moed_model_options *o);

@@ -12,8 +12,9 @@ extern "C" {
 typedef struct moed_split moed_split;
 
 enum {
-    MOED_SPLIT_DENSE = 1 /* flags: submodels of one expert as models of the dense family that computes the same (Mixtral: Mistral, Qwen3-MoE:
-                            Qwen3), without router rows; MOED_E_UNSUPPORTED where there is none, or a part has several experts */
+    MOED_SPLIT_DENSE = 1 /* flags: submodels of one expert as models of the dense family that computes the same (Mixtral: Mistral,
+                            Qwen3-MoE: Qwen3), without router rows; MOED_E_UNSUPPORTED where there is none, or a part has several
+                            experts */
 };
 
 typedef struct moed_split_options {

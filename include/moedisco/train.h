@@ -15,10 +15,11 @@ typedef struct moed_comm moed_comm; /* a group of ranks; NULL = this process alo
 
 enum { MOED_SCHEDULE_CONSTANT = 0, MOED_SCHEDULE_COSINE = 1, MOED_SCHEDULE_WSD = 2 };
 
-/* What the optimizer keeps of each number that trains. FULL: the number in 32 bits, and float moments (12 bytes with a BF16 device: 2 of
- * weights, 2 of their low halves, 8). LEAN: the number as the device computes with it, rounded stochastically where that is BF16, and moments
- * of 8 bits with a scale for each 256 (4.03 bytes with a BF16 device). AUTO: FULL where a run fits with it into the limits of the
- * context and the device's memory, as far as these are known, or not with LEAN either; else LEAN. Gradients come on top. */
+/* What the optimizer keeps of each number that trains. FULL: the number in 32 bits, and float moments (12 bytes with a BF16
+ * device: 2 of weights, 2 of their low halves, 8). LEAN: the number as the device computes with it, rounded stochastically where
+ * that is BF16, and moments of 8 bits with a scale for each 256 (4.03 bytes with a BF16 device). AUTO: FULL where a run fits with
+ * it into the limits of the context and the device's memory, as far as these are known, or not with LEAN either; else LEAN.
+ * Gradients come on top. */
 enum { MOED_POLICY_AUTO = 0, MOED_POLICY_FULL = 1, MOED_POLICY_LEAN = 2 };
 
 /* What one step did. Losses are means per label, in nats. */
@@ -61,8 +62,8 @@ typedef struct moed_train_options {
     double load_balance;       /* coefficient of the load-balance loss */
     double z_loss;             /* coefficient of the router z-loss */
     uint64_t seed;
-    const char *train;         /* comma-separated roles (shared, expert, router, bias) or name patterns with * ; NULL = all; what is
-                                * MOED_PARAM_FIXED never does */
+    const char *train;         /* comma-separated roles (shared, expert, router, bias) or name patterns with * ; NULL = all; what
+                                * is MOED_PARAM_FIXED never does */
     const char *freeze;        /* the same, taken away from the former; NULL = none */
     const char *directory;     /* of checkpoints/ and metrics.jsonl; NULL = none are written */
     int64_t checkpoint_every;  /* steps; 0 = only by moed_trainer_save */
@@ -76,18 +77,21 @@ typedef struct moed_train_options {
     int32_t graph;             /* 1: where the device can, a step's work is recorded once and launched as a whole; the results are
                                   the same */
     int32_t store_late;        /* 1: the model's own tensors follow a device's weights at the last of `steps` and at
-                                  moed_trainer_destroy alone, not after every moed_trainer_run and _update: for loops of many short
-                                  calls, each of which would bring all weights to the host */
+                                  moed_trainer_destroy alone, not after every moed_trainer_run and _update: for loops of many
+                                  short calls, each of which would bring all weights to the host */
     int32_t reserved;
-    double balance_rate;       /* of routers with a selection bias: after every step an expert's bias moves by so much, up where it had
-                                  less than the mean of the step's choices, down where it had more; 0 = biases rest. Every row of the step
-                                  counts. Source: auxiliary-loss-free balancing (arXiv 2408.15664) */
-    int64_t first_row;         /* of the corpus' stream: where this run takes it up, as many rows as runs before it took. 0 = its beginning */
-    double balance_boost;      /* balance_rate begins so many times as large and falls to itself by equal factors while the learning rate
-                                  rises: new experts find their share soon, and loads are at rest when the warm-up ends */
-    double balance_band;       /* an expert whose load differs from the mean by less than this share of it has its bias moved in proportion
-                                  to the difference; beyond, by the whole rate. 0 = always by the whole rate, as published. Loads then
-                                  come nearer to each other, for biases no longer swing by the rate; in the source as a variant */
+    double balance_rate;       /* of routers with a selection bias: after every step an expert's bias moves by so much, up where
+                                  it had less than the mean of the step's choices, down where it had more; 0 = biases rest. Every
+                                  row of the step counts. Source: auxiliary-loss-free balancing (arXiv 2408.15664) */
+    int64_t first_row;         /* of the corpus' stream: where this run takes it up, as many rows as runs before it took. 0 = its
+                                  beginning */
+    double balance_boost;      /* balance_rate begins so many times as large and falls to itself by equal factors while the
+                                  learning rate rises: new experts find their share soon, and loads are at rest when the warm-up
+                                  ends */
+    double balance_band;       /* an expert whose load differs from the mean by less than this share of it has its bias moved in
+                                  proportion to the difference; beyond, by the whole rate. 0 = always by the whole rate, as
+                                  published. Loads then come nearer to each other, for biases no longer swing by the rate; in the
+                                  source as a variant */
 } moed_train_options;
 
 /* What a run will take, before it starts. */
@@ -216,8 +220,8 @@ MOED_API moed_status moed_trainer_save(moed_trainer *t);
  * in the log); metrics are cut back to it. For a trainer at step 0. MOED_E_NOT_FOUND when there is none: the trainer is
  * unchanged, and a run may start afresh in the directory. MOED_E_CHECKSUM when there are some and none is whole:
  * nothing is cut. MOED_E_MISMATCH naming what differs: layout, corpus, or any option but those of directory,
- * checkpoints, evaluation and progress (steps count: they are the schedule's length). A trainer with MOED_POLICY_AUTO takes over the
- * checkpoint's policy, if that fits. Since: 0.1. */
+ * checkpoints, evaluation and progress (steps count: they are the schedule's length). A trainer with MOED_POLICY_AUTO takes over
+ * the checkpoint's policy, if that fits. Since: 0.1. */
 MOED_API moed_status moed_trainer_resume(moed_trainer *t);
 
 #ifdef __cplusplus

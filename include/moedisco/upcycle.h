@@ -17,7 +17,8 @@ typedef struct moed_upcycle_options {
     int32_t reserved;
     uint64_t seed;
     double noise;        /* normal noise on every number of an expert, of this share of its tensor's root mean square; 0 = none */
-    double redraw;       /* share of the intermediate units of every expert that are drawn anew; 0 = none, 1/2 in Drop-Upcycling */
+    double redraw;       /* share of the intermediate units of every expert that are drawn anew; 0 = none, 1/2 in
+                            Drop-Upcycling */
     double router_std;   /* of router rows; negative = the config's initializer_range */
     int64_t shard_bytes; /* of the result's directory: as in moed_model_options */
 } moed_upcycle_options;

@@ -139,7 +139,8 @@ static const field expansion_fields[] = {
     SWITCH(S, keep_bias, 0, "old experts keep their selection biases; off: all are 0"),
     CHOICE(S, dtype, 0, 4, "as-is|f32|f16|bf16|f64", "data type of floating parameters in the result; as-is = the model's"),
     U64(S, seed, 0, "seed of what is drawn"),
-    F64(S, std, -1, -1, 100, "draw: standard deviation of new experts and router rows; negative = the config's initializer_range"),
+    F64(S, std, -1, -1, 100,
+        "draw: standard deviation of new experts and router rows; negative = the config's initializer_range"),
     F64(S, noise, 0.01, 0, 100, "clone: noise on new experts, as a share of each tensor's root mean square"),
     F64(S, redraw, 0, 0, 1, "clone: share of the intermediate units of new experts that are drawn anew (Drop-Upcycling: 0.5)"),
     I64(S, shard_bytes, 0, 0, MAX_I64, "bytes of tensors in one file of a saved model at most; 0 = one file"),
@@ -183,8 +184,10 @@ static const field train_fields[] = {
     SWITCH(S, store_late, 0, "of a device: the host's copy of the weights follows at the end of the run alone"),
     F64(S, balance_rate, 1e-3, 0, 100, "by how much a step moves selection biases towards equal loads; 0 = they rest"),
     I64(S, first_row, 0, 0, MAX_I64 / 2, "rows of the data order that runs before this one took"),
-    F64(S, balance_boost, 10, 0, 1e6, "balance_rate begins so many times as large, and falls to itself while the learning rate rises"),
-    F64(S, balance_band, 0, 0, 1e6, "share of the mean load within which a selection bias moves in proportion; 0 = always by the whole rate"),
+    F64(S, balance_boost, 10, 0, 1e6,
+        "balance_rate begins so many times as large, and falls to itself while the learning rate rises"),
+    F64(S, balance_band, 0, 0, 1e6,
+        "share of the mean load within which a selection bias moves in proportion; 0 = always by the whole rate"),
 };
 #undef S
 

@@ -220,13 +220,14 @@ static moed_status stage_of_tokens(moed_stage *out, size_t i, int32_t experts, i
 {
     const int64_t half = step / 2;
     if (experts < 1) return bad(i, "experts", "it must be from 1 to 2^24", experts);
-    if (tokens < step - half || tokens > (int64_t)1 << 60) return bad(i, "tokens", "it must be from half a step to 2^60", (double)tokens);
+    if (tokens < step - half || tokens > (int64_t)1 << 60)
+        return bad(i, "tokens", "it must be from half a step to 2^60", (double)tokens);
     *out = (moed_stage){.experts = experts, .tokens = (tokens + half) / step * step};
     return MOED_OK;
 }
 
-moed_status moed_growth_from_tokens(moed_growth **out, moed_context *c, const int32_t *experts, const int64_t *tokens, size_t count,
-                                    const moed_growth_options *options)
+moed_status moed_growth_from_tokens(moed_growth **out, moed_context *c, const int32_t *experts, const int64_t *tokens,
+                                    size_t count, const moed_growth_options *options)
 {
     moed_growth_options o;
     moed_stage *stages = NULL;

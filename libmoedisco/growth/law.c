@@ -42,7 +42,8 @@ static const preset PRESETS[] = {
          {16612.5, 0.5962, 5455.67, 0.3954, 0.4598, -0.1666, 17.26, 0.1603, 0.1595, 0.94},
          0, 0, 0, "Abnar et al. 2025, arXiv 2501.12370 (coefficients second-hand)"},
     [MOED_LAW_KRAJEWSKI_2024] =
-        {MOED_FORM_GRANULARITY, {18.1, 0.115, 30.8, 0.147, 2.1, 0.58, 0.47}, 0, 64, 64, "Krajewski et al. 2024, arXiv 2402.07871"},
+        {MOED_FORM_GRANULARITY, {18.1, 0.115, 30.8, 0.147, 2.1, 0.58, 0.47}, 0, 64, 64,
+         "Krajewski et al. 2024, arXiv 2402.07871"},
 };
 
 /* ---- the handle ---- */

@@ -5,7 +5,8 @@
 #include "state.h"
 
 /* Of y (rows, n) = x (rows, k) w^T: d_w += d_y^T x where w is trained, or = where d_w counts for nothing yet. */
-static moed_status linear_weights(moedi_transformer *t, const moedi_group *w, const void *x, const void *d_y, int64_t n, int64_t k)
+static moed_status linear_weights(moedi_transformer *t, const moedi_group *w, const void *x, const void *d_y, int64_t n,
+                                  int64_t k)
 {
     void *d_w = moedi_group_gradient(t, w);
     if (!d_w) return MOED_OK;
@@ -31,8 +32,8 @@ static moed_status linear_backward(moedi_transformer *t, void *d_x, int accumula
 }
 
 /* The same two for all experts: places of expert e use matrix e of w. */
-static moed_status grouped_weights(moedi_transformer *t, int64_t layer, const moedi_group *w, const void *x, const void *d_y, int64_t n,
-                                   int64_t k)
+static moed_status grouped_weights(moedi_transformer *t, int64_t layer, const moedi_group *w, const void *x, const void *d_y,
+                                   int64_t n, int64_t k)
 {
     const moedi_config *c = t->config;
     void *d_w = moedi_group_gradient(t, w);
@@ -90,7 +91,8 @@ static moed_status backward_experts(moedi_transformer *t, int64_t layer)
 {
     const moedi_config *c = t->config;
     const moedi_activations *a = &t->layers[layer];
-    const moedi_group *gate_up = moedi_group_of(t, layer, MOEDI_GROUP_GATE_UP), *down = moedi_group_of(t, layer, MOEDI_GROUP_DOWN);
+    const moedi_group *gate_up = moedi_group_of(t, layer, MOEDI_GROUP_GATE_UP),
+                      *down = moedi_group_of(t, layer, MOEDI_GROUP_DOWN);
     const int64_t places = t->tokens_now * c->top_k, width = c->expert_width, hidden = c->hidden;
     MOEDI_OP(t, gather, moed_op_gather, .out = t->places, .x = t->d_x, .source = a->source, .slot = a->slot,
              .rows = t->tokens_now, .top_k = c->top_k, .width = hidden);
@@ -109,8 +111,8 @@ static moed_status backward_experts(moedi_transformer *t, int64_t layer)
 }
 
 /* A dense feed-forward block with gradient d_y of its output: d_h [+]=. act is made again where its gradient was. */
-static moed_status backward_ffn(moedi_transformer *t, const moedi_group *up, const moedi_group *down, const void *h, void *gate_up,
-                                void *act, const void *d_y, int64_t width, int accumulate)
+static moed_status backward_ffn(moedi_transformer *t, const moedi_group *up, const moedi_group *down, const void *h,
+                                void *gate_up, void *act, const void *d_y, int64_t width, int accumulate)
 {
     const int64_t hidden = t->config->hidden;
     MOEDI_TRY(linear_input(t, act, 0, down, d_y, hidden, width));
@@ -124,8 +126,8 @@ static moed_status backward_ffn(moedi_transformer *t, const moedi_group *up, con
 static moed_status backward_only_expert(moedi_transformer *t, int64_t layer)
 {
     const moedi_activations *a = &t->layers[layer];
-    return backward_ffn(t, moedi_group_of(t, layer, MOEDI_GROUP_GATE_UP), moedi_group_of(t, layer, MOEDI_GROUP_DOWN), a->h, a->gate_up,
-                        t->act, t->d_x, t->config->expert_width, 0);
+    return backward_ffn(t, moedi_group_of(t, layer, MOEDI_GROUP_GATE_UP), moedi_group_of(t, layer, MOEDI_GROUP_DOWN), a->h,
+                        a->gate_up, t->act, t->d_x, t->config->expert_width, 0);
 }
 
 /* What every token passes: d_h [+]= */

@@ -168,7 +168,8 @@ static const moedi_family families[] = {
         .router_field = "gate_network",
         .router_hidden_field = "gate_hidden_size", /* ours: a part has fewer experts, and all hidden units */
         .needed = {{"gate_type", "\"TopKBalancedNoisyGate\""}, {"gate_use_softmax", "true"},
-                   {"calculator_type", "\"UniversalCalculator\""}, {"multiply_gate_scores", "true"}, {"add_weight_norm", "false"}},
+                   {"calculator_type", "\"UniversalCalculator\""}, {"multiply_gate_scores", "true"},
+                   {"add_weight_norm", "false"}},
         .normalise_top_k = 1,
         .epsilon = 1e-6,
         .rope_theta = 10000.0,

@@ -46,8 +46,8 @@ static inline int moedi_config_dense(const moedi_config *c, int64_t layer)
     return layer < MOEDI_DENSE_LAYERS_MAX && (c->dense[layer / 64] >> (layer % 64) & 1);
 }
 
-/* Whether experts are routed. An only expert is not where its weight is 1 whatever the router says: it sees every token, its router
- * has no part in the output, and in the losses none either. */
+/* Whether experts are routed. An only expert is not where its weight is 1 whatever the router says: it sees every token, its
+ * router has no part in the output, and in the losses none either. */
 static inline int moedi_config_routes(const moedi_config *c)
 {
     return c->experts > 1 || c->weight_scale != 1.0 || (c->score == MOED_SCORE_SIGMOID && !c->normalise_top_k);
@@ -93,8 +93,8 @@ typedef struct moedi_family {
     const char *name;               /* config.json's model_type */
     const char *architecture;
     const char *slots[MOEDI_SLOT_COUNT]; /* tensor name patterns: %l layer, %e expert; NULL = the family has none */
-    const char *stacked[MOEDI_SLOT_COUNT]; /* those that Transformers 5 names otherwise in memory, gate standing for gate and up, each
-                                     * of all experts of a layer; NULL = as in slots, all NULL = it does not stack them */
+    const char *stacked[MOEDI_SLOT_COUNT]; /* those that Transformers 5 names otherwise in memory, gate standing for gate and up,
+                                     * each of all experts of a layer; NULL = as in slots, all NULL = it does not stack them */
     /* config.json's field names where families differ (NULL: it has no such field), and its defaults */
     const char *experts_field;      /* NULL: a dense family, whose feed-forward is an only expert without a router */
     const char *experts_alias, *top_k_field, *expert_width_field, *shared_width_field;
@@ -103,12 +103,14 @@ typedef struct moedi_family {
     const char *bias_field, *weight_scale_field, *noise_field;
     const char *router_field, *router_hidden_field; /* "linear", or "mlp" (the default); of an mlp, default as many as experts */
     struct { const char *field, *only; } needed[8]; /* fields that must be absent or what is said here, as JSON */
-    const char *dense;              /* the family that a model of one expert is, exactly, without a router; NULL = there is none */
+    const char *dense;              /* the family that a model of one expert is, exactly, without a router; NULL = there is
+                                       none */
     const char *moe;                /* of such a family: the one whose experts its feed-forward can be */
     int32_t bias;                   /* default of bias_field */
     int32_t normalise_top_k;        /* 0, 1, or -1 = norm_topk_prob, default 0 */
     int32_t qk_norm, score;
-    int32_t sliding_window;         /* 1 = the field sliding_window alone switches windowed attention on; 2 = from max_window_layers on */
+    int32_t sliding_window;         /* 1 = the field sliding_window alone switches windowed attention on; 2 = from
+                                       max_window_layers on */
     int32_t window;                 /* default of sliding_window, 0 = none */
     int32_t head_dim;               /* default of head_dim, 0 = hidden / heads */
     int32_t kv_heads;               /* default of num_key_value_heads; 0 = as many as heads */

@@ -25,8 +25,8 @@ moed_status moedi_transformer_norm(moedi_transformer *t, void *out, void *rstd, 
     return MOED_OK;
 }
 
-/* q, k and v of every token into qkv, before they are turned. With norms q and k are made apart, and normed on their way: backward
- * needs them as they were. */
+/* q, k and v of every token into qkv, before they are turned. With norms q and k are made apart, and normed on their way:
+ * backward needs them as they were. */
 static moed_status forward_qkv(moedi_transformer *t, int64_t layer)
 {
     const moedi_config *c = t->config;

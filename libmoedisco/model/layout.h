@@ -47,8 +47,8 @@ static inline int64_t moedi_layout_window(const moed_layout *l)
 {
     return l->window ? l->window : l->config.experts;
 }
-/* The layout of the dense sibling of a model that has one expert a layer left (its only expert's tensors are the feed-forward's; no
- * router), with provenance as above. MOED_E_UNSUPPORTED where the sibling would not compute the same. */
+/* The layout of the dense sibling of a model that has one expert a layer left (its only expert's tensors are the feed-forward's;
+ * no router), with provenance as above. MOED_E_UNSUPPORTED where the sibling would not compute the same. */
 moed_status moedi_layout_dense(moed_layout **out, const moed_layout *l, json_t *provenance);
 /* The other way: the layout of the family with experts whose dense sibling a model is. MOED_E_UNSUPPORTED where there is none. */
 moed_status moedi_layout_upcycled(moed_layout **out, const moed_layout *l, int32_t experts, int32_t top_k);
@@ -57,8 +57,8 @@ moed_status moedi_layout_upcycled(moed_layout **out, const moed_layout *l, int32
 moed_status moedi_layout_build(moed_layout **out, moed_context *c, const moed_param *params, size_t count);
 /* The layout of a family from config.json's object (kept, unknown fields too); path names it in errors. */
 moed_status moedi_layout_from_json(moed_layout **out, moed_context *c, const json_t *o, const char *path);
-/* The same parameters with every floating one in `dtype`, but a family's selection biases never narrower than F32; config.json says
- * so too. */
+/* The same parameters with every floating one in `dtype`, but a family's selection biases never narrower than F32; config.json
+ * says so too. */
 moed_status moedi_layout_with_dtype(moed_layout **out, const moed_layout *l, moed_dtype dtype);
 /* Puts that layout in the place of l. */
 moed_status moedi_layout_take_dtype(moed_layout **l, moed_dtype dtype);

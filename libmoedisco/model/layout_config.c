@@ -235,9 +235,10 @@ moed_status moedi_layout_dense(moed_layout **out, const moed_layout *l, json_t *
     moed_status status;
     const moedi_family *dense = l->family && l->family->dense ? moedi_family_find(l->family->dense) : NULL;
     if (!dense)
-        return moedi_fail(MOED_E_UNSUPPORTED,
-                          "%s%s has no dense family that computes the same: its submodels are of the family itself, with one expert",
-                          l->family ? "the family " : "a layout made by hand", l->family ? l->family->name : "");
+        return moedi_fail(
+            MOED_E_UNSUPPORTED,
+            "%s%s has no dense family that computes the same: its submodels are of the family itself, with one expert",
+            l->family ? "the family " : "a layout made by hand", l->family ? l->family->name : "");
     if (l->config.routed_layers != l->config.layers)
         return moedi_fail(MOED_E_UNSUPPORTED, "%lld of %lld layers have a feed-forward of their own, which a %s model cannot say",
                           (long long)(l->config.layers - l->config.routed_layers), (long long)l->config.layers, dense->name);
@@ -259,9 +260,10 @@ moed_status moedi_layout_upcycled(moed_layout **out, const moed_layout *l, int32
     const moedi_family *moe = l->family && l->family->moe ? moedi_family_find(l->family->moe) : NULL;
     if (!moe && l->family && l->family->experts_field && l->config.experts == 1) moe = l->family;
     if (!moe)
-        return moedi_fail(MOED_E_UNSUPPORTED,
-                          "%s%s: neither a dense family that has one with experts (llama, mistral, qwen3) nor one expert in every layer",
-                          l->family ? "the family " : "a layout made by hand", l->family ? l->family->name : "");
+        return moedi_fail(
+            MOED_E_UNSUPPORTED,
+            "%s%s: neither a dense family that has one with experts (llama, mistral, qwen3) nor one expert in every layer",
+            l->family ? "the family " : "a layout made by hand", l->family ? l->family->name : "");
     MOEDI_TRY(load_config(l, &o));
     if (moe != l->family) MOEDI_GO(become(o, l, moe));
     MOEDI_GO(set_config(o, moedi_config_experts_field(moe, o), json_integer(experts)));

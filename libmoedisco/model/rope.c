@@ -1,5 +1,5 @@
-/* model/rope.c - rotary positions and the ways to stretch them (arXiv 2104.09864, 2309.00071; Llama 3.1), as Transformers computes
- * them from config.json alone. */
+/* model/rope.c - rotary positions and the ways to stretch them (arXiv 2104.09864, 2309.00071; Llama 3.1), as Transformers
+ * computes them from config.json alone. */
 #include "rope.h"
 
 #include <math.h>
@@ -10,8 +10,8 @@
 #define MOST 1e15 /* of any number here */
 static const double TURN = 6.283185307179586476925286766559;
 
-/* The object that says it. rope_scaling goes before rope_parameters where a config has both, as in Transformers; an empty one says
- * nothing. */
+/* The object that says it. rope_scaling goes before rope_parameters where a config has both, as in Transformers; an empty one
+ * says nothing. */
 static const char *place_of(const json_t *o)
 {
     static const char *const places[] = {"rope_scaling", "rope_parameters"};

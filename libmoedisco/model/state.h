@@ -172,7 +172,8 @@ static inline void *moedi_group_gradient(const moedi_transformer *t, const moedi
 /* out = norm(x), and rstd (forward.c; backward makes again what was not kept) */
 moed_status moedi_transformer_norm(moedi_transformer *t, void *out, void *rstd, const void *x, const moedi_group *weight);
 
-/* The norm of a layer's queries, or of its keys, forward from `unnormed` to qkv, backward in place of their gradients (forward.c). */
+/* The norm of a layer's queries, or of its keys, forward from `unnormed` to qkv, backward in place of their gradients
+ * (forward.c). */
 moed_op_rmsnorm moedi_transformer_qk_norm(const moedi_transformer *t, int64_t layer, int key);
 
 /* The model's numbers of a group to the engine, where they are not in place (transformer.c). */

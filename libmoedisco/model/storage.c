@@ -1,5 +1,5 @@
-/* model/storage.c - stacked experts: gate and up of one expert after another, (experts, 2 width, hidden), and their downs. That is
- * the order in which their parameters lie in a layout: a stack is a run of these, and nothing is ever moved. */
+/* model/storage.c - stacked experts: gate and up of one expert after another, (experts, 2 width, hidden), and their downs. That
+ * is the order in which their parameters lie in a layout: a stack is a run of these, and nothing is ever moved. */
 #include "storage.h"
 
 #include <string.h>
@@ -53,7 +53,8 @@ const char *moedi_storage_advice(const char *name)
     static const struct { const char *prefix, *part, *end, *says; } known[] = {
         {"_orig_mod.", NULL, NULL, ": the model was saved as torch.compile wraps it; save its _orig_mod"},
         {"module.", NULL, NULL, ": the model was saved as a parallel wrapper holds it; save its module"},
-        {NULL, "_fsdp_wrapped_module.", NULL, ": the model was saved as FSDP wraps it; save the full state dict that FSDP gathers"},
+        {NULL, "_fsdp_wrapped_module.", NULL,
+         ": the model was saved as FSDP wraps it; save the full state dict that FSDP gathers"},
         {NULL, ".lora_", NULL, ": an adapter is in it; merge it first (merge_and_unload in peft)"},
         {"base_model.", NULL, NULL, ": an adapter wraps it; merge it first (merge_and_unload in peft)"},
         {NULL, NULL, ".weight_scale_inv", ": its weights are quantised; save them dequantised, as bfloat16"},

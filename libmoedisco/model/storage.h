@@ -1,4 +1,5 @@
-/* model/storage.h - the tensors in which a layout's parameters lie on disk: each in its own, or experts of a layer in two stacks. */
+/* model/storage.h - the tensors in which a layout's parameters lie on disk: each in its own, or experts of a layer in two
+ * stacks. */
 #ifndef MOEDI_STORAGE_H
 #define MOEDI_STORAGE_H
 
@@ -14,7 +15,8 @@ typedef struct moedi_stored {
 
 /* Whether a tensor of that name may be there and is of no use. */
 int moedi_storage_ignores(const moed_layout *l, const char *name);
-/* What the name of a tensor that no model has tells of how it was saved: the end of a sentence that says what to do, "" = nothing. */
+/* What the name of a tensor that no model has tells of how it was saved: the end of a sentence that says what to do, "" =
+ * nothing. */
 const char *moedi_storage_advice(const char *name);
 /* The tensor of that name; 0 when it holds no parameter of the layout. */
 int moedi_storage_find(const moed_layout *l, const char *name, moedi_stored *out);

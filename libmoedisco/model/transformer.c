@@ -31,7 +31,8 @@ static int64_t round_up(int64_t value, int64_t to)
     return (value + to - 1) / to * to;
 }
 
-/* The next group: slots from..to of a layer, for every expert (experts 0: not an expert's). Its gradient's place is among its like. */
+/* The next group: slots from..to of a layer, for every expert (experts 0: not an expert's). Its gradient's place is among its
+ * like. */
 static moed_status walk_group(walk *w, moedi_group *g, int from, int to, int32_t layer, int64_t experts, int written)
 {
     const moed_layout *l = w->layout;

@@ -10,7 +10,8 @@ typedef struct moedi_transformer moedi_transformer;
 
 enum {
     MOEDI_TRANSFORMER_TRAIN = 1, /* keep activations, have gradients */
-    MOEDI_TRANSFORMER_MASTERS = 2 /* where reals are narrow: low halves of the numbers that train, so that no bit of an update is lost */
+    MOEDI_TRANSFORMER_MASTERS = 2 /* where reals are narrow: low halves of the numbers that train, so that no bit of an update is
+                                     lost */
 };
 
 /* Coefficients of one micro-batch. */
@@ -80,11 +81,11 @@ moed_status moedi_transformer_routing(moedi_transformer *t, int32_t layer, int32
 /* 1: the next forwards keep the expert choices of the last one (gradient checks, recomputation). */
 void moedi_transformer_replay(moedi_transformer *t, int replay);
 
-/* A forward pass that begins with states (rows * length, hidden) of host memory, reals of the engine, in the place of embeddings, and
- * leaves there what comes out of the last layer. */
+/* A forward pass that begins with states (rows * length, hidden) of host memory, reals of the engine, in the place of embeddings,
+ * and leaves there what comes out of the last layer. */
 moed_status moedi_transformer_pass(moedi_transformer *t, const moed_batch *b, void *states, const moed_cancel *cancel);
-/* The next forwards call tap in each layer with what its router and experts see: h (rows * length, hidden) of device memory, the batch's
- * tokens; what it fails with ends the pass. NULL: no more. */
+/* The next forwards call tap in each layer with what its router and experts see: h (rows * length, hidden) of device memory, the
+ * batch's tokens; what it fails with ends the pass. NULL: no more. */
 typedef moed_status (*moedi_tap_fn)(moedi_transformer *t, int64_t layer, const void *h, void *user);
 void moedi_transformer_tap(moedi_transformer *t, moedi_tap_fn tap, void *user);
 /* Of a model whose layout has a window of experts: the next forwards call bring before each product with experts [first, first +
@@ -101,8 +102,8 @@ moed_status moedi_transformer_read(moedi_transformer *t, size_t param, int64_t f
 moed_status moedi_transformer_write(moedi_transformer *t, size_t param, int64_t first, int64_t count, void *wide);
 /* All gradients as one block of `count` reals: added and exchanged as one. */
 void *moedi_transformer_gradients(moedi_transformer *t, int64_t *count);
-/* Gradients go to a block of that size from now on. fresh: what it holds counts for nothing, and the forward and backward that follow
- * need not add to it: no pass over all gradients zeroes them. */
+/* Gradients go to a block of that size from now on. fresh: what it holds counts for nothing, and the forward and backward that
+ * follow need not add to it: no pass over all gradients zeroes them. */
 moed_status moedi_transformer_open_gradients(moedi_transformer *t, void *block, int32_t fresh);
 /* Copies weights back to the model's host memory (nothing to do where they are in place). */
 moed_status moedi_transformer_store(moedi_transformer *t);

@@ -1,4 +1,5 @@
-/* surgery/clone.h - experts made of those of another model: as they are, with noise, or with a share of their units drawn anew. */
+/* surgery/clone.h - experts made of those of another model: as they are, with noise, or with a share of their units drawn
+ * anew. */
 #ifndef MOEDI_CLONE_H
 #define MOEDI_CLONE_H
 
@@ -29,8 +30,8 @@ typedef struct moedi_cloner {
 /* Memory for a cloner of which the first six fields are filled in; destroyed even where this failed. */
 moed_status moedi_cloner_open(moedi_cloner *c);
 void moedi_cloner_close(moedi_cloner *c);
-/* The pieces of an expert's tensor, a parameter of the result. Redrawn units are normal with the root mean square of what they replace, the
- * same units in the expert's three tensors. MOED_E_NUMERIC where the source holds what is no number. */
+/* The pieces of an expert's tensor, a parameter of the result. Redrawn units are normal with the root mean square of what they
+ * replace, the same units in the expert's three tensors. MOED_E_NUMERIC where the source holds what is no number. */
 moed_status moedi_cloner_pieces(moedi_cloner *c, size_t param, moedi_piece_list *list);
 /* A seed for a use (0 on) of a parameter. */
 uint64_t moedi_cloner_seed(const moedi_cloner *c, const moed_param *p, uint64_t use);

@@ -1,13 +1,13 @@
-/* surgery/enqueue.c - executes checked pieces on a device: along the pieces' axis the tensor is cut where any piece begins or ends,
- * and each stretch is one operation of the backend, over what a shard has of it. */
+/* surgery/enqueue.c - executes checked pieces on a device: along the pieces' axis the tensor is cut where any piece begins or
+ * ends, and each stretch is one operation of the backend, over what a shard has of it. */
 #include <stdlib.h>
 
 #include "surgery/piece.h"
 #include "util/normal.h"
 #include "util/random.h"
 
-/* How the elements at hand lie in the whole tensor, as (blocks, rows, columns). Rows are those of the pieces' axis, (length, inner)
- * elements each, or stretches of its indices where the shard cuts these. */
+/* How the elements at hand lie in the whole tensor, as (blocks, rows, columns). Rows are those of the pieces' axis, (length,
+ * inner) elements each, or stretches of its indices where the shard cuts these. */
 typedef struct window {
     int64_t blocks, rows;          /* rows in a block; per_index: for every index of a stretch */
     int64_t block, row;            /* strides of what is at hand */

@@ -145,7 +145,8 @@ static moed_status check(const moed_model *from, const double *usage, const moed
     const moedi_config *c = &from->layout->config;
     if (!from->layout->family || c->routed_layers == 0)
         return moedi_fail(MOED_E_UNSUPPORTED, "%s has no layer with experts that could get more or fewer",
-                          from->layout->family ? "the model" : "a layout made by hand says nothing of how its names are counted: it");
+                          from->layout->family ? "the model"
+                                               : "a layout made by hand says nothing of how its names are counted: it");
     if (!from->layout->family->experts_field)
         return moedi_fail(MOED_E_UNSUPPORTED, "a %s model is dense: upcycling makes experts of it", from->layout->family->name);
     if (o->experts < c->experts && !usage)

@@ -304,9 +304,9 @@ moed_status moed_integration_set_scale(moed_integration *i, const double *weight
         for (int32_t e = 0; e < l->experts[layer]; e++) {
             double w = weight[(int64_t)layer * i->most + e];
             if (!isfinite(w) || w < 0.0 || (w > 0.0 && !isfinite(1.0 / (top_k * w))))
-                return moedi_fail_parameter(MOED_E_ARGUMENT, "weight",
-                                            "layer %d, expert %d: routed weight %g is neither 0 nor a number that 1 can be divided by",
-                                            layer, e, w);
+                return moedi_fail_parameter(
+                    MOED_E_ARGUMENT, "weight",
+                    "layer %d, expert %d: routed weight %g is neither 0 nor a number that 1 can be divided by", layer, e, w);
         }
     MOEDI_TRY(MOEDI_NEW(i->context, (int64_t)l->layers * i->most, &scales));
     for (int64_t n = 0; n < (int64_t)l->layers * i->most; n++) scales[n] = 1.0;

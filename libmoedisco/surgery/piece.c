@@ -77,8 +77,8 @@ static moed_status check_place(const moedi_plan_request *r, size_t index, moedi_
     const moed_context *c = r->context;
     if (s->device && s->model && r->device == MOED_MEMORY_HOST) s->data = NULL, s->device = MOED_MEMORY_HOST;
     if (s->device != r->device)
-        return moedi_fail(MOED_E_ARGUMENT, "%s: its %s is in %s memory, the destination in %s memory", place_of(r, index).text, what,
-                          s->device ? "device" : "host", r->device ? "device" : "host");
+        return moedi_fail(MOED_E_ARGUMENT, "%s: its %s is in %s memory, the destination in %s memory", place_of(r, index).text,
+                          what, s->device ? "device" : "host", r->device ? "device" : "host");
     if (s->device && s->model && (s->model->context->backend != c->backend || s->model->context->device_index != c->device_index))
         return moedi_fail(MOED_E_ARGUMENT, "%s: its %s is in memory of %s, the destination of %s", place_of(r, index).text, what,
                           s->model->context->device, c->device);
@@ -569,7 +569,8 @@ static moed_status check_tensor(const moed_context *c, const moed_tensor *t, con
     int64_t stride = 1;
     const char *has = moedi_context_lacks_memory(c, t->device);
     if (has)
-        return moedi_fail(MOED_E_UNSUPPORTED, "%s is on device %d: the context's device %s has %s", what, t->device, c->device, has);
+        return moedi_fail(MOED_E_UNSUPPORTED, "%s is on device %d: the context's device %s has %s", what, t->device, c->device,
+                          has);
     if (t->rank < 0 || t->rank > MOED_RANK_MAX || moedi_shape_elements(t->shape, t->rank) < 0)
         return moedi_fail(MOED_E_ARGUMENT, "%s: rank %d, or a negative or too large shape", what, t->rank);
     if (!t->data && moedi_shape_elements(t->shape, t->rank) > 0)
@@ -640,7 +641,8 @@ moed_status moed_piece_apply(moed_context *c, const moed_piece *pieces, size_t c
                                   .resolve = resolve_array,
                                   .user = &a};
     MOEDI_TRY(moedi_plan_create(&plan, &request));
-    const moed_status status = dst->device ? moedi_plan_enqueue(&plan, dst->data) : moedi_plan_fill(&plan, 0, plan.elements, dst->data);
+    const moed_status status = dst->device ? moedi_plan_enqueue(&plan, dst->data)
+                                           : moedi_plan_fill(&plan, 0, plan.elements, dst->data);
     moedi_plan_destroy(&plan);
     return status;
 }

@@ -38,7 +38,8 @@ typedef struct moedi_plan_piece {
     moed_piece piece;
     moedi_piece_source source, reference;
     int exact;                     /* bytes are copied as they are */
-    int on_reference;              /* DELTA: the COPY below it brings the reference's numbers, so that they need no second conversion */
+    int on_reference;              /* DELTA: the COPY below it brings the reference's numbers, so that they need no second
+                                      conversion */
 } moedi_plan_piece;
 
 /* Pieces that were checked, ready to be executed. */
@@ -60,7 +61,8 @@ typedef struct moedi_plan {
 /* Checks everything: ranges, axes, ranks, shapes, types, tiling. Nothing was written when it refuses. */
 moed_status moedi_plan_create(moedi_plan *out, const moedi_plan_request *request);
 void moedi_plan_destroy(moedi_plan *plan);
-/* On the device: enqueues all of it on the context's stream, or waits where the context has none. Sums of squares are not taken. */
+/* On the device: enqueues all of it on the context's stream, or waits where the context has none. Sums of squares are not
+ * taken. */
 moed_status moedi_plan_enqueue(const moedi_plan *plan, void *out);
 /* In host memory. Makes elements [first, first + count) of what is at hand. The same bits for any number of threads and any way
  * of cutting. */

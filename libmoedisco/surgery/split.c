@@ -172,8 +172,8 @@ static moed_status read_list(const json_t *list, int32_t layer, int32_t *experts
     for (size_t j = 0; j < n; j++) {
         const json_t *e = json_array_get(list, j);
         if (!json_is_integer(e) || json_integer_value(e) < 0 || json_integer_value(e) > INT32_MAX)
-            return moedi_fail_parameter(MOED_E_MISMATCH, "experts", "the submodel's experts of layer %d are no numbers of experts",
-                                        layer);
+            return moedi_fail_parameter(MOED_E_MISMATCH, "experts",
+                                        "the submodel's experts of layer %d are no numbers of experts", layer);
         experts[j] = (int32_t)json_integer_value(e);
     }
     *count = (int32_t)n;
@@ -253,8 +253,8 @@ static moed_status check_layer(const moed_split *s, int32_t layer, int32_t *owne
         if (count_of(s, part, layer) != count_of(s, 0, layer))
             return moedi_fail(
                 MOED_E_ARGUMENT,
-                "layer %d: of its %d experts part 0 holds %d and part %d holds %d; every part holds the same number: split into a number of "
-                "parts that divides the experts, or give a table of experts",
+                "layer %d: of its %d experts part 0 holds %d and part %d holds %d; every part holds the same number: split into "
+                "a number of parts that divides the experts, or give a table of experts",
                 layer, s->layout->experts[layer], count_of(s, 0, layer), part, count_of(s, part, layer));
         for (int32_t j = 0; j < count_of(s, part, layer); j++) {
             int32_t e = list_of(s, part, layer)[j];

@@ -98,8 +98,8 @@ static moed_status check_usage(const moed_split *s, const double *usage, int32_t
                 const double u = usage[((int64_t)part * l->layers + layer) * most + e];
                 if (!isfinite(u) || u < 0.0)
                     return moedi_fail_parameter(
-                        MOED_E_ARGUMENT, "usage", "part %d, layer %d, expert %d: a usage of %g is not a finite number of at least 0",
-                        part, layer, e, u);
+                        MOED_E_ARGUMENT, "usage",
+                        "part %d, layer %d, expert %d: a usage of %g is not a finite number of at least 0", part, layer, e, u);
             }
     return MOED_OK;
 }

@@ -218,8 +218,8 @@ static moed_status count_layer(moedi_layerwise *w, int64_t step, const moed_batc
 }
 
 /* The same for a streamed model: all rows that there is room for go through a layer before the next one is read. */
-static moed_status measure_layerwise(const moed_model *m, moedi_rows *r, int64_t step, int64_t experts, double *counts, double *sums,
-                                     const moed_cancel *cancel)
+static moed_status measure_layerwise(const moed_model *m, moedi_rows *r, int64_t step, int64_t experts, double *counts,
+                                     double *sums, const moed_cancel *cancel)
 {
     const moedi_config *c = &m->layout->config;
     const int64_t choices = step * r->length * c->top_k;
@@ -281,7 +281,8 @@ moed_status moedi_evaluate_usage(const moed_model *m, const moed_corpus *d, int6
     MOEDI_GO(MOEDI_NEW(m->context, 2 * c->layers * c->experts, &counts));
     sums = counts + c->layers * c->experts;
     MOEDI_GO(moedi_rows_open(&r, d, tokens, wait, length));
-    MOEDI_GO(streamed ? measure_layerwise(m, &r, rows, experts, counts, sums, cancel) : measure_usage(t, &r, counts, sums, cancel));
+    MOEDI_GO(streamed ? measure_layerwise(m, &r, rows, experts, counts, sums, cancel)
+                      : measure_usage(t, &r, counts, sums, cancel));
     status = finish_usage(c, counts, sums, usage, weight);
 out:
     moedi_rows_close(&r);

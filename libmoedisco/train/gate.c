@@ -199,9 +199,9 @@ static moed_status solve_layer(void *argument, int64_t layer)
     for (int64_t i = 0; i < d; i++) a[i * d + i] += w->ridge * mean / (double)d;
     centre(totals, k, d);
     if (!factorise(a, d))
-        return moedi_fail(
-            MOED_E_NUMERIC, "layer %lld: no regression on its hidden states: they are zero, NaN or infinite, or ridge is too small",
-            (long long)layer);
+        return moedi_fail(MOED_E_NUMERIC,
+                          "layer %lld: no regression on its hidden states: they are zero, NaN or infinite, or ridge is too small",
+                          (long long)layer);
     for (int64_t c = 0; c < k; c++) {
         substitute(a, d, totals + c * d);
         for (int64_t i = 0; i < d; i++) w->rows[(layer * k + c) * d + i] = (float)totals[c * d + i];

@@ -144,7 +144,8 @@ static json_t *pack_loads(const moedi_config *c, const int64_t *loads, int64_t *
     return NULL;
 }
 
-moed_status moedi_metrics_step(moedi_metrics *m, const moed_report *r, const moedi_config *c, const int64_t *loads, int64_t *scratch)
+moed_status moedi_metrics_step(moedi_metrics *m, const moed_report *r, const moedi_config *c, const int64_t *loads,
+                               int64_t *scratch)
 {
     if (m->fd < 0) return MOED_OK;
     json_t *o = json_pack("{s:I, s:I, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f}", "step", (json_int_t)r->step, "tokens",
@@ -171,7 +172,8 @@ moed_status moedi_metrics_evaluation(moedi_metrics *m, int64_t step, const moed_
 moed_status moedi_metrics_expansion(moedi_metrics *m, int64_t step, const moedi_config *c)
 {
     if (m->fd < 0) return MOED_OK;
-    return append(m, json_pack("{s:I, s:I, s:I}", "step", (json_int_t)step, "experts", (json_int_t)c->experts, "top_k", (json_int_t)c->top_k));
+    return append(m, json_pack("{s:I, s:I, s:I}", "step", (json_int_t)step, "experts", (json_int_t)c->experts, "top_k",
+                               (json_int_t)c->top_k));
 }
 
 moed_status moedi_metrics_sync(moedi_metrics *m)

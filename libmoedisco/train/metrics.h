@@ -21,7 +21,8 @@ moed_status moedi_metrics_used(const moedi_metrics *m, int *used);
 moed_status moedi_metrics_cut(moedi_metrics *m, int64_t step);
 /* On a closed file these do nothing. */
 /* loads (layers, experts) of the step; scratch (experts). */
-moed_status moedi_metrics_step(moedi_metrics *m, const moed_report *report, const moedi_config *c, const int64_t *loads, int64_t *scratch);
+moed_status moedi_metrics_step(moedi_metrics *m, const moed_report *report, const moedi_config *c, const int64_t *loads,
+                               int64_t *scratch);
 moed_status moedi_metrics_evaluation(moedi_metrics *m, int64_t step, const moed_report *report);
 /* After step `step` the model has other experts. */
 moed_status moedi_metrics_expansion(moedi_metrics *m, int64_t step, const moedi_config *c);

@@ -16,8 +16,9 @@ moed_status moedi_selection_biases_create(moedi_selection_biases *out, moedi_tra
 void moedi_selection_biases_destroy(moedi_selection_biases *b);
 /* Weights have changed by another hand. */
 void moedi_selection_biases_forget(moedi_selection_biases *b);
-/* b += rate sign(mean load - load), in every layer: loads (layers, experts) of a whole step. band above 0: loads that differ from the mean
- * by less than that share of it move their bias in proportion. Enqueued; the next call comes after a wait. Source: arXiv 2408.15664. */
+/* b += rate sign(mean load - load), in every layer: loads (layers, experts) of a whole step. band above 0: loads that differ from
+ * the mean by less than that share of it move their bias in proportion. Enqueued; the next call comes after a wait. Source: arXiv
+ * 2408.15664. */
 moed_status moedi_selection_biases_move(moedi_selection_biases *b, const int64_t *loads, double rate, double band);
 
 #endif

@@ -82,12 +82,12 @@ json_t *moedi_state_make(const moed_trainer *t)
     json_t *options = make_options(&t->options);
     if (!options) return NULL;
     json_t *state =
-        json_pack("{s:i, s:s, s:s, s:s, s:I, s:I, s:I, s:I, s:f, s:I, s:s, s:{s:s, s:s, s:I, s:I}}", "format", STATE_FORMAT, "library",
-                  text, "kernels", t->context->backend_info.kernels, "policy", moedi_policy_name(t->policy), "step",
+        json_pack("{s:i, s:s, s:s, s:s, s:I, s:I, s:I, s:I, s:f, s:I, s:s, s:{s:s, s:s, s:I, s:I}}", "format", STATE_FORMAT,
+                  "library", text, "kernels", t->context->backend_info.kernels, "policy", moedi_policy_name(t->policy), "step",
                   (json_int_t)t->step, "tokens", (json_int_t)t->consumed, "row", (json_int_t)t->row, "evaluated",
-                  (json_int_t)t->evaluated, "best_held_out", t->best_held_out, "moments_since", (json_int_t)t->optimizer.since, "layout", layout, "corpus", "fingerprint",
-                  t->corpus->info.fingerprint, "view", view, "documents", (json_int_t)t->corpus->documents, "tokens",
-                  (json_int_t)t->corpus->info.tokens);
+                  (json_int_t)t->evaluated, "best_held_out", t->best_held_out, "moments_since", (json_int_t)t->optimizer.since,
+                  "layout", layout, "corpus", "fingerprint", t->corpus->info.fingerprint, "view", view, "documents",
+                  (json_int_t)t->corpus->documents, "tokens", (json_int_t)t->corpus->info.tokens);
     if (json_object_set_new(state, "options", options) == 0) return state;
     json_decref(state);
     return NULL;

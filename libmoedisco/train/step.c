@@ -114,8 +114,8 @@ static moed_status enqueue_gradient(moed_trainer *t, const moed_cancel *cancel)
     return status;
 }
 
-/* Norm, clipping, AdamW, and no gradients any more. The device drops the step where a loss or the norm is not finite. begun [out]:
- * weights may have changed. */
+/* Norm, clipping, AdamW, and no gradients any more. The device drops the step where a loss or the norm is not finite. begun
+ * [out]: weights may have changed. */
 static moed_status enqueue_update(moed_trainer *t, int *begun)
 {
     *begun = 0;
@@ -321,7 +321,8 @@ moed_status moed_trainer_loads(const moed_trainer *t, int64_t *loads, size_t cap
     MOEDI_TRY(moedi_step_check(t));
     const size_t bytes = moedi_loads_bytes(&t->model->layout->config), count = bytes / sizeof *loads;
     if (capacity < count)
-        return moedi_fail_parameter(MOED_E_RANGE, "capacity", "capacity is %zu, and the layers have %zu experts in all", capacity, count);
+        return moedi_fail_parameter(MOED_E_RANGE, "capacity", "capacity is %zu, and the layers have %zu experts in all", capacity,
+                                    count);
     memcpy(loads, t->last_loads, bytes);
     return MOED_OK;
 }

@@ -57,8 +57,8 @@ moed_status moedi_trainer_claim(moed_trainer *t);
 /* With AUTO: everything that depends on the policy is made anew for a checkpoint's, where that is another. Frees first: when it
  * does not succeed, the trainer is broken. */
 moed_status moedi_trainer_adopt(moed_trainer *t, int32_t policy);
-/* Another model in the place of its own, with the policy that it has; moments are 0. What does not fit changes nothing; what fails later
- * breaks the trainer. */
+/* Another model in the place of its own, with the policy that it has; moments are 0. What does not fit changes nothing; what
+ * fails later breaks the trainer. */
 moed_status moedi_trainer_take_model(moed_trainer *t, moed_model *m);
 
 #endif

@@ -39,7 +39,8 @@ static moed_status hold(moed_trainer *t, int carry, holdings *h)
     MOEDI_TRY(moedi_layout_with_dtype(&exact, t->model->layout, t->context->backend_info.wide));
     MOEDI_GO(moedi_model_create(&h->weights, t->context, exact));
     for (size_t i = 0; i < exact->count; i++)
-        MOEDI_GO(moedi_transformer_read(t->transformer, i, 0, moedi_param_elements(&exact->params[i]), h->weights->tensors[i].data));
+        MOEDI_GO(
+            moedi_transformer_read(t->transformer, i, 0, moedi_param_elements(&exact->params[i]), h->weights->tensors[i].data));
     if (carry) MOEDI_GO(hold_moments(t, h));
 out:
     moed_layout_destroy(exact);
@@ -65,7 +66,8 @@ static moed_status narrow(moed_model **out, const moed_model *wide)
 static moed_status write_weights(moed_trainer *t, const moed_model *wide)
 {
     for (size_t i = 0; i < wide->layout->count; i++)
-        MOEDI_TRY(moedi_transformer_write(t->transformer, i, 0, moedi_param_elements(&wide->layout->params[i]), wide->tensors[i].data));
+        MOEDI_TRY(
+            moedi_transformer_write(t->transformer, i, 0, moedi_param_elements(&wide->layout->params[i]), wide->tensors[i].data));
     return MOED_OK;
 }
 
@@ -102,8 +104,8 @@ static moed_status check(const moed_trainer *t, int32_t carry)
     if (t->pending.calls > 0)
         return moedi_fail(MOED_E_STATE, "gradients of %lld calls wait for moed_trainer_update", (long long)t->pending.calls);
     if (carry && t->policy == MOED_POLICY_LEAN)
-        return moedi_fail_parameter(MOED_E_UNSUPPORTED, "carry", "policy lean keeps moments as codes of blocks, which are not cut: expand without "
-                                    "carrying them, or train with policy full");
+        return moedi_fail_parameter(MOED_E_UNSUPPORTED, "carry", "policy lean keeps moments as codes of blocks, which are not "
+                                    "cut: expand without carrying them, or train with policy full");
     return MOED_OK;
 }
 

@@ -1,7 +1,7 @@
-/* bench_cancel.c - how soon a long call returns once another thread asks it to: a request at random instants of each call, many times.
- * bench_cancel [seconds [threads [name]]]: seconds for each call, and only the call of that name. One line a call: median, 99th percentile and
- * longest wait in milliseconds, over `count` requests that found the call at work; and in cpu_ the processor time of all threads meanwhile, which
- * with one thread is the wait on a machine that nobody else uses. */
+/* bench_cancel.c - how soon a long call returns once another thread asks it to: a request at random instants of each call, many
+ * times. bench_cancel [seconds [threads [name]]]: seconds for each call, and only the call of that name. One line a call: median,
+ * 99th percentile and longest wait in milliseconds, over `count` requests that found the call at work; and in cpu_ the processor
+ * time of all threads meanwhile, which with one thread is the wait on a machine that nobody else uses. */
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -51,7 +51,8 @@ static int32_t length_of(int64_t document, int64_t *tokens, void *user)
 static int32_t read_of(int64_t document, int64_t offset, int32_t *tokens, int64_t count, void *user)
 {
     (void)user;
-    for (int64_t i = 0; i < count; i++) tokens[i] = (int32_t)((uint64_t)(document * 1000003 + offset + i) * 2654435761u % (VOCABULARY - 1));
+    for (int64_t i = 0; i < count; i++)
+        tokens[i] = (int32_t)((uint64_t)(document * 1000003 + offset + i) * 2654435761u % (VOCABULARY - 1));
     return 0;
 }
 
@@ -73,9 +74,9 @@ static void make_model(stage *s, const char *wanted)
 {
     char config[1024];
     snprintf(config, sizeof config,
-             "{\"model_type\": \"mixtral\", \"vocab_size\": %d, \"hidden_size\": %d, \"intermediate_size\": %d, \"num_hidden_layers\": %d, "
-             "\"num_attention_heads\": %d, \"num_key_value_heads\": %d, \"num_local_experts\": %d, \"num_experts_per_tok\": 2, "
-             "\"max_position_embeddings\": %d}",
+             "{\"model_type\": \"mixtral\", \"vocab_size\": %d, \"hidden_size\": %d, \"intermediate_size\": %d, "
+             "\"num_hidden_layers\": %d, \"num_attention_heads\": %d, \"num_key_value_heads\": %d, \"num_local_experts\": %d, "
+             "\"num_experts_per_tok\": 2, \"max_position_embeddings\": %d}",
              VOCABULARY, HIDDEN, WIDTH, LAYERS, HEADS, HEADS, EXPERTS, LENGTH);
     moed_corpus_options corpus;
     moed_train_options o;
@@ -149,7 +150,8 @@ static moed_status call_usage(stage *s, const moed_cancel *c)
 }
 static moed_status call_embed(stage *s, const moed_cancel *c)
 {
-    moed_tensor out = {.data = s->vectors, .dtype = MOED_DTYPE_F32, .rank = 2, .shape = {DOCUMENTS, HIDDEN}, .strides = {HIDDEN, 1}};
+    moed_tensor out = {
+        .data = s->vectors, .dtype = MOED_DTYPE_F32, .rank = 2, .shape = {DOCUMENTS, HIDDEN}, .strides = {HIDDEN, 1}};
     return moed_corpus_embed(s->corpus, s->model, &out, NULL, c);
 }
 static moed_status call_assign(stage *s, const moed_cancel *c)
@@ -255,8 +257,8 @@ static void bench(stage *s, const struct call *call, double seconds)
     printf("{\"bench\": \"cancel\", \"call\": \"%s\", \"count\": %d, \"done_before\": %d", call->name, count, missed);
     const struct { const char *name; const double *sorted; } rows[] = {{"", waits}, {"cpu_", work}};
     for (int i = 0; i < 2 && count; i++)
-        printf(", \"%sp50_ms\": %.1f, \"%sp99_ms\": %.1f, \"%smax_ms\": %.1f", rows[i].name, 1e3 * rows[i].sorted[count / 2], rows[i].name,
-               1e3 * rows[i].sorted[(count * 99 - 1) / 100], rows[i].name, 1e3 * rows[i].sorted[count - 1]);
+        printf(", \"%sp50_ms\": %.1f, \"%sp99_ms\": %.1f, \"%smax_ms\": %.1f", rows[i].name, 1e3 * rows[i].sorted[count / 2],
+               rows[i].name, 1e3 * rows[i].sorted[(count * 99 - 1) / 100], rows[i].name, 1e3 * rows[i].sorted[count - 1]);
     printf("}\n");
     fflush(stdout);
     free(waits), free(work);

@@ -1,6 +1,6 @@
-/* bench_corpus.c FOLDER [MEGABYTES [THREADS [PEER]]] - a corpus built of that much made text, as one text file and as JSON lines, on the disk that
- * FOLDER is on. Floor: reading the text and writing as many bytes as the corpus has (two a token), synced. PEER: a command that does the
- * same with the file given to it and prints its seconds. Removed after. */
+/* bench_corpus.c FOLDER [MEGABYTES [THREADS [PEER]]] - a corpus built of that much made text, as one text file and as JSON lines,
+ * on the disk that FOLDER is on. Floor: reading the text and writing as many bytes as the corpus has (two a token), synced. PEER:
+ * a command that does the same with the file given to it and prints its seconds. Removed after. */
 #include <fcntl.h>
 #include <unistd.h>
 
@@ -35,7 +35,10 @@ static double write_text(const char *path, double bytes, int json)
             const uint32_t n = 2 + draw(8);
             for (uint32_t i = 0; i < n; i++) word[i] = (char)('a' + draw(26));
             word[n] = 0;
-            at += fprintf(f, "%s%s", word, w % 90 == 89 ? json ? ".\\n" : ".\n" : w % 31 == 30 ? json ? " \\\"x\\\" " : " \"x\" " : " ");
+            at += fprintf(f, "%s%s", word,
+                          w % 90 == 89   ? json ? ".\\n" : ".\n"
+                          : w % 31 == 30 ? json ? " \\\"x\\\" " : " \"x\" "
+                                         : " ");
         }
         at += fprintf(f, json ? "\"}\n" : "\n\n");
     }
@@ -82,8 +85,10 @@ static int bench(moed_context *c, const char *folder, double megabytes, int json
     const double t = bench_now();
     CHECK(moed_corpus_build(c, paths, 1, prefix, NULL, &r, NULL));
     const double seconds = bench_now() - t;
-    snprintf(note, sizeof note, "%.0f MB of text, %.0f MB/s, %lld documents", bytes * 1e-6, bytes / seconds * 1e-6, (long long)r.documents);
-    bench_row(json ? "corpus of JSON lines" : "corpus of a text file", seconds, floor_of(path, other, 2.0 * (double)r.tokens), seconds_of(peer, path), note);
+    snprintf(note, sizeof note, "%.0f MB of text, %.0f MB/s, %lld documents", bytes * 1e-6, bytes / seconds * 1e-6,
+             (long long)r.documents);
+    bench_row(json ? "corpus of JSON lines" : "corpus of a text file", seconds, floor_of(path, other, 2.0 * (double)r.tokens),
+              seconds_of(peer, path), note);
     return 0;
 }
 

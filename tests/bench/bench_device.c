@@ -1,7 +1,7 @@
-/* bench_device.c DEVICE[,KERNELS] [small] [ROW...] - single operations at the sizes of a large GPU, beside their floors: the larger of the
- * bytes at the bandwidth of a copy and the arithmetic at the rate of the largest product, both measured here. Arrays lie on the
- * device before the clock starts; a time is that of many calls between two waits. Rows: product attention grouped loss kmeans update (all).
- * small: sizes that only try the program out. */
+/* bench_device.c DEVICE[,KERNELS] [small] [ROW...] - single operations at the sizes of a large GPU, beside their floors: the
+ * larger of the bytes at the bandwidth of a copy and the arithmetic at the rate of the largest product, both measured here.
+ * Arrays lie on the device before the clock starts; a time is that of many calls between two waits. Rows: product attention
+ * grouped loss kmeans update (all). small: sizes that only try the program out. */
 #include "backend/lean.h"
 #include "bench.h"
 #include "core/context.h"
@@ -65,7 +65,8 @@ static void *numbers(bench *b, int64_t count, size_t item, double scale)
         memcpy(&bits, &x, sizeof bits);
         const uint16_t high = (uint16_t)(bits >> 16);
         const double wide = (double)x;
-        memcpy(made + (size_t)i * item, item == 2 ? (const void *)&high : item == 4 ? (const void *)&x : (const void *)&wide, item);
+        memcpy(made + (size_t)i * item, item == 2 ? (const void *)&high : item == 4 ? (const void *)&x : (const void *)&wide,
+               item);
     }
     char *to = array(b, count * (int64_t)item);
     must(b->e.table->upload(b->e.self, to, made, (size_t)piece * item));
@@ -121,8 +122,8 @@ static void row(const bench *b, const char *what, double seconds, double bytes, 
 
 static double product(bench *b, int64_t m, int64_t n, int64_t k)
 {
-    const moed_op_gemm a = {.c = reals(b, m * n, 1), .a = reals(b, m * k, 1), .b = reals(b, n * k, 1), .m = m, .n = n, .k = k, .lda = k, .ldb = k,
-                            .ldc = n, .transpose_b = 1};
+    const moed_op_gemm a = {.c = reals(b, m * n, 1), .a = reals(b, m * k, 1), .b = reals(b, n * k, 1), .m = m, .n = n, .k = k,
+                            .lda = k, .ldb = k, .ldc = n, .transpose_b = 1};
     double seconds;
     TIME(b, b->e.table->gemm(b->e.self, &a), seconds);
     release(b);
@@ -132,7 +133,8 @@ static void tell_product(bench *b, int64_t m, int64_t n, int64_t k)
 {
     char what[64];
     snprintf(what, sizeof what, "product %lld x %lld x %lld", (long long)m, (long long)n, (long long)k);
-    row(b, what, product(b, m, n, k), (double)b->e.item * (double)(m * k + n * k + m * n), 2.0 * (double)m * (double)n * (double)k);
+    row(b, what, product(b, m, n, k), (double)b->e.item * (double)(m * k + n * k + m * n),
+        2.0 * (double)m * (double)n * (double)k);
 }
 static void products(bench *b)
 {
@@ -153,11 +155,12 @@ static void attention(bench *b)
     if (!start) exit(1);
     for (int64_t i = 0; i < N; i++) start[i] = (int32_t)(i / length * length);
     char *qkv = reals(b, 3 * N * width, 1), *d_qkv = array(b, 3 * N * width * item);
-    const moed_op_attention a = {.out = array(b, N * width * item), .lse = array(b, heads * N * (int64_t)b->e.wide_item), .q = qkv,
-                                 .k = qkv + width * item, .v = qkv + 2 * width * item, .d_q = d_qkv, .d_k = d_qkv + width * item,
-                                 .d_v = d_qkv + 2 * width * item, .d_out = reals(b, N * width, 1),
-                                 .start = host_array(b, start, N * (int64_t)sizeof *start), .rows = rows, .length = length, .heads = heads,
-                                 .kv_heads = heads, .head_dim = dim, .stride = 3 * width, .scale = 0.09, .whole = 1};
+    const moed_op_attention a = {.out = array(b, N * width * item), .lse = array(b, heads * N * (int64_t)b->e.wide_item),
+                                 .q = qkv, .k = qkv + width * item, .v = qkv + 2 * width * item, .d_q = d_qkv,
+                                 .d_k = d_qkv + width * item, .d_v = d_qkv + 2 * width * item, .d_out = reals(b, N * width, 1),
+                                 .start = host_array(b, start, N * (int64_t)sizeof *start), .rows = rows, .length = length,
+                                 .heads = heads, .kv_heads = heads, .head_dim = dim, .stride = 3 * width, .scale = 0.09,
+                                 .whole = 1};
     double seconds;
     TIME(b, b->e.table->attention(b->e.self, &a), seconds);
     row(b, "attention forward", seconds, bytes, flops);
@@ -170,18 +173,22 @@ static void attention(bench *b)
 static void grouped(bench *b)
 {
     enum { MOST = 64 };
-    const int64_t groups = b->small ? 4 : MOST, rows = b->small ? 512 : 131072, n = b->small ? 64 : 1408, k = b->small ? 128 : 2048;
+    const int64_t groups = b->small ? 4 : MOST, rows = b->small ? 512 : 131072, n = b->small ? 64 : 1408,
+                  k = b->small ? 128 : 2048;
     int64_t ends[MOST + 1];
     for (int64_t g = 0; g <= groups; g++) ends[g] = rows / groups * g;
     const int64_t item = (int64_t)b->e.item;
     void *x = reals(b, rows * k, 1), *d_y = reals(b, rows * n, 1), *weight = reals(b, groups * n * k, 1);
     const int64_t *offsets = host_array(b, ends, (groups + 1) * (int64_t)sizeof *ends);
-    const moed_op_grouped_gemm forward = {.c = array(b, rows * n * item), .a = x, .b = weight, .offsets = offsets, .groups = groups, .m = rows,
-                                          .n = n, .k = k, .lda = k, .ldb = k, .ldc = n, .stride_b = n * k, .transpose_b = 1};
-    const moed_op_grouped_gemm to_x = {.c = array(b, rows * k * item), .a = d_y, .b = weight, .offsets = offsets, .groups = groups, .m = rows,
-                                       .n = k, .k = n, .lda = n, .ldb = k, .ldc = k, .stride_b = n * k};
-    const moed_op_grouped_gemm to_weight = {.c = array(b, groups * n * k * item), .a = d_y, .b = x, .offsets = offsets, .groups = groups, .m = n,
-                                            .n = k, .k = rows, .lda = n, .ldb = k, .ldc = k, .stride_c = n * k, .reduce = 1};
+    const moed_op_grouped_gemm forward = {.c = array(b, rows * n * item), .a = x, .b = weight, .offsets = offsets,
+                                          .groups = groups, .m = rows, .n = n, .k = k, .lda = k, .ldb = k, .ldc = n,
+                                          .stride_b = n * k, .transpose_b = 1};
+    const moed_op_grouped_gemm to_x = {.c = array(b, rows * k * item), .a = d_y, .b = weight, .offsets = offsets,
+                                       .groups = groups, .m = rows, .n = k, .k = n, .lda = n, .ldb = k, .ldc = k,
+                                       .stride_b = n * k};
+    const moed_op_grouped_gemm to_weight = {.c = array(b, groups * n * k * item), .a = d_y, .b = x, .offsets = offsets,
+                                            .groups = groups, .m = n, .n = k, .k = rows, .lda = n, .ldb = k, .ldc = k,
+                                            .stride_c = n * k, .reduce = 1};
     const double bytes = (double)item * (double)(rows * (n + k) + groups * n * k), flops = 2.0 * (double)rows * (double)(n * k);
     double seconds;
     TIME(b, b->e.table->grouped_gemm(b->e.self, &forward), seconds);
@@ -199,7 +206,8 @@ static void loss(bench *b)
     int32_t *labels = malloc((size_t)rows * sizeof *labels);
     if (!labels) exit(1);
     for (int64_t i = 0; i < rows; i++) labels[i] = (int32_t)((uint64_t)i * 2654435761u % (uint64_t)vocabulary);
-    moed_op_cross_entropy a = {.losses = array(b, rows * (int64_t)b->e.wide_item), .h = reals(b, rows * width, 1), .head = reals(b, vocabulary * width, 0.02),
+    moed_op_cross_entropy a = {.losses = array(b, rows * (int64_t)b->e.wide_item), .h = reals(b, rows * width, 1),
+                               .head = reals(b, vocabulary * width, 0.02),
                                .labels = host_array(b, labels, rows * (int64_t)sizeof *labels), .d_h = reals(b, rows * width, 1),
                                .d_head = reals(b, vocabulary * width, 0), .rows = rows, .width = width, .vocabulary = vocabulary,
                                .scale = 1.0 / (double)rows};
@@ -211,8 +219,8 @@ static void loss(bench *b)
     free(labels);
 }
 
-/* An iteration as a fit does it from its second on: labels, sums, centroids; to the host come totals, counts and how far each has moved.
- * The floor's products are of 16 bits, as the engine's are; a peer in TF32 has half that rate. */
+/* An iteration as a fit does it from its second on: labels, sums, centroids; to the host come totals, counts and how far each has
+ * moved. The floor's products are of 16 bits, as the engine's are; a peer in TF32 has half that rate. */
 static moed_status kmeans_iteration(const bench *b, const moed_op_kmeans_step *a, void *host)
 {
     const moed_op_kmeans_move move = {(float *)a->centroids, (float *)a->moved, a->sums, a->totals, a->width, a->clusters};
@@ -237,7 +245,8 @@ static void kmeans(bench *b)
         char what[64];
         double seconds, host[1024];
         moed_op_kmeans_step a = {.labels = array(b, count * 4), .sums = array(b, K * width * 8), .totals = array(b, K * 8),
-                                 .counts = array(b, K * 8), .lower = array(b, count * 4), .x = x, .count = count, .width = width, .clusters = K};
+                                 .counts = array(b, K * 8), .lower = array(b, count * 4), .x = x, .count = count, .width = width,
+                                 .clusters = K};
         float *centroids = array(b, K * width * 4);
         must(b->e.table->copy(b->e.self, centroids, x, (size_t)(K * width) * sizeof *x));
         a.centroids = centroids;
@@ -253,16 +262,17 @@ static void kmeans(bench *b)
     release(b);
 }
 
-/* The norm of gradients and AdamW, as a training step has them: numbers with their low halves and moments in float, or 8-bit moments. */
+/* The norm of gradients and AdamW, as a training step has them: numbers with their low halves and moments in float, or 8-bit
+ * moments. */
 static void update(bench *b)
 {
     const int64_t n = b->small ? 1 << 16 : (int64_t)1 << 29, blocks = n / MOEDI_LEAN_BLOCK;
-    const moed_step_scalars now = {.learning_rate = 1e-5, .gradient_scale = 1, .clip_factor = 1, .gradient_norm = 1, .beta1_correction = 0.5,
-                                   .beta2_correction = 0.5, .random = 7};
+    const moed_step_scalars now = {.learning_rate = 1e-5, .gradient_scale = 1, .clip_factor = 1, .gradient_norm = 1,
+                                   .beta1_correction = 0.5, .beta2_correction = 0.5, .random = 7};
     for (int lean = 0; lean < 2; lean++) {
         const int64_t moment = lean ? 1 : (int64_t)sizeof(float);
-        moed_op_slice slice = {.parameter = reals(b, n, 1), .gradient = reals(b, n, 1e-3), .m = array(b, n * moment), .v = array(b, n * moment),
-                               .count = n};
+        moed_op_slice slice = {.parameter = reals(b, n, 1), .gradient = reals(b, n, 1e-3), .m = array(b, n * moment),
+                               .v = array(b, n * moment), .count = n};
         must(b->e.table->zero(b->e.self, slice.m, (size_t)(n * moment)));
         must(b->e.table->zero(b->e.self, slice.v, (size_t)(n * moment)));
         if (lean) {
@@ -271,8 +281,8 @@ static void update(bench *b)
             slice.low = array(b, n * 2);
             must(b->e.table->zero(b->e.self, slice.low, (size_t)n * 2));
         }
-        const moed_op_update a = {.slices = &slice, .count = 1, .scalars = host_array(b, &now, sizeof now), .beta1 = 0.9, .beta2 = 0.95,
-                                  .epsilon = 1e-8, .clip = 1};
+        const moed_op_update a = {.slices = &slice, .count = 1, .scalars = host_array(b, &now, sizeof now), .beta1 = 0.9,
+                                  .beta2 = 0.95, .epsilon = 1e-8, .clip = 1};
         double seconds;
         char what[64];
         if (!lean) {
@@ -281,7 +291,8 @@ static void update(bench *b)
             row(b, what, seconds, (double)n * (double)b->e.item, 0);
         }
         TIME(b, b->e.table->adamw(b->e.self, &a), seconds);
-        const double each = 3.0 * (double)b->e.item + 4.0 * (double)moment + (slice.low ? 4 : 0) + (lean ? 16.0 / MOEDI_LEAN_BLOCK : 0);
+        const double each = 3.0 * (double)b->e.item + 4.0 * (double)moment + (slice.low ? 4 : 0) +
+                            (lean ? 16.0 / MOEDI_LEAN_BLOCK : 0);
         snprintf(what, sizeof what, "AdamW of %.0f M numbers%s", (double)n * 1e-6, lean ? ", 8-bit moments" : "");
         row(b, what, seconds, (double)n * each, 0);
         release(b);
@@ -308,7 +319,8 @@ int main(int count, char **arguments)
     static const struct {
         const char *name;
         void (*run)(bench *b);
-    } rows[] = {{"product", products}, {"attention", attention}, {"grouped", grouped}, {"loss", loss}, {"kmeans", kmeans}, {"update", update}};
+    } rows[] = {{"product", products}, {"attention", attention}, {"grouped", grouped},
+                {"loss", loss},        {"kmeans", kmeans},       {"update", update}};
     enum { ROWS = sizeof rows / sizeof *rows };
     bench b = {.count = 0};
     moed_context *c = NULL;

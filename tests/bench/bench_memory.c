@@ -1,8 +1,8 @@
 /* bench_memory.c - what moed_train_estimate says against what a run takes, over a grid of shapes. bench_memory [threads [first
  * [count]]]. Each shape trains two steps with an evaluation and a checkpoint in a process of its own; one line each: the
- * estimate, the context's peak, and what the whole process had more than before the model (VmHWM), in MB, with the policy full, then
- * lean. Then again under a limit just above and just below the estimate. Ends with the worst of all and exit code 1 where one is off by
- * more than 10% and 64 MiB, or a limit was not kept. */
+ * estimate, the context's peak, and what the whole process had more than before the model (VmHWM), in MB, with the policy full,
+ * then lean. Then again under a limit just above and just below the estimate. Ends with the worst of all and exit code 1 where
+ * one is off by more than 10% and 64 MiB, or a limit was not kept. */
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -91,15 +91,16 @@ static void write_config(const shape *s, char *out, size_t size)
     const int heads = s->hidden / 32;
     if (s->mixtral)
         snprintf(out, size,
-                 "{\"model_type\": \"mixtral\", \"vocab_size\": %d, \"hidden_size\": %d, \"intermediate_size\": %d, \"num_hidden_layers\": %d, "
-                 "\"num_attention_heads\": %d, \"num_key_value_heads\": %d, \"num_local_experts\": %d, \"num_experts_per_tok\": %d, "
-                 "\"max_position_embeddings\": 1024}",
+                 "{\"model_type\": \"mixtral\", \"vocab_size\": %d, \"hidden_size\": %d, \"intermediate_size\": %d, "
+                 "\"num_hidden_layers\": %d, \"num_attention_heads\": %d, \"num_key_value_heads\": %d, \"num_local_experts\": "
+                 "%d, \"num_experts_per_tok\": %d, \"max_position_embeddings\": 1024}",
                  s->vocabulary, s->hidden, s->width, s->layers, heads, heads, s->experts, s->top_k);
     else
         snprintf(out, size,
-                 "{\"model_type\": \"qwen2_moe\", \"vocab_size\": %d, \"hidden_size\": %d, \"intermediate_size\": %d, \"moe_intermediate_size\": %d, "
-                 "\"shared_expert_intermediate_size\": %d, \"num_hidden_layers\": %d, \"num_attention_heads\": %d, \"num_key_value_heads\": %d, "
-                 "\"num_experts\": %d, \"num_experts_per_tok\": %d, \"max_position_embeddings\": 1024, \"tie_word_embeddings\": false}",
+                 "{\"model_type\": \"qwen2_moe\", \"vocab_size\": %d, \"hidden_size\": %d, \"intermediate_size\": %d, "
+                 "\"moe_intermediate_size\": %d, \"shared_expert_intermediate_size\": %d, \"num_hidden_layers\": %d, "
+                 "\"num_attention_heads\": %d, \"num_key_value_heads\": %d, \"num_experts\": %d, \"num_experts_per_tok\": %d, "
+                 "\"max_position_embeddings\": 1024, \"tie_word_embeddings\": false}",
                  s->vocabulary, s->hidden, s->width, s->width, s->width, s->layers, heads, heads / 2, s->experts, s->top_k);
 }
 
@@ -196,16 +197,18 @@ static int compare(const shape *s, int32_t policy, int threads, worst *w)
     const int kept = ok && !fits.refused && fits.peak <= 1.02 * f.estimate + (2 << 20) &&
                      (too_much.refused && too_much.peak <= 0.9 * f.estimate);
     const int near = near_enough(f.estimate, f.peak) && near_enough(f.estimate, f.process);
-    printf("{\"bench\": \"memory\", \"layers\": %d, \"hidden\": %d, \"experts\": %d, \"top_k\": %d, \"vocabulary\": %d, \"rows\": %d, \"length\": %d, "
-           "\"micro_batches\": %d, \"train\": \"%s\", \"kernels\": \"%s\", \"policy\": \"%s\", \"estimate_mb\": %.1f, \"peak_mb\": %.1f, "
-           "\"process_mb\": %.1f, \"to_peak\": %.3f, \"to_process\": %.3f, \"limit_kept\": %s}\n",
-           s->layers, s->hidden, s->experts, s->top_k, s->vocabulary, s->rows, s->length, s->micro_batches, s->train ? s->train : "", s->kernels,
-           policy == MOED_POLICY_LEAN ? "lean" : "full", 1e-6 * f.estimate, 1e-6 * f.peak, 1e-6 * f.process, f.estimate / f.peak,
-           f.estimate / f.process, kept ? "true" : "false");
+    printf("{\"bench\": \"memory\", \"layers\": %d, \"hidden\": %d, \"experts\": %d, \"top_k\": %d, \"vocabulary\": %d, "
+           "\"rows\": %d, \"length\": %d, \"micro_batches\": %d, \"train\": \"%s\", \"kernels\": \"%s\", \"policy\": \"%s\", "
+           "\"estimate_mb\": %.1f, \"peak_mb\": %.1f, \"process_mb\": %.1f, \"to_peak\": %.3f, \"to_process\": %.3f, "
+           "\"limit_kept\": %s}\n",
+           s->layers, s->hidden, s->experts, s->top_k, s->vocabulary, s->rows, s->length, s->micro_batches,
+           s->train ? s->train : "", s->kernels, policy == MOED_POLICY_LEAN ? "lean" : "full", 1e-6 * f.estimate, 1e-6 * f.peak,
+           1e-6 * f.process, f.estimate / f.peak, f.estimate / f.process, kept ? "true" : "false");
     fflush(stdout);
     w->wrong += !near + !kept;
     if (fabs(f.estimate / f.peak - 1) > w->to_peak) w->to_peak = fabs(f.estimate / f.peak - 1);
-    if (fabs(f.estimate / f.process - 1) > w->to_process && f.process > LIMIT_BYTES) w->to_process = fabs(f.estimate / f.process - 1);
+    if (fabs(f.estimate / f.process - 1) > w->to_process && f.process > LIMIT_BYTES)
+        w->to_process = fabs(f.estimate / f.process - 1);
     return 1;
 }
 
@@ -217,6 +220,7 @@ int main(int count, char **arguments)
     for (size_t i = first; i < SHAPES && i - first < most; i++)
         if (!compare(&shapes[i], MOED_POLICY_FULL, threads, &w) || !compare(&shapes[i], MOED_POLICY_LEAN, threads, &w))
             return fprintf(stderr, "bench_memory: shape %zu did not run\n", i), 1;
-    printf("{\"bench\": \"memory\", \"worst_to_peak\": %.3f, \"worst_to_process_above_64_mib\": %.3f, \"wrong\": %d}\n", w.to_peak, w.to_process, w.wrong);
+    printf("{\"bench\": \"memory\", \"worst_to_peak\": %.3f, \"worst_to_process_above_64_mib\": %.3f, \"wrong\": %d}\n",
+           w.to_peak, w.to_process, w.wrong);
     return w.wrong != 0;
 }

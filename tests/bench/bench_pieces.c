@@ -1,5 +1,5 @@
-/* bench_pieces.c [DEVICE [REPEATS]] - integrate, split and draw by pieces in a device's memory (cuda:0), of a bf16 tensor of (151,936, 2,048)
- * and a stack of 64 experts. floor: the bytes read and written at the rate at which the device copies. */
+/* bench_pieces.c [DEVICE [REPEATS]] - integrate, split and draw by pieces in a device's memory (cuda:0), of a bf16 tensor of
+ * (151,936, 2,048) and a stack of 64 experts. floor: the bytes read and written at the rate at which the device copies. */
 #include "bench.h"
 #include "core/context.h"
 #include "moedisco.h"
@@ -13,8 +13,8 @@ static const int64_t ROWS = 151936, WIDTH = 2048;
     } while (0)
 
 /* The best of `repeats` calls, after one that warms up. */
-static int time_apply(moed_context *c, const moed_piece *pieces, size_t count, const moed_tensor *const *sources, moed_tensor *dst, int repeats,
-                      double *best)
+static int time_apply(moed_context *c, const moed_piece *pieces, size_t count, const moed_tensor *const *sources,
+                      moed_tensor *dst, int repeats, double *best)
 {
     *best = 1e9;
     for (int i = 0; i <= repeats; i++) {
@@ -28,7 +28,8 @@ static int time_apply(moed_context *c, const moed_piece *pieces, size_t count, c
 static void report(const char *what, double seconds, double bytes, double copy_rate)
 {
     char note[96];
-    snprintf(note, sizeof note, "%.0f GB/s, %.0f%% of a copy's %.0f", bytes / seconds * 1e-9, 100 * bytes / seconds / copy_rate, copy_rate * 1e-9);
+    snprintf(note, sizeof note, "%.0f GB/s, %.0f%% of a copy's %.0f", bytes / seconds * 1e-9, 100 * bytes / seconds / copy_rate,
+             copy_rate * 1e-9);
     bench_row(what, seconds, bytes / copy_rate, 0, note);
 }
 
@@ -68,7 +69,8 @@ static int bench(moed_context *c, moedi_engine *e, int repeats)
         t[k].strides[0] = ROWS / EXPERTS * WIDTH, t[k].strides[1] = WIDTH, t[k].strides[2] = 1;
     }
     for (int x = 0; x < EXPERTS; x++)
-        pieces[x] = (moed_piece){.op = MOED_PIECE_COPY, .source = x % PARTS, .from = EXPERTS - 1 - x, .at = x, .count = 1, .scale = 1.0};
+        pieces[x] = (moed_piece){
+            .op = MOED_PIECE_COPY, .source = x % PARTS, .from = EXPERTS - 1 - x, .at = x, .count = 1, .scale = 1.0};
     if (time_apply(c, pieces, EXPERTS, sources, &t[PARTS + 1], repeats, &best)) return 1;
     report("gather 64 experts by pieces, of as many", best, 2 * bytes, rate);
     for (int k = 0; k < PARTS + 2; k++) e->table->free(e->self, t[k].data);

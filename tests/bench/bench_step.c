@@ -1,8 +1,8 @@
 /* bench_step.c - training steps per second of the whole, as a user gets them: an MoE and its one-expert submodel, through the
- * public ABI. bench_step [THREADS [STEPS [DEVICE[,KERNELS] [POLICY] [MODEL...]]]]; 0 threads: all. POLICY: auto, full or lean. One
- * line a model: tokens/s (the best and the median step), model FLOP/s, memory of the host as it was, of the device as estimated.
- * Models: moe, dense (small ones, the default); qwen-dense, qwen-4, qwen-64 (Qwen1.5-MoE's sizes, for a large GPU). "graph" and
- * "ordinary" say how the steps of the models behind them are done. */
+ * public ABI. bench_step [THREADS [STEPS [DEVICE[,KERNELS] [POLICY] [MODEL...]]]]; 0 threads: all. POLICY: auto, full or lean.
+ * One line a model: tokens/s (the best and the median step), model FLOP/s, memory of the host as it was, of the device as
+ * estimated. Models: moe, dense (small ones, the default); qwen-dense, qwen-4, qwen-64 (Qwen1.5-MoE's sizes, for a large GPU).
+ * "graph" and "ordinary" say how the steps of the models behind them are done. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -61,14 +61,14 @@ static int bench(moed_context *c, const moed_corpus *d, const shape *h, int32_t 
     moed_report r = {.struct_size = sizeof r};
     moed_context_info info = {.struct_size = sizeof info};
     if (h->shared)
-        snprintf(shared, sizeof shared, "\"num_experts\": %d, \"moe_intermediate_size\": %d, \"shared_expert_intermediate_size\": %d, "
-                 "\"norm_topk_prob\": false, ", h->experts, h->width, h->shared);
+        snprintf(shared, sizeof shared, "\"num_experts\": %d, \"moe_intermediate_size\": %d, "
+                 "\"shared_expert_intermediate_size\": %d, \"norm_topk_prob\": false, ", h->experts, h->width, h->shared);
     snprintf(config, sizeof config,
-             "{\"model_type\": \"%s\", \"vocab_size\": %d, \"hidden_size\": %d, \"intermediate_size\": %d, \"num_hidden_layers\": %d, "
-             "\"num_attention_heads\": %d, \"num_key_value_heads\": %d, %s\"num_local_experts\": %d, \"num_experts_per_tok\": %d, "
-             "\"tie_word_embeddings\": false, \"max_position_embeddings\": %d}",
-             h->shared ? "qwen2_moe" : "mixtral", h->vocabulary, h->hidden, h->shared ? h->shared : h->width, h->layers, h->heads, h->heads,
-             shared, h->experts, h->top_k, h->length);
+             "{\"model_type\": \"%s\", \"vocab_size\": %d, \"hidden_size\": %d, \"intermediate_size\": %d, "
+             "\"num_hidden_layers\": %d, \"num_attention_heads\": %d, \"num_key_value_heads\": %d, %s\"num_local_experts\": %d, "
+             "\"num_experts_per_tok\": %d, \"tie_word_embeddings\": false, \"max_position_embeddings\": %d}",
+             h->shared ? "qwen2_moe" : "mixtral", h->vocabulary, h->hidden, h->shared ? h->shared : h->width, h->layers, h->heads,
+             h->heads, shared, h->experts, h->top_k, h->length);
     CHECK(moed_layout_from_config(&l, c, config, strlen(config)));
     CHECK(moed_model_init(&m, c, l, NULL));
     CHECK(moed_options_init(MOED_STRUCT_TRAIN_OPTIONS, &o, sizeof o));
@@ -86,8 +86,8 @@ static int bench(moed_context *c, const moed_corpus *d, const shape *h, int32_t 
     qsort(seconds, (size_t)steps, sizeof *seconds, compare);
     CHECK(moed_context_get_info(c, &info));
     const double tokens = (double)h->rows * h->length, best = tokens / seconds[0], median = tokens / seconds[steps / 2];
-    printf("{\"bench\": \"step\", \"model\": \"%s\", \"policy\": \"%s\", \"graph\": %d, \"tokens_per_second\": %.0f, \"median\": %.0f, \"gflops\": %.1f, \"peak_mb\": %.0f, "
-           "\"device_gib\": %.2f, \"loss\": %.4f}\n",
+    printf("{\"bench\": \"step\", \"model\": \"%s\", \"policy\": \"%s\", \"graph\": %d, \"tokens_per_second\": %.0f, "
+           "\"median\": %.0f, \"gflops\": %.1f, \"peak_mb\": %.0f, \"device_gib\": %.2f, \"loss\": %.4f}\n",
            h->name, policies[e.policy], graph, best, median, median * e.flops_per_token * 1e-9, (double)info.host_peak * 1e-6,
            (double)e.device_bytes / 1073741824.0, r.loss);
     fflush(stdout);

@@ -1,7 +1,8 @@
-/* bench_surgery.c FOLDER [MEGABYTES [THREADS]] - init, split into four and integrate of a bf16 model of that size on the disk that FOLDER is on.
- * Done twice: integrated as split, and after every number of the submodels moved. Beside them the same bytes copied by read, write and fsync,
- * in turns, ours first and the copy first: for split the submodels, for integrate all that it reads, read, and the model, copied.
- * A row is the mean of both turns. FOLDER needs room for nine times the size; what is made below it is removed after. */
+/* bench_surgery.c FOLDER [MEGABYTES [THREADS]] - init, split into four and integrate of a bf16 model of that size on the disk
+ * that FOLDER is on. Done twice: integrated as split, and after every number of the submodels moved. Beside them the same bytes
+ * copied by read, write and fsync, in turns, ours first and the copy first: for split the submodels, for integrate all that it
+ * reads, read, and the model, copied. A row is the mean of both turns. FOLDER needs room for nine times the size; what is made
+ * below it is removed after. */
 #include <fcntl.h>
 #include <sys/resource.h>
 #include <unistd.h>
@@ -51,10 +52,11 @@ static int make_model(moed_context *c, const char *dir, double megabytes)
     /* 23 MB a layer in bf16, shaped as Qwen1.5-MoE: of it a third shared feed-forward, a third four experts */
     const int layers = megabytes > 46 ? (int)(megabytes / 23.1) : 2;
     snprintf(config, sizeof config,
-             "{\"model_type\": \"qwen2_moe\", \"vocab_size\": 512, \"hidden_size\": 1024, \"intermediate_size\": 1408, \"num_hidden_layers\": %d, "
-             "\"num_attention_heads\": 16, \"num_key_value_heads\": 16, \"num_experts\": %d, \"num_experts_per_tok\": 2, "
-             "\"moe_intermediate_size\": 384, \"shared_expert_intermediate_size\": 1408, \"norm_topk_prob\": false, "
-             "\"max_position_embeddings\": 512, \"tie_word_embeddings\": false, \"torch_dtype\": \"bfloat16\"}",
+             "{\"model_type\": \"qwen2_moe\", \"vocab_size\": 512, \"hidden_size\": 1024, \"intermediate_size\": 1408, "
+             "\"num_hidden_layers\": %d, \"num_attention_heads\": 16, \"num_key_value_heads\": 16, \"num_experts\": %d, "
+             "\"num_experts_per_tok\": 2, \"moe_intermediate_size\": 384, \"shared_expert_intermediate_size\": 1408, "
+             "\"norm_topk_prob\": false, \"max_position_embeddings\": 512, \"tie_word_embeddings\": false, \"torch_dtype\": "
+             "\"bfloat16\"}",
              layers, PARTS);
     CHECK(moed_layout_from_config(&l, c, config, strlen(config)));
     CHECK(moed_options_init(MOED_STRUCT_MODEL_OPTIONS, &o, sizeof o));
@@ -190,10 +192,13 @@ static int bench(moed_context *c, const char *folder, double megabytes, char *bu
         figures at = {0};
         for (int copy_first = 0; copy_first < 2; copy_first++)
             if (measure(c, &f, copy_first, moved, &at, buffer)) return 1;
-        snprintf(note, sizeof note, "%.0f MB written, %.0f MB/s; peak %.0f MiB", at.split_bytes / 2e6, at.split_bytes * 1e-6 / at.split, peak_mib());
+        snprintf(note, sizeof note, "%.0f MB written, %.0f MB/s; peak %.0f MiB", at.split_bytes / 2e6,
+                 at.split_bytes * 1e-6 / at.split, peak_mib());
         bench_row("split into 4 (peer: synced copy)", at.split / 2, 0, at.split_copy / 2, note);
-        snprintf(note, sizeof note, "%.0f MB read, %.0f MB written; peak %.0f MiB", (at.read_bytes + at.whole_bytes) / 2e6, at.whole_bytes / 2e6, peak_mib());
-        bench_row(moved ? "integrate 4, every number moved" : "integrate 4 as split (peer: reading, copy)", at.integrate / 2, 0, at.integrate_copy / 2, note);
+        snprintf(note, sizeof note, "%.0f MB read, %.0f MB written; peak %.0f MiB", (at.read_bytes + at.whole_bytes) / 2e6,
+                 at.whole_bytes / 2e6, peak_mib());
+        bench_row(moved ? "integrate 4, every number moved" : "integrate 4 as split (peer: reading, copy)", at.integrate / 2, 0,
+                  at.integrate_copy / 2, note);
         bench_row("split + integrate", (at.split + at.integrate) / 2, 0, (at.split_copy + at.integrate_copy) / 2, "");
     }
     return 0;

@@ -35,7 +35,8 @@ typedef struct scenario {
 #define SMALL " --hidden 8 --layers 1 --heads 2 --experts 2 --expert-width 8 --context-length 32"
 #define ROWS " --length 16 --rows 4 --held-out 0.2"
 static const scenario scenarios[] = {
-    {"run", "run disco run --text text --start-steps 2 --branch-steps 3 --steps 4 --checkpoint-every 1 --workers 2" ROWS SMALL, 0, 0},
+    {"run", "run disco run --text text --start-steps 2 --branch-steps 3 --steps 4 --checkpoint-every 1 --workers 2" ROWS SMALL, 0,
+     0},
     {"train", "train m c/text out --steps 4 --checkpoint-every 1 --keep 2 --evaluate-every 2" ROWS, 0, 0},
     {"corpus", "corpus build c/text text more", 1, 0},
     {"export", "corpus export c/text c/out --partition p --cluster 1", 1, 0},
@@ -470,7 +471,8 @@ static void all_of_it(int brief)
 
 int main(int argc, char **argv)
 {
-    if (argc < 4) return printf("usage: crash COMMAND FAULTS.SO full|brief|count|kills SCENARIO COUNT SEED|KIND SCENARIO FROM STEP [MOST]\n"), 2;
+    if (argc < 4) return printf("usage: crash COMMAND FAULTS.SO full|brief|count|kills SCENARIO COUNT SEED|KIND SCENARIO FROM "
+                                "STEP [MOST]\n"), 2;
     command = argv[1], library = argv[2];
     const char *mode = argv[3];
     prepare();

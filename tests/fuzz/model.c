@@ -1,5 +1,6 @@
 /* tests/fuzz/model.c - a model directory from a stranger: model.safetensors.index.json, config.json and one of two shards (the
- * library's own where a part is empty). What opens opens as a stream too, and computes; an inspection finds a fault in what does not. */
+ * library's own where a part is empty). What opens opens as a stream too, and computes; an inspection finds a fault in what does
+ * not. */
 #include "fuzz.h"
 
 #include "util/safetensors.h"

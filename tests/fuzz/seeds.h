@@ -60,35 +60,44 @@ static void seed_safetensors(void)
 static void seed_configs(void)
 {
     static const char mixtral[] =
-        "{\"model_type\": \"mixtral\", \"architectures\": [\"MixtralForCausalLM\"], \"vocab_size\": 19, \"hidden_size\": 8, \"intermediate_size\": 5,"
-        " \"num_attention_heads\": 4, \"num_key_value_heads\": 2, \"max_position_embeddings\": 32, \"rms_norm_eps\": 1e-5, \"hidden_act\": \"silu\","
-        " \"num_hidden_layers\": 2, \"num_local_experts\": 4, \"num_experts_per_tok\": 2, \"tie_word_embeddings\": true, \"rope_theta\": 1e6,"
-        " \"sliding_window\": null, \"attention_dropout\": 0.0, \"initializer_range\": 0.02, \"router_aux_loss_coef\": 0.02,"
-        " \"output_router_logits\": false, \"torch_dtype\": \"bfloat16\", \"bos_token_id\": 1, \"eos_token_id\": 2, \"use_cache\": true}";
+        "{\"model_type\": \"mixtral\", \"architectures\": [\"MixtralForCausalLM\"], \"vocab_size\": 19, \"hidden_size\": 8, "
+        "\"intermediate_size\": 5, \"num_attention_heads\": 4, \"num_key_value_heads\": 2, \"max_position_embeddings\": 32, "
+        "\"rms_norm_eps\": 1e-5, \"hidden_act\": \"silu\", \"num_hidden_layers\": 2, \"num_local_experts\": 4, "
+        "\"num_experts_per_tok\": 2, \"tie_word_embeddings\": true, \"rope_theta\": 1e6, \"sliding_window\": null, "
+        "\"attention_dropout\": 0.0, \"initializer_range\": 0.02, \"router_aux_loss_coef\": 0.02, \"output_router_logits\": "
+        "false, \"torch_dtype\": \"bfloat16\", \"bos_token_id\": 1, \"eos_token_id\": 2, \"use_cache\": true}";
     static const char qwen[] =
-        "{\"model_type\": \"qwen2_moe\", \"architectures\": [\"Qwen2MoeForCausalLM\"], \"vocab_size\": 19, \"hidden_size\": 8, \"intermediate_size\": 8,"
-        " \"num_attention_heads\": 4, \"num_key_value_heads\": 2, \"moe_intermediate_size\": 5, \"shared_expert_intermediate_size\": 6,"
-        " \"max_position_embeddings\": 32, \"rms_norm_eps\": 1e-6, \"hidden_act\": \"silu\", \"num_hidden_layers\": 2, \"num_experts\": 5,"
-        " \"num_experts_per_tok\": 3, \"norm_topk_prob\": true, \"tie_word_embeddings\": false, \"decoder_sparse_step\": 1, \"mlp_only_layers\": [],"
-        " \"use_sliding_window\": false, \"rope_theta\": 10000.0, \"torch_dtype\": \"float32\"}";
-#define SEED_FAMILY(type, more)                                                                                               \
-    "{\"model_type\": \"" type "\", \"vocab_size\": 19, \"hidden_size\": 8, \"intermediate_size\": 9, \"num_hidden_layers\": 3,"     \
+        "{\"model_type\": \"qwen2_moe\", \"architectures\": [\"Qwen2MoeForCausalLM\"], \"vocab_size\": 19, \"hidden_size\": 8, "
+        "\"intermediate_size\": 8, \"num_attention_heads\": 4, \"num_key_value_heads\": 2, \"moe_intermediate_size\": 5, "
+        "\"shared_expert_intermediate_size\": 6, \"max_position_embeddings\": 32, \"rms_norm_eps\": 1e-6, \"hidden_act\": "
+        "\"silu\", \"num_hidden_layers\": 2, \"num_experts\": 5, \"num_experts_per_tok\": 3, \"norm_topk_prob\": true, "
+        "\"tie_word_embeddings\": false, \"decoder_sparse_step\": 1, \"mlp_only_layers\": [], \"use_sliding_window\": false, "
+        "\"rope_theta\": 10000.0, \"torch_dtype\": \"float32\"}";
+#define SEED_FAMILY(type, more)                                                                                                  \
+    "{\"model_type\": \"" type "\", \"vocab_size\": 19, \"hidden_size\": 8, \"intermediate_size\": 9, \"num_hidden_layers\": 3," \
     " \"num_attention_heads\": 2, \"num_key_value_heads\": 1, \"max_position_embeddings\": 32, " more "}"
-    static const char olmoe[] = SEED_FAMILY("olmoe", "\"num_experts\": 3, \"num_experts_per_tok\": 2, \"attention_bias\": true, \"clip_qkv\": null,"
-                                                     " \"rope_scaling\": {\"rope_type\": \"yarn\", \"factor\": 4.0, \"beta_fast\": 8, \"mscale\": 1.0,"
-                                                     " \"mscale_all_dim\": 0.5, \"truncate\": false, \"original_max_position_embeddings\": 8}");
-    static const char qwen3[] = SEED_FAMILY("qwen3_moe", "\"num_local_experts\": 3, \"num_experts_per_tok\": 2, \"moe_intermediate_size\": 5,"
-                                                         " \"head_dim\": 6, \"decoder_sparse_step\": 2, \"mlp_only_layers\": [0], \"rope_parameters\":"
-                                                         " {\"rope_type\": \"llama3\", \"factor\": 8.0, \"low_freq_factor\": 1.0,"
-                                                         " \"high_freq_factor\": 4.0, \"rope_theta\": 500000.0}");
-    static const char dots[] = SEED_FAMILY("dots1", "\"n_routed_experts\": 3, \"num_experts_per_tok\": 2, \"moe_intermediate_size\": 5,"
-                                                    " \"n_shared_experts\": 2, \"first_k_dense_replace\": 1, \"n_group\": 1, \"topk_group\": 1,"
-                                                    " \"routed_scaling_factor\": 2.5, \"norm_topk_prob\": true, \"sliding_window\": 4096,"
-                                                    " \"max_window_layers\": 62, \"dtype\": \"bfloat16\"");
-    static const char llama[] = SEED_FAMILY("llama_moe", "\"num_experts\": 3, \"num_selects\": 2, \"size_experts\": [[3, 3, 3], [3, 3, 3], [3, 3, 3]],"
-                                                         " \"gate_network\": \"mlp\", \"gate_type\": \"TopKBalancedNoisyGate\", \"gate_add_noise\": true,"
-                                                         " \"calculator_type\": \"UniversalCalculator\", \"multiply_gate_scores\": true,"
-                                                         " \"score_scale_factor\": [4.0, 4.0, 4.0], \"rope_scaling\": {\"type\": \"dynamic\", \"factor\": 2.0}");
+    static const char olmoe[] = SEED_FAMILY("olmoe", "\"num_experts\": 3, \"num_experts_per_tok\": 2, \"attention_bias\": true, "
+                                                     "\"clip_qkv\": null, \"rope_scaling\": {\"rope_type\": \"yarn\", "
+                                                     "\"factor\": 4.0, \"beta_fast\": 8, \"mscale\": 1.0, \"mscale_all_dim\": "
+                                                     "0.5, \"truncate\": false, \"original_max_position_embeddings\": 8}");
+    static const char qwen3[] = SEED_FAMILY("qwen3_moe",
+                                            "\"num_local_experts\": 3, \"num_experts_per_tok\": 2, "
+                                            "\"moe_intermediate_size\": 5, \"head_dim\": 6, "
+                                            "\"decoder_sparse_step\": 2, \"mlp_only_layers\": [0], "
+                                            "\"rope_parameters\": {\"rope_type\": \"llama3\", \"factor\": 8.0, "
+                                            "\"low_freq_factor\": 1.0, \"high_freq_factor\": 4.0, \"rope_theta\": 500000.0}");
+    static const char dots[] = SEED_FAMILY("dots1",
+                                           "\"n_routed_experts\": 3, \"num_experts_per_tok\": 2, "
+                                           "\"moe_intermediate_size\": 5, \"n_shared_experts\": 2, "
+                                           "\"first_k_dense_replace\": 1, \"n_group\": 1, \"topk_group\": 1, "
+                                           "\"routed_scaling_factor\": 2.5, \"norm_topk_prob\": true, \"sliding_window\": 4096, "
+                                           "\"max_window_layers\": 62, \"dtype\": \"bfloat16\"");
+    static const char llama[] = SEED_FAMILY(
+        "llama_moe", "\"num_experts\": 3, \"num_selects\": 2, \"size_experts\": [[3, 3, 3], "
+                     "[3, 3, 3], [3, 3, 3]], \"gate_network\": \"mlp\", \"gate_type\": "
+                     "\"TopKBalancedNoisyGate\", \"gate_add_noise\": true, "
+                     "\"calculator_type\": \"UniversalCalculator\", \"multiply_gate_scores\": true, \"score_scale_factor\": "
+                     "[4.0, 4.0, 4.0], \"rope_scaling\": {\"type\": \"dynamic\", \"factor\": 2.0}");
     seed_text("config", "mixtral", mixtral);
     seed_text("config", "olmoe", olmoe);
     seed_text("config", "qwen3_moe", qwen3);

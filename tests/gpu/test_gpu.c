@@ -1,6 +1,6 @@
-/* tests/gpu/test_gpu.c - the library on a GPU beside the same on the CPU: gradients, 300 steps, checkpoints that go from one to the
- * other, steps as graphs, the caller's stream and allocator, limits, cancel, embedding, k-means and surgery. MOED_TEST_DEVICE names
- * the device (cuda:0). Run by `make check-gpu`. */
+/* tests/gpu/test_gpu.c - the library on a GPU beside the same on the CPU: gradients, 300 steps, checkpoints that go from one to
+ * the other, steps as graphs, the caller's stream and allocator, limits, cancel, embedding, k-means and surgery. MOED_TEST_DEVICE
+ * names the device (cuda:0). Run by `make check-gpu`. */
 #include <dlfcn.h>
 #include <fnmatch.h>
 
@@ -62,16 +62,21 @@ static moed_corpus *walk_corpus(moed_context *c)
 {
     return support_corpus(c, (moed_documents){.count = DOCUMENTS, .length = walk_length, .read = walk_read}, WORDS, WORDS - 1);
 }
-/* Switches that the models of the other tests have not: norms of queries and keys, whole or by head, biases of all projections, positions
- * by yarn, a layer without experts, shared experts without a switch, sigmoid scores with a selection bias, scaled weights. */
-#define WALK_FAMILY(type, more)                                                                                                 \
-    "{\"model_type\": \"" type "\", \"vocab_size\": 64, \"hidden_size\": 64, \"num_hidden_layers\": 3, \"num_attention_heads\": 4," \
-    " \"num_key_value_heads\": 2, \"num_experts_per_tok\": 2, \"intermediate_size\": 96, \"initializer_range\": 0.1, " more "}"
+/* Switches that the models of the other tests have not: norms of queries and keys, whole or by head, biases of all projections,
+ * positions by yarn, a layer without experts, shared experts without a switch, sigmoid scores with a selection bias, scaled
+ * weights. */
+#define WALK_FAMILY(type, more)                                                                                       \
+    "{\"model_type\": \"" type "\", \"vocab_size\": 64, \"hidden_size\": 64, \"num_hidden_layers\": 3,"               \
+    " \"num_attention_heads\": 4, \"num_key_value_heads\": 2, \"num_experts_per_tok\": 2, \"intermediate_size\": 96," \
+    " \"initializer_range\": 0.1, " more "}"
 static const char *const other_families[] = {
-    WALK_FAMILY("olmoe", "\"num_experts\": 4, \"attention_bias\": true, \"rope_scaling\": {\"rope_type\": \"yarn\", \"factor\": 4}"),
-    WALK_FAMILY("qwen3_moe", "\"num_experts\": 4, \"moe_intermediate_size\": 64, \"mlp_only_layers\": [1], \"norm_topk_prob\": true"),
-    WALK_FAMILY("dots1", "\"n_routed_experts\": 4, \"n_shared_experts\": 2, \"moe_intermediate_size\": 64, \"first_k_dense_replace\": 1,"
-                         " \"norm_topk_prob\": true, \"routed_scaling_factor\": 2.5"),
+    WALK_FAMILY("olmoe",
+                "\"num_experts\": 4, \"attention_bias\": true, \"rope_scaling\": {\"rope_type\": \"yarn\", \"factor\": 4}"),
+    WALK_FAMILY("qwen3_moe",
+                "\"num_experts\": 4, \"moe_intermediate_size\": 64, \"mlp_only_layers\": [1], \"norm_topk_prob\": true"),
+    WALK_FAMILY("dots1",
+                "\"n_routed_experts\": 4, \"n_shared_experts\": 2, \"moe_intermediate_size\": 64, \"first_k_dense_replace\": 1,"
+                " \"norm_topk_prob\": true, \"routed_scaling_factor\": 2.5"),
 };
 /* Selection biases are drawn as zeros: here as numbers that decide. */
 static moed_model *model_of(moed_context *c, const char *config)
@@ -132,7 +137,8 @@ static float *gradients(const char *device, const char *kernels, const char *con
         for (int32_t i = 0; i < g.rank; i++) n *= (size_t)g.shape[i];
         all = realloc(all, (*count + n) * sizeof *all);
         for (size_t i = 0; i < n; i++) {
-            const uint32_t bits = g.dtype == MOED_DTYPE_BF16 ? (uint32_t)((const uint16_t *)g.data)[i] << 16 : ((const uint32_t *)g.data)[i];
+            const uint32_t bits = g.dtype == MOED_DTYPE_BF16 ? (uint32_t)((const uint16_t *)g.data)[i] << 16
+                                                             : ((const uint32_t *)g.data)[i];
             memcpy(all + *count + i, &bits, sizeof bits);
         }
         *count += n;
@@ -156,7 +162,8 @@ static void compare_gradients(const char *config, double narrow)
             square += (double)want[k] * (double)want[k];
             difference += ((double)got[k] - (double)want[k]) * ((double)got[k] - (double)want[k]);
         }
-        print_message("%s: gradients differ by %.2e of their norm, losses by %.2e\n", cases[i].kernels, sqrt(difference / square), fabs(loss - its_loss));
+        print_message("%s: gradients differ by %.2e of their norm, losses by %.2e\n", cases[i].kernels, sqrt(difference / square),
+                      fabs(loss - its_loss));
         assert_true(sqrt(difference / square) < cases[i].bound);
         assert_true(fabs(loss - its_loss) < cases[i].bound * loss);
         free(got);
@@ -206,13 +213,14 @@ static void three_hundred_steps_end_where_the_cpu_ends(void **state)
     print_message("mean loss of the last 50 of 300 steps: CPU %.5f\n", cpu);
     for (int i = 0; i < 4; i++) {
         const double got = mean_of_last_losses(gpu(), cases[i].kernels, cases[i].policy);
-        print_message("    %s, %s: %.5f (%+.3f%%)\n", cases[i].kernels, cases[i].policy == MOED_POLICY_LEAN ? "lean" : "full", got,
-                      100 * (got / cpu - 1));
+        print_message("    %s, %s: %.5f (%+.3f%%)\n", cases[i].kernels, cases[i].policy == MOED_POLICY_LEAN ? "lean" : "full",
+                      got, 100 * (got / cpu - 1));
         assert_true(fabs(got / cpu - 1) < 0.005);
     }
 }
 
-/* Of the last 40 of 200 steps of the family with selection biases, whose pool doubles after 100. load [out]: the largest there. */
+/* Of the last 40 of 200 steps of the family with selection biases, whose pool doubles after 100. load [out]: the largest
+ * there. */
 static double mean_after_growth(const char *device, const char *kernels, double *load)
 {
     enum { STEPS = 200, LAST = 40 };
@@ -245,7 +253,8 @@ static void a_pool_that_grows_ends_where_the_cpus_ends(void **state)
     double load;
     const double cpu = mean_after_growth("cpu", "auto", &load);
     (void)state;
-    print_message("mean loss of the last 40 of 200 steps, 4 then 8 experts: CPU %.5f, largest load %.2f of the mean\n", cpu, load);
+    print_message("mean loss of the last 40 of 200 steps, 4 then 8 experts: CPU %.5f, largest load %.2f of the mean\n", cpu,
+                  load);
     for (int i = 0; i < 2; i++) {
         const double got = mean_after_growth(gpu(), kernels[i], &load);
         print_message("    %s: %.5f (%+.3f%%), %.2f\n", kernels[i], got, 100 * (got / cpu - 1), load);
@@ -256,7 +265,8 @@ static void a_pool_that_grows_ends_where_the_cpus_ends(void **state)
 /* ---- checkpoints ---- */
 
 /* Resumes in dir when there is something, runs to `steps`, saves; the numbers then. */
-static float *go_on(const char *device, const char *kernels, int32_t policy, const char *dir, int resume, int64_t to, size_t *count)
+static float *go_on(const char *device, const char *kernels, int32_t policy, const char *dir, int resume, int64_t to,
+                    size_t *count)
 {
     bench b = bench_on(device, kernels);
     moed_train_options o = walk_options(9);
@@ -284,10 +294,12 @@ static void pass_on(int32_t policy)
     float *trained = go_on(gpu(), "bf16", policy, dir, 0, 3, &count);
     for (int i = 0; i < 3; i++) {
         const char *device = readers[i].device ? readers[i].device : gpu();
-        const int rounds = policy == MOED_POLICY_LEAN && strcmp(readers[i].kernels, "bf16") == 0; /* the only ones that hold less */
+        /* the only ones that hold less */
+        const int rounds = policy == MOED_POLICY_LEAN && strcmp(readers[i].kernels, "bf16") == 0;
         float *read = go_on(device, readers[i].kernels, policy, dir, 1, 0, &other);
         assert_int_equal(other, count);
-        for (size_t k = 0; k < count; k++) assert_true(rounds ? fabsf(read[k] - trained[k]) <= fabsf(trained[k]) / 256 : read[k] == trained[k]);
+        for (size_t k = 0; k < count; k++)
+            assert_true(rounds ? fabsf(read[k] - trained[k]) <= fabsf(trained[k]) / 256 : read[k] == trained[k]);
         free(read);
         free(trained);
         trained = go_on(device, readers[i].kernels, policy, dir, 1, 2, &count);
@@ -383,7 +395,8 @@ static void a_cancelled_step_leaves_nothing_behind(void **state)
 
 /* ---- a step as a graph ---- */
 
-/* With the same options, twice in the ordinary way and once as graphs: bits where the ordinary way has them, else within noise. */
+/* With the same options, twice in the ordinary way and once as graphs: bits where the ordinary way has them, else within
+ * noise. */
 static void a_step_as_a_graph_is_the_ordinary_one(void **state)
 {
     int long_runs = 0, exact = 0;
@@ -409,8 +422,8 @@ static void a_step_as_a_graph_is_the_ordinary_one(void **state)
         exact += same;
         long_runs += done[0] >= 3 && done[0] < POISONED_STEPS; /* the refused step was a graph */
     }
-    print_message("the ordinary way gives the same bits twice in %d of %d cases; a graph refused a step in %d\n", exact, (int)POISONED_CASES,
-                  long_runs);
+    print_message("the ordinary way gives the same bits twice in %d of %d cases; a graph refused a step in %d\n", exact,
+                  (int)POISONED_CASES, long_runs);
     assert_true(long_runs >= 3);
 }
 
@@ -465,8 +478,9 @@ static struct driver {
 
 static int load_driver(void)
 {
-    static const char *const names[] = {"cuInit", "cuDeviceGet", "cuDevicePrimaryCtxRetain", "cuDevicePrimaryCtxRelease_v2", "cuCtxSetCurrent",
-                                        "cuCtxGetCurrent", "cuDevicePrimaryCtxGetState", "cuStreamCreate", "cuStreamSynchronize", "cuStreamQuery", "cuStreamDestroy_v2", "cuEventCreate",
+    static const char *const names[] = {"cuInit", "cuDeviceGet", "cuDevicePrimaryCtxRetain", "cuDevicePrimaryCtxRelease_v2",
+                                        "cuCtxSetCurrent", "cuCtxGetCurrent", "cuDevicePrimaryCtxGetState", "cuStreamCreate",
+                                        "cuStreamSynchronize", "cuStreamQuery", "cuStreamDestroy_v2", "cuEventCreate",
                                         "cuEventRecord", "cuEventQuery", "cuEventDestroy_v2", "cuMemAlloc_v2", "cuMemFree_v2"};
     void *library = dlopen("libcuda.so.1", RTLD_NOW | RTLD_LOCAL), **slots = (void **)&driver;
     for (size_t i = 0; library && i < sizeof names / sizeof *names; i++)

@@ -2,8 +2,9 @@
  * that makes it an invalid address, and every operation takes the tag off before it calls the CPU's reference. What runs on it
  * respects the border between host and device, without a device. It also refuses host pointers where device pointers belong.
  *
- * It has streams of a kind: any address is one. An event is two pointers: the stream of the last wait, and of the last record. What
- * the caller's device allocator gives is only held, as a real device's memory cannot be touched. A graph is the list of calls. */
+ * It has streams of a kind: any address is one. An event is two pointers: the stream of the last wait, and of the last record.
+ * What the caller's device allocator gives is only held, as a real device's memory cannot be touched. A graph is the list of
+ * calls. */
 #include <stdlib.h>
 #include <string.h>
 

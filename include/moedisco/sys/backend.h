@@ -7,8 +7,9 @@
  * Conventions of the operations
  *  - `void *self` is one opened engine: used by one thread at a time, owns its scratch memory and stream;
  *  - pointers in argument structs are device memory of that engine, unless a comment says host;
- *  - `real` is the engine's dtype of weights, activations and their gradients (moed_backend_info.dtype), `wide` that of what must not
- *    be rounded so far: statistics, routing, losses, moments (moed_backend_info.wide). Arrays are of reals where nothing else is said;
+ *  - `real` is the engine's dtype of weights, activations and their gradients (moed_backend_info.dtype), `wide` that of what must
+ *    not be rounded so far: statistics, routing, losses, moments (moed_backend_info.wide). Arrays are of reals where nothing else
+ *    is said;
  *  - token and expert ids are int32;
  *  - arrays are row-major; strides are in elements; N = rows * length tokens, T = length, D = hidden width;
  *  - "+=" accumulates, "=" overwrites; no operation returns data to the host: see download;
@@ -47,7 +48,8 @@ typedef struct moed_backend_config {
     int32_t reserved;
     int64_t memory_limit;     /* bytes, 0 = none */
     const char *kernels;      /* kernel set asked for, "auto" */
-    void *stream;             /* the caller's: all work goes there, and it is the caller's to destroy; NULL = one of the engine's own */
+    void *stream;             /* the caller's: all work goes there, and it is the caller's to destroy; NULL = one of the engine's
+                                 own */
     moed_device_alloc_fn device_alloc; /* nullable, with its counterpart: all device memory comes from there */
     moed_device_free_fn device_free;
     void *device_alloc_user;
@@ -63,7 +65,8 @@ typedef struct moed_backend_info {
     int32_t host_memory;      /* 1: device memory is host memory; host arrays of dtype may be passed as they are */
     char kernels[32];
     char reason[192];
-    int32_t wide;             /* 0 = dtype. BF16 with F32: the optimizer keeps the low halves of the weights (moed_op_slice.low) */
+    int32_t wide;             /* 0 = dtype. BF16 with F32: the optimizer keeps the low halves of the weights
+                                 (moed_op_slice.low) */
     int32_t reserved;
 } moed_backend_info;
 
@@ -108,8 +111,8 @@ typedef struct moed_op_rmsnorm {
 } moed_op_rmsnorm;
 
 /* c (m, n) = [c +] op(a) (m, k) * op(b) (k, n) [+ bias (n)]. transpose_a: a is stored (k, m); transpose_b: b is stored (n, k).
- * Row strides lda, ldb, ldc; wide_c: c is wide, and there is no bias. accumulate adds c, or addend (shape, stride and type of c) where it
- * is given. A linear layer y = x w^T: transpose_b; its d_x = d_y w: neither; its d_w += d_y^T x: transpose_a. */
+ * Row strides lda, ldb, ldc; wide_c: c is wide, and there is no bias. accumulate adds c, or addend (shape, stride and type of c)
+ * where it is given. A linear layer y = x w^T: transpose_b; its d_x = d_y w: neither; its d_w += d_y^T x: transpose_a. */
 typedef struct moed_op_gemm {
     void *c;
     const void *a, *b, *bias;
@@ -141,8 +144,8 @@ typedef struct moed_op_bias_backward {
     int64_t m, n, ld;
 } moed_op_bias_backward;
 
-/* In place on x: `heads` heads of head_dim at x + token * stride. Halves are rotated together: (x1, x2) -> (x1 c - x2 s, x2 c + x1 s).
- * cosine, sine wide (positions known, head_dim / 2); inverse = 1 rotates back (backward). */
+/* In place on x: `heads` heads of head_dim at x + token * stride. Halves are rotated together: (x1, x2) -> (x1 c - x2 s, x2 c +
+ * x1 s). cosine, sine wide (positions known, head_dim / 2); inverse = 1 rotates back (backward). */
 typedef struct moed_op_rope {
     void *x;
     const void *cosine, *sine;
@@ -152,8 +155,8 @@ typedef struct moed_op_rope {
 } moed_op_rope;
 
 /* Causal attention with grouped queries. Token i attends to tokens [start[i], i] (start (N): absolute token index; never before
- * its own row's first). q, k, v at base + token * stride, heads consecutive. out (N, heads, head_dim) contiguous, lse (heads, N, wide).
- * backward: d_q, d_k, d_v "=" with the same strides. */
+ * its own row's first). q, k, v at base + token * stride, heads consecutive. out (N, heads, head_dim) contiguous, lse (heads, N,
+ * wide). backward: d_q, d_k, d_v "=" with the same strides. */
 typedef struct moed_op_attention {
     void *out, *lse;
     const void *q, *k, *v;
@@ -170,8 +173,9 @@ typedef struct moed_op_attention {
 
 /* out (rows, width) = silu(gate) * up, gate_up (rows, 2 * width): gate first. backward: d_gate_up = ...
  * In backward the outputs may have been weighted, as those of experts are: for each i, row slot[i] (slot nullable: i) counts
- * weights[i] times (nullable: 1). d_gate_up takes weights[i] d_out, d_weights[i] (nullable) = d_out . out of before, and out (nullable)
- * = weights[i] times out of before, made again. d_gate_up may be gate_up, and out may be d_out. weights and d_weights are wide. */
+ * weights[i] times (nullable: 1). d_gate_up takes weights[i] d_out, d_weights[i] (nullable) = d_out . out of before, and out
+ * (nullable) = weights[i] times out of before, made again. d_gate_up may be gate_up, and out may be d_out. weights and d_weights
+ * are wide. */
 typedef struct moed_op_swiglu {
     void *out;
     const void *gate_up;
@@ -191,11 +195,12 @@ enum { /* moed_op_router.score */
 /* The top_k highest of score + bias are chosen (ties: the lower index; bias (experts, wide) nullable: 0). weights = weight_scale
  * times their scores, without the bias, divided by the sum of the chosen scores when normalise.
  * logits, probabilities (rows, experts; the scores); ids, weights (rows, top_k); lse (rows) of the logits, all wide. replay = 1:
- * ids is an input. losses (2, wide) += { experts * sum_e f_e P_e, mean lse^2 } * loss_scale: f_e share of choices, P_e mean of the
- * scores, each divided by the sum of its row's (nullable). ids are valid and distinct even where logits are not numbers.
+ * ids is an input. losses (2, wide) += { experts * sum_e f_e P_e, mean lse^2 } * loss_scale: f_e share of choices, P_e mean of
+ * the scores, each divided by the sum of its row's (nullable). ids are valid and distinct even where logits are not numbers.
  * backward: d_logits (real) = of d_weights (wide), plus load_balance * loss_scale and z_loss * loss_scale times the gradients of
  * those two; ids, f_e and bias are constants: no gradient trains a bias, how often an expert is chosen does. That is
- * offsets[e + 1] - offsets[e], where offsets is what dispatch made of ids (here so that they need not be counted again; nullable). */
+ * offsets[e + 1] - offsets[e], where offsets is what dispatch made of ids (here so that they need not be counted again;
+ * nullable). */
 typedef struct moed_op_router {
     void *probabilities, *weights, *lse;
     int32_t *ids;
@@ -265,13 +270,14 @@ typedef struct moed_op_cross_entropy {
 } moed_op_cross_entropy;
 
 /* One tensor of an optimizer step. m, v (wide), gradient as long as the parameter; the gradient is only read. low (nullable): the
- * parameter's number is the float whose bits are (parameter's bits << 16) + low; what is written is rounded to the nearest BF16, ties up,
- * and what is left goes to low.
- * m_scale, v_scale (both or neither, then without low): m and v are codes of 8 bits (uint8), and each block of 256 numbers, the last one
- * shorter, has a float in either. A number of m is its scale times its code's value: bit 7 is the sign; c, bits 0 to 6, is 0, or the float
- * whose bits are (c + 889) << 20. v is the square of scale times value: a code c is 0, or the float whose bits are (c + 1777) << 19. What
- * is written is rounded to one of the two codes beside it, the nearer the likelier, and so is a BF16 parameter; the random bits come
- * from scalars->random, the block's number (the slice's first is `block`, none is another slice's) and the place in it, nothing else. */
+ * parameter's number is the float whose bits are (parameter's bits << 16) + low; what is written is rounded to the nearest BF16,
+ * ties up, and what is left goes to low.
+ * m_scale, v_scale (both or neither, then without low): m and v are codes of 8 bits (uint8), and each block of 256 numbers, the
+ * last one shorter, has a float in either. A number of m is its scale times its code's value: bit 7 is the sign; c, bits 0 to 6,
+ * is 0, or the float whose bits are (c + 889) << 20. v is the square of scale times value: a code c is 0, or the float whose bits
+ * are (c + 1777) << 19. What is written is rounded to one of the two codes beside it, the nearer the likelier, and so is a BF16
+ * parameter; the random bits come from scalars->random, the block's number (the slice's first is `block`, none is another
+ * slice's) and the place in it, nothing else. */
 typedef struct moed_op_slice {
     void *parameter, *gradient, *m, *v;
     int64_t count;
@@ -281,8 +287,8 @@ typedef struct moed_op_slice {
     int64_t block;
 } moed_op_slice;
 
-/* gradient_norm: scalars->gradient_norm and clip_factor from all gradients (times gradient_scale); clip 0 = factor 1. Where one of
- * losses (loss_count, wide; nullable) is NaN or infinite, gradient_norm is NaN.
+/* gradient_norm: scalars->gradient_norm and clip_factor from all gradients (times gradient_scale); clip 0 = factor 1. Where one
+ * of losses (loss_count, wide; nullable) is NaN or infinite, gradient_norm is NaN.
  * adamw: g = gradient * gradient_scale * clip_factor, m and v its running means, each divided by its correction in the update:
  * parameter -= learning_rate * (m' / (sqrt(v') + epsilon) + weight_decay * parameter). Nothing is written where
  * scalars->gradient_norm is NaN or infinite: a bad step is dropped on the device, without asking the host. slices: host array;
@@ -330,8 +336,8 @@ typedef struct moed_op_embed_mean {
     int64_t documents, width;
 } moed_op_embed_mean;
 
-/* labels (count) = argmin_k ||x - centroid_k||^2 + penalty_k (penalty (clusters) double, nullable; ties: lower k); distances (count, nullable)
- * squared, without the penalty. x (count, width), centroids (clusters, width) f32. */
+/* labels (count) = argmin_k ||x - centroid_k||^2 + penalty_k (penalty (clusters) double, nullable; ties: lower k); distances
+ * (count, nullable) squared, without the penalty. x (count, width), centroids (clusters, width) f32. */
 typedef struct moed_op_kmeans_assign {
     int32_t *labels;
     float *distances;
@@ -340,7 +346,8 @@ typedef struct moed_op_kmeans_assign {
     int64_t count, width, clusters;
 } moed_op_kmeans_assign;
 
-/* sums (clusters, width) double, totals (clusters) double, counts (clusters) int64: all "=", from labels and weights (nullable: 1). */
+/* sums (clusters, width) double, totals (clusters) double, counts (clusters) int64: all "=", from labels and weights (nullable:
+ * 1). */
 typedef struct moed_op_kmeans_accumulate {
     double *sums, *totals;
     int64_t *counts;
@@ -349,8 +356,8 @@ typedef struct moed_op_kmeans_accumulate {
     int64_t count, width, clusters;
 } moed_op_kmeans_accumulate;
 
-/* Optional. labels as kmeans_assign gives them without a penalty, then sums, totals and counts as kmeans_accumulate gives them from
- * these labels; x is read once. lower (count, nullable) may hold between steps of one fit what spares searches: it is the
+/* Optional. labels as kmeans_assign gives them without a penalty, then sums, totals and counts as kmeans_accumulate gives them
+ * from these labels; x is read once. lower (count, nullable) may hold between steps of one fit what spares searches: it is the
  * engine's to write; moved (clusters) is how far each centroid has gone since the step that wrote labels and lower, NULL where
  * neither holds anything yet. The results do not depend on lower. */
 typedef struct moed_op_kmeans_step {
@@ -362,8 +369,8 @@ typedef struct moed_op_kmeans_step {
     int64_t count, width, clusters;
 } moed_op_kmeans_step;
 
-/* Optional. centroids (clusters, width) = sums / totals where the total is above 0; the others stay. moved (clusters) = how far each has
- * gone, not less. With it sums and centroids need not pass through the host between steps. */
+/* Optional. centroids (clusters, width) = sums / totals where the total is above 0; the others stay. moved (clusters) = how far
+ * each has gone, not less. With it sums and centroids need not pass through the host between steps. */
 typedef struct moed_op_kmeans_move {
     float *centroids, *moved;
     const double *sums, *totals;
@@ -377,9 +384,9 @@ typedef struct moed_op_kmeans_distances {
     int64_t count, width, clusters;
 } moed_op_kmeans_distances;
 
-/* What goes into a stretch of numbers, in order: the first term, a COPY or DRAW, sets them, DELTAs add to them (op: MOED_PIECE_COPY, ... of
- * base.h). Element (b, r, c) of source and of reference lies at b * block + r * row + c, in elements; a DRAW's is scale *
- * normal(key, step, index + b * block + r * row + c). */
+/* What goes into a stretch of numbers, in order: the first term, a COPY or DRAW, sets them, DELTAs add to them (op:
+ * MOED_PIECE_COPY, ... of base.h). Element (b, r, c) of source and of reference lies at b * block + r * row + c, in elements; a
+ * DRAW's is scale * normal(key, step, index + b * block + r * row + c). */
 typedef struct moed_op_term {
     int32_t op;
     int32_t dtype, reference_dtype; /* F64, F32, F16 or BF16; of a lone COPY of scale 1 anything of whole bytes */
@@ -391,9 +398,10 @@ typedef struct moed_op_term {
     uint64_t key, step, index;
 } moed_op_term;
 
-/* Optional. out (blocks, rows, width; dtype) = terms, as base.h says of pieces: in double, over all terms of an element in order, rounded
- * once; a sum of zero leaves the first term's bits alone, those of a COPY of scale 1 in out's dtype NaNs included. terms: a host
- * array, read before the call returns. The same bits on every device: no products and sums contracted, and util/normal.h's numbers. */
+/* Optional. out (blocks, rows, width; dtype) = terms, as base.h says of pieces: in double, over all terms of an element in order,
+ * rounded once; a sum of zero leaves the first term's bits alone, those of a COPY of scale 1 in out's dtype NaNs included. terms:
+ * a host array, read before the call returns. The same bits on every device: no products and sums contracted, and util/normal.h's
+ * numbers. */
 typedef struct moed_op_blend {
     void *out;
     const moed_op_term *terms;
@@ -426,7 +434,8 @@ typedef struct moed_backend {
     /* devices: fills out for device `index`; MOED_E_RANGE past the last */
     moed_status (*device)(const moed_host_api *host, int32_t index, moed_device_info *out);
     /* opens an engine; table: the operations to use with it, often this very table (a kernel set or chip may have its own) */
-    moed_status (*open)(const moed_host_api *host, const moed_backend_config *config, void **self, const struct moed_backend **table);
+    moed_status (*open)(const moed_host_api *host, const moed_backend_config *config, void **self,
+                        const struct moed_backend **table);
     void (*close)(void *self);
     moed_status (*info)(void *self, moed_backend_info *out);
 
@@ -473,16 +482,16 @@ typedef struct moed_backend {
     moed_status (*kmeans_step)(void *self, const moed_op_kmeans_step *a);           /* optional */
     moed_status (*kmeans_distances)(void *self, const moed_op_kmeans_distances *a); /* optional */
 
-    /* Optional, and only together: the device has streams. On config's device and stream, without an engine; the stream NULL: wait_event
-     * waits, record_event records an event with nothing before it. */
+    /* Optional, and only together: the device has streams. On config's device and stream, without an engine; the stream NULL:
+     * wait_event waits, record_event records an event with nothing before it. */
     moed_status (*wait_event)(const moed_host_api *host, const moed_backend_config *config, void *event);
     moed_status (*record_event)(const moed_host_api *host, const moed_backend_config *config, void *event);
 
     /* Optional, and only together: what operations, copy and zero would do between begin and end is recorded instead, with its
-     * addresses and host numbers as they are then, and graph_launch enqueues it all, as often as wanted, on what the addresses then
-     * hold. While it is recorded nothing else is asked of the engine, and every operation has run before with the same shapes.
-     * begin: MOED_E_UNSUPPORTED where the stream cannot. end: ends the recording in any case. launch: MOED_E_UNSUPPORTED, nothing
-     * done, when memory of the engine's own has moved since: record again. */
+     * addresses and host numbers as they are then, and graph_launch enqueues it all, as often as wanted, on what the addresses
+     * then hold. While it is recorded nothing else is asked of the engine, and every operation has run before with the same
+     * shapes. begin: MOED_E_UNSUPPORTED where the stream cannot. end: ends the recording in any case. launch: MOED_E_UNSUPPORTED,
+     * nothing done, when memory of the engine's own has moved since: record again. */
     moed_status (*graph_begin)(void *self);
     moed_status (*graph_end)(void *self, void **graph);
     moed_status (*graph_launch)(void *self, void *graph);

@@ -1,9 +1,10 @@
-/* tests/bench/plugins/timed.c - a backend plug-in that stands before another one (TIMED_PLUGIN names its file) and waits for every operation, so
- * that each has a time of its own. When an engine closes it says on standard error what its operations took, by operation and shape. The
- * waiting costs some microseconds a call and hides what overlaps: the sum is above a real step's time.
+/* tests/bench/plugins/timed.c - a backend plug-in that stands before another one (TIMED_PLUGIN names its file) and waits for
+ * every operation, so that each has a time of its own. When an engine closes it says on standard error what its operations took,
+ * by operation and shape. The waiting costs some microseconds a call and hides what overlaps: the sum is above a real step's
+ * time.
  *
- * With TIMED_COUNT set nothing is waited for and graphs are let through: it says how often the host brought something up or down, waited, or
- * launched a graph. */
+ * With TIMED_COUNT set nothing is waited for and graphs are let through: it says how often the host brought something up or down,
+ * waited, or launched a graph. */
 #include <dlfcn.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -45,7 +46,8 @@ static void note(timed *t, const char *operation, int64_t a, int64_t b, int64_t 
 {
     const int64_t shape[4] = {a, b, c, d};
     int i = 0;
-    while (i < t->count && (strcmp(t->kinds[i].operation, operation) != 0 || memcmp(t->kinds[i].shape, shape, sizeof shape) != 0)) i++;
+    while (i < t->count && (strcmp(t->kinds[i].operation, operation) != 0 || memcmp(t->kinds[i].shape, shape, sizeof shape) != 0))
+        i++;
     if (i == KINDS) return;
     kind *k = &t->kinds[i];
     if (i == t->count) {
@@ -57,22 +59,23 @@ static void note(timed *t, const char *operation, int64_t a, int64_t b, int64_t 
     k->calls++, k->seconds += seconds;
 }
 
-#define OPERATIONS(X)                                                                                                                   \
-    X(embedding, embedding, a->count, a->width, 0, 0) X(embedding_backward, embedding, a->count, a->width, 0, 0)                        \
-    X(rmsnorm, rmsnorm, a->rows, a->width, 0, 0) X(rmsnorm_backward, rmsnorm, a->rows, a->width, 0, 0)                                  \
-    X(gemm, gemm, a->m, a->n, a->k, a->transpose_a * 4 + a->transpose_b * 2 + a->accumulate)                                            \
-    X(grouped_gemm, grouped_gemm, a->m, a->n, a->k, a->reduce * 4 + a->transpose_b * 2 + a->accumulate)                                 \
-    X(bias_backward, bias_backward, a->m, a->n, 0, 0) X(rope, rope, a->count, a->heads, a->head_dim, 0)                                 \
-    X(attention, attention, a->rows, a->length, a->heads, a->head_dim) X(attention_backward, attention, a->rows, a->length, a->heads, a->head_dim) \
-    X(swiglu, swiglu, a->rows, a->width, 0, 0) X(swiglu_backward, swiglu, a->rows, a->width, 0, 0)                                      \
-    X(router, router, a->rows, a->experts, a->top_k, 0) X(router_backward, router, a->rows, a->experts, a->top_k, 0)                    \
-    X(dispatch, dispatch, a->rows, a->experts, a->top_k, 0) X(gather, gather, a->rows, a->top_k, a->width, 0)                           \
-    X(gather_backward, gather, a->rows, a->top_k, a->width, 0) X(combine, combine, a->rows, a->top_k, a->width, 0)                      \
-    X(combine_backward, combine, a->rows, a->top_k, a->width, 0) X(sigmoid_gate, sigmoid_gate, a->rows, a->width, 0, 0)                 \
-    X(sigmoid_gate_backward, sigmoid_gate, a->rows, a->width, 0, 0)                                                                     \
-    X(cross_entropy, cross_entropy, a->rows, a->width, a->vocabulary, a->d_h != NULL) X(gradient_norm, update, a->count, 0, 0, 0)       \
-    X(adamw, update, a->count, 0, 0, 0) X(sum, sum, a->count, 0, 0, 0) X(add, add, a->count, 0, 0, 0)                                   \
-    X(embed_mean, embed_mean, a->documents, a->width, 0, 0) X(kmeans_assign, kmeans_assign, a->count, a->width, a->clusters, 0)         \
+#define OPERATIONS(X)                                                                                                            \
+    X(embedding, embedding, a->count, a->width, 0, 0) X(embedding_backward, embedding, a->count, a->width, 0, 0)                 \
+    X(rmsnorm, rmsnorm, a->rows, a->width, 0, 0) X(rmsnorm_backward, rmsnorm, a->rows, a->width, 0, 0)                           \
+    X(gemm, gemm, a->m, a->n, a->k, a->transpose_a * 4 + a->transpose_b * 2 + a->accumulate)                                     \
+    X(grouped_gemm, grouped_gemm, a->m, a->n, a->k, a->reduce * 4 + a->transpose_b * 2 + a->accumulate)                          \
+    X(bias_backward, bias_backward, a->m, a->n, 0, 0) X(rope, rope, a->count, a->heads, a->head_dim, 0)                          \
+    X(attention, attention, a->rows, a->length, a->heads, a->head_dim)                                                           \
+    X(attention_backward, attention, a->rows, a->length, a->heads, a->head_dim)                                                  \
+    X(swiglu, swiglu, a->rows, a->width, 0, 0) X(swiglu_backward, swiglu, a->rows, a->width, 0, 0)                               \
+    X(router, router, a->rows, a->experts, a->top_k, 0) X(router_backward, router, a->rows, a->experts, a->top_k, 0)             \
+    X(dispatch, dispatch, a->rows, a->experts, a->top_k, 0) X(gather, gather, a->rows, a->top_k, a->width, 0)                    \
+    X(gather_backward, gather, a->rows, a->top_k, a->width, 0) X(combine, combine, a->rows, a->top_k, a->width, 0)               \
+    X(combine_backward, combine, a->rows, a->top_k, a->width, 0) X(sigmoid_gate, sigmoid_gate, a->rows, a->width, 0, 0)          \
+    X(sigmoid_gate_backward, sigmoid_gate, a->rows, a->width, 0, 0)                                                              \
+    X(cross_entropy, cross_entropy, a->rows, a->width, a->vocabulary, a->d_h != NULL) X(gradient_norm, update, a->count, 0, 0, 0)\
+    X(adamw, update, a->count, 0, 0, 0) X(sum, sum, a->count, 0, 0, 0) X(add, add, a->count, 0, 0, 0)                            \
+    X(embed_mean, embed_mean, a->documents, a->width, 0, 0) X(kmeans_assign, kmeans_assign, a->count, a->width, a->clusters, 0)  \
     X(kmeans_accumulate, kmeans_accumulate, a->count, a->width, a->clusters, 0)
 
 #define WRAP(slot, arguments, s0, s1, s2, s3)                                   \
@@ -162,16 +165,17 @@ static void close_engine(void *self)
     timed *t = self;
     double total = 0;
     if (only_count)
-        fprintf(stderr, "%lld operations, %lld uploads, %lld downloads, %lld waits, %lld graphs launched, %lld blocks of memory\n",
-                (long long)t->counts[CALLS], (long long)t->counts[UPLOADS], (long long)t->counts[DOWNLOADS], (long long)t->counts[WAITS],
-                (long long)t->counts[LAUNCHES], (long long)t->counts[ALLOCATIONS]);
+        fprintf(stderr,
+                "%lld operations, %lld uploads, %lld downloads, %lld waits, %lld graphs launched, %lld blocks of memory\n",
+                (long long)t->counts[CALLS], (long long)t->counts[UPLOADS], (long long)t->counts[DOWNLOADS],
+                (long long)t->counts[WAITS], (long long)t->counts[LAUNCHES], (long long)t->counts[ALLOCATIONS]);
     qsort(t->kinds, (size_t)t->count, sizeof *t->kinds, by_seconds);
     for (int i = 0; i < t->count; i++) total += t->kinds[i].seconds;
     for (int i = 0; i < t->count && t->kinds[i].calls; i++) {
         const kind *k = &t->kinds[i];
-        fprintf(stderr, "%5.1f%% %10.3f ms  %7lld x %9.1f us  %-22s %lld %lld %lld %lld\n", 100 * k->seconds / total, 1e3 * k->seconds,
-                (long long)k->calls, 1e6 * k->seconds / (double)k->calls, k->operation, (long long)k->shape[0], (long long)k->shape[1],
-                (long long)k->shape[2], (long long)k->shape[3]);
+        fprintf(stderr, "%5.1f%% %10.3f ms  %7lld x %9.1f us  %-22s %lld %lld %lld %lld\n", 100 * k->seconds / total,
+                1e3 * k->seconds, (long long)k->calls, 1e6 * k->seconds / (double)k->calls, k->operation, (long long)k->shape[0],
+                (long long)k->shape[1], (long long)k->shape[2], (long long)k->shape[3]);
     }
     t->table->close(t->self);
     free(t);
@@ -183,7 +187,8 @@ static moed_status device(const moed_host_api *host, int32_t index, moed_device_
     if (status == MOED_OK) snprintf(out->name, sizeof out->name, "timed:%d", (int)index);
     return status;
 }
-static moed_status open_engine(const moed_host_api *host, const moed_backend_config *config, void **self, const moed_backend **table)
+static moed_status open_engine(const moed_host_api *host, const moed_backend_config *config, void **self,
+                               const moed_backend **table)
 {
     timed *t = calloc(1, sizeof *t);
     if (!t) return host->fail(host->self, MOED_E_MEMORY, "out of memory");
@@ -205,9 +210,10 @@ static int64_t workspace(const moed_workload *w)
 }
 
 #define FILL(slot, ...) .slot = slot,
-static const moed_backend table_of_this = {.struct_size = sizeof table_of_this, .abi = MOED_BACKEND_ABI, .name = "timed", .device = device,
-    .open = open_engine, .close = close_engine, .info = info, .alloc = allocate, .free = release, .upload = upload, .download = download,
-    .copy = copy, .zero = zero, .synchronize = synchronize, .workspace = workspace, OPERATIONS(FILL)};
+static const moed_backend table_of_this = {.struct_size = sizeof table_of_this, .abi = MOED_BACKEND_ABI, .name = "timed",
+                                           .device = device,
+    .open = open_engine, .close = close_engine, .info = info, .alloc = allocate, .free = release, .upload = upload,
+    .download = download, .copy = copy, .zero = zero, .synchronize = synchronize, .workspace = workspace, OPERATIONS(FILL)};
 
 MOED_API const moed_backend *moed_backend_entry_v1(const moed_host_api *host);
 const moed_backend *moed_backend_entry_v1(const moed_host_api *host)

@@ -177,7 +177,8 @@ INLINE vfloat add_quads(const float *quads, int64_t stride)
     return (part[0] + part[2]) + (part[1] + part[3]);
 }
 
-/* costs (clusters) and squared lengths (of x') of count <= VECTOR rows, a lane a row: vectors along the rows, then across them. */
+/* costs (clusters) and squared lengths (of x') of count <= VECTOR rows, a lane a row: vectors along the rows, then across
+ * them. */
 INLINE void few_costs(vfloat *costs, vfloat *lengths, const nearest *n, const int64_t *rows, int count, const int clusters)
 {
     enum { ROW = 4 * (FEW + 1) };

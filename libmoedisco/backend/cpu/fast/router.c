@@ -98,10 +98,10 @@ moed_status MOEDI_VARIED(router)(void *self, const moed_op_router *a)
     return MOED_OK;
 }
 
-/* Of w_j = f s_j: d_s_j = f d_w_j; when normalised f is the scale over the sum of the chosen, and d_s_j = f (d_w_j - sum_l d_w_l s_l /
- * sum). Only the chosen have a part through the weights. With b the load balance's gradient by a share q = s / sum s: softmax, where
- * s = q: d_logits = s (d_s + b - sum s (d_s + b)); sigmoid: d_logits = s (1 - s) (d_s + (b - sum q b) / sum s). And the gradient of
- * mean lse^2, 2 lse softmax / rows. */
+/* Of w_j = f s_j: d_s_j = f d_w_j; when normalised f is the scale over the sum of the chosen, and d_s_j = f (d_w_j - sum_l d_w_l
+ * s_l / sum). Only the chosen have a part through the weights. With b the load balance's gradient by a share q = s / sum s:
+ * softmax, where s = q: d_logits = s (d_s + b - sum s (d_s + b)); sigmoid: d_logits = s (1 - s) (d_s + (b - sum q b) / sum s).
+ * And the gradient of mean lse^2, 2 lse softmax / rows. */
 INLINE float through_score(bool sigmoid, float score, double d, float logit, double lse, double z)
 {
     const double s = (double)score;

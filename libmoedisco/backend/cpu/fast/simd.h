@@ -127,7 +127,8 @@ INLINE quad fold(vfloat v)
 {
 #if defined(__AVX512F__)
     const __m512 whole = (__m512)v;
-    const __m256 half = _mm256_add_ps(_mm512_castps512_ps256(whole), _mm256_castpd_ps(_mm512_extractf64x4_pd(_mm512_castps_pd(whole), 1)));
+    const __m256 half = _mm256_add_ps(_mm512_castps512_ps256(whole),
+                                      _mm256_castpd_ps(_mm512_extractf64x4_pd(_mm512_castps_pd(whole), 1)));
     return (quad)_mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
 #elif defined(__AVX__)
     return (quad)_mm_add_ps(_mm256_castps256_ps128((__m256)v), _mm256_extractf128_ps((__m256)v, 1));
