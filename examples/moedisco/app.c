@@ -324,6 +324,16 @@ char *read_text(const char *path, size_t *size)
     return text;
 }
 
+void last_words(FILE *file, char *out, size_t size)
+{
+    char line[1024];
+    snprintf(out, size, "it said nothing");
+    while (file && fgets(line, sizeof line, file)) {
+        line[strcspn(line, "\n")] = 0;
+        if (line[0]) snprintf(out, size, "%s", strncmp(line, "moedisco: ", 10) ? line : line + 10);
+    }
+}
+
 int same_folder(const char *a, const char *b)
 {
     struct stat x, y;

@@ -70,6 +70,8 @@ char *path_relative(const char *from, const char *to); /* `to` (existing folder 
 char *path_from(const char *folder, const char *path); /* path itself when absolute, else below folder */
 /* A file's whole text, NULL after telling why not. */
 char *read_text(const char *path, size_t *size);
+/* What another program told last: the last line of its standard error (nullable: none), without "moedisco: ". */
+void last_words(FILE *file, char *out, size_t size);
 /* open and write that no signal cuts short; -1 and errno. */
 int open_again(const char *path, int how);
 int write_whole(int file, const char *data, size_t size);

@@ -103,18 +103,6 @@ static int run_program(const char *program, const char *file, const streams *s, 
     return app_stopped() ? fail(EXIT_STOPPED, "stopped; the same command starts again") : EXIT_DONE;
 }
 
-/* The last line that the program wrote to its standard error. */
-static void last_words(FILE *words, char *out, size_t size)
-{
-    char line[512];
-    snprintf(out, size, "it said nothing");
-    rewind(words);
-    while (fgets(line, sizeof line, words)) {
-        line[strcspn(line, "\n")] = 0;
-        if (line[0]) snprintf(out, size, "%s", line);
-    }
-}
-
 /* One line of tokens; 0 when it is none. */
 static int take_line(const char *line, size_t size, int64_t vocabulary, token_list *out)
 {
@@ -157,6 +145,7 @@ static int ask_program(const tokenizer *t, char *const *texts, size_t count, tok
     if (!code && WIFSIGNALED(status) && WTERMSIG(status) == SIGXFSZ)
         code = fail(EXIT_INPUT, "%s %s: wrote far more than tokens of %zu texts take, and was stopped", program, t->file, count);
     if (!code && status) {
+        rewind(s.words);
         last_words(s.words, words, sizeof words);
         code = fail(EXIT_INPUT, "%s %s: %s", program, t->file, words);
     }

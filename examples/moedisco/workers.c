@@ -155,16 +155,11 @@ static int take(crew *c, int64_t k)
     return 1;
 }
 
-/* The last line of a worker's standard error, without "moedisco: ". */
-static void last_words(const crew *c, int64_t k, char *out, size_t size)
+static void words_of(const crew *c, int64_t k, char *out, size_t size)
 {
-    char *log = submodel_path(c->p, k, "worker.log"), line[1024];
+    char *log = submodel_path(c->p, k, "worker.log");
     FILE *file = fopen(log, "re");
-    snprintf(out, size, "it said nothing");
-    while (file && fgets(line, sizeof line, file)) {
-        line[strcspn(line, "\n")] = 0;
-        if (line[0]) snprintf(out, size, "%s", strncmp(line, "moedisco: ", 10) ? line : line + 10);
-    }
+    last_words(file, out, size);
     if (file) fclose(file);
     free(log);
 }
@@ -186,7 +181,7 @@ static void finish(crew *c, int64_t k)
     w->state = again ? WAITING : FAILED;
     if (c->told_to_stop && w->code == EXIT_STOPPED) return;
     if (WIFSIGNALED(status)) snprintf(words, sizeof words, "killed by signal %d", WTERMSIG(status));
-    else last_words(c, k, words, sizeof words);
+    else words_of(c, k, words, sizeof words);
     if (again) say("worker %lld stopped (%s); it is started once more", (long long)k, words);
     else if (!c->told_failure++) fail(w->code, "worker %lld: %s", (long long)k, words); /* the others' lines are in their
                                                                                            worker.log */
