@@ -63,10 +63,6 @@ typedef struct moedi_source {
     const float *weights;
     int64_t count, width;
 } moedi_source;
-moed_status moedi_source_read(const moedi_source *s, int64_t first, int64_t count, float *out);
-/* `count` vectors in runs of `run` from all over the source, a pure function of seed and step. weights nullable. */
-moed_status moedi_source_draw(const moedi_source *s, uint64_t seed, uint64_t step, int64_t count, int64_t run,
-                              float *out, float *weights);
 /* f->centroids by mini-batches of the source. */
 moed_status moedi_kmeans_minibatch(moedi_fit *f, const moedi_source *s, double limit);
 

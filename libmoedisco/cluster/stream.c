@@ -11,7 +11,7 @@ enum { BATCH_BYTES = 16 << 20, SAMPLE_BYTES = 64 << 20, SAMPLE_RUN = 64, SAMPLE_
 
 /* ---- sources ---- */
 
-moed_status moedi_source_read(const moedi_source *s, int64_t first, int64_t count, float *out)
+static moed_status read_source(const moedi_source *s, int64_t first, int64_t count, float *out)
 {
     if (s->x) {
         memcpy(out, s->x + first * s->width, (size_t)(count * s->width) * sizeof *out);
@@ -22,9 +22,10 @@ moed_status moedi_source_read(const moedi_source *s, int64_t first, int64_t coun
     return moedi_check_rows(s->context, s->cancel, out, count, s->width, first, "x");
 }
 
-/* The rows in equal stretches, a run at a random place of each. */
-moed_status moedi_source_draw(const moedi_source *s, uint64_t seed, uint64_t step, int64_t count, int64_t run,
-                              float *out, float *weights)
+/* `count` vectors in runs of `run`, the rows in equal stretches, a run at a random place of each: a pure function of seed and
+ * step. weights nullable. */
+static moed_status draw_source(const moedi_source *s, uint64_t seed, uint64_t step, int64_t count, int64_t run, float *out,
+                               float *weights)
 {
     const int64_t runs = (count + run - 1) / run;
     for (int64_t r = 0; r < runs; r++) {
@@ -34,7 +35,7 @@ moed_status moedi_source_draw(const moedi_source *s, uint64_t seed, uint64_t ste
         const double room = stretch > (double)size ? stretch - (double)size : 0;
         int64_t first = count == s->count ? r * run : (int64_t)(stretch * (double)r + u * room);
         if (first > s->count - size) first = s->count - size;
-        MOEDI_TRY(moedi_source_read(s, first, size, out + r * run * s->width));
+        MOEDI_TRY(read_source(s, first, size, out + r * run * s->width));
         if (weights) memcpy(weights + r * run, s->weights + first, (size_t)size * sizeof *weights);
     }
     return MOED_OK;
@@ -76,7 +77,7 @@ moed_status moedi_kmeans_minibatch(moedi_fit *f, const moedi_source *s, double l
     l.cancel = f->cancel;
     for (f->iterations = 0; f->iterations < f->options.iterations;) {
         const uint64_t step = (UINT64_C(1) << 32) + (uint64_t)f->iterations++;
-        MOEDI_GO(moedi_source_draw(s, f->options.seed, step, batch, run, x, weights));
+        MOEDI_GO(draw_source(s, f->options.seed, step, batch, run, x, weights));
         MOEDI_GO(moedi_lloyd_turn(&l, x, weights, batch));
         MOEDI_GO(moedi_lloyd_step(&l, f->centroids, NULL, sums, sums + cells, counts));
         if (move_towards(f, sums, sums + cells, sums + cells + f->clusters) <= limit) break;
@@ -149,7 +150,7 @@ static moed_status next_batch(stream *s, int64_t first, int64_t *count)
 {
     *count = s->rows < s->source.count - first ? s->rows : s->source.count - first;
     MOEDI_TRY(moedi_cancel_check(s->fit.cancel));
-    MOEDI_TRY(moedi_source_read(&s->source, first, *count, s->x));
+    MOEDI_TRY(read_source(&s->source, first, *count, s->x));
     return moedi_lloyd_turn(&s->fit.lloyd, s->x, batch_weights(s, first), *count);
 }
 
@@ -268,7 +269,7 @@ static moed_status sample_starts(stream *s, const float *starts, double *varianc
     MOEDI_GO(moedi_alloc_array(f->context, count, (size_t)f->width * sizeof *x, (void **)&x));
     if (s->source.weights) MOEDI_GO(MOEDI_NEW(f->context, count, &weights));
     const int64_t run = count < SAMPLE_RUN * f->clusters ? 1 : SAMPLE_RUN;
-    MOEDI_GO(moedi_source_draw(&s->source, f->options.seed, UINT64_C(1) << 33, count, run, x, weights));
+    MOEDI_GO(draw_source(&s->source, f->options.seed, UINT64_C(1) << 33, count, run, x, weights));
     moedi_fit own = {.context = f->context, .cancel = f->cancel, .options = f->options, .x = x, .weights = weights,
                      .count = count, .width = f->width, .clusters = f->clusters};
     MOEDI_GO(moedi_kmeans_variance(&own, variance));

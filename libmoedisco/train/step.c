@@ -252,12 +252,13 @@ moed_status moedi_step_run(moed_trainer *t, moed_report *out, const moed_cancel 
     return status == MOED_OK ? write_line(t, out) : status;
 }
 
-moed_status moedi_step_accumulate(moed_trainer *t, const moed_batch *b, moed_report *out, const moed_cancel *cancel)
+/* Adds the gradient of b's mean loss (NULL: the stream's next rows). On any failure what was accumulated is dropped. */
+static moed_status add_gradient(moed_trainer *t, const moed_batch *b, moed_report *out)
 {
     const double start = moedi_clock_seconds();
     moedi_losses found;
     MOEDI_TRY(stage(t, b));
-    moed_status status = enqueue_gradient(t, cancel);
+    moed_status status = enqueue_gradient(t, NULL);
     if (status == MOED_OK) status = moedi_findings_download(&t->findings);
     if (status == MOED_OK) status = read_losses(t, &found);
     if (status != MOED_OK) return drop(t, status);
@@ -274,7 +275,8 @@ moed_status moedi_step_accumulate(moed_trainer *t, const moed_batch *b, moed_rep
     return MOED_OK;
 }
 
-moed_status moedi_step_update(moed_trainer *t, double factor, moed_report *out)
+/* Norm, clipping, AdamW, and the line in the metrics. A norm that is not finite: MOED_E_NUMERIC, nothing applied. */
+static moed_status update(moed_trainer *t, double factor, moed_report *out)
 {
     const double start = moedi_clock_seconds();
     moed_status status =
@@ -335,7 +337,7 @@ moed_status moed_trainer_forward_backward(moed_trainer *t, const moed_batch *b, 
     MOEDI_TRY(moedi_step_check(t));
     MOEDI_TRY(moedi_trainer_claim(t));
     moed_report report;
-    MOEDI_TRY(moedi_step_accumulate(t, b, &report, NULL));
+    MOEDI_TRY(add_gradient(t, b, &report));
     return out ? moedi_info_write(MOED_STRUCT_REPORT, &report, out) : MOED_OK;
 }
 
@@ -353,7 +355,7 @@ moed_status moed_trainer_update(moed_trainer *t, double factor, moed_report *out
                                     LARGEST_RATE);
     if (t->pending.calls == 0) return moedi_fail(MOED_E_STATE, "no gradient waits: call moed_trainer_forward_backward first");
     moed_report report;
-    MOEDI_TRY(moedi_step_store(t, moedi_step_update(t, factor, &report)));
+    MOEDI_TRY(moedi_step_store(t, update(t, factor, &report)));
     return out ? moedi_info_write(MOED_STRUCT_REPORT, &report, out) : MOED_OK;
 }
 

@@ -8,10 +8,6 @@
 moed_status moedi_step_check(const moed_trainer *t);
 /* A whole step on the stream's next rows, of which the host waits once; afterwards as after the two halves. */
 moed_status moedi_step_run(moed_trainer *t, moed_report *out, const moed_cancel *cancel);
-/* Adds the gradient of b's mean loss (NULL: the stream's next rows). On any failure what was accumulated is dropped. */
-moed_status moedi_step_accumulate(moed_trainer *t, const moed_batch *b, moed_report *out, const moed_cancel *cancel);
-/* Norm, clipping, AdamW, and the line in the metrics. A norm that is not finite: MOED_E_NUMERIC, nothing applied. */
-moed_status moedi_step_update(moed_trainer *t, double factor, moed_report *out);
 /* The model's own tensors are as the last whole step left the trainer's weights, whatever stopped the work after it: returns
  * status, or why they could not be brought there. */
 moed_status moedi_step_store(moed_trainer *t, moed_status status);
