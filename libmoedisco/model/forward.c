@@ -308,13 +308,6 @@ const int64_t *moedi_transformer_offsets(const moedi_transformer *t, int32_t lay
     return t->host_offsets + layer * (t->config->experts + 1);
 }
 
-void moedi_transformer_set_results(moedi_transformer *t, void *results, int64_t *offsets)
-{
-    t->results = results ? results : t->own_results;
-    t->offsets = offsets ? offsets : t->own_offsets;
-    for (int64_t l = 0; l < t->config->layers; l++) t->layers[l].offsets = t->offsets + l * (t->config->experts + 1);
-}
-
 void moedi_transformer_read_results(const moedi_transformer *t, const void *results, int64_t *offsets, int64_t tokens,
                                     moedi_losses *out)
 {

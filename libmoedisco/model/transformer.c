@@ -601,6 +601,13 @@ static moed_status allocate_host(moedi_transformer *t, const uint8_t *trained)
     return MOED_OK;
 }
 
+void moedi_transformer_set_results(moedi_transformer *t, void *results, int64_t *offsets)
+{
+    t->results = results ? results : t->own_results;
+    t->offsets = offsets ? offsets : t->own_offsets;
+    for (int64_t l = 0; l < t->config->layers; l++) t->layers[l].offsets = t->offsets + l * (t->config->experts + 1);
+}
+
 static moed_status allocate_device(moedi_transformer *t, uint32_t flags)
 {
     const moed_backend *b = t->engine.table;
