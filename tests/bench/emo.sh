@@ -14,7 +14,7 @@ cpu*) grow=2,4,8,16 last=16 sizes='--hidden 128 --layers 4 --heads 4 --expert-wi
    warmup=40 tokens=65536 rate=1e-3 ;;
 esac
 model="--corpus $corpus --family dots1 $sizes --device $device"
-balance='--load-balance 0 --balance-rate 0.01 --balance-boost 4 --balance-band 0.5'
+balance='--load-balance 0 --balance-rate 0.03 --balance-boost 1 --balance-band 1'
 train="--learning-rate $rate $balance --checkpoint-every 0 --held-out 0.02 --steps $steps --quiet"
 mkdir -p "$work"
 # shellcheck disable=SC2086
