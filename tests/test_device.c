@@ -3,6 +3,7 @@
 #include "train_support.h"
 
 #include "device_pieces.h"
+#include "train/trainer.h"
 
 static moed_context_options fake_options(void)
 {
@@ -231,6 +232,51 @@ static void a_step_as_a_graph_gives_the_bits_of_an_ordinary_one(void **state)
     for (int k = 0; k < 3; k++) moed_context_destroy(contexts[k]);
 }
 
+/* A device that cannot record one of the last calls of a step. */
+static const moed_backend *ordinary;
+static int recorded, recording_refused;
+static moed_status note_begin(void *self)
+{
+    recorded = 1;
+    return ordinary->graph_begin(self);
+}
+static moed_status note_end(void *self, void **graph)
+{
+    recorded = 0;
+    return ordinary->graph_end(self, graph);
+}
+static moed_status unrecordable(void *self, const moed_op_update *u)
+{
+    recording_refused += recorded;
+    return recorded ? MOED_E_BACKEND : ordinary->gradient_norm(self, u);
+}
+
+static void a_recording_that_ends_early_leaves_no_gradient(void **state)
+{
+    (void)state;
+    const moed_train_options o = tiny_options(6);
+    moed_context *contexts[2] = {support_context("reference", 1), fake_context()};
+    moed_model *models[2];
+    for (int k = 0; k < 2; k++) {
+        moed_trainer *t;
+        moed_corpus *d = tiny_corpus(contexts[k], NULL);
+        models[k] = tiny_model(contexts[k]);
+        assert_ok(moed_trainer_create(&t, contexts[k], models[k], d, NULL, &o));
+        moedi_engine *e = moedi_transformer_engine(t->transformer);
+        ordinary = e->table;
+        moed_backend table = *ordinary;
+        table.graph_begin = note_begin, table.graph_end = note_end, table.gradient_norm = unrecordable;
+        if (k == 1) e->table = &table;
+        assert_ok(moed_trainer_run(t, 0, NULL, NULL));
+        e->table = ordinary;
+        moed_trainer_destroy(t);
+        moed_corpus_destroy(d);
+    }
+    assert_int_equal(recording_refused, 1);
+    assert_same_models(models[0], models[1]);
+    for (int k = 0; k < 2; k++) moed_model_destroy(models[k]), moed_context_destroy(contexts[k]);
+}
+
 /* ---- the caller's stream, allocator and events ---- */
 
 typedef struct device_memory {
@@ -443,6 +489,7 @@ int main(void)
         cmocka_unit_test(logits_routing_embedding_and_kmeans_work_on_a_device),
         cmocka_unit_test(clusters_that_empty_on_a_device_are_filled),
         cmocka_unit_test(a_step_as_a_graph_gives_the_bits_of_an_ordinary_one),
+        cmocka_unit_test(a_recording_that_ends_early_leaves_no_gradient),
         cmocka_unit_test(surgery_in_device_memory_gives_the_bits_of_the_host),
         cmocka_unit_test(a_model_in_device_memory_is_for_surgery),
         cmocka_unit_test(device_memory_is_the_callers_and_all_of_it_comes_back),

@@ -137,6 +137,7 @@ static moed_status enqueue_step(void *user)
 {
     step_work *w = user;
     w->begun = 0;
+    moedi_accumulator_clear(&w->trainer->gradients); /* a recording that ended early has begun a sum, and computed nothing */
     MOEDI_TRY(enqueue_gradient(w->trainer, w->cancel));
     return enqueue_update(w->trainer, &w->begun);
 }
