@@ -7,11 +7,12 @@
 #include "output.h"
 #include "training.h"
 
-/* Checkpoints need a place to be counted for; nothing is written. */
+/* Checkpoints need a place to be counted for; nothing is written. Pipelines plan before there are held-out documents. */
 static moed_status estimate(const moed_layout *l, const moed_train_options *o, moed_estimate *out)
 {
     moed_train_options somewhere = *o;
     if (!somewhere.directory) somewhere.directory = ".";
+    if (!somewhere.held_out) somewhere.evaluate_every = 0;
     memset(out, 0, sizeof *out);
     out->struct_size = sizeof *out;
     return moed_train_estimate(l, NULL, &somewhere, out);
