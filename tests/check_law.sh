@@ -36,6 +36,12 @@ same first.json law.json 'the same runs as CSV and as JSON lines'
 sed 's/[^,]*/"&"/g' runs.csv > quoted.csv
 expect 0 law fit quoted.csv --out law.json --bootstrap 5
 same first.json law.json 'the same runs in quotation marks'
+awk -F, '{ printf "%s\"%s\",%s,\"%s\",%s,\"%s\"\r\n", NR == 1 ? "\357\273\277" : "", $2, $3, $4, $5, NR == 1 ? "note" : $1 ", \"\"so\"\"" }' runs.csv > quoted.csv
+expect 0 law fit quoted.csv --out law.json --bootstrap 5
+same first.json law.json 'the same runs with a byte order mark, carriage returns, and commas in quotation marks'
+{ printf '\357\273\277'; cat runs.jsonl; } > marked.jsonl
+expect 0 law fit marked.jsonl --out law.json --bootstrap 5
+same first.json law.json 'JSON lines with a byte order mark'
 expect 0 law predict --law law.json --experts 8 --active 1e9 --tokens 1e10 --json
 loss=$(sed -n 's/.*"loss":\([0-9.]*\).*/\1/p' out)
 awk -v loss="$loss" 'BEGIN { real = 25 * 1e9 ^ -0.17 + 80 * 1e10 ^ -0.22 + 1.5; exit !(loss > real * 0.999 && loss < real * 1.001) }' ||
@@ -49,6 +55,10 @@ sed '5s/,[^,]*$/,fast/' runs.csv > bad.csv
 refuse 2 'bad.csv: line 5: loss is "fast", no number' law fit bad.csv
 sed '5s/,[^,]*$//' runs.csv > bad.csv
 refuse 2 'bad.csv: line 5 has 4 fields' law fit bad.csv
+sed '5s/,[^,]*$/,nan/' runs.csv > bad.csv
+refuse 2 'bad.csv: line 5: loss is nan' law fit bad.csv
+{ echo '['; cat runs.jsonl; } > bad.jsonl
+refuse 2 'bad.jsonl: line 1 begins a JSON list' law fit bad.jsonl
 sed '5s/"loss"/"lost"/' runs.jsonl > bad.jsonl
 refuse 2 'bad.jsonl: line 5 has no loss' law fit bad.jsonl
 head -6 runs.csv > bad.csv

@@ -138,6 +138,7 @@ int lines_open(lines *l, const char *path)
     *l = (lines){.path = path};
     l->text = l->next = read_text(path, &size);
     if (!l->text) return EXIT_INPUT;
+    if (!strncmp(l->text, "\xef\xbb\xbf", 3)) l->next += 3; /* a byte order mark */
     return strlen(l->text) == size ? EXIT_DONE : fail(EXIT_INPUT, "%s: holds a zero byte: no lines of text", path);
 }
 

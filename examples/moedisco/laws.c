@@ -1,4 +1,5 @@
 /* laws.c - scaling laws of the command: by a preset's name or from a file, and the runs that they are fitted to. */
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -121,8 +122,16 @@ static int column_of(const char *name)
     return -1;
 }
 
-static char *unquoted(char *field)
+/* The next field of *line, without quotes around it, in which a separator is a character like any other; NULL at the end. */
+static char *next_field(char **line, char separator)
 {
+    char *const field = *line;
+    int quoted = 0;
+    if (!field) return NULL;
+    char *end = field;
+    for (; *end && (quoted || *end != separator); end++) quoted ^= *end == '"';
+    *line = *end ? end + 1 : NULL;
+    *end = 0;
     char *text = trimmed(field);
     const size_t length = strlen(text);
     if (length < 2 || *text != '"' || text[length - 1] != '"') return text;
@@ -136,23 +145,27 @@ typedef struct runs {
     size_t count, room;
     int column[POSITIONALS_MAX]; /* CSV: what each field is, -1 = passed over */
     int columns;                 /* 0 before the line of names */
-    char separator[2];
+    char separator;
 } runs;
 
-static void keep(runs *r, const double values[COLUMNS])
+static int keep(runs *r, const double values[COLUMNS])
 {
+    for (int k = 0; k < COLUMNS; k++)
+        if (!(values[k] > 0) || isinf(values[k]))
+            return lines_fail(&r->lines, ": %s is %g; it must be above 0", NAMES[k][0], values[k]);
     if (r->count == r->room) r->points = must(realloc(r->points, (r->room = r->room ? 2 * r->room : 256) * sizeof *r->points));
     r->points[r->count++] = (moed_run_point){values[0], values[1], values[2], values[3]};
+    return EXIT_DONE;
 }
 
 static int csv_names(runs *r)
 {
     char *line = r->lines.line;
     int seen[COLUMNS] = {0};
-    r->separator[0] = strchr(line, '\t') ? '\t' : strchr(line, ';') ? ';' : ',';
-    for (char *field; (field = strsep(&line, r->separator));) {
+    r->separator = strchr(line, '\t') ? '\t' : strchr(line, ';') ? ';' : ',';
+    for (char *field; (field = next_field(&line, r->separator));) {
         if (r->columns == POSITIONALS_MAX) return lines_fail(&r->lines, " has more than %d fields", POSITIONALS_MAX);
-        const int k = r->column[r->columns++] = column_of(unquoted(field));
+        const int k = r->column[r->columns++] = column_of(field);
         if (k >= 0 && seen[k]++) return lines_fail(&r->lines, " names %s twice", NAMES[k][0]);
     }
     for (int k = 0; k < COLUMNS; k++)
@@ -167,17 +180,16 @@ static int csv_line(runs *r)
     char *line = r->lines.line;
     double values[COLUMNS];
     int found = 0, at = 0;
-    for (char *field; (field = strsep(&line, r->separator)); at++) {
+    for (char *field; (field = next_field(&line, r->separator)); at++) {
         const int k = at < r->columns ? r->column[at] : -1;
         if (k < 0) continue;
-        char *text = unquoted(field), *end;
-        values[k] = strtod(text, &end);
-        if (end == text || *end) return lines_fail(&r->lines, ": %s is \"%s\", no number", NAMES[k][0], text);
+        char *end;
+        values[k] = strtod(field, &end);
+        if (end == field || *end) return lines_fail(&r->lines, ": %s is \"%s\", no number", NAMES[k][0], field);
         found++;
     }
     if (found < COLUMNS) return lines_fail(&r->lines, " has %d fields of the %d named", at, r->columns);
-    keep(r, values);
-    return EXIT_DONE;
+    return keep(r, values);
 }
 
 static int json_run(runs *r)
@@ -197,8 +209,7 @@ static int json_run(runs *r)
     for (int k = 0; k < COLUMNS && !code; k++)
         if (!seen[k]) code = lines_fail(&r->lines, " has no %s (or %s)", NAMES[k][0], NAMES[k][1]);
     json_decref(o);
-    if (!code) keep(r, values);
-    return code;
+    return code ? code : keep(r, values);
 }
 
 int runs_read(const char *path, moed_run_point **out, size_t *count)
@@ -207,7 +218,8 @@ int runs_read(const char *path, moed_run_point **out, size_t *count)
     int code = lines_open(&r.lines, path);
     while (!code && lines_next(&r.lines)) {
         if (*r.lines.line == '#') continue;
-        if (*r.lines.line == '{') code = json_run(&r);
+        if (*r.lines.line == '[') code = lines_fail(&r.lines, " begins a JSON list; each run must be an object in a line of its own");
+        else if (*r.lines.line == '{') code = json_run(&r);
         else code = r.columns ? csv_line(&r) : csv_names(&r);
     }
     lines_close(&r.lines);
