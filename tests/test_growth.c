@@ -108,6 +108,11 @@ static void tokens_by_hand_are_whole_steps_with_the_rates_of_a_rule(void **state
     tokens[2] = 4;
     assert_refused(moed_growth_from_tokens(&g, c, EXPERTS, tokens, 3, &o), MOED_E_RANGE, "half a step");
     assert_refused(moed_growth_from_tokens(&g, c, EXPERTS, tokens, 0, &o), MOED_E_RANGE, "0 stages");
+    int32_t one[20];
+    int64_t most[20];
+    for (int i = 0; i < 20; i++) one[i] = 1, most[i] = (int64_t)1 << 60;
+    o.step_tokens = 1;
+    assert_refused(moed_growth_from_tokens(&g, c, one, most, 20, &o), MOED_E_RANGE, "more than 2^61");
     support_close(c);
 }
 

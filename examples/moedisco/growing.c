@@ -60,10 +60,10 @@ int64_t growing_steps(const growing *g, int64_t step_tokens)
     int32_t experts[STAGES_MOST];
     double tokens[STAGES_MOST];
     size_t count = 0;
-    int64_t steps = 0;
+    double steps = 0;
     if (parse(g, experts, tokens, &count)) return 0;
-    for (size_t i = 0; i < count; i++) steps += (int64_t)(tokens[i] / (double)step_tokens + 0.5);
-    return steps;
+    for (size_t i = 0; i < count; i++) steps += floor(tokens[i] / (double)step_tokens + 0.5);
+    return steps < 1e18 ? (int64_t)steps : (int64_t)1e18; /* refused when the schedule is made */
 }
 
 int growing_make(moed_growth **out, moed_context *c, const growing *g, int64_t step_tokens, int64_t active, int64_t top_k)

@@ -173,7 +173,7 @@ moed_train_options stage_options(const pipeline *p, const moed_stage *s)
     moed_train_options o = p->train;
     const double tokens = (double)s->tokens;
     o.steps = s->tokens / (o.rows * o.length);
-    o.first_row = s->start / o.length;
+    o.first_row += s->start / o.length;
     o.learning_rate = s->learning_rate;
     o.schedule = s->decay > 0 ? MOED_SCHEDULE_WSD : MOED_SCHEDULE_CONSTANT;
     o.warmup = (double)s->warmup / tokens;

@@ -130,7 +130,7 @@ static moed_status rule_ends(const rule *r, double *ends)
 /* What the options say of stages whose experts and tokens are there: warm-ups, peaks, and the end. */
 static void set_rates(moed_stage *stages, size_t count, const moed_growth_options *o)
 {
-    int64_t all = 0;
+    double all = 0; /* steps: more than there are whole numbers for, before the stages are checked */
     for (size_t i = 0; i < count; i++) {
         moed_stage *s = &stages[i];
         const int64_t steps = s->tokens / o->step_tokens;
@@ -138,11 +138,12 @@ static void set_rates(moed_stage *stages, size_t count, const moed_growth_option
         s->top_k = o->top_k;
         s->warmup = (steps < o->warmup ? steps : o->warmup) * o->step_tokens;
         s->learning_rate = o->learning_rate * pow((double)s->experts / stages[0].experts, o->expert_rate);
-        all += steps;
+        all += (double)steps;
     }
     moed_stage *last = &stages[count - 1];
-    const int64_t decay = (int64_t)(o->decay * (double)all + 0.5) * o->step_tokens, room = last->tokens - last->warmup;
-    last->decay = o->decay_shape == MOED_DECAY_NONE ? 0 : decay < room ? decay : room;
+    const double decay = o->decay_shape == MOED_DECAY_NONE ? 0 : floor(o->decay * all + 0.5);
+    const int64_t room = last->tokens - last->warmup;
+    last->decay = decay < (double)(room / o->step_tokens) ? (int64_t)decay * o->step_tokens : room;
     last->final_rate = o->final_rate;
     last->decay_shape = o->decay_shape;
 }
