@@ -156,7 +156,7 @@ static moed_status rule_stages(const rule *r, const double *ends, moed_stage *st
     int64_t before = 0;
     for (size_t i = 0; i < r->count; i++) {
         moed_stage *s = &stages[i];
-        const int64_t end = i + 1 < r->count ? (int64_t)(ends[i] * (double)steps + 0.5) : steps;
+        const int64_t end = i + 1 < r->count && ends[i] < 1 ? (int64_t)(ends[i] * (double)steps + 0.5) : steps;
         if (end <= before)
             return moedi_fail_parameter(MOED_E_RANGE, "experts", "stage %zu with %d experts would get no step of the %lld: %s", i,
                                         (int)r->experts[i], (long long)steps,

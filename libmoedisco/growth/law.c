@@ -204,7 +204,7 @@ static void tell_tokens(const moed_law *l, double tokens)
 
 static moed_status begin(const moed_law *l, double experts)
 {
-    MOEDI_REQUIRE(l, "the law is NULL");
+    if (!l) return moedi_fail(MOED_E_ARGUMENT, "the law is NULL");
     MOEDI_TRY(moedi_context_check(l->context));
     return check_number("experts", experts, l->info.top_k);
 }
