@@ -81,8 +81,9 @@ typedef struct moed_train_options {
                                   short calls, each of which would bring all weights to the host */
     int32_t reserved;
     double balance_rate;       /* of routers with a selection bias: after every step an expert's bias moves by so much, up where
-                                  it had less than the mean of the step's choices, down where it had more; 0 = biases rest. Every
-                                  row of the step counts. Source: auxiliary-loss-free balancing (arXiv 2408.15664) */
+                                  it had less than the mean of the step's choices, down where it had more; 0 = biases rest. train
+                                  and freeze are of gradients: they do not stop it. Every row of the step counts. Source:
+                                  auxiliary-loss-free balancing (arXiv 2408.15664) */
     int64_t first_row;         /* of the corpus' stream: where this run takes it up, as many rows as runs before it took. 0 = its
                                   beginning */
     double balance_boost;      /* balance_rate begins so many times as large and falls to itself by equal factors while the

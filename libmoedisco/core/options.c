@@ -182,7 +182,7 @@ static const field train_fields[] = {
            "fits"),
     SWITCH(S, graph, 1, "record a step's work once and launch it as a whole, where the device can"),
     SWITCH(S, store_late, 0, "of a device: the host's copy of the weights follows at the end of the run alone"),
-    F64(S, balance_rate, 1e-3, 0, 100, "by how much a step moves selection biases towards equal loads; 0 = they rest"),
+    F64(S, balance_rate, 1e-3, 0, 100, "by how much a step moves selection biases, frozen or not, towards equal loads; 0 = they rest"),
     I64(S, first_row, 0, 0, MAX_I64 / 2, "rows of the data order that runs before this one took"),
     F64(S, balance_boost, 10, 0, 1e6,
         "balance_rate begins so many times as large, and falls to itself while the learning rate rises"),
