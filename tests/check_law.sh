@@ -68,6 +68,10 @@ echo '{"format": "moedisco-law", "form": "joint", "coefficients": []}' > bad.jso
 refuse 2 'bad.json: .*top_k' law predict --law bad.json
 echo '{"format": "moedisco-law", "form": "joint", "top_k": 1, "coefficients": []}' > bad.json
 refuse 2 'bad.json: .*the form has 11' law predict --law bad.json
+sed 's/"version": *1/"version": 2/' law.json > bad.json
+refuse 2 'bad.json: a law of another version' law predict --law bad.json
+sed 's/"top_k": *1/"top_k": 4294967297/' law.json > bad.json
+refuse 2 'bad.json: .*top_k' law predict --law bad.json
 
 # ---- a growing pool ----
 emo='--grow 4,8,16 --preset tiny --top-k 2'

@@ -9,7 +9,7 @@
 #include "laws.h"
 #include "output.h"
 
-enum { COEFFICIENTS_MOST = 64 };
+enum { COEFFICIENTS_MOST = 64, LAW_VERSION = 1 };
 
 /* ---- choices of the library's tables ---- */
 
@@ -42,12 +42,16 @@ static int law_read(moed_law **out, moed_context *c, const char *path, int64_t t
     const json_t *list = json_object_get(file, "coefficients"), *range = json_object_get(file, "range");
     const char *form = json_string_value(json_object_get(file, "form")),
                *kind = json_string_value(json_object_get(file, "format"));
+    const json_int_t own = json_integer_value(json_object_get(file, "top_k"));
+    const json_t *version = json_object_get(file, "version");
     int code = EXIT_DONE;
     o.preset = MOED_LAW_CUSTOM;
     o.form = form ? choice_of(choices_of("form"), form) : -1;
     o.coefficient_count = (int32_t)json_array_size(list);
     if (!kind || strcmp(kind, "moedisco-law") || o.form < 0 || o.coefficient_count > COEFFICIENTS_MOST)
         code = fail(EXIT_INPUT, "%s: is no law of `moedisco law fit`", path);
+    else if (version && json_integer_value(version) != LAW_VERSION)
+        code = fail(EXIT_INPUT, "%s: a law of another version than %d, which is known here", path, LAW_VERSION);
     for (int32_t i = 0; !code && i < o.coefficient_count; i++) {
         const json_t *value = json_object_get(json_array_get(list, (size_t)i), "value");
         values[i] = json_number_value(value);
@@ -55,7 +59,7 @@ static int law_read(moed_law **out, moed_context *c, const char *path, int64_t t
     }
     if (!code) {
         o.coefficients = values;
-        o.top_k = (int32_t)(top_k ? top_k : json_integer_value(json_object_get(file, "top_k")));
+        o.top_k = (int32_t)(top_k ? top_k : own >= 1 && own <= INT32_MAX ? own : 0);
         o.source = json_string_value(json_object_get(file, "source"));
         range_read(range, "active", &o.active_min, &o.active_max);
         range_read(range, "experts", &o.experts_min, &o.experts_max);
@@ -92,7 +96,7 @@ int law_save(const char *path, const moed_law *l)
     char *form = must(strndup(named, length));
     json_t *o = must(json_pack(
         "{s:s, s:i, s:s, s:i, s:s, s:{s:[ff], s:[ff], s:[ff]}, s:{s:I, s:I, s:f, s:f, s:i}}", "format", "moedisco-law", "version",
-        1, "form", form, "top_k", (int)i.top_k, "source", i.source, "range", "active", i.active_min, i.active_max, "experts",
+        LAW_VERSION, "form", form, "top_k", (int)i.top_k, "source", i.source, "range", "active", i.active_min, i.active_max, "experts",
         i.experts_min, i.experts_max, "tokens", i.tokens_min, i.tokens_max, "fit", "runs", (json_int_t)i.trained_runs, "held_out",
         (json_int_t)i.held_out_runs, "rmse", i.trained_rmse, "held_out_rmse", i.held_out_rmse, "bootstrap", (int)i.bootstrap));
     json_t *list = must(json_array());
