@@ -190,6 +190,54 @@ static void gradients_of_shards_are_summed_in_a_pairwise_tree(void **state)
     moed_context_destroy(c);
 }
 
+/* One call of a trainer; which `4` is a batch with a loss that is not finite. */
+static moed_status some_call(moed_trainer *t, int which)
+{
+    float weights[6 * TINY_LENGTH];
+    int32_t tokens[6 * TINY_LENGTH];
+    for (int i = 0; i < 6 * TINY_LENGTH; i++) tokens[i] = (i * 7 + which) % TINY_VOCABULARY;
+    for (int i = 0; i < 6 * TINY_LENGTH; i++) weights[i] = which == 4 && i % 5 == 0 ? 3e38f : 1;
+    const moed_batch b = {.tokens = tokens, .labels = tokens, .weights = weights, .rows = which == 2 ? 5 : 6,
+                          .length = TINY_LENGTH};
+    moed_expansion_options grown;
+    switch (which) {
+    case 0: return moed_trainer_run(t, 1, NULL, NULL);
+    case 1: return moed_trainer_update(t, 1, NULL);
+    case 5:
+        assert_ok(moed_options_init(MOED_STRUCT_EXPANSION_OPTIONS, &grown, sizeof grown));
+        grown.experts = 7;
+        return moed_trainer_expand(t, NULL, &grown, 1);
+    default: return moed_trainer_forward_backward(t, &b, NULL);
+    }
+}
+
+/* Blocks that hold no sum are NaN throughout in one of two trainers, and 0 in the other. */
+static void what_gradients_hold_between_sums_is_not_read(void **state)
+{
+    static const int CALLS[] = {0, 2, 3, 1, 0, 2, 4, 3, 1, 5, 0, 3, 2, 1, 4, 0};
+    (void)state;
+    for (int64_t shards = 1; shards <= 6; shards += shards == 3 ? 3 : 1) {
+        moed_train_options o = tiny_options(20);
+        o.rows = 6, o.micro_batches = shards, o.load_balance = 1e-2;
+        rig rigs[2] = {rig_open(&o, 1), rig_open(&o, 1)};
+        int refused = 0;
+        for (size_t i = 0; i < sizeof CALLS / sizeof *CALLS; i++) {
+            moed_status status[2];
+            for (int k = 0; k < 2; k++) {
+                moedi_accumulator *const a = &rigs[k].trainer->gradients;
+                for (int32_t block = !a->empty; block < a->block_count; block++)
+                    memset(a->blocks[block], k ? 0xff : 0, (size_t)a->reals * sizeof(float));
+                status[k] = some_call(rigs[k].trainer, CALLS[i]);
+            }
+            assert_int_equal(status[0], status[1]);
+            refused += status[0] != MOED_OK;
+            assert_same_models(moed_trainer_model(rigs[0].trainer), moed_trainer_model(rigs[1].trainer));
+        }
+        assert_int_equal(refused, 2); /* the batches that are not finite */
+        rig_close(&rigs[0]), rig_close(&rigs[1]);
+    }
+}
+
 static void frozen_parameters_keep_their_bits_and_have_no_state(void **state)
 {
     (void)state;
@@ -927,6 +975,7 @@ int main(void)
         cmocka_unit_test(micro_batches_give_nearly_the_same_update),
         cmocka_unit_test(extra_blocks_are_the_logarithm_of_the_shards),
         cmocka_unit_test(gradients_of_shards_are_summed_in_a_pairwise_tree),
+        cmocka_unit_test(what_gradients_hold_between_sums_is_not_read),
         cmocka_unit_test(frozen_parameters_keep_their_bits_and_have_no_state),
         cmocka_unit_test(a_frozen_member_of_a_group_that_trains_keeps_its_bits_and_has_no_moments),
         cmocka_unit_test(a_step_whose_line_cannot_be_written_is_in_the_model_nevertheless),
