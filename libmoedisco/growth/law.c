@@ -180,7 +180,10 @@ static void tell_outside(const moed_law *l, int bit, const char *what, double va
 {
     if ((low == 0 || value >= low) && (high == 0 || value <= high)) return;
     if (atomic_fetch_or(&((moed_law *)(uintptr_t)l)->told, bit) & bit) return;
-    if (low > 0 && high > 0)
+    if (low > 0 && low == high)
+        moedi_log(l->context, MOED_LOG_WARNING, "law: %.4g %s are not the %.4g that it is known for alone (%s)", value, what, low,
+                  l->info.source);
+    else if (low > 0 && high > 0)
         moedi_log(l->context, MOED_LOG_WARNING, "law: %.4g %s lie outside the %.4g to %.4g that it is known for (%s)", value,
                   what, low, high, l->info.source);
     else
