@@ -578,6 +578,39 @@ static void what_cannot_grow_is_refused_and_trains_on(void **state)
     rig_close(&same);
 }
 
+/* Under limits from where the surgery has no room to where all has. */
+static void an_expansion_that_does_not_fit_leaves_the_trainer_as_it_was(void **state)
+{
+    (void)state;
+    const moed_train_options o = tiny_options(4);
+    const moed_expansion_options many = growing(64);
+    rig whole = rig_open(&o, 1);
+    moed_status status = MOED_E_LIMIT;
+    int budgets = 0;
+    rig_run(&whole, 0);
+    for (int64_t limit = 1000000; status == MOED_E_LIMIT; limit += 100000) {
+        moed_context_options c;
+        rig r = {0};
+        assert_ok(moed_options_init(MOED_STRUCT_CONTEXT_OPTIONS, &c, sizeof c));
+        c.flags = MOED_CONTEXT_NO_ENV, c.threads = 1, c.host_limit = limit;
+        assert_ok(moed_context_create(&r.context, &c));
+        r.model = tiny_model(r.context), r.corpus = tiny_corpus(r.context, NULL);
+        assert_ok(moed_trainer_create(&r.trainer, r.context, r.model, r.corpus, NULL, &o));
+        if (moed_trainer_run(r.trainer, 2, NULL, NULL) == MOED_OK) { /* else: operations of many threads had no room */
+            status = moed_trainer_expand(r.trainer, NULL, &many, 1);
+            budgets += status == MOED_E_LIMIT && strstr(moed_last_error(), "training needs") != NULL;
+            if (status == MOED_E_LIMIT) {
+                rig_run(&r, 0);
+                assert_same_models(whole.model, r.model);
+            }
+        }
+        rig_close(&r);
+    }
+    assert_ok(status);
+    assert_true(budgets > 0);
+    rig_close(&whole);
+}
+
 static void gradient_is_there_after_a_call_and_zero_after_the_update(void **state)
 {
     (void)state;
@@ -987,6 +1020,7 @@ int main(void)
         cmocka_unit_test(carried_moments_go_on_as_they_were),
         cmocka_unit_test(a_checkpoint_of_a_grown_trainer_goes_on_to_its_bits),
         cmocka_unit_test(what_cannot_grow_is_refused_and_trains_on),
+        cmocka_unit_test(an_expansion_that_does_not_fit_leaves_the_trainer_as_it_was),
         cmocka_unit_test(a_run_takes_the_stream_up_where_the_one_before_left_it),
         cmocka_unit_test(gradient_is_there_after_a_call_and_zero_after_the_update),
         cmocka_unit_test(bad_batches_are_refused_by_name),

@@ -202,8 +202,9 @@ MOED_API moed_status moed_trainer_update(moed_trainer *t, double factor, moed_re
  * options, which takes the place of the one it was made with (that one keeps the last step's numbers). The schedule and the data
  * go on; carry: 1 = so do the optimizer's moments, those of new experts 0; 0 = all moments are 0, as in EMO. A checkpoint made
  * afterwards is resumed by a trainer made with a model of so many experts. Takes host memory for the weights (and moments)
- * twice. On MOED_E_LIMIT, and where the device has no memory, the trainer is at its end: resume from a checkpoint. Threads: as
- * moed_trainer_run. Since: 0.1. Source: EMO. */
+ * twice. What the limits do not allow is refused with MOED_E_LIMIT, and the trainer goes on as it was; where memory runs out
+ * nevertheless it is at its end (MOED_E_STATE from then on): resume from a checkpoint. Threads: as moed_trainer_run. Since: 0.1.
+ * Source: EMO. */
 MOED_API moed_status moed_trainer_expand(moed_trainer *t, const double *usage, const moed_expansion_options *o, int32_t carry);
 /* The model that is trained: the one of moed_trainer_create, or what the last moed_trainer_expand made. Borrowed. Since: 0.1. */
 MOED_API const moed_model *moed_trainer_model(const moed_trainer *t);

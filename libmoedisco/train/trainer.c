@@ -82,11 +82,16 @@ static int weights_in_place(const moed_model *m, const moed_context *c)
     return c->backend_info.host_memory;
 }
 
-/* Decides on the policy and refuses what the limits do not allow. */
-static moed_status check_fits(moed_trainer *t)
+static int64_t bytes_in_use(const moed_context *c)
+{
+    return atomic_load(&((moed_context *)(uintptr_t)c)->in_use);
+}
+
+/* Decides on the policy and refuses what the limits do not allow. released: bytes in use that go before anything is allocated. */
+static moed_status check_fits(moed_trainer *t, int64_t released)
 {
     const moed_context *c = t->context;
-    const int64_t used = atomic_load(&((moed_context *)(uintptr_t)c)->in_use), most = c->options.host_limit;
+    const int64_t used = bytes_in_use(c) - released, most = c->options.host_limit;
     moedi_room room = moedi_room_of(c, NULL, used);
     moedi_budget b;
     const char *reason;
@@ -105,6 +110,7 @@ static moed_status check_fits(moed_trainer *t)
     if (c->options.device_limit > 0 && needs.device > c->options.device_limit)
         return moedi_fail(MOED_E_LIMIT, "training needs %lld bytes on the device, the limit is %lld", (long long)needs.device,
                           (long long)c->options.device_limit);
+    t->workspace = b.workspace;
     return MOED_OK;
 }
 
@@ -112,6 +118,7 @@ static moed_status check_fits(moed_trainer *t)
 static moed_status build(moed_trainer *t)
 {
     const moed_train_options *o = &t->options;
+    const int64_t before = bytes_in_use(t->context);
     const uint32_t flags = MOEDI_TRANSFORMER_TRAIN | (t->policy == MOED_POLICY_FULL ? MOEDI_TRANSFORMER_MASTERS : 0);
     MOEDI_TRY(moedi_transformer_create(&t->transformer, t->model, o->rows / o->micro_batches, o->length, flags, t->trained));
     MOEDI_TRY(moedi_accumulator_create(&t->gradients, t->transformer, o->micro_batches));
@@ -119,7 +126,9 @@ static moed_status build(moed_trainer *t)
     MOEDI_TRY(moedi_optimizer_create(&t->optimizer, t->transformer, t->model->layout, t->trained, o->weight_decay, t->policy,
                                      moedi_findings_scalars(&t->findings)));
     MOEDI_TRY(moedi_selection_biases_create(&t->biases, t->transformer, t->model->layout));
-    return moedi_staged_create(&t->batch, moedi_transformer_engine(t->transformer), o->rows * o->length);
+    MOEDI_TRY(moedi_staged_create(&t->batch, moedi_transformer_engine(t->transformer), o->rows * o->length));
+    t->built = bytes_in_use(t->context) - before;
+    return MOED_OK;
 }
 
 static void demolish(moed_trainer *t)
@@ -136,11 +145,11 @@ static void demolish(moed_trainer *t)
 }
 
 /* Whether it fits with a policy that is not the one asked for. */
-static moed_status check_fits_with(moed_trainer *t, int32_t policy)
+static moed_status check_fits_with(moed_trainer *t, int32_t policy, int64_t released)
 {
     const int32_t asked = t->options.policy;
     t->options.policy = policy;
-    const moed_status status = check_fits(t);
+    const moed_status status = check_fits(t, released);
     t->options.policy = asked;
     return status;
 }
@@ -150,7 +159,7 @@ moed_status moedi_trainer_adopt(moed_trainer *t, int32_t policy)
     if (t->options.policy != MOED_POLICY_AUTO || (t->transformer && t->policy == policy)) return MOED_OK;
     t->broken = 1;
     demolish(t);
-    moed_status status = check_fits_with(t, policy);
+    moed_status status = check_fits_with(t, policy, 0);
     if (status == MOED_OK) status = build(t);
     if (status == MOED_OK) t->broken = 0;
     return status;
@@ -202,18 +211,23 @@ static void exchange(moed_trainer *t, moed_model **m, uint8_t **trained)
 
 moed_status moedi_trainer_take_model(moed_trainer *t, moed_model *m)
 {
+    const moed_context *c = t->context;
     uint8_t *trained = NULL;
     moed_status status = MOED_OK;
     moed_model *other = moedi_model_retain(m);
     MOEDI_GO(MOEDI_NEW(t->context, m->layout->count, &trained));
     MOEDI_GO(moedi_selection(m->layout, t->options.train, t->options.freeze, trained));
+    exchange(t, &other, &trained);
+    /* before anything goes that a run could go on with */
+    status = check_fits_with(t, t->policy, t->built + (t->step > 0 && c->backend_info.host_memory ? t->workspace : 0));
+    exchange(t, &other, &trained);
+    MOEDI_GO(status);
     t->broken = 1;
-    moed_status kept = moedi_transformer_store(t->transformer); /* the model that goes is as the last step left it */
+    const moed_status kept = moedi_transformer_store(t->transformer); /* the model that goes is as the last step left it */
     demolish(t);
     size_down(t);
     exchange(t, &other, &trained);
-    status = kept == MOED_OK ? check_fits_with(t, t->policy) : kept;
-    MOEDI_GO(status);
+    MOEDI_GO(kept);
     MOEDI_GO(build(t));
     MOEDI_GO(size_up(t));
     t->behind = 0;
@@ -257,7 +271,7 @@ moed_status moed_trainer_create(moed_trainer **out, moed_context *c, moed_model 
     MOEDI_GO(MOEDI_NEW(c, m->layout->count, &t->trained));
     MOEDI_GO(moedi_selection(m->layout, options.train, options.freeze, t->trained));
     MOEDI_GO(check_apart(t));
-    MOEDI_GO(check_fits(t));
+    MOEDI_GO(check_fits(t, 0));
     MOEDI_GO(allocate(t));
     *out = t;
     return MOED_OK;
