@@ -408,6 +408,7 @@ static moed_status refine(void *argument, int64_t i)
     const search *s = argument;
     const fit *f = s->fit;
     job j = {.fit = f, .weight = f->weight};
+    MOEDI_TRY(moedi_cancel_check(f->cancel));
     MOEDI_TRY(MOEDI_NEW(f->context, 3 * f->groups, &j.room));
     const moed_status status = minimise(&j, s->iterations, &s->candidates[i].at, &s->candidates[i].value);
     moedi_free(f->context, j.room);
@@ -450,6 +451,7 @@ static moed_status resample(void *argument, int64_t b)
     point at = *r->from;
     double *weight = NULL, value, found[MOEDI_LAW_MOST];
     moed_status status = MOED_OK;
+    MOEDI_TRY(moedi_cancel_check(f->cancel));
     MOEDI_GO(MOEDI_NEW(f->context, f->trained, &weight));
     MOEDI_GO(MOEDI_NEW(f->context, 3 * f->groups, &j.room));
     for (int64_t i = 0; i < f->trained; i++) {
