@@ -47,6 +47,10 @@ refuse 2 'no steps for its stages' run emo other --text text --preset tiny --gro
 refuse 2 'leaves nothing to --steps' run emo other --text text --preset tiny --grow 2:1280,4:2560 --steps 5
 refuse 2 'leave it out' run emo other --text text --preset tiny --grow 2,4 --steps 5 --schedule cosine
 refuse 2 'give --stage-warmup' run emo other --text text --preset tiny --grow 2,4 --steps 5 --warmup 0.1
+mkdir one
+echo 'one document' > one/a.txt
+refuse 2 'cannot be divided' run emo lone --text one --preset tiny --grow 2,4 --steps 5
+[ ! -e lone/corpus ] || wrong 'a corpus that no run can use is kept: more text would not be seen'
 refuse 2 'grow is missing' run emo other --text text --preset tiny --steps 5
 refuse 2 '2 experts after 4: a pool does not shrink' run emo other --text text --preset tiny --grow 4:1280,2:1280
 refuse 2 'less than half a step' run emo other --text text --preset tiny --grow 2:1280,4:1

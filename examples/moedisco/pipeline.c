@@ -336,7 +336,9 @@ static int open_data(pipeline *p)
         return EXIT_INPUT;
     }
     if (!status) status = moed_corpus_divide(&p->train_view, &p->held_view, p->whole, p->held_out, p->held_out_seed);
-    return status ? fail_status(status) : EXIT_DONE;
+    const int code = status ? fail_status(status) : EXIT_DONE;
+    if (status == MOED_E_ARGUMENT && p->whole && !p->corpus) remove_corpus(p); /* of one document */
+    return code;
 }
 
 static int open_layouts(pipeline *p)
