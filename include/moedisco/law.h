@@ -123,8 +123,8 @@ MOED_API moed_status moed_law_create(moed_law **out, moed_context *c, const moed
 /* A JOINT law fitted to runs (count). The same runs, options and library give the same law for any number of threads. Where all
  * runs have one E, the law is of that E alone, and the log says so. cancel nullable: within an iteration, milliseconds where
  * there are some thousand runs. Works on the context's threads; L-BFGS itself takes some kilobytes a thread outside the context's
- * allocator. Returns MOED_E_ARGUMENT (too few runs, or all of one size or length), MOED_E_RANGE naming the run, MOED_E_NUMERIC,
- * MOED_E_CANCELLED. Since: 0.1. */
+ * allocator. Returns MOED_E_ARGUMENT (too few runs, all of one size or length, or of no law), MOED_E_RANGE naming the run,
+ * MOED_E_NUMERIC, MOED_E_CANCELLED. Since: 0.1. */
 MOED_API moed_status moed_law_fit(moed_law **out, moed_context *c, const moed_run_point *runs, size_t count,
                                   const moed_fit_options *o, const moed_cancel *cancel);
 MOED_API void moed_law_destroy(moed_law *l);

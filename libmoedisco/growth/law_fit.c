@@ -530,6 +530,16 @@ static moed_status describe(const fit *f, const moed_run_point *runs, const poin
     return MOED_OK;
 }
 
+/* Runs whose losses do not fall with size and length lead anywhere. */
+static moed_status make_law(moed_law **out, moed_context *c, const moed_law_info *info, const double *values)
+{
+    char what[160];
+    const moed_status status = moedi_law_make(out, c, info, values);
+    if (status != MOED_E_RANGE) return status;
+    snprintf(what, sizeof what, "%s", moed_last_error());
+    return moedi_fail(MOED_E_ARGUMENT, "the runs do not look like a law's, the nearest has no usable numbers: %s", what);
+}
+
 moed_status moed_law_fit(moed_law **out, moed_context *c, const moed_run_point *runs, size_t count, const moed_fit_options *o,
                          const moed_cancel *cancel)
 {
@@ -549,7 +559,7 @@ moed_status moed_law_fit(moed_law **out, moed_context *c, const moed_run_point *
     MOEDI_GO(find_best(&f, &best));
     MOEDI_GO(describe(&f, runs, &best, &info));
     coefficients_of(&f, &best, values);
-    MOEDI_GO(moedi_law_make(&l, c, &info, values));
+    MOEDI_GO(make_law(&l, c, &info, values));
     MOEDI_GO(find_intervals(&f, &best, l));
     *out = l;
     l = NULL;
