@@ -40,7 +40,8 @@ grep -q '"num_local_experts": 4' both/disco/model/config.json || wrong 'run disc
 expect 0 run emo table --text text $tiny --grow 2:1280,4:2560 --evaluate-every 5
 has table/emo/stages/0/metrics.jsonl '"step":5,"held_out_loss"'
 expect 0 run emo later --text text $tiny --grow 2:1280,4:2560 --first-row 7
-cmp -s table/emo/model/model.safetensors later/emo/model/model.safetensors && wrong '--first-row changes nothing where a pool grows'
+cmp -s table/emo/model/model.safetensors later/emo/model/model.safetensors &&
+    wrong '--first-row changes nothing where a pool grows'
 expect 0 run emo even --text text --preset tiny --grow 2:1280,4:2560,4:1280
 [ ! -e even/emo/stages/2/initial ] || wrong 'a stage with the pool of the one before expands it'
 refuse 2 'no steps for its stages' run emo other --text text --preset tiny --grow 2,4 --steps 0

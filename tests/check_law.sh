@@ -36,7 +36,8 @@ same first.json law.json 'the same runs as CSV and as JSON lines'
 sed 's/[^,]*/"&"/g' runs.csv > quoted.csv
 expect 0 law fit quoted.csv --out law.json --bootstrap 5
 same first.json law.json 'the same runs in quotation marks'
-awk -F, '{ printf "%s\"%s\",%s,\"%s\",%s,\"%s\"\r\n", NR == 1 ? "\357\273\277" : "", $2, $3, $4, $5, NR == 1 ? "note" : $1 ", \"\"so\"\"" }' runs.csv > quoted.csv
+awk -F, 'NR == 1 { printf "\357\273\277"; $1 = "note" }
+    { printf "\"%s\",%s,\"%s\",%s,\"%s, or \"\"so\"\"\"\r\n", $2, $3, $4, $5, $1 }' runs.csv > quoted.csv
 expect 0 law fit quoted.csv --out law.json --bootstrap 5
 same first.json law.json 'the same runs with a byte order mark, carriage returns, and commas in quotation marks'
 { printf '\357\273\277'; cat runs.jsonl; } > marked.jsonl

@@ -96,9 +96,10 @@ int law_save(const char *path, const moed_law *l)
     char *form = must(strndup(named, length));
     json_t *o = must(json_pack(
         "{s:s, s:i, s:s, s:i, s:s, s:{s:[ff], s:[ff], s:[ff]}, s:{s:I, s:I, s:f, s:f, s:i}}", "format", "moedisco-law", "version",
-        LAW_VERSION, "form", form, "top_k", (int)i.top_k, "source", i.source, "range", "active", i.active_min, i.active_max, "experts",
-        i.experts_min, i.experts_max, "tokens", i.tokens_min, i.tokens_max, "fit", "runs", (json_int_t)i.trained_runs, "held_out",
-        (json_int_t)i.held_out_runs, "rmse", i.trained_rmse, "held_out_rmse", i.held_out_rmse, "bootstrap", (int)i.bootstrap));
+        LAW_VERSION, "form", form, "top_k", (int)i.top_k, "source", i.source, "range", "active", i.active_min, i.active_max,
+        "experts", i.experts_min, i.experts_max, "tokens", i.tokens_min, i.tokens_max, "fit", "runs", (json_int_t)i.trained_runs,
+        "held_out", (json_int_t)i.held_out_runs, "rmse", i.trained_rmse, "held_out_rmse", i.held_out_rmse, "bootstrap",
+        (int)i.bootstrap));
     json_t *list = must(json_array());
     for (int32_t k = 0; k < i.coefficients; k++) {
         moed_coefficient one = {.struct_size = sizeof one};
@@ -222,7 +223,8 @@ int runs_read(const char *path, moed_run_point **out, size_t *count)
     int code = lines_open(&r.lines, path);
     while (!code && lines_next(&r.lines)) {
         if (*r.lines.line == '#') continue;
-        if (*r.lines.line == '[') code = lines_fail(&r.lines, " begins a JSON list; each run must be an object in a line of its own");
+        if (*r.lines.line == '[')
+            code = lines_fail(&r.lines, " begins a JSON list; each run must be an object in a line of its own");
         else if (*r.lines.line == '{') code = json_run(&r);
         else code = r.columns ? csv_line(&r) : csv_names(&r);
     }

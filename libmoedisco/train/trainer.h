@@ -43,7 +43,8 @@ struct moed_trainer {
     int64_t step, consumed;        /* steps done, tokens trained on */
     int64_t row;                   /* of the corpus' stream that comes next: rows * step unless a foreign loop took others */
     int64_t saved;                 /* step of the last checkpoint of this process, -1 = none */
-    int64_t built, workspace;      /* host bytes of what depends on model and policy; what operations keep beside it, by the estimate */
+    int64_t built;                 /* host bytes of what depends on model and policy */
+    int64_t workspace;             /* what operations keep beside it, by the estimate */
     int64_t evaluated;             /* step of the last held-out evaluation of a run */
     double best_held_out;
     int32_t claimed;               /* the directory is this run's */
