@@ -77,12 +77,11 @@ MOEDI_EVERYWHERE uint32_t moedi_lean_random(uint32_t key, uint32_t number)
     return x ^ x >> 16;
 }
 
-/* A float as one of the two BF16 beside it, the nearer the likelier; what is infinite or no number stays so. */
+/* A float as one of the two BF16 beside it, the nearer the likelier; what is infinite, or NaN as arithmetic makes it, stays so. */
 MOEDI_EVERYWHERE uint16_t moedi_lean_round(float x, uint32_t random)
 {
-    const uint32_t bits = moedi_float_bits(x);
-    if ((bits & 0x7f800000u) == 0x7f800000u) return (uint16_t)(bits >> 16 | ((bits & 0xffffu) != 0) << 6);
-    return (uint16_t)((bits + (random >> 16)) >> 16);
+    const uint32_t bits = moedi_float_bits(x), finite = (bits & 0x7f800000u) != 0x7f800000u;
+    return (uint16_t)((bits + (finite ? random >> 16 : 0)) >> 16);
 }
 
 #endif

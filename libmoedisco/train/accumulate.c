@@ -94,5 +94,7 @@ moed_status moedi_accumulator_finish(moedi_accumulator *a)
 moed_status moedi_accumulator_settle(moedi_accumulator *a)
 {
     const moedi_engine *e = moedi_transformer_engine(a->transformer);
-    return a->empty ? e->table->zero(e->self, a->blocks[0], (size_t)a->reals * e->item) : MOED_OK;
+    if (a->empty) MOEDI_TRY(e->table->zero(e->self, a->blocks[0], (size_t)a->reals * e->item));
+    a->empty = 0; /* zeros are as good to add to */
+    return MOED_OK;
 }

@@ -9,7 +9,7 @@
 #include "numbers.cuh"
 #include "operations.h"
 
-enum { THREADS = 256, PIECE = 1 << 15 }; /* whole blocks of codes */
+enum { THREADS = 256, PIECE = 1 << 16 }; /* whole blocks of codes */
 static_assert(PIECE % MOEDI_LEAN_BLOCK == 0, "a block of codes is one piece's");
 
 namespace {
@@ -158,8 +158,8 @@ struct rates {
     {
     }
 };
-/* Both within 2 units in the last place, for a fourth of the instructions that correct rounding takes: with moments of 8 bits these are
- * what an update waits for. */
+/* Both within 2 units in the last place, in a fourth of the instructions that correct rounding takes: with moments of 8 bits these are what an
+ * update waits for. A divisor that is no normal number counts as 0. */
 __device__ static inline float root_of(float x)
 {
     float root;
@@ -168,7 +168,9 @@ __device__ static inline float root_of(float x)
 }
 __device__ static inline float quotient(float x, float y)
 {
-    return __fdividef(x, y);
+    float inverse;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(inverse) : "f"(y));
+    return x * inverse;
 }
 /* Returns the root of v. */
 __device__ static inline float update_one(float *p, float *m, float *v, float gradient, const rates &r)
@@ -265,40 +267,71 @@ __device__ static inline void store_rounded(bf16 *p, float x, uint32_t random)
     *p = __ushort_as_bfloat16(moedi_lean_round(x, random));
 }
 
-/* What of an array is a lane's: PER_LANE items that move in accesses of 16 bytes at most, or the first `count` one by one. */
-template <typename T> __device__ inline void lane_load(T (&out)[PER_LANE], const T *from, int count, bool whole)
+/* A lane's numbers and their gradients, and the codes of their moments, four in a word. */
+enum { WORDS = PER_LANE / 4 };
+template <typename T> struct lane_work {
+    T p[PER_LANE], g[PER_LANE];
+    uint32_t m[WORDS], v[WORDS];
+};
+
+__device__ static inline uint32_t code_of(const uint32_t (&words)[WORDS], int i)
 {
-    typedef pack<T, PER_LANE * sizeof(T) <= 16 ? PER_LANE : 16 / sizeof(T)> part;
+    return words[i / 4] >> i % 4 * 8 & 255;
+}
+
+/* In accesses of 16 bytes at most. */
+template <typename T, int N> __device__ inline void copy_whole(T (&to)[N], const void *from)
+{
+    typedef pack<T, N * sizeof(T) <= 16 ? N : 16 / sizeof(T)> part;
     constexpr int SIZE = sizeof(part) / sizeof(T);
+#pragma unroll
+    for (int i = 0; i < N; i += SIZE) {
+        const part p = reinterpret_cast<const part *>(from)[i / SIZE];
+#pragma unroll
+        for (int k = 0; k < SIZE; k++) to[i + k] = p.at[k];
+    }
+}
+template <typename T, int N> __device__ inline void copy_whole(void *to, const T (&from)[N])
+{
+    typedef pack<T, N * sizeof(T) <= 16 ? N : 16 / sizeof(T)> part;
+    constexpr int SIZE = sizeof(part) / sizeof(T);
+#pragma unroll
+    for (int i = 0; i < N; i += SIZE) {
+        part p;
+#pragma unroll
+        for (int k = 0; k < SIZE; k++) p.at[k] = from[i + k];
+        reinterpret_cast<part *>(to)[i / SIZE] = p;
+    }
+}
+
+/* Numbers `first` on of a slice; what is beyond its end is 0. Whole lanes take all four arrays at once: none waits for another. */
+template <typename T> __device__ inline void take(lane_work<T> &w, const moed_op_slice &slice, int64_t first, int count, bool whole)
+{
+    const T *const p = static_cast<const T *>(slice.parameter) + first, *const g = static_cast<const T *>(slice.gradient) + first;
+    const uint8_t *const m = static_cast<const uint8_t *>(slice.m) + first, *const v = static_cast<const uint8_t *>(slice.v) + first;
     if (whole) {
-#pragma unroll
-        for (int i = 0; i < PER_LANE; i += SIZE) {
-            const part p = *reinterpret_cast<const part *>(from + i);
-#pragma unroll
-            for (int k = 0; k < SIZE; k++) out[i + k] = p.at[k];
-        }
+        copy_whole(w.p, p), copy_whole(w.g, g), copy_whole(w.m, m), copy_whole(w.v, v);
         return;
     }
+    memset(&w, 0, sizeof w);
 #pragma unroll
-    for (int i = 0; i < PER_LANE; i++) out[i] = i < count ? from[i] : T(0);
-}
-template <typename T> __device__ inline void lane_store(T *to, const T (&in)[PER_LANE], int count, bool whole)
-{
-    typedef pack<T, PER_LANE * sizeof(T) <= 16 ? PER_LANE : 16 / sizeof(T)> part;
-    constexpr int SIZE = sizeof(part) / sizeof(T);
-    if (whole) {
-#pragma unroll
-        for (int i = 0; i < PER_LANE; i += SIZE) {
-            part p;
-#pragma unroll
-            for (int k = 0; k < SIZE; k++) p.at[k] = in[i + k];
-            *reinterpret_cast<part *>(to + i) = p;
+    for (int i = 0; i < PER_LANE; i++)
+        if (i < count) {
+            w.p[i] = p[i], w.g[i] = g[i];
+            w.m[i / 4] |= (uint32_t)m[i] << i % 4 * 8, w.v[i / 4] |= (uint32_t)v[i] << i % 4 * 8;
         }
+}
+template <typename T> __device__ inline void put(const lane_work<T> &w, const moed_op_slice &slice, int64_t first, int count, bool whole)
+{
+    T *const p = static_cast<T *>(slice.parameter) + first;
+    uint8_t *const m = static_cast<uint8_t *>(slice.m) + first, *const v = static_cast<uint8_t *>(slice.v) + first;
+    if (whole) {
+        copy_whole(p, w.p), copy_whole(m, w.m), copy_whole(v, w.v);
         return;
     }
 #pragma unroll
     for (int i = 0; i < PER_LANE; i++)
-        if (i < count) to[i] = in[i];
+        if (i < count) p[i] = w.p[i], m[i] = (uint8_t)code_of(w.m, i), v[i] = (uint8_t)code_of(w.v, i);
 }
 
 /* All lanes of a warp together: block `index` of the slice. */
@@ -309,37 +342,35 @@ __device__ inline void update_block(const moed_op_slice &slice, int64_t index, b
     const int64_t first = index * MOEDI_LEAN_BLOCK + lane * PER_LANE, left = slice.count - first;
     const int count = left >= PER_LANE ? PER_LANE : left > 0 ? (int)left : 0;
     const bool whole = aligned && count == PER_LANE;
-    T *const p_at = static_cast<T *>(slice.parameter) + first;
-    uint8_t *const m_at = static_cast<uint8_t *>(slice.m) + first, *const v_at = static_cast<uint8_t *>(slice.v) + first;
-    T p[PER_LANE], g[PER_LANE];
-    uint8_t m_code[PER_LANE], v_code[PER_LANE];
-    float m[PER_LANE], root[PER_LANE], m_most = 0, root_most = 0;
-    lane_load(p, p_at, count, whole), lane_load(g, static_cast<const T *>(slice.gradient) + first, count, whole);
-    lane_load(m_code, m_at, count, whole), lane_load(v_code, v_at, count, whole);
     const float m_before = slice.m_scale[index], v_before = slice.v_scale[index];
     const uint32_t key = moedi_lean_key(random, slice.block + index);
+    lane_work<T> w;
+    float m[PER_LANE], root[PER_LANE], m_most = 0, root_most = 0;
+    take(w, slice, first, count, whole);
 #pragma unroll
     for (int i = 0; i < PER_LANE; i++) {
-        const float was = moedi_lean_decode_root(v_code[i]) * v_before;
-        float number = to_float(p[i]), v = was * was;
-        m[i] = moedi_lean_decode_m(m_code[i]) * m_before;
-        root[i] = update_one(&number, &m[i], &v, to_float(g[i]), r);
-        store_rounded(&p[i], number, moedi_lean_random(key, lane * PER_LANE + i));
+        const float was = moedi_lean_decode_root(code_of(w.v, i)) * v_before;
+        float number = to_float(w.p[i]), v = was * was;
+        m[i] = moedi_lean_decode_m(code_of(w.m, i)) * m_before;
+        root[i] = update_one(&number, &m[i], &v, to_float(w.g[i]), r);
+        store_rounded(&w.p[i], number, moedi_lean_random(key, lane * PER_LANE + i));
         m_most = fmaxf(m_most, fabsf(m[i])), root_most = fmaxf(root_most, root[i]);
     }
     const float m_scale = moedi_lean_scale(warp_max_magnitude(m_most)), v_scale = moedi_lean_scale(warp_max_magnitude(root_most));
     const float m_inverse = moedi_lean_inverse(m_scale), v_inverse = moedi_lean_inverse(v_scale);
 #pragma unroll
+    for (int k = 0; k < WORDS; k++) w.m[k] = w.v[k] = 0;
+#pragma unroll
     for (int i = 0; i < PER_LANE; i++) {
         const uint32_t bits = moedi_lean_random(key, lane * PER_LANE + i);
-        m_code[i] = (uint8_t)moedi_lean_encode_m(m[i] * m_inverse, bits);
-        v_code[i] = (uint8_t)moedi_lean_encode_root(root[i] * v_inverse, bits);
+        w.m[i / 4] |= moedi_lean_encode_m(m[i] * m_inverse, bits) << i % 4 * 8;
+        w.v[i / 4] |= moedi_lean_encode_root(root[i] * v_inverse, bits) << i % 4 * 8;
     }
-    lane_store(p_at, p, count, whole), lane_store(m_at, m_code, count, whole), lane_store(v_at, v_code, count, whole);
+    put(w, slice, first, count, whole);
     if (lane == 0) slice.m_scale[index] = m_scale, slice.v_scale[index] = v_scale;
 }
 template <typename T>
-__global__ void adamw_codes_kernel(const moed_op_slice *slices, const piece *pieces, const moed_step_scalars *s, double beta1, double beta2,
+__global__ void __launch_bounds__(THREADS, 4) adamw_codes_kernel(const moed_op_slice *slices, const piece *pieces, const moed_step_scalars *s, double beta1, double beta2,
                                    double epsilon)
 {
     if (!isfinite(s->gradient_norm)) return;
@@ -349,8 +380,9 @@ __global__ void adamw_codes_kernel(const moed_op_slice *slices, const piece *pie
     const rates r(s, slice, beta1, beta2, epsilon);
     const uintptr_t narrow = reinterpret_cast<uintptr_t>(slice.parameter) | reinterpret_cast<uintptr_t>(slice.gradient);
     const bool aligned = narrow % 16 == 0 && (reinterpret_cast<uintptr_t>(slice.m) | reinterpret_cast<uintptr_t>(slice.v)) % PER_LANE == 0;
+    const uint64_t random = s->random; /* here, not once a block: stores might change it for all that the compiler knows */
     const int64_t from = mine.first / MOEDI_LEAN_BLOCK, to = (mine.first + mine.count + MOEDI_LEAN_BLOCK - 1) / MOEDI_LEAN_BLOCK;
-    for (int64_t block = from + threadIdx.x / 32; block < to; block += THREADS / 32) update_block<T>(slice, block, aligned, r, s->random);
+    for (int64_t block = from + threadIdx.x / 32; block < to; block += THREADS / 32) update_block<T>(slice, block, aligned, r, random);
 }
 
 template <typename T> moed_status moedi_cuda_adamw(moedi_cuda *e, const moed_op_update *a)
