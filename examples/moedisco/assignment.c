@@ -208,7 +208,7 @@ int assignment_make(const assignment *a, moed_context *c, const moed_model *base
     const int code = a->usage ? read_usage(a->usage, &info, parts, usage) : measure_usage(a, c, base, &info, parts, usage);
     if (code) return code;
     if ((status = moed_split_assign_usage(s, *usage, app_cancel))) return fail_status(status);
-    for (int64_t k = 0; k < parts; k++) tell_share(s, &info, k, *usage);
+    for (int64_t k = 0; k < parts && *usage; k++) tell_share(s, &info, k, *usage);
     return EXIT_DONE;
 }
 

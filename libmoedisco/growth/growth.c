@@ -142,8 +142,8 @@ static void set_rates(moed_stage *stages, size_t count, const moed_growth_option
     }
     moed_stage *last = &stages[count - 1];
     const double decay = o->decay_shape == MOED_DECAY_NONE ? 0 : floor(o->decay * all + 0.5);
-    const int64_t room = last->tokens - last->warmup;
-    last->decay = decay < (double)(room / o->step_tokens) ? (int64_t)decay * o->step_tokens : room;
+    const int64_t room = last->tokens - last->warmup, steps = room / o->step_tokens;
+    last->decay = decay < (double)steps ? (int64_t)decay * o->step_tokens : room;
     last->final_rate = o->final_rate;
     last->decay_shape = o->decay_shape;
 }

@@ -4,44 +4,44 @@
 #include <stdio.h>
 #include <string.h>
 
-#define LAYER "model.layers.%l."
+#define LAYER(rest) ("model.layers.%l." rest)
 #define ATTENTION_SLOTS                                                        \
     [MOEDI_SLOT_EMBEDDING] = "model.embed_tokens.weight",                      \
-    [MOEDI_SLOT_ATTENTION_NORM] = LAYER "input_layernorm.weight",              \
-    [MOEDI_SLOT_Q] = LAYER "self_attn.q_proj.weight",                          \
-    [MOEDI_SLOT_K] = LAYER "self_attn.k_proj.weight",                          \
-    [MOEDI_SLOT_V] = LAYER "self_attn.v_proj.weight",                          \
-    [MOEDI_SLOT_O] = LAYER "self_attn.o_proj.weight",                          \
-    [MOEDI_SLOT_FFN_NORM] = LAYER "post_attention_layernorm.weight",           \
+    [MOEDI_SLOT_ATTENTION_NORM] = LAYER("input_layernorm.weight"),             \
+    [MOEDI_SLOT_Q] = LAYER("self_attn.q_proj.weight"),                         \
+    [MOEDI_SLOT_K] = LAYER("self_attn.k_proj.weight"),                         \
+    [MOEDI_SLOT_V] = LAYER("self_attn.v_proj.weight"),                         \
+    [MOEDI_SLOT_O] = LAYER("self_attn.o_proj.weight"),                         \
+    [MOEDI_SLOT_FFN_NORM] = LAYER("post_attention_layernorm.weight"),          \
     [MOEDI_SLOT_FINAL_NORM] = "model.norm.weight",                             \
     [MOEDI_SLOT_HEAD] = "lm_head.weight"
 #define QKV_BIAS_SLOTS                                                         \
-    [MOEDI_SLOT_Q_BIAS] = LAYER "self_attn.q_proj.bias",                       \
-    [MOEDI_SLOT_K_BIAS] = LAYER "self_attn.k_proj.bias",                       \
-    [MOEDI_SLOT_V_BIAS] = LAYER "self_attn.v_proj.bias"
+    [MOEDI_SLOT_Q_BIAS] = LAYER("self_attn.q_proj.bias"),                      \
+    [MOEDI_SLOT_K_BIAS] = LAYER("self_attn.k_proj.bias"),                      \
+    [MOEDI_SLOT_V_BIAS] = LAYER("self_attn.v_proj.bias")
 #define QK_NORM_SLOTS                                                          \
-    [MOEDI_SLOT_Q_NORM] = LAYER "self_attn.q_norm.weight",                     \
-    [MOEDI_SLOT_K_NORM] = LAYER "self_attn.k_norm.weight"
+    [MOEDI_SLOT_Q_NORM] = LAYER("self_attn.q_norm.weight"),                    \
+    [MOEDI_SLOT_K_NORM] = LAYER("self_attn.k_norm.weight")
 #define EXPERT_SLOTS                                                           \
-    [MOEDI_SLOT_ROUTER] = LAYER "mlp.gate.weight",                             \
-    [MOEDI_SLOT_EXPERT_GATE] = LAYER "mlp.experts.%e.gate_proj.weight",        \
-    [MOEDI_SLOT_EXPERT_UP] = LAYER "mlp.experts.%e.up_proj.weight",            \
-    [MOEDI_SLOT_EXPERT_DOWN] = LAYER "mlp.experts.%e.down_proj.weight"
+    [MOEDI_SLOT_ROUTER] = LAYER("mlp.gate.weight"),                            \
+    [MOEDI_SLOT_EXPERT_GATE] = LAYER("mlp.experts.%e.gate_proj.weight"),       \
+    [MOEDI_SLOT_EXPERT_UP] = LAYER("mlp.experts.%e.up_proj.weight"),           \
+    [MOEDI_SLOT_EXPERT_DOWN] = LAYER("mlp.experts.%e.down_proj.weight")
 #define ONLY_EXPERT_SLOTS                                                      \
-    [MOEDI_SLOT_EXPERT_GATE] = LAYER "mlp.gate_proj.weight",                   \
-    [MOEDI_SLOT_EXPERT_UP] = LAYER "mlp.up_proj.weight",                       \
-    [MOEDI_SLOT_EXPERT_DOWN] = LAYER "mlp.down_proj.weight"
+    [MOEDI_SLOT_EXPERT_GATE] = LAYER("mlp.gate_proj.weight"),                  \
+    [MOEDI_SLOT_EXPERT_UP] = LAYER("mlp.up_proj.weight"),                      \
+    [MOEDI_SLOT_EXPERT_DOWN] = LAYER("mlp.down_proj.weight")
 /* What Transformers 5 has in memory, and writes with save_original_format=False. */
 #define STACKED                                                                \
     .stacked = {                                                               \
-        [MOEDI_SLOT_ROUTER] = LAYER "mlp.gate.weight",                         \
-        [MOEDI_SLOT_EXPERT_GATE] = LAYER "mlp.experts.gate_up_proj",           \
-        [MOEDI_SLOT_EXPERT_DOWN] = LAYER "mlp.experts.down_proj",              \
+        [MOEDI_SLOT_ROUTER] = LAYER("mlp.gate.weight"),                        \
+        [MOEDI_SLOT_EXPERT_GATE] = LAYER("mlp.experts.gate_up_proj"),          \
+        [MOEDI_SLOT_EXPERT_DOWN] = LAYER("mlp.experts.down_proj"),             \
     }
 #define DENSE_SLOTS                                                            \
-    [MOEDI_SLOT_DENSE_GATE] = LAYER "mlp.gate_proj.weight",                    \
-    [MOEDI_SLOT_DENSE_UP] = LAYER "mlp.up_proj.weight",                        \
-    [MOEDI_SLOT_DENSE_DOWN] = LAYER "mlp.down_proj.weight"
+    [MOEDI_SLOT_DENSE_GATE] = LAYER("mlp.gate_proj.weight"),                   \
+    [MOEDI_SLOT_DENSE_UP] = LAYER("mlp.up_proj.weight"),                       \
+    [MOEDI_SLOT_DENSE_DOWN] = LAYER("mlp.down_proj.weight")
 
 /* Field names, tensor names and defaults as in Transformers' configuration and modelling files of each family. */
 static const moedi_family families[] = {
@@ -50,10 +50,10 @@ static const moedi_family families[] = {
         .architecture = "Qwen2MoeForCausalLM",
         .slots = {
             ATTENTION_SLOTS, QKV_BIAS_SLOTS, EXPERT_SLOTS, DENSE_SLOTS,
-            [MOEDI_SLOT_SHARED_GATE] = LAYER "mlp.shared_expert.gate_proj.weight",
-            [MOEDI_SLOT_SHARED_UP] = LAYER "mlp.shared_expert.up_proj.weight",
-            [MOEDI_SLOT_SHARED_DOWN] = LAYER "mlp.shared_expert.down_proj.weight",
-            [MOEDI_SLOT_SHARED_SWITCH] = LAYER "mlp.shared_expert_gate.weight",
+            [MOEDI_SLOT_SHARED_GATE] = LAYER("mlp.shared_expert.gate_proj.weight"),
+            [MOEDI_SLOT_SHARED_UP] = LAYER("mlp.shared_expert.up_proj.weight"),
+            [MOEDI_SLOT_SHARED_DOWN] = LAYER("mlp.shared_expert.down_proj.weight"),
+            [MOEDI_SLOT_SHARED_SWITCH] = LAYER("mlp.shared_expert_gate.weight"),
         },
         STACKED,
         .experts_field = "num_experts", .experts_alias = "num_local_experts", .top_k_field = "num_experts_per_tok",
@@ -71,10 +71,10 @@ static const moedi_family families[] = {
         .architecture = "MixtralForCausalLM",
         .slots = {
             ATTENTION_SLOTS,
-            [MOEDI_SLOT_ROUTER] = LAYER "block_sparse_moe.gate.weight",
-            [MOEDI_SLOT_EXPERT_GATE] = LAYER "block_sparse_moe.experts.%e.w1.weight",
-            [MOEDI_SLOT_EXPERT_UP] = LAYER "block_sparse_moe.experts.%e.w3.weight",
-            [MOEDI_SLOT_EXPERT_DOWN] = LAYER "block_sparse_moe.experts.%e.w2.weight",
+            [MOEDI_SLOT_ROUTER] = LAYER("block_sparse_moe.gate.weight"),
+            [MOEDI_SLOT_EXPERT_GATE] = LAYER("block_sparse_moe.experts.%e.w1.weight"),
+            [MOEDI_SLOT_EXPERT_UP] = LAYER("block_sparse_moe.experts.%e.w3.weight"),
+            [MOEDI_SLOT_EXPERT_DOWN] = LAYER("block_sparse_moe.experts.%e.w2.weight"),
         },
         STACKED,
         .experts_field = "num_local_experts", .experts_alias = "num_experts", .top_k_field = "num_experts_per_tok",
@@ -92,7 +92,7 @@ static const moedi_family families[] = {
         .architecture = "OlmoeForCausalLM",
         .slots = {
             ATTENTION_SLOTS, QKV_BIAS_SLOTS, QK_NORM_SLOTS, EXPERT_SLOTS,
-            [MOEDI_SLOT_O_BIAS] = LAYER "self_attn.o_proj.bias",
+            [MOEDI_SLOT_O_BIAS] = LAYER("self_attn.o_proj.bias"),
         },
         STACKED,
         .experts_field = "num_experts", .experts_alias = "num_local_experts", .top_k_field = "num_experts_per_tok",
@@ -110,7 +110,7 @@ static const moedi_family families[] = {
         .architecture = "Qwen3MoeForCausalLM",
         .slots = {
             ATTENTION_SLOTS, QKV_BIAS_SLOTS, QK_NORM_SLOTS, EXPERT_SLOTS, DENSE_SLOTS,
-            [MOEDI_SLOT_O_BIAS] = LAYER "self_attn.o_proj.bias",
+            [MOEDI_SLOT_O_BIAS] = LAYER("self_attn.o_proj.bias"),
         },
         STACKED,
         .experts_field = "num_experts", .experts_alias = "num_local_experts", .top_k_field = "num_experts_per_tok",
@@ -129,11 +129,11 @@ static const moedi_family families[] = {
         .architecture = "Dots1ForCausalLM",
         .slots = {
             ATTENTION_SLOTS, QKV_BIAS_SLOTS, QK_NORM_SLOTS, EXPERT_SLOTS, DENSE_SLOTS,
-            [MOEDI_SLOT_O_BIAS] = LAYER "self_attn.o_proj.bias",
-            [MOEDI_SLOT_ROUTER_BIAS] = LAYER "mlp.gate.e_score_correction_bias",
-            [MOEDI_SLOT_SHARED_GATE] = LAYER "mlp.shared_experts.gate_proj.weight",
-            [MOEDI_SLOT_SHARED_UP] = LAYER "mlp.shared_experts.up_proj.weight",
-            [MOEDI_SLOT_SHARED_DOWN] = LAYER "mlp.shared_experts.down_proj.weight",
+            [MOEDI_SLOT_O_BIAS] = LAYER("self_attn.o_proj.bias"),
+            [MOEDI_SLOT_ROUTER_BIAS] = LAYER("mlp.gate.e_score_correction_bias"),
+            [MOEDI_SLOT_SHARED_GATE] = LAYER("mlp.shared_experts.gate_proj.weight"),
+            [MOEDI_SLOT_SHARED_UP] = LAYER("mlp.shared_experts.up_proj.weight"),
+            [MOEDI_SLOT_SHARED_DOWN] = LAYER("mlp.shared_experts.down_proj.weight"),
         },
         STACKED,
         .experts_field = "n_routed_experts", .experts_alias = "num_local_experts", .top_k_field = "num_experts_per_tok",
@@ -154,13 +154,13 @@ static const moedi_family families[] = {
         .architecture = "LlamaMoEForCausalLM",
         .slots = {
             ATTENTION_SLOTS,
-            [MOEDI_SLOT_ROUTER] = LAYER "mlp.gate.gate_network.weight",
-            [MOEDI_SLOT_ROUTER_IN] = LAYER "mlp.gate.gate_network.0.weight",
-            [MOEDI_SLOT_ROUTER_OUT] = LAYER "mlp.gate.gate_network.2.weight",
-            [MOEDI_SLOT_ROUTER_NOISE] = LAYER "mlp.gate.weight_noise.weight",
-            [MOEDI_SLOT_EXPERT_GATE] = LAYER "mlp.calculator.experts.weight_gate.%e",
-            [MOEDI_SLOT_EXPERT_UP] = LAYER "mlp.calculator.experts.weight_up.%e",
-            [MOEDI_SLOT_EXPERT_DOWN] = LAYER "mlp.calculator.experts.weight_down.%e",
+            [MOEDI_SLOT_ROUTER] = LAYER("mlp.gate.gate_network.weight"),
+            [MOEDI_SLOT_ROUTER_IN] = LAYER("mlp.gate.gate_network.0.weight"),
+            [MOEDI_SLOT_ROUTER_OUT] = LAYER("mlp.gate.gate_network.2.weight"),
+            [MOEDI_SLOT_ROUTER_NOISE] = LAYER("mlp.gate.weight_noise.weight"),
+            [MOEDI_SLOT_EXPERT_GATE] = LAYER("mlp.calculator.experts.weight_gate.%e"),
+            [MOEDI_SLOT_EXPERT_UP] = LAYER("mlp.calculator.experts.weight_up.%e"),
+            [MOEDI_SLOT_EXPERT_DOWN] = LAYER("mlp.calculator.experts.weight_down.%e"),
         },
         .experts_field = "num_experts", .experts_alias = "num_experts", .top_k_field = "num_selects",
         .expert_width_field = "intermediate_size", .expert_sizes_field = "size_experts",
@@ -192,7 +192,7 @@ static const moedi_family families[] = {
         .architecture = "LlamaForCausalLM",
         .slots = {
             ATTENTION_SLOTS, QKV_BIAS_SLOTS, ONLY_EXPERT_SLOTS,
-            [MOEDI_SLOT_O_BIAS] = LAYER "self_attn.o_proj.bias",
+            [MOEDI_SLOT_O_BIAS] = LAYER("self_attn.o_proj.bias"),
         },
         .expert_width_field = "intermediate_size",
         .bias_field = "attention_bias",
@@ -206,7 +206,7 @@ static const moedi_family families[] = {
         .architecture = "Qwen3ForCausalLM",
         .slots = {
             ATTENTION_SLOTS, QKV_BIAS_SLOTS, QK_NORM_SLOTS, ONLY_EXPERT_SLOTS,
-            [MOEDI_SLOT_O_BIAS] = LAYER "self_attn.o_proj.bias",
+            [MOEDI_SLOT_O_BIAS] = LAYER("self_attn.o_proj.bias"),
         },
         .expert_width_field = "intermediate_size",
         .bias_field = "attention_bias",
