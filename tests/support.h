@@ -106,6 +106,25 @@ static inline moed_model *support_fresh(moed_context *c, const char *config, uin
     moed_layout_destroy(l);
     return m;
 }
+static inline size_t model_params(const moed_model *m)
+{
+    moed_layout_info info = {.struct_size = sizeof info};
+    assert_ok(moed_layout_get_info(moed_model_layout(m), &info));
+    return (size_t)info.params;
+}
+/* Selection biases are drawn as zeros: instead numbers that decide, `apart` from each other. Returns m. */
+static inline moed_model *support_biased(moed_model *m, float apart)
+{
+    for (size_t p = 0; p < model_params(m); p++) {
+        moed_param param;
+        moed_tensor t;
+        assert_ok(moed_layout_param(moed_model_layout(m), p, &param));
+        if (param.role != MOED_ROLE_ROUTER_BIAS) continue;
+        assert_ok(moed_model_tensor(m, p, &t));
+        for (int64_t e = 0; e < t.shape[0]; e++) ((float *)t.data)[e] = apart * (float)(e % 3);
+    }
+    return m;
+}
 static inline moed_model *support_open(moed_context *c, const char *folder, uint32_t flags)
 {
     moed_model *m = NULL;

@@ -29,16 +29,7 @@ static moed_model *model_with(moed_context *c, int switches)
         "\"n_shared_experts\": 1, \"moe_intermediate_size\": 12, \"intermediate_size\": 20, \"first_k_dense_replace\": 1, "
         "\"attention_bias\": true, \"norm_topk_prob\": true, \"routed_scaling_factor\": 2.5, \"initializer_range\": 0.1}";
     if (!switches) return tiny_model(c);
-    moed_model *m = support_fresh(c, config, 0, -1);
-    for (size_t p = 0; p < model_params(m); p++) {
-        moed_param param;
-        moed_tensor t;
-        assert_ok(moed_layout_param(moed_model_layout(m), p, &param));
-        if (param.role != MOED_ROLE_ROUTER_BIAS) continue;
-        assert_ok(moed_model_tensor(m, p, &t));
-        for (int64_t e = 0; e < t.shape[0]; e++) ((float *)t.data)[e] = 0.02f * (float)(e % 3);
-    }
-    return m;
+    return support_biased(support_fresh(c, config, 0, -1), 0.02f);
 }
 
 /* Three steps, a checkpoint, a fourth step in a trainer that resumes from it: the model's numbers. */

@@ -3,7 +3,6 @@
 
 #include <fcntl.h>
 
-#include "model/state.h"
 #include "train/trainer.h"
 
 static void loss_falls_on_a_corpus_that_can_be_learned(void **state)
@@ -137,105 +136,6 @@ static void micro_batches_give_nearly_the_same_update(void **state)
         rig_close(&more);
     }
     rig_close(&one);
-}
-
-static void extra_blocks_are_the_logarithm_of_the_shards(void **state)
-{
-    const moed_backend_info plain = {.dtype = MOED_DTYPE_F32, .wide = MOED_DTYPE_F32},
-                            narrow = {.dtype = MOED_DTYPE_BF16, .wide = MOED_DTYPE_F32};
-    (void)state;
-    assert_int_equal(moedi_accumulator_extra(&narrow, 64), 0);
-    assert_int_equal(moedi_accumulator_extra(&plain, 1), 0);
-    assert_int_equal(moedi_accumulator_extra(&plain, 2), 1);
-    assert_int_equal(moedi_accumulator_extra(&plain, 3), 1);
-    assert_int_equal(moedi_accumulator_extra(&plain, 4), 2);
-    assert_int_equal(moedi_accumulator_extra(&plain, 64), 6);
-}
-
-/* Sets every number of the open shard's gradients to `value`, as a backward would. */
-static void put_shard(moedi_accumulator *a, moedi_transformer *t, float value)
-{
-    int64_t count;
-    assert_ok(moedi_accumulator_open(a));
-    float *block = moedi_transformer_gradients(t, &count);
-    for (int64_t i = 0; i < count; i++) block[i] = (t->fresh && i >= t->added_count ? 0 : block[i]) + value;
-    assert_ok(moedi_accumulator_close(a));
-}
-
-static void gradients_of_shards_are_summed_in_a_pairwise_tree(void **state)
-{
-    (void)state;
-    const float big = 16777216.0f; /* 2^24: 1 added to it is lost, 2 is not */
-    const float values[7] = {big, 0, 1, 1, 1, 1, -big};
-    const float expected = ((big + 0.0f) + (1.0f + 1.0f)) + ((1.0f + 1.0f) + -big);
-    moed_context *c = support_context("auto", 1);
-    moed_model *m = tiny_model(c);
-    moedi_transformer *t = NULL;
-    moedi_accumulator a;
-    assert_ok(moedi_transformer_create(&t, m, 1, 8, MOEDI_TRANSFORMER_TRAIN, NULL));
-    assert_ok(moedi_accumulator_create(&a, t, 7));
-    for (int round = 0; round < 2; round++) {
-        moedi_accumulator_begin(&a);
-        for (int i = 0; i < 7; i++) put_shard(&a, t, values[i]);
-        assert_ok(moedi_accumulator_finish(&a));
-        int64_t count;
-        const float *total = moedi_transformer_gradients(t, &count);
-        assert_true(total[0] == expected && total[count - 1] == expected);
-        assert_true(total == a.blocks[0]);
-        moedi_accumulator_clear(&a);
-    }
-    moedi_accumulator_destroy(&a);
-    moedi_transformer_destroy(t);
-    moed_model_destroy(m);
-    moed_context_destroy(c);
-}
-
-/* One call of a trainer; which `4` is a batch with a loss that is not finite. */
-static moed_status some_call(moed_trainer *t, int which)
-{
-    float weights[6 * TINY_LENGTH];
-    int32_t tokens[6 * TINY_LENGTH];
-    for (int i = 0; i < 6 * TINY_LENGTH; i++) tokens[i] = (i * 7 + which) % TINY_VOCABULARY;
-    for (int i = 0; i < 6 * TINY_LENGTH; i++) weights[i] = which == 4 && i % 5 == 0 ? 3e38f : 1;
-    const moed_batch b = {.tokens = tokens, .labels = tokens, .weights = weights, .rows = which == 2 ? 5 : 6,
-                          .length = TINY_LENGTH};
-    moed_expansion_options grown;
-    switch (which) {
-    case 0: return moed_trainer_run(t, 1, NULL, NULL);
-    case 1: return moed_trainer_update(t, 1, NULL);
-    case 5:
-        assert_ok(moed_options_init(MOED_STRUCT_EXPANSION_OPTIONS, &grown, sizeof grown));
-        grown.experts = 7;
-        return moed_trainer_expand(t, NULL, &grown, 1);
-    default: return moed_trainer_forward_backward(t, &b, NULL);
-    }
-}
-
-/* Blocks that hold no sum are NaN throughout in one of two trainers, and 0 in the other. */
-static void what_gradients_hold_between_sums_is_not_read(void **state)
-{
-    static const int CALLS[] = {0, 2, 3, 1, 0, 2, 4, 3, 1, 5, 0, 3, 2, 1, 4, 0};
-    (void)state;
-    for (int64_t shards = 1; shards <= 6; shards += shards == 3 ? 3 : 1) {
-        moed_train_options o = tiny_options(20);
-        o.rows = 6, o.micro_batches = shards, o.load_balance = 1e-2;
-        rig rigs[2] = {rig_open(&o, 1), rig_open(&o, 1)};
-        int refused = 0;
-        for (size_t i = 0; i < sizeof CALLS / sizeof *CALLS; i++) {
-            moed_status status[2];
-            for (int k = 0; k < 2; k++) {
-                moedi_accumulator *const a = &rigs[k].trainer->gradients;
-                for (int32_t block = !a->empty; block < a->block_count; block++)
-                    memset(a->blocks[block], k ? 0xff : 0, (size_t)a->reals * sizeof(float));
-                status[k] = some_call(rigs[k].trainer, CALLS[i]);
-            }
-            assert_int_equal(status[0], status[1]);
-            refused += status[0] != MOED_OK;
-            assert_same_models(moed_trainer_model(rigs[0].trainer), moed_trainer_model(rigs[1].trainer));
-        }
-        assert_int_equal(refused, 2); /* the batches that are not finite */
-        rig_close(&rigs[0]), rig_close(&rigs[1]);
-    }
 }
 
 static void frozen_parameters_keep_their_bits_and_have_no_state(void **state)
@@ -463,152 +363,6 @@ static void a_run_takes_the_stream_up_where_the_one_before_left_it(void **state)
     assert_true(a.loss == c.loss);
     rig_close(&by_hand);
     rig_close(&later);
-}
-
-static moed_expansion_options growing(int32_t experts)
-{
-    moed_expansion_options o;
-    assert_ok(moed_options_init(MOED_STRUCT_EXPANSION_OPTIONS, &o, sizeof o));
-    o.experts = experts, o.seed = 3;
-    return o;
-}
-
-/* In the trainer as by hand: surgery on its model, and a trainer with a fresh optimizer that takes the stream up there. */
-static void an_expansion_inside_a_trainer_is_that_of_its_model(void **state)
-{
-    (void)state;
-    moed_train_options o = tiny_options(8);
-    const moed_expansion_options grown = growing(7);
-    o.schedule = MOED_SCHEDULE_CONSTANT, o.warmup = 0;
-    rig inside = rig_open(&o, 1), first = rig_open(&o, 1);
-    rig_run(&inside, 5), rig_run(&first, 5);
-    assert_ok(moed_trainer_expand(inside.trainer, NULL, &grown, 0));
-    assert_same_models(first.model, inside.model); /* the one that went has the last step's numbers */
-    moed_expansion *x = NULL;
-    moed_model *big = NULL;
-    moed_trainer *t = NULL;
-    assert_ok(moed_expansion_create(&x, first.model, NULL, &grown));
-    assert_ok(moed_expansion_build(&big, x, NULL, NULL));
-    assert_same_models(big, moed_trainer_model(inside.trainer));
-    o.first_row = 5 * o.rows, o.steps = 3;
-    assert_ok(moed_trainer_create(&t, first.context, big, first.corpus, NULL, &o));
-    moed_report a = rig_run(&inside, 3), b = empty_report();
-    assert_ok(moed_trainer_run(t, 3, &b, NULL));
-    assert_true(a.loss == b.loss && a.gradient_norm == b.gradient_norm && a.step == 8);
-    assert_same_models(big, moed_trainer_model(inside.trainer));
-    moed_trainer_destroy(t);
-    moed_expansion_destroy(x);
-    moed_model_destroy(big);
-    rig_close(&first);
-    rig_close(&inside);
-}
-
-/* Growing by experts that nobody chooses, moments carried, is as if nothing had been done: what is not of the new experts has the
- * bits of a run that never grew. */
-static void carried_moments_go_on_as_they_were(void **state)
-{
-    (void)state;
-    moed_train_options o = tiny_options(8);
-    o.clip = 0, o.load_balance = o.z_loss = 0; /* which the number of experts has a part in */
-    o.train = "shared,expert"; /* routers: their softmax is over all experts */
-    rig plain = rig_open(&o, 1), grown = rig_open(&o, 1), reset = rig_open(&o, 1);
-    rig *const both[] = {&grown, &reset};
-    moed_expansion_options big = growing(6), small = growing(4);
-    const double usage[] = {2, 2, 2, 2, 1, 1, 2, 2, 2, 2, 1, 1};
-    rig_run(&plain, 0);
-    for (int i = 0; i < 2; i++) {
-        rig_run(both[i], 4);
-        assert_ok(moed_trainer_expand(both[i]->trainer, NULL, &big, i == 0));
-        assert_ok(moed_trainer_expand(both[i]->trainer, usage, &small, i == 0));
-        rig_run(both[i], 0);
-    }
-    assert_same_models(plain.model, moed_trainer_model(grown.trainer));
-    const moed_tensor a = model_tensor(plain.model, 1), b = model_tensor(moed_trainer_model(reset.trainer), 1);
-    assert_memory_not_equal(a.data, b.data, tensor_bytes(&a));
-    rig_close(&reset);
-    rig_close(&grown);
-    rig_close(&plain);
-}
-
-static void a_checkpoint_of_a_grown_trainer_goes_on_to_its_bits(void **state)
-{
-    (void)state;
-    char *dir = support_directory();
-    moed_train_options o = tiny_options(9);
-    const moed_expansion_options grown = growing(7);
-    o.directory = dir;
-    rig r = rig_open(&o, 1);
-    moed_trainer *t = NULL;
-    rig_run(&r, 3);
-    assert_ok(moed_trainer_expand(r.trainer, NULL, &grown, 0));
-    rig_run(&r, 2);
-    assert_ok(moed_trainer_save(r.trainer));
-    moed_model *other = tiny_model_of(r.context, 16, 2, 7, TINY_VOCABULARY), *kept = NULL;
-    rig_run(&r, 0);
-    kept = moedi_model_retain(moed_trainer_model(r.trainer));
-    moed_trainer_destroy(r.trainer);
-    r.trainer = NULL;
-    assert_ok(moed_trainer_create(&t, r.context, other, r.corpus, NULL, &o));
-    assert_ok(moed_trainer_resume(t));
-    assert_ok(moed_trainer_run(t, 0, NULL, NULL));
-    assert_same_models(kept, other);
-    moed_trainer_destroy(t);
-    moed_model_destroy(kept);
-    moed_model_destroy(other);
-    rig_close(&r);
-    support_remove(dir);
-}
-
-static void what_cannot_grow_is_refused_and_trains_on(void **state)
-{
-    (void)state;
-    moed_train_options o = tiny_options(6);
-    o.policy = MOED_POLICY_LEAN;
-    rig same = rig_open(&o, 1), r = rig_open(&o, 1);
-    moed_expansion_options few = growing(2), many = growing(8);
-    rig_run(&r, 2);
-    assert_refused(moed_trainer_expand(r.trainer, NULL, &few, 0), MOED_E_ARGUMENT, "without usage");
-    assert_refused(moed_trainer_expand(r.trainer, NULL, &many, 1), MOED_E_UNSUPPORTED, "policy lean");
-    assert_ok(moed_trainer_forward_backward(r.trainer, NULL, NULL));
-    assert_refused(moed_trainer_expand(r.trainer, NULL, &many, 0), MOED_E_STATE, "wait for moed_trainer_update");
-    assert_ok(moed_trainer_update(r.trainer, 1, NULL));
-    rig_run(&r, 0), rig_run(&same, 0);
-    assert_same_models(same.model, r.model);
-    rig_close(&r);
-    rig_close(&same);
-}
-
-/* Under limits from where the surgery has no room to where all has. */
-static void an_expansion_that_does_not_fit_leaves_the_trainer_as_it_was(void **state)
-{
-    (void)state;
-    const moed_train_options o = tiny_options(4);
-    const moed_expansion_options many = growing(64);
-    rig whole = rig_open(&o, 1);
-    moed_status status = MOED_E_LIMIT;
-    int budgets = 0;
-    rig_run(&whole, 0);
-    for (int64_t limit = 1000000; status == MOED_E_LIMIT; limit += 100000) {
-        moed_context_options c;
-        rig r = {0};
-        assert_ok(moed_options_init(MOED_STRUCT_CONTEXT_OPTIONS, &c, sizeof c));
-        c.flags = MOED_CONTEXT_NO_ENV, c.threads = 1, c.host_limit = limit;
-        assert_ok(moed_context_create(&r.context, &c));
-        r.model = tiny_model(r.context), r.corpus = tiny_corpus(r.context, NULL);
-        assert_ok(moed_trainer_create(&r.trainer, r.context, r.model, r.corpus, NULL, &o));
-        if (moed_trainer_run(r.trainer, 2, NULL, NULL) == MOED_OK) { /* else: operations of many threads had no room */
-            status = moed_trainer_expand(r.trainer, NULL, &many, 1);
-            budgets += status == MOED_E_LIMIT && strstr(moed_last_error(), "training needs") != NULL;
-            if (status == MOED_E_LIMIT) {
-                rig_run(&r, 0);
-                assert_same_models(whole.model, r.model);
-            }
-        }
-        rig_close(&r);
-    }
-    assert_ok(status);
-    assert_true(budgets > 0);
-    rig_close(&whole);
 }
 
 static void gradient_is_there_after_a_call_and_zero_after_the_update(void **state)
@@ -1006,9 +760,6 @@ int main(void)
         cmocka_unit_test(lean_learns_as_much_as_full),
         cmocka_unit_test(auto_is_lean_where_full_does_not_fit),
         cmocka_unit_test(micro_batches_give_nearly_the_same_update),
-        cmocka_unit_test(extra_blocks_are_the_logarithm_of_the_shards),
-        cmocka_unit_test(gradients_of_shards_are_summed_in_a_pairwise_tree),
-        cmocka_unit_test(what_gradients_hold_between_sums_is_not_read),
         cmocka_unit_test(frozen_parameters_keep_their_bits_and_have_no_state),
         cmocka_unit_test(a_frozen_member_of_a_group_that_trains_keeps_its_bits_and_has_no_moments),
         cmocka_unit_test(a_step_whose_line_cannot_be_written_is_in_the_model_nevertheless),
@@ -1016,11 +767,6 @@ int main(void)
         cmocka_unit_test(freeze_takes_away_from_train),
         cmocka_unit_test(a_foreign_loop_gives_the_bits_of_run),
         cmocka_unit_test(several_calls_before_an_update_average),
-        cmocka_unit_test(an_expansion_inside_a_trainer_is_that_of_its_model),
-        cmocka_unit_test(carried_moments_go_on_as_they_were),
-        cmocka_unit_test(a_checkpoint_of_a_grown_trainer_goes_on_to_its_bits),
-        cmocka_unit_test(what_cannot_grow_is_refused_and_trains_on),
-        cmocka_unit_test(an_expansion_that_does_not_fit_leaves_the_trainer_as_it_was),
         cmocka_unit_test(a_run_takes_the_stream_up_where_the_one_before_left_it),
         cmocka_unit_test(gradient_is_there_after_a_call_and_zero_after_the_update),
         cmocka_unit_test(bad_batches_are_refused_by_name),

@@ -108,12 +108,6 @@ static inline moed_report rig_run(rig *r, int64_t steps)
     return report;
 }
 
-static inline size_t model_params(const moed_model *m)
-{
-    moed_layout_info info = {.struct_size = sizeof info};
-    assert_ok(moed_layout_get_info(moed_model_layout(m), &info));
-    return (size_t)info.params;
-}
 static inline moed_tensor model_tensor(const moed_model *m, size_t param)
 {
     moed_tensor t;

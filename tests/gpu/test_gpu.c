@@ -78,25 +78,11 @@ static const char *const other_families[] = {
                 "\"n_routed_experts\": 4, \"n_shared_experts\": 2, \"moe_intermediate_size\": 64, \"first_k_dense_replace\": 1,"
                 " \"norm_topk_prob\": true, \"routed_scaling_factor\": 2.5"),
 };
-/* Selection biases are drawn as zeros: here as numbers that decide. */
-static moed_model *model_of(moed_context *c, const char *config)
-{
-    moed_model *m = support_fresh(c, config, 7, -1);
-    for (size_t p = 0; p < model_params(m); p++) {
-        moed_param param;
-        moed_tensor t;
-        assert_ok(moed_layout_param(moed_model_layout(m), p, &param));
-        if (param.role != MOED_ROLE_ROUTER_BIAS) continue;
-        assert_ok(moed_model_tensor(m, p, &t));
-        for (int64_t e = 0; e < t.shape[0]; e++) ((float *)t.data)[e] = 0.1f * (float)(e % 3) + 0.001f;
-    }
-    return m;
-}
 static bench bench_of(const char *device, const char *kernels, const char *config)
 {
     bench b = {.context = context_on(device, kernels, 0)};
     b.corpus = walk_corpus(b.context);
-    b.model = config ? model_of(b.context, config) : tiny_model_of(b.context, 64, 3, 4, WORDS);
+    b.model = config ? support_biased(support_fresh(b.context, config, 7, -1), 0.1f) : tiny_model_of(b.context, 64, 3, 4, WORDS);
     return b;
 }
 static bench bench_on(const char *device, const char *kernels) { return bench_of(device, kernels, NULL); }
