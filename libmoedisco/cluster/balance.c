@@ -6,12 +6,13 @@
  * The bound: every cluster within max(imbalance * mean, heaviest row) of the mean weight. It can always be met:
  * a cluster above it has a row that fits under the bound of one below the mean. Where single rows allow,
  * imbalance * mean is met. */
+#include "balance.h"
+
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "core/cancel.h"
-#include "kmeans.h"
 
 enum { ROUNDS = 8, PRICE_STEPS = 80, LANES = 4 };
 #define LEAST_STEP 0.1
@@ -64,7 +65,7 @@ static moed_status balance_open(balance *b)
     MOEDI_TRY(MOEDI_NEW(c, f->clusters, &b->before));
     MOEDI_TRY(MOEDI_NEW(c, f->clusters, &b->weight));
     MOEDI_TRY(MOEDI_NEW(c, f->clusters, &b->count));
-    MOEDI_TRY(moedi_alloc_array(c, moedi_kmeans_blocks(f->count), (size_t)f->clusters * sizeof *b->part,
+    MOEDI_TRY(moedi_alloc_array(c, moedi_blocks(f->count), (size_t)f->clusters * sizeof *b->part,
                                 (void **)&b->part));
     MOEDI_TRY(MOEDI_NEW(c, f->count, &b->moves));
     MOEDI_TRY(MOEDI_NEW(c, f->count, &b->best_labels));
@@ -131,8 +132,7 @@ static void choose_block(void *argument, int64_t block)
 {
     const balance *b = argument;
     const moedi_fit *f = b->fit;
-    const int64_t from = block * MOEDI_KMEANS_BLOCK, most = from + MOEDI_KMEANS_BLOCK,
-                  to = most < f->count ? most : f->count;
+    const int64_t from = block * MOEDI_BLOCK, to = moedi_block_end(f->count, block);
     double *part = b->part + block * f->clusters;
     for (int64_t k = 0; k < f->clusters; k++) part[k] = 0;
     for (int64_t i = from; i < to; i++) {
@@ -147,9 +147,9 @@ static void choose_block(void *argument, int64_t block)
 static moed_status choose(balance *b, double *worst)
 {
     const moedi_fit *f = b->fit;
-    const int64_t blocks = moedi_kmeans_blocks(f->count);
+    const int64_t blocks = moedi_blocks(f->count);
     *worst = 0;
-    MOEDI_TRY(moedi_kmeans_each_block(f, choose_block, b));
+    MOEDI_TRY(moedi_fit_each_block(f, choose_block, b));
     for (int64_t k = 0; k < f->clusters; k++) {
         b->weight[k] = 0;
         for (int64_t block = 0; block < blocks; block++) b->weight[k] += b->part[block * f->clusters + k];
@@ -230,7 +230,7 @@ static void sink(move *heap, int64_t count, int64_t at)
 static moed_status make_heap(const balance *b, int64_t count)
 {
     for (int64_t at = count / 2; at-- > 0;) {
-        if (at % MOEDI_KMEANS_BLOCK == 0) MOEDI_TRY(moedi_cancel_check(b->fit->cancel));
+        if (at % MOEDI_BLOCK == 0) MOEDI_TRY(moedi_cancel_check(b->fit->cancel));
         sink(b->moves, count, at);
     }
     return MOED_OK;
@@ -283,7 +283,7 @@ static moed_status list_moves(balance *b, double low, double high, int64_t *list
     *listed = 0;
     for (int64_t i = 0; i < f->count; i++) {
         const double w = moedi_fit_weight(f, i);
-        if (i % MOEDI_KMEANS_BLOCK == 0) MOEDI_TRY(moedi_cancel_check(f->cancel));
+        if (i % MOEDI_BLOCK == 0) MOEDI_TRY(moedi_cancel_check(f->cancel));
         const int32_t to = w > 0 ? best_target(b, i, w, low, high) : -1;
         if (to >= 0)
             b->moves[(*listed)++] = (move){distance_of(b, i, to) - distance_of(b, i, f->labels[i]), i, to};
@@ -307,7 +307,7 @@ static moed_status move_rows(balance *b, double band)
             const double w = moedi_fit_weight(f, m.row);
             b->moves[0] = b->moves[--listed];
             if (listed) sink(b->moves, listed, 0);
-            if (listed % MOEDI_KMEANS_BLOCK == 0) MOEDI_TRY(moedi_cancel_check(f->cancel));
+            if (listed % MOEDI_BLOCK == 0) MOEDI_TRY(moedi_cancel_check(f->cancel));
             if (!may_move(b, w, from, m.to, low, high)) continue;
             f->labels[m.row] = m.to;
             b->weight[from] -= w, b->weight[m.to] += w;
@@ -328,7 +328,7 @@ static moed_status fill_clusters(balance *b)
         if (b->weight[k] > 0) continue;
         for (int64_t i = 0; i < f->count; i++) {
             const double w = moedi_fit_weight(f, i);
-            if (i % MOEDI_KMEANS_BLOCK == 0) MOEDI_TRY(moedi_cancel_check(f->cancel));
+            if (i % MOEDI_BLOCK == 0) MOEDI_TRY(moedi_cancel_check(f->cancel));
             if (w > 0 && b->weight[f->labels[i]] > w && b->count[f->labels[i]] > 1 &&
                 (row < 0 || distance_of(b, i, k) < distance_of(b, row, k)))
                 row = i;
@@ -350,7 +350,7 @@ static moed_status move_centroids(balance *b, double *inertia)
     moedi_fit *f = b->fit;
     *inertia = 0;
     for (int64_t i = 0; i < f->count; i++) *inertia += moedi_fit_weight(f, i) * distance_of(b, i, f->labels[i]);
-    MOEDI_TRY(moedi_kmeans_centre(f));
+    MOEDI_TRY(moedi_fit_centre(f));
     for (int64_t k = 0; k < f->clusters; k++) {
         const double nearer = (double)f->moved[k] * (double)f->moved[k];
         *inertia -= f->totals[k] * nearer;
@@ -373,7 +373,7 @@ static moed_status one_round(balance *b, double first_step, double *inertia)
 }
 
 /* Rounds until they gain little. The labels of the best are kept: its centroids are theirs. */
-moed_status moedi_kmeans_balance(moedi_fit *f)
+moed_status moedi_fit_balance(moedi_fit *f)
 {
     balance b = {.fit = f};
     double best = INFINITY, inertia = INFINITY;
@@ -391,9 +391,9 @@ moed_status moedi_kmeans_balance(moedi_fit *f)
     }
     if (best < inertia) {
         memcpy(f->labels, b.best_labels, labels);
-        MOEDI_GO(moedi_kmeans_centre(f));
+        MOEDI_GO(moedi_fit_centre(f));
     }
-    MOEDI_GO(moedi_kmeans_measure(f));
+    MOEDI_GO(moedi_fit_measure(f));
 out:
     balance_close(&b);
     return status;

@@ -4,11 +4,12 @@
  * one that lowers the total most becomes the next centroid; the candidates of a centroid are tried in one reading.
  * k-means|| (Bahmani et al., "Scalable K-Means++", 2012): in a few rounds about 2 K candidates each, then k-means++
  * among them, weighted by the rows they are nearest to. */
+#include "starts.h"
+
 #include <math.h>
 #include <string.h>
 
 #include "core/cancel.h"
-#include "kmeans.h"
 #include "util/random.h"
 
 enum { ROUNDS = 5, MOST_TRIALS = 32 };
@@ -24,20 +25,12 @@ typedef struct draw {
     double *shares;   /* (blocks) the same of nearest */
 } draw;
 
-/* ---- blocks ---- */
-
-static int64_t block_end(const moedi_fit *f, int64_t block)
-{
-    const int64_t most = (block + 1) * MOEDI_KMEANS_BLOCK;
-    return most < f->count ? most : f->count;
-}
-
 /* Candidates' distances become those with the candidate added, and are summed. */
 static void try_block(void *argument, int64_t block)
 {
     draw *s = argument;
     const moedi_fit *f = s->fit;
-    const int64_t from = block * MOEDI_KMEANS_BLOCK, to = block_end(f, block);
+    const int64_t from = block * MOEDI_BLOCK, to = moedi_block_end(f->count, block);
     for (int t = 0; t < s->trials; t++) {
         float *with = s->candidate + t * f->count;
         double sum = 0;
@@ -55,7 +48,7 @@ static void try_block(void *argument, int64_t block)
 static int64_t pick(draw *s, const float *distance, const double *shares)
 {
     const moedi_fit *f = s->fit;
-    const int64_t blocks = moedi_kmeans_blocks(f->count);
+    const int64_t blocks = moedi_blocks(f->count);
     double total = 0;
     int64_t last = -1;
     for (int64_t b = 0; b < blocks; b++) total += shares[b];
@@ -67,7 +60,7 @@ static int64_t pick(draw *s, const float *distance, const double *shares)
             last = -2 - b; /* its last row, should nothing follow */
             continue;
         }
-        for (int64_t i = b * MOEDI_KMEANS_BLOCK; i < block_end(f, b); i++) {
+        for (int64_t i = b * MOEDI_BLOCK; i < moedi_block_end(f->count, b); i++) {
             const double share = moedi_fit_weight(f, i) * (distance ? (double)distance[i] : 1.0);
             if (share > 0) last = i;
             if (share > 0 && (left -= share) < 0) return i;
@@ -75,7 +68,7 @@ static int64_t pick(draw *s, const float *distance, const double *shares)
     }
     if (last >= -1) return last; /* -1: nothing has a share */
     const int64_t b = -2 - last;
-    for (int64_t i = block_end(f, b) - 1; i >= b * MOEDI_KMEANS_BLOCK; i--)
+    for (int64_t i = moedi_block_end(f->count, b) - 1; i >= b * MOEDI_BLOCK; i--)
         if (moedi_fit_weight(f, i) * (distance ? (double)distance[i] : 1.0) > 0) return i;
     return -1;
 }
@@ -90,7 +83,7 @@ static void share_block(void *argument, int64_t block)
     draw *s = argument;
     const moedi_fit *f = s->fit;
     double sum = 0;
-    for (int64_t i = block * MOEDI_KMEANS_BLOCK; i < block_end(f, block); i++) sum += moedi_fit_weight(f, i);
+    for (int64_t i = block * MOEDI_BLOCK; i < moedi_block_end(f->count, block); i++) sum += moedi_fit_weight(f, i);
     s->shares[block] = sum;
 }
 
@@ -98,15 +91,15 @@ static void share_block(void *argument, int64_t block)
 static moed_status first_row(draw *s, int64_t *row)
 {
     moedi_fit *f = s->fit;
-    const int64_t blocks = moedi_kmeans_blocks(f->count);
+    const int64_t blocks = moedi_blocks(f->count);
     const int trials = s->trials;
-    MOEDI_TRY(moedi_kmeans_each_block(f, share_block, s));
+    MOEDI_TRY(moedi_fit_each_block(f, share_block, s));
     *row = pick(s, NULL, s->shares);
     take(f, 0, *row);
     MOEDI_TRY(moedi_lloyd_distances(&f->lloyd, f->centroids, 1, s->candidate, 1, f->count));
     for (int64_t i = 0; i < f->count; i++) s->nearest[i] = INFINITY;
     s->trials = 1;
-    MOEDI_TRY(moedi_kmeans_each_block(f, try_block, s));
+    MOEDI_TRY(moedi_fit_each_block(f, try_block, s));
     s->trials = trials;
     memcpy(s->nearest, s->candidate, (size_t)f->count * sizeof *s->nearest);
     memcpy(s->shares, s->part, (size_t)blocks * sizeof *s->shares);
@@ -117,7 +110,7 @@ static moed_status first_row(draw *s, int64_t *row)
 static moed_status next_centroid(draw *s, int64_t k)
 {
     moedi_fit *f = s->fit;
-    const int64_t blocks = moedi_kmeans_blocks(f->count);
+    const int64_t blocks = moedi_blocks(f->count);
     int best = 0;
     double lowest = INFINITY;
     for (int t = 0; t < s->trials; t++) {
@@ -129,7 +122,7 @@ static moed_status next_centroid(draw *s, int64_t k)
         memcpy(s->rows + t * f->width, f->x + row * f->width, (size_t)f->width * sizeof *s->rows);
     }
     MOEDI_TRY(moedi_lloyd_distances(&f->lloyd, s->rows, s->trials, s->candidate, 1, f->count));
-    MOEDI_TRY(moedi_kmeans_each_block(f, try_block, s));
+    MOEDI_TRY(moedi_fit_each_block(f, try_block, s));
     for (int t = 0; t < s->trials; t++) {
         double with = 0;
         for (int64_t b = 0; b < blocks; b++) with += s->part[b * s->trials + t];
@@ -144,7 +137,7 @@ static moed_status next_centroid(draw *s, int64_t k)
 static moed_status draw_open(draw *s)
 {
     const moedi_fit *f = s->fit;
-    const int64_t blocks = moedi_kmeans_blocks(f->count);
+    const int64_t blocks = moedi_blocks(f->count);
     s->trials = 2 + (int)log((double)f->clusters);
     if (s->trials > MOST_TRIALS) s->trials = MOST_TRIALS;
     if (s->trials > f->clusters) s->trials = (int)f->clusters; /* as many as the engine has room for */
@@ -216,7 +209,7 @@ static moed_status draw_round(oversample *o, int round)
     if (!(total > 0)) return MOED_OK;
     const double scale = 2 * (double)f->clusters / total;
     for (int64_t i = 0; i < f->count && o->count < o->room; i++) {
-        if (i % MOEDI_KMEANS_BLOCK == 0) MOEDI_TRY(moedi_cancel_check(f->cancel));
+        if (i % MOEDI_BLOCK == 0) MOEDI_TRY(moedi_cancel_check(f->cancel));
         const uint64_t index = ((uint64_t)(round + 1) << 48) + (uint64_t)i;
         const double share = moedi_fit_weight(f, i) * (double)s->nearest[i] * scale;
         if (share > 0 && moedi_random_uniform(f->options.seed, MOEDI_RANDOM_KMEANS, s->restart, index) < share)
@@ -277,7 +270,7 @@ out:
     return status;
 }
 
-moed_status moedi_kmeans_starts(moedi_fit *f, uint64_t restart)
+moed_status moedi_fit_start(moedi_fit *f, uint64_t restart)
 {
     return f->options.start == MOED_START_PARALLEL ? in_parallel(f, restart) : plus_plus(f, restart);
 }

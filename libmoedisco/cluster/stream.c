@@ -1,95 +1,12 @@
-/* cluster/stream.c - k-means over vectors that are read batch by batch, and by mini-batches. */
-#include <math.h>
+/* cluster/stream.c - k-means over vectors that are read batch by batch. */
 #include <string.h>
 
 #include "core/cancel.h"
 #include "core/options.h"
 #include "kmeans.h"
-#include "util/random.h"
+#include "minibatch.h"
 
-enum { BATCH_BYTES = 16 << 20, SAMPLE_BYTES = 64 << 20, SAMPLE_RUN = 64, SAMPLE_STEPS = 20, REFILLS = 4 };
-
-/* ---- sources ---- */
-
-static moed_status read_source(const moedi_source *s, int64_t first, int64_t count, float *out)
-{
-    if (s->x) {
-        memcpy(out, s->x + first * s->width, (size_t)(count * s->width) * sizeof *out);
-        return MOED_OK;
-    }
-    const int32_t code = s->own->read(first, count, out, s->own->user);
-    if (code) return moedi_fail_callback("moed_vectors.read", code);
-    return moedi_check_rows(s->context, s->cancel, out, count, s->width, first, "x");
-}
-
-/* `count` vectors in runs of `run`, the rows in equal stretches, a run at a random place of each: a pure function of seed and
- * step. weights nullable. */
-static moed_status draw_source(const moedi_source *s, uint64_t seed, uint64_t step, int64_t count, int64_t run, float *out,
-                               float *weights)
-{
-    const int64_t runs = (count + run - 1) / run;
-    for (int64_t r = 0; r < runs; r++) {
-        const int64_t size = run < count - r * run ? run : count - r * run;
-        const double stretch = (double)s->count / (double)runs;
-        const double u = moedi_random_uniform(seed, MOEDI_RANDOM_KMEANS, step, (uint64_t)r);
-        const double room = stretch > (double)size ? stretch - (double)size : 0;
-        int64_t first = count == s->count ? r * run : (int64_t)(stretch * (double)r + u * room);
-        if (first > s->count - size) first = s->count - size;
-        MOEDI_TRY(read_source(s, first, size, out + r * run * s->width));
-        if (weights) memcpy(weights + r * run, s->weights + first, (size_t)size * sizeof *weights);
-    }
-    return MOED_OK;
-}
-
-/* ---- mini-batches ---- */
-
-/* Each centroid moves towards its part of the batch by that part's share of all that it has seen. */
-static double move_towards(moedi_fit *f, const double *sums, const double *totals, double *seen)
-{
-    double shift = 0;
-    for (int64_t k = 0; k < f->clusters; k++) {
-        if (!(totals[k] > 0)) continue;
-        seen[k] += totals[k];
-        for (int64_t j = 0; j < f->width; j++) {
-            float *c = &f->centroids[k * f->width + j];
-            const float next = (float)((double)*c + (sums[k * f->width + j] - totals[k] * (double)*c) / seen[k]);
-            shift += ((double)next - (double)*c) * ((double)next - (double)*c);
-            *c = next;
-        }
-    }
-    return shift;
-}
-
-moed_status moedi_kmeans_minibatch(moedi_fit *f, const moedi_source *s, double limit)
-{
-    const int64_t batch = f->options.batch < s->count ? f->options.batch : s->count;
-    const int64_t run = s->x ? 1 : SAMPLE_RUN, cells = f->clusters * f->width;
-    float *x = NULL, *weights = NULL;
-    double *sums = NULL;
-    int64_t *counts = NULL;
-    moedi_lloyd l = {0};
-    moed_status status;
-    MOEDI_GO(moedi_alloc_array(f->context, batch, (size_t)f->width * sizeof *x, (void **)&x));
-    if (s->weights) MOEDI_GO(MOEDI_NEW(f->context, batch, &weights));
-    MOEDI_GO(MOEDI_NEW(f->context, cells + 2 * f->clusters, &sums));
-    MOEDI_GO(MOEDI_NEW(f->context, f->clusters, &counts));
-    MOEDI_GO(moedi_lloyd_open(&l, f->context, x, weights, batch, f->width, f->clusters, 0));
-    l.cancel = f->cancel;
-    for (f->iterations = 0; f->iterations < f->options.iterations;) {
-        const uint64_t step = (UINT64_C(1) << 32) + (uint64_t)f->iterations++;
-        MOEDI_GO(draw_source(s, f->options.seed, step, batch, run, x, weights));
-        MOEDI_GO(moedi_lloyd_turn(&l, x, weights, batch));
-        MOEDI_GO(moedi_lloyd_step(&l, f->centroids, NULL, sums, sums + cells, counts));
-        if (move_towards(f, sums, sums + cells, sums + cells + f->clusters) <= limit) break;
-    }
-out:
-    moedi_lloyd_close(&l);
-    moedi_free(f->context, x);
-    moedi_free(f->context, weights);
-    moedi_free(f->context, sums);
-    moedi_free(f->context, counts);
-    return status;
-}
+enum { BATCH_BYTES = 16 << 20, SAMPLE_BYTES = 64 << 20, SAMPLE_STEPS = 20, REFILLS = 4 };
 
 /* ---- whole passes ---- */
 
@@ -150,7 +67,7 @@ static moed_status next_batch(stream *s, int64_t first, int64_t *count)
 {
     *count = s->rows < s->source.count - first ? s->rows : s->source.count - first;
     MOEDI_TRY(moedi_cancel_check(s->fit.cancel));
-    MOEDI_TRY(read_source(&s->source, first, *count, s->x));
+    MOEDI_TRY(moedi_source_read(&s->source, first, *count, s->x));
     return moedi_lloyd_turn(&s->fit.lloyd, s->x, batch_weights(s, first), *count);
 }
 
@@ -167,7 +84,7 @@ static moed_status stream_step(stream *s, double *shift)
         for (int64_t i = 0; i < cells; i++) f->sums[i] += s->sums[i];
         for (int64_t k = 0; k < f->clusters; k++) f->totals[k] += s->totals[k];
     }
-    *shift = moedi_kmeans_move(f->centroids, f->sums, f->totals, f->clusters, f->width, NULL);
+    *shift = moedi_fit_move(f);
     return MOED_OK;
 }
 
@@ -236,7 +153,7 @@ static moed_status stream_iterate(stream *s, double limit)
     moedi_fit *f = &s->fit;
     int filled = 0;
     if (f->options.batch) {
-        MOEDI_TRY(moedi_kmeans_minibatch(f, &s->source, limit));
+        MOEDI_TRY(moedi_fit_minibatch(f, &s->source, limit));
     } else {
         for (f->iterations = 0; f->iterations < f->options.iterations;) {
             double shift;
@@ -268,11 +185,11 @@ static moed_status sample_starts(stream *s, const float *starts, double *varianc
     if (count > s->source.count) count = s->source.count;
     MOEDI_GO(moedi_alloc_array(f->context, count, (size_t)f->width * sizeof *x, (void **)&x));
     if (s->source.weights) MOEDI_GO(MOEDI_NEW(f->context, count, &weights));
-    const int64_t run = count < SAMPLE_RUN * f->clusters ? 1 : SAMPLE_RUN;
-    MOEDI_GO(draw_source(&s->source, f->options.seed, UINT64_C(1) << 33, count, run, x, weights));
+    const int64_t run = count < MOEDI_SOURCE_RUN * f->clusters ? 1 : MOEDI_SOURCE_RUN;
+    MOEDI_GO(moedi_source_draw(&s->source, f->options.seed, UINT64_C(1) << 33, count, run, x, weights));
     moedi_fit own = {.context = f->context, .cancel = f->cancel, .options = f->options, .x = x, .weights = weights,
                      .count = count, .width = f->width, .clusters = f->clusters};
-    MOEDI_GO(moedi_kmeans_variance(&own, variance));
+    MOEDI_GO(moedi_fit_variance(&own, variance));
     if (starts) {
         memcpy(f->centroids, starts, (size_t)(f->clusters * f->width) * sizeof *starts);
         goto out;
@@ -320,10 +237,7 @@ moed_status moed_kmeans_fit_stream(moed_kmeans *k, const moed_vectors *x, const 
         return moedi_fail_parameter(MOED_E_UNSUPPORTED, "method",
                                     "method: a balanced fit needs all vectors in memory: call moed_kmeans_fit");
     MOEDI_TRY(moedi_check_weights(weights, x->count, k->options.clusters));
-    if (starts) {
-        MOEDI_TRY(moedi_check_matrix(starts, "starts", k->options.clusters, x->width));
-        MOEDI_TRY(moedi_check_rows(k->context, cancel, starts->data, starts->shape[0], starts->shape[1], 0, "starts"));
-    }
+    if (starts) MOEDI_TRY(moedi_check_matrix(k->context, cancel, starts, "starts", k->options.clusters, x->width));
     stream s = {
         .fit = {.context = k->context, .cancel = cancel, .options = k->options, .count = x->count,
                 .width = x->width, .clusters = k->options.clusters},
