@@ -1,5 +1,4 @@
-/* corpus/builder.h - text becomes documents: the builder takes bytes, text.c finds them in folders, files and
- * JSON lines. */
+/* corpus/builder.h - bytes become documents of a corpus. */
 #ifndef MOEDI_BUILDER_H
 #define MOEDI_BUILDER_H
 
@@ -25,11 +24,12 @@ typedef struct moedi_builder {
     int owns;
 } moedi_builder;
 
+/* context, cancel and options are given; close takes one that open has not finished, and leaves nothing at PREFIX before a
+ * commit of the writer. */
+moed_status moedi_builder_open(moedi_builder *b, const char *prefix);
+void moedi_builder_close(moedi_builder *b);
 /* Bytes of the document at hand, then its end: an empty, short or known document leaves nothing. */
 moed_status moedi_builder_append(moedi_builder *b, const unsigned char *bytes, int64_t count);
 moed_status moedi_builder_end(moedi_builder *b);
-
-/* Reads one path that the caller named: a folder, a text file or JSON lines. */
-moed_status moedi_builder_path(moedi_builder *b, const char *path);
 
 #endif

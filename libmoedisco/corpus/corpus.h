@@ -42,11 +42,6 @@ int64_t moedi_corpus_number(const moed_corpus *d, int64_t document);
 /* The whole corpus: itself or a view's parent. */
 const moed_corpus *moedi_corpus_whole(const moed_corpus *d);
 
-/* Opens an llm.c shard. *taken = 0 (and MOED_OK) when path is no file that begins with a shard's magic number.
- */
-moed_status moedi_shard_open(moed_corpus **out, moed_context *c, const char *path, const moed_corpus_options *o,
-                             int *taken);
-
 /* A sampler caches the order of the epochs it is in. */
 typedef struct moedi_sampler moedi_sampler;
 moed_status moedi_sampler_create(moedi_sampler **out, const moed_corpus *d, uint64_t seed);

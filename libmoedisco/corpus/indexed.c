@@ -4,8 +4,6 @@
 
 #include <string.h>
 
-#include "core/options.h"
-
 typedef struct indexed {
     moedi_file bin;
     int64_t item; /* bytes per token */
@@ -197,8 +195,7 @@ out:
     return status;
 }
 
-static moed_status open_pair(moed_corpus **out, moed_context *c, const char *prefix,
-                             const moed_corpus_options *o)
+moed_status moedi_indexed_open(moed_corpus **out, moed_context *c, const char *prefix, const moed_corpus_options *o)
 {
     char *paths[3] = {NULL, NULL, NULL};
     const char *const suffixes[3] = {".idx", ".bin", ".json"};
@@ -233,19 +230,4 @@ out:
     if (opened) moedi_file_close(&idx);
     for (int i = 0; i < 3; i++) moedi_free(c, paths[i]);
     return status;
-}
-
-moed_status moed_corpus_open(moed_corpus **out, moed_context *c, const char *prefix,
-                             const moed_corpus_options *o)
-{
-    moed_corpus_options options;
-    int taken = 0;
-    moedi_clear_error();
-    MOEDI_REQUIRE(out, "out is NULL");
-    MOEDI_REQUIRE(c, "the context is NULL");
-    MOEDI_REQUIRE(prefix && prefix[0], "prefix is NULL or empty");
-    MOEDI_TRY(moedi_context_check(c));
-    MOEDI_TRY(moedi_options_read(MOED_STRUCT_CORPUS_OPTIONS, o, &options));
-    MOEDI_TRY(moedi_shard_open(out, c, prefix, &options, &taken));
-    return taken ? MOED_OK : open_pair(out, c, prefix, &options);
 }

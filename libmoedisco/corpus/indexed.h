@@ -53,6 +53,9 @@ moed_status moedi_indexed_fingerprint(const moed_context *c, const moedi_file *i
 /* `count` tokens of `item` bytes (2 or 4) at a byte of a file, widened to int32; range is for the reader to check. */
 moed_status moedi_indexed_tokens(const moedi_file *f, int64_t byte, int64_t item, int32_t *tokens, int64_t count);
 
+/* Opens the pair at PREFIX. */
+moed_status moedi_indexed_open(moed_corpus **out, moed_context *c, const char *prefix, const moed_corpus_options *o);
+
 /* "prefix" + "suffix"; free with moedi_free. */
 moed_status moedi_path_suffix(const moed_context *c, const char *prefix, const char *suffix, char **out);
 

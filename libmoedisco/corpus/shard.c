@@ -1,6 +1,8 @@
 /* corpus/shard.c - llm.c token shards: 256 int32 of header (magic, version, tokens), then tokens; the
  * end-of-text token parts documents. 20240520 version 1: uint16, GPT-2 (50256); 20240801 version 7: uint32,
  * Llama 3 (128000). */
+#include "shard.h"
+
 #include <string.h>
 #include <sys/stat.h>
 

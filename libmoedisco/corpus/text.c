@@ -1,8 +1,9 @@
 /* corpus/text.c - where text comes from: folders in name order, text files cut at blank lines, JSON lines. */
+#include "text.h"
+
 #include <stdio.h>
 #include <string.h>
 
-#include "builder.h"
 #include "core/cancel.h"
 #include "util/json_field.h"
 #include "util/utf8.h"
@@ -301,7 +302,7 @@ out:
     return status;
 }
 
-moed_status moedi_builder_path(moedi_builder *b, const char *path)
+moed_status moedi_text_read(moedi_builder *b, const char *path)
 {
     struct stat s;
     if (stat(path, &s) != 0) return moedi_fail_errno(path, "read");
