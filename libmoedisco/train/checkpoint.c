@@ -2,88 +2,18 @@
  * checksum; a checkpoint whose files do not match it is passed over for the one before. */
 #include "checkpoint.h"
 
-#include <inttypes.h>
-#include <stdlib.h>
 #include <string.h>
 
+#include "checkpoint_size.h"
 #include "manifest.h"
+#include "run_directory.h"
 #include "state.h"
 #include "util/file.h"
 #include "util/safetensors.h"
 #include "util/temporary.h"
 
-enum { CHUNK = 1 << 17 }; /* numbers that pass through the host at a time */
-
 static const char *const parts[] = {"model/config.json", "model/model.safetensors", "optimizer.safetensors", "state.json"};
 enum { PARTS = sizeof parts / sizeof parts[0] };
-
-/* ---- names ---- */
-
-/* N of "step-N", -1 for any other name. */
-static int64_t step_of(const char *name)
-{
-    if (strncmp(name, "step-", 5) != 0 || name[5] < '0' || name[5] > '9' || (name[5] == '0' && name[6])) return -1;
-    char *end;
-    const long long step = strtoll(name + 5, &end, 10);
-    return *end == 0 && strlen(name) < 24 ? (int64_t)step : -1;
-}
-
-static moed_status root_path(const moed_trainer *t, char **out)
-{
-    return moedi_path_join(t->context, t->options.directory, "checkpoints", out);
-}
-
-static moed_status step_path(const moed_trainer *t, const char *root, int64_t step, char **out)
-{
-    char name[32];
-    snprintf(name, sizeof name, "step-%" PRId64, step);
-    return moedi_path_join(t->context, root, name, out);
-}
-
-static int newest_first(const void *a, const void *b)
-{
-    const int64_t x = *(const int64_t *)a, y = *(const int64_t *)b;
-    return x < y ? 1 : x > y ? -1 : 0;
-}
-
-/* Steps of the checkpoints in root, newest first. steps: free with moedi_free. */
-static moed_status list_steps(const moed_trainer *t, const char *root, int64_t **steps, size_t *count)
-{
-    const moed_context *c = t->context;
-    char **names = NULL;
-    size_t name_count = 0;
-    moed_status status = MOED_OK;
-    *steps = NULL, *count = 0;
-    if (!moedi_path_is_directory(root)) return MOED_OK;
-    MOEDI_TRY(moedi_directory_list(c, root, &names, &name_count));
-    MOEDI_GO(MOEDI_NEW(c, name_count, steps));
-    for (size_t i = 0; i < name_count; i++) {
-        const int64_t step = step_of(names[i]);
-        if (step >= 0) (*steps)[(*count)++] = step;
-    }
-    qsort(*steps, *count, sizeof **steps, newest_first);
-out:
-    for (size_t i = 0; i < name_count; i++) moedi_free(c, names[i]);
-    moedi_free(c, names);
-    if (status != MOED_OK) {
-        moedi_free(c, *steps);
-        *steps = NULL, *count = 0;
-    }
-    return status;
-}
-
-moed_status moedi_checkpoint_any(const moed_trainer *t, int *any)
-{
-    char *root = NULL;
-    int64_t *steps = NULL;
-    size_t count = 0;
-    MOEDI_TRY(root_path(t, &root));
-    const moed_status status = list_steps(t, root, &steps, &count);
-    *any = count > 0;
-    moedi_free(t->context, steps);
-    moedi_free(t->context, root);
-    return status;
-}
 
 /* ---- writing ---- */
 
@@ -173,8 +103,8 @@ static moed_status write_moment(const moed_trainer *t, moedi_safetensors_writer 
 {
     const moedi_engine *e = moedi_transformer_engine(t->transformer);
     const size_t item = moedi_dtype_size(m->dtype);
-    for (int64_t at = 0; at < m->count; at += CHUNK) {
-        const size_t bytes = (size_t)(m->count - at < CHUNK ? m->count - at : CHUNK) * item;
+    for (int64_t at = 0; at < m->count; at += MOEDI_CHECKPOINT_CHUNK) {
+        const size_t bytes = (size_t)(m->count - at < MOEDI_CHECKPOINT_CHUNK ? m->count - at : MOEDI_CHECKPOINT_CHUNK) * item;
         MOEDI_TRY(e->table->download(e->self, buffer, (const char *)m->memory + (size_t)at * item, bytes));
         MOEDI_TRY(e->table->synchronize(e->self));
         MOEDI_TRY(moedi_safetensors_write(w, entry, at * (int64_t)item, buffer, bytes));
@@ -193,7 +123,7 @@ static moed_status write_optimizer(const moed_trainer *t, const char *dir)
     memset(&w, 0, sizeof w);
     MOEDI_TRY(list_make(t, t->policy, &list));
     MOEDI_GO(moedi_path_join(c, dir, "optimizer.safetensors", &path));
-    MOEDI_GO(moedi_alloc(c, CHUNK * moedi_transformer_engine(t->transformer)->wide_item, &buffer));
+    MOEDI_GO(moedi_alloc(c, MOEDI_CHECKPOINT_CHUNK * moedi_transformer_engine(t->transformer)->wide_item, &buffer));
     MOEDI_GO(moedi_safetensors_create(&w, c, path, list.entries, list.count, NULL));
     for (size_t i = 0; i < list.count; i++) MOEDI_GO(write_moment(t, &w, i, &list.moments[i], buffer));
     MOEDI_GO(moedi_safetensors_commit(&w));
@@ -222,7 +152,7 @@ static moed_status remove_step(const moed_trainer *t, const char *root, int64_t 
 {
     char *path = NULL, *aside = NULL;
     moed_status status;
-    MOEDI_TRY(step_path(t, root, step, &path));
+    MOEDI_TRY(moedi_run_step_path(t, root, step, &path));
     status = moedi_temporary_aside(t->context, path, &aside);
     if (status == MOED_OK && aside) status = moedi_directory_remove(aside);
     moedi_free(t->context, aside);
@@ -238,7 +168,7 @@ static void tidy(const moed_trainer *t, const char *root, int later)
     int64_t *steps = NULL, kept = 0;
     size_t count = 0;
     moedi_temporary_sweep(root, "step-");
-    MOEDI_GO(list_steps(t, root, &steps, &count));
+    MOEDI_GO(moedi_run_steps(t, root, &steps, &count));
     for (size_t i = 0; i < count; i++)
         if (steps[i] > t->step ? later : kept++ >= t->options.keep) MOEDI_GO(remove_step(t, root, steps[i]));
 out:
@@ -248,27 +178,6 @@ out:
     moedi_clear_error();
 }
 
-/* Of a tensor: its entry, in the list and the writer's; its line of the header, which is at most so long beside the name. */
-static int64_t entry_bytes(const moed_param *p)
-{
-    enum { LINE = 256 };
-    return (int64_t)(2 * sizeof(moedi_safetensors_entry) + LINE + 2 * (strlen(p->name) + 3));
-}
-
-int64_t moedi_checkpoint_bytes(const moed_layout *l, const moed_backend_info *numbers, const uint8_t *trained, int32_t policy)
-{
-    enum { BUFFERS = (1 << 20) + (1 << 15) }; /* a checksum's, more than a writer's; paths, hashes and the like */
-    const int64_t item = (int64_t)moedi_dtype_size(numbers->wide);
-    int64_t model = moedi_model_write_elements(l) * item + 2 * (int64_t)strlen(l->config_text), moments = CHUNK * item;
-    for (size_t i = 0; i < l->count; i++) {
-        const moed_param *p = &l->params[i];
-        model +=
-            entry_bytes(p) + (int64_t)(sizeof *p + sizeof *l->by_name + strlen(p->name) + 1); /* the exact layout is another */
-        if (trained[i]) moments += moedi_optimizer_parts(policy) * (entry_bytes(p) + (int64_t)sizeof(moedi_moment));
-    }
-    return BUFFERS + (model > moments ? model : moments);
-}
-
 moed_status moedi_checkpoint_save(moed_trainer *t)
 {
     if (t->saved == t->step) return MOED_OK; /* nothing has changed since */
@@ -276,10 +185,10 @@ moed_status moedi_checkpoint_save(moed_trainer *t)
     char *root = NULL, *path = NULL;
     moedi_fresh_directory fresh;
     memset(&fresh, 0, sizeof fresh);
-    MOEDI_GO(root_path(t, &root));
+    MOEDI_GO(moedi_run_root(t, &root));
     MOEDI_GO(moedi_directory_make(root));
     moedi_temporary_sweep(root, "step-"); /* before, for their space may be needed */
-    MOEDI_GO(step_path(t, root, t->step, &path));
+    MOEDI_GO(moedi_run_step_path(t, root, t->step, &path));
     MOEDI_GO(moedi_metrics_sync(&t->metrics));
     MOEDI_GO(moedi_fresh_directory_begin(&fresh, t->context, path));
     MOEDI_GO(write_model(t, fresh.temporary));
@@ -312,8 +221,8 @@ static moed_status read_model(moed_trainer *t, const char *dir, void *buffer)
     MOEDI_GO(moedi_model_open_as(&saved, t->context, exact, path, 1));
     for (size_t i = 0; buffer && i < exact->count; i++) {
         const int64_t count = moedi_param_elements(&exact->params[i]);
-        for (int64_t at = 0; at < count; at += CHUNK) {
-            const int64_t n = count - at < CHUNK ? count - at : CHUNK;
+        for (int64_t at = 0; at < count; at += MOEDI_CHECKPOINT_CHUNK) {
+            const int64_t n = count - at < MOEDI_CHECKPOINT_CHUNK ? count - at : MOEDI_CHECKPOINT_CHUNK;
             MOEDI_GO(moedi_model_read(saved, i, at, n, buffer));
             MOEDI_GO(moedi_transformer_write(t->transformer, i, at, n, buffer));
         }
@@ -338,8 +247,8 @@ static moed_status read_moment(moed_trainer *t, const moedi_safetensors *s, cons
         return moedi_fail_file(MOED_E_MISMATCH, s->file.path, found->offset, "%s has %lld numbers of %s, not %lld of %s", name,
                                (long long)found->elements, moed_dtype_name(found->dtype), (long long)m->count,
                                moed_dtype_name(m->dtype));
-    for (int64_t at = 0; buffer && at < m->count; at += CHUNK) {
-        const size_t bytes = (size_t)(m->count - at < CHUNK ? m->count - at : CHUNK) * item;
+    for (int64_t at = 0; buffer && at < m->count; at += MOEDI_CHECKPOINT_CHUNK) {
+        const size_t bytes = (size_t)(m->count - at < MOEDI_CHECKPOINT_CHUNK ? m->count - at : MOEDI_CHECKPOINT_CHUNK) * item;
         MOEDI_TRY(moedi_safetensors_read(s, found, at * (int64_t)item, buffer, bytes));
         MOEDI_TRY(e->table->upload(e->self, (char *)m->memory + (size_t)at * item, buffer, bytes));
         MOEDI_TRY(e->table->synchronize(e->self));
@@ -386,7 +295,7 @@ static moed_status restore(moed_trainer *t, const char *dir)
     MOEDI_GO(read_model(t, dir, NULL));
     MOEDI_GO(read_optimizer(t, policy, dir, NULL));
     MOEDI_GO(moedi_trainer_adopt(t, policy));
-    MOEDI_GO(moedi_alloc(c, CHUNK * moedi_transformer_engine(t->transformer)->wide_item, &buffer));
+    MOEDI_GO(moedi_alloc(c, MOEDI_CHECKPOINT_CHUNK * moedi_transformer_engine(t->transformer)->wide_item, &buffer));
     t->broken = 1;
     MOEDI_GO(read_model(t, dir, buffer));
     MOEDI_GO(read_optimizer(t, policy, dir, buffer));
@@ -416,9 +325,9 @@ static moed_status find_valid(const moed_trainer *t, const char *root, char **di
     int64_t *steps = NULL;
     size_t count = 0;
     *dir = NULL;
-    MOEDI_TRY(list_steps(t, root, &steps, &count));
+    MOEDI_TRY(moedi_run_steps(t, root, &steps, &count));
     for (size_t i = 0; i < count; i++) {
-        MOEDI_GO(step_path(t, root, steps[i], dir));
+        MOEDI_GO(moedi_run_step_path(t, root, steps[i], dir));
         status = moedi_manifest_verify(t->context, *dir, parts, PARTS);
         if (!damaged(status)) goto out;
         moedi_log(t->context, MOED_LOG_WARNING, "passed over: %s", moed_last_error());
@@ -443,10 +352,10 @@ moed_status moedi_checkpoint_resume(moed_trainer *t)
 {
     moed_status status = MOED_OK;
     char *root = NULL, *dir = NULL;
-    MOEDI_GO(root_path(t, &root));
+    MOEDI_GO(moedi_run_root(t, &root));
     MOEDI_GO(find_valid(t, root, &dir));
     MOEDI_GO(restore(t, dir));
-    MOEDI_GO(moedi_trainer_claim(t));
+    MOEDI_GO(moedi_run_claim(t));
     tidy(t, root, 0);
 out:
     moedi_free(t->context, dir);

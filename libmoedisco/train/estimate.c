@@ -5,7 +5,7 @@
 
 #include "accumulate.h"
 #include "backend/loader.h"
-#include "checkpoint.h"
+#include "checkpoint_size.h"
 #include "core/options.h"
 #include "corpus/corpus.h"
 #include "findings.h"

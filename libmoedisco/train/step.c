@@ -9,6 +9,7 @@
 #include "core/options.h"
 #include "evaluate.h"
 #include "loads.h"
+#include "run_directory.h"
 #include "schedule.h"
 #include "util/clock.h"
 
@@ -336,7 +337,7 @@ moed_status moed_trainer_forward_backward(moed_trainer *t, const moed_batch *b, 
     MOEDI_REQUIRE(t, "t is NULL");
     if (out) MOEDI_TRY(moedi_info_check(MOED_STRUCT_REPORT, out));
     MOEDI_TRY(moedi_step_check(t));
-    MOEDI_TRY(moedi_trainer_claim(t));
+    MOEDI_TRY(moedi_run_claim(t));
     moed_report report;
     MOEDI_TRY(add_gradient(t, b, &report));
     return out ? moedi_info_write(MOED_STRUCT_REPORT, &report, out) : MOED_OK;

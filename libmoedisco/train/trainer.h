@@ -54,8 +54,6 @@ struct moed_trainer {
     char resumed_from[256];
 };
 
-/* Takes the directory: refuses one that holds another run, opens the metrics and cuts them back to the trainer's step. */
-moed_status moedi_trainer_claim(moed_trainer *t);
 /* With AUTO: everything that depends on the policy is made anew for a checkpoint's, where that is another. Frees first: when it
  * does not succeed, the trainer is broken. */
 moed_status moedi_trainer_adopt(moed_trainer *t, int32_t policy);
