@@ -118,7 +118,7 @@ int report_table(const char *root)
     const int runs = each(root, "run.json", prices, seen);
     say_wrapped("loss and perplexity are those of the held-out documents.");
     if (t.tiny) say_wrapped("money is tiny because the model is: a GPU would be done with it in a moment.");
-    say_wrapped("time here is wall-clock measured on this machine's CPU. Published beside it (MoE-DisCo paper, GPUs, loss of "
+    say_wrapped("time here is wall-clock, measured on this machine. Published beside it (MoE-DisCo paper, GPUs, loss of "
                 "full training): 47.6 to 69.5 %% of the money saved.");
     return results ? results : runs;
 }
