@@ -18,7 +18,8 @@ int64_t moedi_checkpoint_bytes(const moed_layout *l, const moed_backend_info *nu
 {
     enum { BUFFERS = (1 << 20) + (1 << 15) }; /* a checksum's, more than a writer's; paths, hashes and the like */
     const int64_t item = (int64_t)moedi_dtype_size(numbers->wide);
-    int64_t model = moedi_model_write_elements(l) * item + 2 * (int64_t)strlen(l->config_text), moments = MOEDI_CHECKPOINT_CHUNK * item;
+    int64_t model = moedi_model_write_elements(l) * item + 2 * (int64_t)strlen(l->config_text);
+    int64_t moments = MOEDI_CHECKPOINT_CHUNK * item;
     for (size_t i = 0; i < l->count; i++) {
         const moed_param *p = &l->params[i];
         model +=
