@@ -467,7 +467,7 @@ static void a_nan_stops_with_the_step_named_and_nothing_applied(void **state)
     ((float *)norm.data)[2] = NAN;
     size_t count;
     float *before = model_numbers(r.model, &count), *after;
-    assert_refused(moed_trainer_run(r.trainer, 0, NULL, NULL), MOED_E_NUMERIC, "step 4");
+    assert_refused(moed_trainer_run(r.trainer, 0, NULL, NULL), MOED_E_NUMERIC, "step 4: the loss is nan");
     after = model_numbers(r.model, &count);
     assert_memory_equal(before, after, count * 4);
     ((float *)norm.data)[2] = kept; /* what was accumulated is gone: the run goes on as if nothing had been */

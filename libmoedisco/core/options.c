@@ -377,9 +377,9 @@ static moed_status check_number(const structure *s, const field *f, double value
     if (value >= f->minimum && value <= f->maximum) return MOED_OK; /* NaN fails both */
     if (f->type == MOED_FIELD_CHOICE)
         return moedi_fail_parameter(MOED_E_RANGE, f->name, "%s: %s is %g; the choices are %s, numbered from 0", s->name, f->name,
-                                    value, f->choices);
-    return moedi_fail_parameter(MOED_E_RANGE, f->name, "%s: %s is %.12g; it must be from %.12g to %.12g", s->name, f->name, value,
-                                f->minimum, f->maximum);
+                                    moedi_told(value), f->choices);
+    return moedi_fail_parameter(MOED_E_RANGE, f->name, "%s: %s is %.12g; it must be from %.12g to %.12g", s->name, f->name,
+                                moedi_told(value), f->minimum, f->maximum);
 }
 
 static moed_status check_field(const structure *s, const field *f, const char *base)

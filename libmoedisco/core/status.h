@@ -39,6 +39,9 @@ moed_status moedi_fail_callback(const char *which, int64_t code);
 #define moedi_fail_callback(...) moedi_failed((moedi_fail_callback)(__VA_ARGS__))
 #endif
 
+/* A number for a sentence: processors compute NaN with a sign, and "-nan" says nothing that "nan" does not. */
+static inline double moedi_told(double x) { return x != x ? __builtin_nan("") : x; }
+
 /* Every public call that can fail begins with this. */
 void moedi_clear_error(void);
 

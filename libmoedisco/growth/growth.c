@@ -20,7 +20,7 @@ struct moed_growth {
 
 static moed_status bad(size_t index, const char *field, const char *what, double value)
 {
-    return moedi_fail_parameter(MOED_E_RANGE, field, "stage %zu: %s is %g; %s", index, field, value, what);
+    return moedi_fail_parameter(MOED_E_RANGE, field, "stage %zu: %s is %g; %s", index, field, moedi_told(value), what);
 }
 
 static moed_status check_stage(const moed_stage *s, size_t index, int32_t experts_before)

@@ -172,7 +172,7 @@ moed_status moed_law_coefficient(const moed_law *l, size_t index, moed_coefficie
 static moed_status check_number(const char *what, double value, double least)
 {
     if (value >= least && value <= 1e30) return MOED_OK; /* NaN fails both */
-    return moedi_fail_parameter(MOED_E_RANGE, what, "%s is %g; it must be from %g to 1e30", what, value, least);
+    return moedi_fail_parameter(MOED_E_RANGE, what, "%s is %g; it must be from %g to 1e30", what, moedi_told(value), least);
 }
 
 /* Told once: whoever predicts in a loop would drown in it. */

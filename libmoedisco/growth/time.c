@@ -9,10 +9,10 @@ static moed_status check_points(const moed_step_time *points, size_t count)
     for (size_t i = 0; i < count; i++) {
         if (!(points[i].experts >= 1 && points[i].experts <= 1e30))
             return moedi_fail_parameter(MOED_E_RANGE, "experts", "step time %zu: experts is %g; it must be from 1 to 1e30", i,
-                                        points[i].experts);
+                                        moedi_told(points[i].experts));
         if (!(points[i].seconds > 0 && points[i].seconds <= 1e30))
             return moedi_fail_parameter(MOED_E_RANGE, "seconds", "step time %zu: seconds is %g; it must be above 0, 1e30 at most",
-                                        i, points[i].seconds);
+                                        i, moedi_told(points[i].seconds));
         for (size_t j = 0; j < i; j++)
             if (points[j].experts == points[i].experts)
                 return moedi_fail_parameter(MOED_E_ARGUMENT, "experts", "step times %zu and %zu are both of %g experts", j, i,
@@ -41,7 +41,7 @@ moed_status moed_step_time_at(const moed_step_time *points, size_t count, double
     MOEDI_REQUIRE(points && count > 0, "there is no step time");
     MOEDI_TRY(check_points(points, count));
     if (!(experts >= 1 && experts <= 1e30))
-        return moedi_fail_parameter(MOED_E_RANGE, "experts", "experts is %g; it must be from 1 to 1e30", experts);
+        return moedi_fail_parameter(MOED_E_RANGE, "experts", "experts is %g; it must be from 1 to 1e30", moedi_told(experts));
     const moed_step_time *a = nearest(points, count, experts, 0, NULL);
     int32_t way = a->experts == experts ? MOED_TIME_GIVEN : MOED_TIME_SINGLE;
     double found = a->seconds;

@@ -27,7 +27,7 @@ static moed_status finish_losses(moed_report *r, double seconds)
     const double labels = (double)r->labels;
     if (!r->labels) return moedi_fail(MOED_E_ARGUMENT, "the corpus has no tokens to evaluate");
     r->loss /= labels, r->load_balance /= labels, r->z_loss /= labels;
-    if (!isfinite(r->loss)) return moedi_fail(MOED_E_NUMERIC, "the held-out loss is %g", r->loss);
+    if (!isfinite(r->loss)) return moedi_fail(MOED_E_NUMERIC, "the held-out loss is %g", moedi_told(r->loss));
     r->struct_size = (uint32_t)sizeof *r;
     r->tokens = r->labels;
     r->seconds = seconds;
@@ -180,7 +180,7 @@ static moed_status finish_usage(const moedi_config *c, const double *counts, con
         for (int64_t e = at; e < at + c->experts; e++) {
             if (!isfinite(sums[e])) /* the choices say nothing then */
                 return moedi_fail(MOED_E_NUMERIC, "layer %lld: the router's weights are %g: numbers of the model are not finite",
-                                  (long long)layer, sums[e]);
+                                  (long long)layer, moedi_told(sums[e]));
             usage[e] = dense ? 0 : counts[e] / total;
             if (weight) weight[e] = counts[e] > 0 ? sums[e] / counts[e] : 0;
         }

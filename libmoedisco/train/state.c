@@ -2,6 +2,7 @@
 #include "state.h"
 
 #include <inttypes.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "settings.h"
@@ -93,12 +94,20 @@ json_t *moedi_state_make(const moed_trainer *t)
     return NULL;
 }
 
+/* By as few digits as read back the same: 0.4, not 0.40000000000000002. */
+static void print_real(double x, char *out, size_t size)
+{
+    int digits = 15;
+    do snprintf(out, size, "%.*g", digits, x);
+    while (digits++ < 17 && strtod(out, NULL) != x);
+}
+
 /* A scalar as a reader would write it. */
 static void print_value(const json_t *v, char *out, size_t size)
 {
     if (json_is_string(v)) snprintf(out, size, "\"%s\"", json_string_value(v));
     else if (json_is_integer(v)) snprintf(out, size, "%" JSON_INTEGER_FORMAT, json_integer_value(v));
-    else if (json_is_real(v)) snprintf(out, size, "%.17g", json_real_value(v));
+    else if (json_is_real(v)) print_real(json_real_value(v), out, size);
     else snprintf(out, size, "nothing");
 }
 

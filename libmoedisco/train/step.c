@@ -180,7 +180,8 @@ static moed_status read_losses(moed_trainer *t, moedi_losses *found)
         if (!isfinite(losses.loss) || !isfinite(losses.load_balance) || !isfinite(losses.z_loss))
             return moedi_fail(MOED_E_NUMERIC,
                               "step %lld: the loss is %g (load balance %g, z-loss %g); nothing of this step was applied",
-                              (long long)t->step + 1, losses.loss, losses.load_balance, losses.z_loss);
+                              (long long)t->step + 1, moedi_told(losses.loss), moedi_told(losses.load_balance),
+                              moedi_told(losses.z_loss));
         moedi_loads_add(&t->model->layout->config, offsets, t->loads);
     }
     return MOED_OK;
@@ -205,7 +206,7 @@ static moed_status finish_update(moed_trainer *t, double factor, double start, m
     const double calls = (double)p->calls, norm = moedi_findings_read_scalars(&t->findings)->gradient_norm;
     if (!isfinite(norm))
         return moedi_fail(MOED_E_NUMERIC, "step %lld: the gradient's norm is %g; nothing of this step was applied",
-                          (long long)t->step + 1, norm);
+                          (long long)t->step + 1, moedi_told(norm));
     const moed_status moved = moedi_selection_biases_move(&t->biases, t->loads, moedi_schedule_balance(&t->options, t->step + 1),
                                                           t->options.balance_band);
     if (moved != MOED_OK) {
