@@ -35,6 +35,22 @@ refuse 2 '2,3,7 is given now' run emo killed --grow 2,3,7
 # shellcheck disable=SC2086
 expect 0 run disco both --text text $tiny --experts 2 --grow 2,4 --rule power --branch-steps 5 --steps 20 --new-experts clone
 grep -q '"num_local_experts": 4' both/disco/model/config.json || wrong 'run disco did not grow'
+# between two stages nobody would see that what is beside the run has changed: run.json keeps the corpus' name and the stages
+values='35.91 -0.1889 -0.2285 0.0098 35.98 -0.1775 0.5529 -0.0259 2.0732 290.4521 1.3637'
+# shellcheck disable=SC2086
+printf '{"format": "moedisco-law", "form": "joint", "coefficients": [%s]}\n' \
+    "$(printf '{"value": %s}, ' $values | sed 's/, $//')" > own.json
+# shellcheck disable=SC2086
+expect 0 run emo kept --text text $tiny --grow 2,8 --law own.json --steps 30 --stage-warmup 2
+has kept/emo/run.json '"stages": "2:[0-9]*,8:[0-9]*"'
+cp kept/emo/model/model.safetensors first
+rm -r kept/emo/model kept/emo/checkpoints kept/emo/metrics.jsonl kept/emo/stages/1 own.json
+expect 0 run emo kept
+same first kept/emo/model/model.safetensors 'the law is gone'
+rm -r kept/emo/model kept/emo/checkpoints kept/emo/metrics.jsonl kept/emo/stages/1
+expect 0 corpus build other text/1.c text/2.c
+for kind in bin idx json; do cp other.$kind kept/corpus/text.$kind; done
+refuse 2 'not the corpus that the run was started with' run emo kept
 # tokens of each stage instead of a rule
 # shellcheck disable=SC2086
 expect 0 run emo table --text text $tiny --grow 2:1280,4:2560 --evaluate-every 5
@@ -54,6 +70,7 @@ refuse 2 'cannot be divided' run emo lone --text one --preset tiny --grow 2,4 --
 [ ! -e lone/corpus ] || wrong 'a corpus that no run can use is kept: more text would not be seen'
 refuse 2 'grow is missing' run emo other --text text --preset tiny --steps 5
 refuse 2 '2 experts after 4: a pool does not shrink' run emo other --text text --preset tiny --grow 4:1280,2:1280
+refuse 2 'more than 1e+15 steps' run emo other --text text $tiny --grow 2:1e18,4:1e18
 refuse 2 'less than half a step' run emo other --text text --preset tiny --grow 2:1280,4:1
 refuse 2 'begins with 2 experts, and the model has 4' run emo other --text text --preset tiny --experts 4 --grow 2,4 --steps 5
 refuse 2 'neither a start nor branches' run emo other --text text --preset tiny --grow 2,4 --branch-steps 5

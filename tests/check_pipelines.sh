@@ -26,6 +26,7 @@ cp kept.json run/disco/run.json
 # what a later phase would stumble over is told of before run.json is there
 refuse 2 'cannot make 400 clusters' run disco early --text text --preset tiny --experts 400 --steps 1 --branch-steps 1
 refuse 3 'of memory' run disco early --text text --preset tiny --minutes 1 --host-limit 1000000
+refuse 2 'has no weights to take' run disco early --text text --preset tiny --steps 1 --branch-steps 1 --merge explicit
 [ ! -e early/disco ] || wrong 'a pipeline is left that could not be done'
 # shellcheck disable=SC2086
 expect 0 run full run $tiny --equal-money-to disco
@@ -36,6 +37,12 @@ has out 'priced, not run'
 expect 0 info run
 expect 0 info run/disco
 has out 'finished'
+# the configuration that was given is the base's from then on: what it was given by may go, and be named from elsewhere
+cp run/full/base/config.json given.json
+# shellcheck disable=SC2086
+expect 0 run full given --text text --config given.json --rows 4 --length 32 --steps 3 --quiet
+rm given.json given/full/result.json
+expect 0 run full given
 # the S-phase leaves the shared part alone when told so
 # shellcheck disable=SC2086
 expect 0 run disco still --text text $tiny --start-steps 0 --branch-steps 5 --steps 1 --branch-freeze shared

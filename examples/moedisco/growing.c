@@ -1,5 +1,6 @@
 /* growing.c - EMO's schedule as flags. */
 #include <math.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "growing.h"
@@ -64,6 +65,21 @@ int64_t growing_steps(const growing *g, int64_t step_tokens)
     if (parse(g, experts, tokens, &count)) return 0;
     for (size_t i = 0; i < count; i++) steps += floor(tokens[i] / (double)step_tokens + 0.5);
     return steps < 1e18 ? (int64_t)steps : (int64_t)1e18; /* refused when the schedule is made */
+}
+
+char *growing_stages(const moed_growth *g)
+{
+    moed_growth_info info = {.struct_size = sizeof info};
+    char *text = must(strdup(""));
+    moed_growth_get_info(g, &info);
+    for (size_t i = 0; i < (size_t)info.stages; i++) {
+        moed_stage s = {.struct_size = sizeof s};
+        moed_growth_stage(g, i, &s);
+        char *longer = text_format("%s%s%d:%lld", text, i ? "," : "", (int)s.experts, (long long)s.tokens);
+        free(text);
+        text = longer;
+    }
+    return text;
 }
 
 int growing_make(moed_growth **out, moed_context *c, const growing *g, int64_t step_tokens, int64_t active, int64_t top_k)

@@ -26,5 +26,7 @@ int64_t growing_steps(const growing *g, int64_t step_tokens);
 int growing_experts(const growing *g, int32_t *experts, size_t *count);
 /* The schedule. step_tokens: of an optimizer step; active: parameters of the model in use; top_k: experts that a token visits. */
 int growing_make(moed_growth **out, moed_context *c, const growing *g, int64_t step_tokens, int64_t active, int64_t top_k);
+/* Its stages as --grow would name them, "8:1000,16:500"; to be freed. */
+char *growing_stages(const moed_growth *g);
 
 #endif

@@ -197,9 +197,6 @@ static int phase_integrate(pipeline *p, const char *base, const char *partition_
     merger m = {.options = p->integration, .parts = parts, .weights = weights, .submodels = (const char *const *)submodels,
                 .partition = partition, .documents = p->train_view, .gate_tokens = 20000, .ridge = 0.01,
                 .scale = p->scale_experts ? p->train_view : NULL, .scale_tokens = 100000};
-    if (!code && p->integration.merge == MOED_MERGE_EXPLICIT)
-        code = fail(EXIT_INPUT,
-                    "--merge explicit: a pipeline has no weights to take; use uniform, weighted, or the verb integrate");
     if (!code) code = surgery_integrate(p->context, base, &m, out, &drift);
     if (!code) {
         say("their shared parts had moved by %.2g of the base's size", drift);

@@ -24,11 +24,12 @@ static const moed_field WORK_FIELDS[] = {
     {sizeof(moed_field), 0, "held_out_seed", "", "draws the held-out documents", MOED_FIELD_U64,
      offsetof(pipeline, held_out_seed), 0, 0, 0},
 };
+#define STEPS_MOST 1e15 /* also of all stages: what run.json says is read back as a flag */
 static const moed_field STEP_FIELDS[] = {
     FIELD_INTEGER(pipeline, start_steps, 0, -1, 1e15,
                   "steps of the common start: one dense model on all data, cloned into every expert; -1 = by the budget"),
     FIELD_INTEGER(pipeline, branch_steps, 0, -1, 1e15, "S-phase: steps of each submodel on its cluster; -1 = by the budget"),
-    FIELD_INTEGER(pipeline, steps, 0, -1, 1e15, "F-phase: steps of the whole model on all data; -1 = by the budget"),
+    FIELD_INTEGER(pipeline, steps, 0, -1, STEPS_MOST, "F-phase: steps of the whole model on all data; -1 = by the budget"),
     FIELD_NUMBER(pipeline, start_learning_rate, 0, 0, 100, "learning rate of the start, constant after its warm-up"),
     FIELD_NUMBER(pipeline, branch_learning_rate, 0, 0, 100, "learning rate of the S-phase, constant"),
     FIELD_TEXT_(pipeline, branch_freeze, "S-phase: what stays frozen, as in --freeze"),
@@ -230,6 +231,7 @@ int pipeline_growth(pipeline *p)
     moed_layout_info info = {.struct_size = sizeof info};
     growing g = p->growing;
     if (!g.grow || p->growth) return EXIT_DONE;
+    if (p->stages) g.grow = p->stages; /* whatever has become of the law's file */
     moed_layout_get_info(p->layout, &info);
     const int64_t step = p->train.rows * p->train.length;
     if (!growing_has_tokens(&g) && p->steps < 1)
@@ -327,10 +329,21 @@ static int shared_corpus(pipeline *p)
     return code;
 }
 
+/* Phases that are done would not see that the rest goes on with other text. */
+static int same_corpus(const pipeline *p)
+{
+    moed_corpus_info info = {.struct_size = sizeof info};
+    moed_corpus_get_info(p->whole, &info);
+    if (!p->fingerprint || !strcmp(p->fingerprint, info.fingerprint)) return EXIT_DONE;
+    return fail(EXIT_INPUT, "%s: is not the corpus that the run was started with: %s in place of %s; put that one back, or choose "
+                "another --name", p->corpus_prefix, info.fingerprint, p->fingerprint);
+}
+
 static int open_data(pipeline *p)
 {
     if (!p->corpus_prefix) p->corpus_prefix = path_from(p->dir, p->corpus);
     moed_status status = open_corpus(&p->whole, p->context, p->corpus_prefix);
+    if (!status && same_corpus(p)) return EXIT_INPUT;
     if (!status && p->pick_sizes && budget_check_text(p)) {
         if (!p->corpus) remove_corpus(p);
         return EXIT_INPUT;
@@ -344,6 +357,10 @@ static int open_data(pipeline *p)
 static int open_layouts(pipeline *p)
 {
     moed_corpus_info info = {.struct_size = sizeof info};
+    if (p->size.config) { /* the base has it: what was given may be gone since, or be named from another folder */
+        p->base_config = path_join(p->dir, "base/config.json");
+        if (path_exists(p->base_config)) p->size.config = p->base_config;
+    }
     const moed_status status = moed_corpus_get_info(p->whole, &info);
     return status ? fail_status(status) : pipeline_layouts(p, info.vocabulary);
 }
@@ -382,6 +399,9 @@ int pipeline_settle(pipeline *p, const flags *f)
         return fail(EXIT_INPUT, "--grow %s: gives the tokens of each stage, which leaves nothing to --steps or a budget",
                     p->growing.grow);
     p->steps = growing_steps(&p->growing, p->train.rows * p->train.length);
+    if ((double)p->steps > STEPS_MOST)
+        return fail(EXIT_INPUT, "--grow %s: takes more than %g steps of %lld tokens: give fewer tokens, or more --rows",
+                    p->growing.grow, STEPS_MOST, (long long)(p->train.rows * p->train.length));
     return EXIT_DONE;
 }
 
@@ -458,6 +478,9 @@ int pipeline_check(const pipeline *p)
     if (p->start_share + p->branch_share >= 1)
         return fail(EXIT_INPUT, "--start-share %g and --branch-share %g leave nothing to the F-phase", p->start_share,
                     p->branch_share);
+    if (p->integration.merge == MOED_MERGE_EXPLICIT)
+        return fail(EXIT_INPUT,
+                    "--merge explicit: a pipeline has no weights to take; use uniform, weighted, or the verb integrate");
     if (p->kind == KIND_EMO && (p->start_steps > 0 || p->branch_steps > 0))
         return fail(EXIT_INPUT, "run emo has neither a start nor branches: leave --start-steps and --branch-steps out, or take "
                                 "run disco with --grow");
@@ -511,6 +534,9 @@ void pipeline_close(pipeline *p)
     free(p->corpus_prefix);
     free(p->dir);
     free(p->root);
+    free(p->fingerprint);
+    free(p->stages);
+    free(p->base_config);
     if (p->lock >= 0) close(p->lock);
 }
 

@@ -58,6 +58,10 @@ typedef struct pipeline {
     moed_growth *growth;                  /* NULL: the F-phase does not grow */
     moed_split *split;
     const moed_layout *dense;             /* of one submodel, the split's */
+    /* what a started run began with, by its run.json */
+    char *fingerprint;                    /* of its corpus; NULL: not kept */
+    char *stages;                         /* of its growth, pool sizes with their tokens as in --grow; NULL: not kept */
+    char *base_config;                    /* its model's, where --config was given */
 } pipeline;
 
 /* Adds every flag of `run`, `plan` and `try`; the pipeline has its defaults then. */

@@ -84,7 +84,7 @@ int verb_plan(const verb *v, int argc, char **argv)
     pipeline_flags(&f, &p, kind < 0 ? KIND_DISCO : kind);
     int code = flags_parse(&f, v, argc, argv, 1, 2);
     if (code >= 0) return code;
-    if (kind < 0) return fail(EXIT_INPUT, "plan %s: must be one of disco, full, upcycle, as the first argument", argv[0]);
+    if (kind < 0) return fail(EXIT_INPUT, "plan %s: must be one of disco, full, upcycle, emo, as the first argument", argv[0]);
     code = plan(&p, &f);
     pipeline_close(&p);
     flags_free(&f);

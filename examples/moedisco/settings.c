@@ -13,16 +13,27 @@ enum { RUN_FORMAT = 1 };
 int settings_write(const pipeline *p, const flags *f)
 {
     moed_context_info info = {.struct_size = sizeof info};
+    moed_corpus_info corpus = {.struct_size = sizeof corpus};
     moed_context_get_info(p->context, &info);
-    char *path = path_join(p->dir, "run.json"), *command = text_format("run %s", kind_name(p->kind));
-    json_t *o = must(json_pack("{s:i, s:s, s:s, s:s, s:s, s:I, s:o, s:o}", "format", RUN_FORMAT, "command", command, "version",
-                               moed_build_info(), "device", info.device,
-                               "kernels", info.kernels, "seed", (json_int_t)p->train.seed, "settings", flags_json(f), "plan",
-                               cost_plan(p)));
+    moed_corpus_get_info(p->whole, &corpus);
+    char *path = path_join(p->dir, "run.json"), *command = text_format("run %s", kind_name(p->kind)),
+         *stages = p->growth ? growing_stages(p->growth) : NULL;
+    json_t *o = must(json_pack("{s:i, s:s, s:s, s:s, s:s, s:I, s:s, s:s*, s:o, s:o}", "format", RUN_FORMAT, "command", command,
+                               "version", moed_build_info(), "device", info.device, "kernels", info.kernels, "seed",
+                               (json_int_t)p->train.seed, "fingerprint", corpus.fingerprint, "stages", stages, "settings",
+                               flags_json(f), "plan", cost_plan(p)));
     const int code = write_json(path, o);
     free(path);
     free(command);
+    free(stages);
     return code;
+}
+
+/* A text beside the settings; NULL: the version that wrote the file kept none. */
+static char *kept_text(const json_t *o, const char *name)
+{
+    const char *text = json_string_value(json_object_get(o, name));
+    return text ? must(strdup(text)) : NULL;
 }
 
 static char *as_text(const json_t *value)
@@ -86,6 +97,8 @@ int settings_read(pipeline *p, flags *f)
     if (!code) {
         p->kind = kind_of(command + 4);
         code = merge(f, path, json_object_get(o, "settings"));
+        p->fingerprint = kept_text(o, "fingerprint");
+        p->stages = kept_text(o, "stages");
     }
     if (!code && p->kind == KIND_EMO && !p->growing.grow) code = fail(EXIT_INPUT, "%s: settings.grow is missing", path);
     if (!code && !p->corpus) code = fail(EXIT_INPUT, "%s: settings.corpus is missing", path);
