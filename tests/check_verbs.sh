@@ -239,6 +239,8 @@ same first t/model/model.safetensors 'training that was finished already'
 # shellcheck disable=SC2086
 refuse 2 'with steps 12, this trainer has 13; --steps as it was goes on' train m c/text t --steps 13 $short
 # shellcheck disable=SC2086
+refuse 2 'with corpus view .* the documents of it as they were' train m c/text t --steps 12 --held-out 0.2 $short
+# shellcheck disable=SC2086
 refuse 2 'with beta1 0.9, this trainer has 0.3;' train m c/text t --steps 12 --beta1 0.3 $short
 # shellcheck disable=SC2086
 refuse 1 'nan' train m c/text nan --steps 300 --learning-rate 100 --clip 0 --beta2 0 --checkpoint-every 1 $short

@@ -112,6 +112,10 @@ static void way_on(moed_status status, char *out, size_t size)
     out[0] = 0;
     if (status != MOED_E_MISMATCH || moed_last_error_get(&e) != MOED_OK) return;
     snprintf(name, sizeof name, "%s", e.parameter);
+    if (!strcmp(name, "layout")) snprintf(out, size, "; the model as it was goes on from there, another folder starts anew");
+    if (!strncmp(name, "corpus ", 7))
+        snprintf(out, size, "; the corpus and the documents of it as they were (--held-out, --part, --cluster) go on from there, "
+                 "another folder starts anew");
     for (size_t i = 0; moed_options_field(MOED_STRUCT_TRAIN_OPTIONS, i, &field) == MOED_OK; i++)
         if (!strcmp(field.name, name)) {
             for (char *c = name; *c; c++)
@@ -150,7 +154,7 @@ int training_run(training *t)
         say("%s: goes on from step %lld of %lld", t->label, (long long)info.step, (long long)info.steps);
         emit(json_pack("{s:s, s:s, s:I}", "event", "resumed", "phase", t->label, "step", (json_int_t)info.step));
     } else if (status != MOED_E_NOT_FOUND) {
-        char text[512], way[128];
+        char text[512], way[160];
         code = exit_code(status);
         snprintf(text, sizeof text, "%s", moed_last_error());
         way_on(status, way, sizeof way);
