@@ -340,6 +340,30 @@ static void a_run_whose_checkpoints_are_all_damaged_is_not_started_over(void **s
     support_remove(dir);
 }
 
+static void a_run_whose_checkpoints_are_out_of_reach_is_not_started_over(void **state)
+{
+    (void)state;
+    char *dir = support_directory(), kept[4096], away[4096];
+    run_and_die(dir, 6, 0);
+    snprintf(kept, sizeof kept, "%s", support_path(dir, "checkpoints"));
+    snprintf(away, sizeof away, "%s", support_path(dir, "away"));
+    assert_int_equal(rename(kept, away), 0);
+    assert_int_equal(symlink("nowhere", kept), 0);
+    char *before = metrics_of(dir);
+    job j = job_start(dir);
+    assert_refused(moed_trainer_resume(j.trainer), MOED_E_IO, "none that can be reached");
+    assert_int_equal(moed_trainer_run(j.trainer, 1, NULL, NULL), MOED_E_EXISTS);
+    char *after = metrics_of(dir);
+    assert_string_equal(before, after);
+    assert_int_equal(unlink(kept), 0);
+    assert_int_equal(symlink("away", kept), 0); /* it is back */
+    assert_ok(moed_trainer_resume(j.trainer));
+    job_close(&j);
+    free(before);
+    free(after);
+    support_remove(dir);
+}
+
 static void another_runs_checkpoint_is_refused_by_name(void **state)
 {
     (void)state;
@@ -790,6 +814,7 @@ int main(void)
         cmocka_unit_test(a_damaged_newest_checkpoint_falls_back_to_the_one_before),
         cmocka_unit_test(resume_finds_nothing_and_leaves_the_trainer_fresh),
         cmocka_unit_test(a_run_whose_checkpoints_are_all_damaged_is_not_started_over),
+        cmocka_unit_test(a_run_whose_checkpoints_are_out_of_reach_is_not_started_over),
         cmocka_unit_test(another_runs_checkpoint_is_refused_by_name),
         cmocka_unit_test(a_checkpoint_says_its_policy_and_goes_on_under_it_alone),
         cmocka_unit_test(a_checkpoint_that_lacks_something_changes_nothing),

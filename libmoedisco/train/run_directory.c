@@ -1,9 +1,11 @@
 /* train/run_directory.c - DIRECTORY of a run: its checkpoints by step, and whose it is. */
 #include "run_directory.h"
 
+#include <errno.h>
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 
 #include "util/file.h"
 
@@ -40,8 +42,11 @@ moed_status moedi_run_steps(const moed_trainer *t, const char *root, int64_t **s
     char **names = NULL;
     size_t name_count = 0;
     moed_status status = MOED_OK;
+    struct stat there;
     *steps = NULL, *count = 0;
-    if (!moedi_path_is_directory(root)) return MOED_OK;
+    if (lstat(root, &there) != 0 && errno == ENOENT) return MOED_OK;
+    if (!moedi_path_is_directory(root)) /* a link to a disk that is away, say: not a run without checkpoints, to be begun anew */
+        return moedi_fail_file(MOED_E_IO, root, -1, "is there, and is no directory or none that can be reached");
     MOEDI_TRY(moedi_directory_list(c, root, &names, &name_count));
     MOEDI_GO(MOEDI_NEW(c, name_count, steps));
     for (size_t i = 0; i < name_count; i++) {
