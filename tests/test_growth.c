@@ -316,6 +316,10 @@ static void bad_tables_are_refused_by_stage_and_field(void **state)
     assert_refused(moed_growth_create(&g, c, s, 2, NULL), MOED_E_RANGE, "learning_rate");
     s[1] = good, s[1].top_k = 5;
     assert_refused(moed_growth_create(&g, c, s, 2, NULL), MOED_E_RANGE, "top_k is 5");
+    s[1] = good, s[1].flags = 4;
+    assert_refused(moed_growth_create(&g, c, s, 2, NULL), MOED_E_RANGE, "stage 1: flags is 4");
+    s[1] = good, s[1].reserved = 1;
+    assert_refused(moed_growth_create(&g, c, s, 2, NULL), MOED_E_RANGE, "stage 1: reserved is 1");
     s[1] = good, s[1].struct_size = 8;
     assert_refused(moed_growth_create(&g, c, s, 2, NULL), MOED_E_STRUCT, "stage 1: struct_size");
     s[1] = good;

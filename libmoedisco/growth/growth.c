@@ -25,6 +25,8 @@ static moed_status bad(size_t index, const char *field, const char *what, double
 
 static moed_status check_stage(const moed_stage *s, size_t index, int32_t experts_before)
 {
+    if (s->flags) return bad(index, "flags", "this library knows none", s->flags);
+    if (s->reserved) return bad(index, "reserved", "it must be 0", s->reserved);
     if (s->experts < 1 || s->experts > 1 << 24) return bad(index, "experts", "it must be from 1 to 2^24", s->experts);
     if (s->experts < experts_before) return bad(index, "experts", "a pool does not shrink", s->experts);
     if (s->top_k < 0 || s->top_k > s->experts) return bad(index, "top_k", "it must be from 0 to the stage's experts", s->top_k);
