@@ -246,6 +246,18 @@ refuse 2 'with beta1 0.9, this trainer has 0.3;' train m c/text t --steps 12 --b
 refuse 1 'nan' train m c/text nan --steps 300 --learning-rate 100 --clip 0 --beta2 0 --checkpoint-every 1 $short
 [ -d nan/checkpoints ] || wrong 'a loss that turned NaN left no checkpoint'
 has err 'step [0-9]'
+# what began with full moments goes on with them alone, and says so where there is room for lean ones only
+needed() { sed -n "s,.* \([0-9.]*\) MB of memory$,\1,p" out; }
+# shellcheck disable=SC2086
+expect 0 train m c/text lean --steps 3 --policy lean $short
+lean=$(needed)
+# shellcheck disable=SC2086
+expect 0 train m c/text full --steps 3 $short
+between=$(echo "$lean $(needed)" | awk '{ printf "%d", ($1 + $2) * 500000 }')
+rm -r full/model
+# shellcheck disable=SC2086
+expect 3 train m c/text full --steps 3 --host-limit "$between" $short
+has err 'as its checkpoint was made: allow more'
 half_of_need() { echo $(($(sed -n 's/.*training needs \([0-9]*\).* MB of memory.*/\1/p' err) * 500000)); }
 would_fit() { sed -n 's/.*; \(--.*\) would fit.*/\1/p' err; }
 refuse 3 'memory' train m c/text limited --steps 3 --rows 64 --host-limit 1000000 --quiet

@@ -95,12 +95,15 @@ static moed_status check_fits(moed_trainer *t, int64_t released)
     const moedi_room needs = moedi_budget_place(&b, &room);
     moedi_log(c, MOED_LOG_INFO, "policy %s: %s; %lld bytes of host memory, %lld of the device", moedi_policy_name(t->policy),
               reason, (long long)needs.host, (long long)needs.device);
+    const int resumed = t->resuming && t->step == 0; /* its settings and policy are the checkpoint's */
     if (most > 0 && needs.host > room.host)
         return moedi_fail(MOED_E_LIMIT, "training needs %lld bytes beside the %lld in use, the limit is %lld: gradients %lld, "
-                          "moments %lld, activations %lld (less with fewer rows, a smaller length or more micro_batches%s)",
+                          "moments %lld, activations %lld (%s%s)",
                           (long long)needs.host, (long long)used, (long long)most, (long long)b.gradients,
                           (long long)b.moments, (long long)b.activations,
-                          t->policy == MOED_POLICY_FULL ? ", or policy lean" : "");
+                          resumed ? "as its checkpoint was made: allow more"
+                                  : "less with fewer rows, a smaller length or more micro_batches",
+                          !resumed && t->policy == MOED_POLICY_FULL ? ", or policy lean" : "");
     if (c->options.device_limit > 0 && needs.device > c->options.device_limit)
         return moedi_fail(MOED_E_LIMIT, "training needs %lld bytes on the device, the limit is %lld", (long long)needs.device,
                           (long long)c->options.device_limit);
