@@ -312,10 +312,11 @@ char *read_text(const char *path, size_t *size)
         if (used + 1 == room) text = must(realloc(text, room *= 2));
         if (used > 100u << 20) break;
     }
-    const int bad = ferror(file) || used > 100u << 20;
+    const int reason = ferror(file) ? errno ? errno : EIO : 0, bad = reason || used > 100u << 20;
     fclose(file);
     if (bad) {
-        fail(EXIT_INPUT, "%s: cannot be read as a text of at most 100 MB", path);
+        if (reason) fail(EXIT_INPUT, "%s: cannot be read: %s", path, strerror(reason));
+        else fail(EXIT_INPUT, "%s: has more than the 100 MB that are read as one text", path);
         free(text);
         return NULL;
     }

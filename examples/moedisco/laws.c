@@ -157,7 +157,7 @@ static int keep(runs *r, const double values[COLUMNS])
 {
     for (int k = 0; k < COLUMNS; k++)
         if (!(values[k] > 0) || isinf(values[k]))
-            return lines_fail(&r->lines, ": %s is %g; it must be above 0", NAMES[k][0], values[k]);
+            return lines_fail(&r->lines, ": %s is %g; it must be above 0, and finite", NAMES[k][0], values[k]);
     if (r->count == r->room) r->points = must(realloc(r->points, (r->room = r->room ? 2 * r->room : 256) * sizeof *r->points));
     r->points[r->count++] = (moed_run_point){values[0], values[1], values[2], values[3]};
     return EXIT_DONE;
