@@ -51,6 +51,13 @@ rm -r kept/emo/model kept/emo/checkpoints kept/emo/metrics.jsonl kept/emo/stages
 expect 0 corpus build other text/1.c text/2.c
 for kind in bin idx json; do cp other.$kind kept/corpus/text.$kind; done
 refuse 2 'not the corpus that the run was started with' run emo kept
+# a softmax router has nothing that loads could move; what has is not told so
+# shellcheck disable=SC2086
+expect 0 run emo softmax --text text $tiny --grow 2:1280,4:1280 --balance-rate 0.01
+has out '--balance-rate moves nothing'
+# shellcheck disable=SC2086
+expect 0 run emo sigmoid --text text $tiny --family dots1 --grow 2:1280,4:1280 --balance-rate 0.01
+grep -q 'moves nothing' out && wrong 'selection biases are said to rest'
 # tokens of each stage instead of a rule
 # shellcheck disable=SC2086
 expect 0 run emo table --text text $tiny --grow 2:1280,4:2560 --evaluate-every 5

@@ -335,8 +335,9 @@ static int same_corpus(const pipeline *p)
     moed_corpus_info info = {.struct_size = sizeof info};
     moed_corpus_get_info(p->whole, &info);
     if (!p->fingerprint || !strcmp(p->fingerprint, info.fingerprint)) return EXIT_DONE;
-    return fail(EXIT_INPUT, "%s: is not the corpus that the run was started with: %s in place of %s; put that one back, or choose "
-                "another --name", p->corpus_prefix, info.fingerprint, p->fingerprint);
+    return fail(EXIT_INPUT,
+                "%s: is not the corpus that the run was started with: %s in place of %s; put that one back, or choose another "
+                "--name", p->corpus_prefix, info.fingerprint, p->fingerprint);
 }
 
 static int open_data(pipeline *p)
@@ -419,6 +420,7 @@ static int start_fresh(pipeline *p, flags *f)
     if (!code) code = pipeline_budget(p);
     if (!code) code = pipeline_growth(p);
     if (code) return code;
+    training_tell_unheeded(f, p->layout);
     char *relative = path_relative(p->dir, p->corpus_prefix);
     flag *corpus = flags_find(f, "corpus");
     corpus->owned = relative;

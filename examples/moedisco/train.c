@@ -38,6 +38,7 @@ int verb_train(const verb *v, int argc, char **argv)
     t.corpus = view;
     t.options.directory = out;
     t.options.held_out = held_out;
+    if (!code) training_tell_unheeded(&f, moed_model_layout(t.model));
     if (!code) code = training_run(&t);
     if (!code && (status = moed_model_save(t.model, model_dir, NULL))) code = fail_status(status);
     if (!code && held_out) code = training_evaluate(t.model, held_out, &t.options, &held);

@@ -80,6 +80,24 @@ int training_fits(const moed_context *c, const moed_layout *l, const moed_corpus
     return does_not_fit(c, l, d, o, loaded);
 }
 
+/* What loads move instead of gradients is fixed. */
+static int has_selection_biases(const moed_layout *l)
+{
+    moed_param p;
+    for (size_t i = 0; moed_layout_param(l, i, &p) == MOED_OK; i++)
+        if (p.flags & MOED_PARAM_FIXED) return 1;
+    return 0;
+}
+
+void training_tell_unheeded(const flags *f, const moed_layout *l)
+{
+    static const char *const names[] = {"balance-rate", "balance-boost", "balance-band"};
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++)
+        if (flags_given(f, names[i]) && !has_selection_biases(l))
+            say("--%s moves nothing: the router has no selection bias, as family dots1 has; --load-balance balances it",
+                names[i]);
+}
+
 static int stopped_or_failed(training *t, moed_trainer *trainer, moed_status status)
 {
     char text[512];

@@ -3,6 +3,7 @@
 #define TRAINING_H
 
 #include "app.h"
+#include "flags.h"
 
 typedef struct training {
     const char *label;          /* of the progress line */
@@ -26,6 +27,8 @@ int64_t training_room(const moed_context *c, const moed_corpus *d, int64_t loade
 int training_fits(const moed_context *c, const moed_layout *l, const moed_corpus *d, const moed_train_options *o, int64_t loaded);
 /* moed_train_estimate with the faults told. */
 int training_estimate(const moed_layout *l, const moed_train_options *o, moed_estimate *out);
+/* Tells which flags that were given nothing in such a model heeds. */
+void training_tell_unheeded(const flags *f, const moed_layout *l);
 /* Seconds of one optimizer step here, by a few steps on a copy that is thrown away; refused as training_fits does. */
 int training_measure(moed_context *c, const moed_layout *l, const moed_corpus *d, const moed_train_options *given, double seconds,
                      double *step);
