@@ -62,6 +62,9 @@ grep -q 'moves nothing' out && wrong 'selection biases are said to rest'
 # shellcheck disable=SC2086
 expect 0 run emo table --text text $tiny --grow 2:1280,4:2560 --evaluate-every 5
 has table/emo/stages/0/metrics.jsonl '"step":5,"held_out_loss"'
+echo '{' > table/emo/result.json
+expect 0 run emo table
+has table/emo/result.json '"held_out_loss"'
 expect 0 run emo later --text text $tiny --grow 2:1280,4:2560 --first-row 7
 cmp -s table/emo/model/model.safetensors later/emo/model/model.safetensors &&
     wrong '--first-row changes nothing where a pool grows'

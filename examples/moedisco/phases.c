@@ -219,7 +219,8 @@ static int phase_result(pipeline *p)
     moed_context_info here = {.struct_size = sizeof here};
     size_t count = 0;
     int code = EXIT_DONE;
-    if (!path_exists(path)) {
+    json_t *there = path_exists(path) ? read_json(path) : NULL; /* a damaged one is told of, and made anew */
+    if (!there) {
         const double seconds[PHASE_COUNT] = {seconds_of(p, "start"), seconds_of(p, "S-phase"), seconds_of(p, "F-phase")};
         const moed_status status = moed_model_open(&m, p->context, dir, NULL);
         const moed_train_options o = final_options(p);
@@ -236,6 +237,7 @@ static int phase_result(pipeline *p)
         }
         moed_model_destroy(m);
     }
+    json_decref(there);
     free(path);
     free(dir);
     return code;
