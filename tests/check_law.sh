@@ -100,6 +100,17 @@ refuse 2 'there are only --experts 1' plan emo --grow 1:4e5,2:3e5 --preset tiny 
 refuse 2 'a pool does not shrink' plan emo --grow 8:4e5,4:3e5 --preset tiny
 refuse 2 'grow is missing' plan emo
 refuse 2 'grow names the pool' plan emo --grow 4,8 --experts 4
+# what a plan and its run both have is the same by default
+defaults() {
+    "$moedisco" "$1" emo --help | awk '/^  --/ { flag = $1 } /default [^]]*\]$/ && flag {
+        sub(/.*default /, ""); print flag, $0; flag = "" }' | sort -u
+}
+defaults plan > plan-defaults
+defaults run > run-defaults
+join plan-defaults run-defaults > both
+[ "$(wc -l < both)" -gt 20 ] || wrong 'plan emo and run emo have few flags in common'
+awk '$2 != $3' both > apart
+[ ! -s apart ] || wrong "plan emo and run emo differ by default: $(cat apart)"
 expect 0 corpus build c/text text
 expect 0 plan emo --grow 2,4 --all-tokens 1e6 --rule power --preset tiny --corpus c/text --measure 0.01 --json
 has out '"timed":true'

@@ -17,21 +17,20 @@ static const moed_field FIELDS[] = {
 
 enum { FIELD_COUNT = sizeof FIELDS / sizeof *FIELDS, RUN_FIELD_COUNT = FIELD_COUNT - 1 /* without the tokens */ };
 
-static void add_flags(flags *f, growing *g, size_t fields, const char *left_out)
+/* Rates, warm-up and decay are those of the training. */
+static void add_flags(flags *f, growing *g, size_t fields)
 {
     memset(g, 0, sizeof *g);
     g->law = "ludziejewski-2025";
     OPTIONS_INIT(GROWTH_OPTIONS, &g->options);
     flags_table(f, "growth", FIELDS, fields, g);
-    flags_struct(f, "growth", MOED_STRUCT_GROWTH_OPTIONS, &g->options, left_out);
+    flags_struct(f, "growth", MOED_STRUCT_GROWTH_OPTIONS, &g->options,
+                 "step_tokens,tokens,active,top_k,learning_rate,warmup,decay,final_rate,decay_shape");
 }
 
-void growing_flags(flags *f, growing *g) { add_flags(f, g, FIELD_COUNT, "step_tokens,tokens,active,top_k"); }
+void growing_flags(flags *f, growing *g) { add_flags(f, g, FIELD_COUNT); }
 
-void growing_run_flags(flags *f, growing *g)
-{
-    add_flags(f, g, RUN_FIELD_COUNT, "step_tokens,tokens,active,top_k,learning_rate,warmup,decay,final_rate,decay_shape");
-}
+void growing_run_flags(flags *f, growing *g) { add_flags(f, g, RUN_FIELD_COUNT); }
 
 static int parse(const growing *g, int32_t *experts, double *tokens, size_t *count)
 {

@@ -17,7 +17,7 @@ typedef struct growing {
 enum { GROWING_LAW, GROWING_POWER };
 
 void growing_flags(flags *f, growing *g);
-/* The same for a run: its tokens and rates are those of its training. */
+/* The same for a run: its tokens are those of its steps. */
 void growing_run_flags(flags *f, growing *g);
 /* Whether --grow says how many tokens each stage has, and the steps of them all. */
 int growing_has_tokens(const growing *g);

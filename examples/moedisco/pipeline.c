@@ -92,14 +92,7 @@ static void defaults(pipeline *p, int32_t kind)
     p->price_date = "2026-01, MoE-DisCo paper";
     OPTIONS_INIT(CORPUS_OPTIONS, &p->build);
     OPTIONS_INIT(INTEGRATION_OPTIONS, &p->integration);
-    OPTIONS_INIT(TRAIN_OPTIONS, &p->train);
-    p->train.rows = 8;
-    p->train.length = 128;
-    p->train.learning_rate = 1.5e-3;
-    p->train.warmup = 0.03;
-    p->train.weight_decay = 0.01;
-    p->train.checkpoint_every = 100;
-    p->train.keep = 1;
+    training_defaults(&p->train);
     p->stage_warmup = 20;
 }
 

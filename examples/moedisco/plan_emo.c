@@ -13,7 +13,7 @@
 typedef struct emo_plan {
     sizes size;
     growing growing;
-    moed_train_options train;   /* rows, length and memory policy */
+    moed_train_options train;   /* rows, length, peak rate and memory policy */
     const char *corpus, *step_times;
     double measure;             /* seconds for each pool size */
     const char *priced_device;
@@ -217,6 +217,7 @@ static int plan(emo_plan *p, const flags *f)
     if (!flags_given(f, "length") && p->train.length > p->size.context_length) p->train.length = p->size.context_length;
     if ((code = take_layouts(p, f))) return code;
     moed_layout_get_info(p->layouts[p->stages - 1], &layout);
+    p->growing.options.learning_rate = p->train.learning_rate;
     code = growing_make(&p->growth, p->context, &p->growing, step_tokens(p), layout.active, p->size.top_k);
     if (code || (code = take_times(p))) return code;
     moed_growth_get_info(p->growth, &info);
@@ -233,7 +234,7 @@ static int plan(emo_plan *p, const flags *f)
 }
 
 /* What changes neither memory nor time, or is the schedule's. */
-static const char NOT_PLANNED[] = "steps,schedule,learning_rate,final_rate,warmup,decay,beta1,beta2,epsilon,weight_decay,clip,"
+static const char NOT_PLANNED[] = "steps,schedule,final_rate,warmup,decay,beta1,beta2,epsilon,weight_decay,clip,"
                                   "load_balance,z_loss,seed,train,freeze,directory,checkpoint_every,keep,evaluate_every,"
                                   "evaluate_tokens,held_out,progress,progress_user,graph,store_late,first_row,"
                                   "balance_rate,balance_boost,balance_band";
@@ -249,7 +250,7 @@ int verb_plan_emo(const verb *v, int argc, char **argv)
     flags_table(&f, "step times", FIELDS, sizeof FIELDS / sizeof *FIELDS, p);
     flags_table(&f, "price, of 2026-01 as in the MoE-DisCo paper", PRICE_FIELDS, sizeof PRICE_FIELDS / sizeof *PRICE_FIELDS, p);
     sizes_flags(&f, &p->size);
-    OPTIONS_INIT(TRAIN_OPTIONS, &p->train);
+    training_defaults(&p->train);
     flags_struct(&f, "training", MOED_STRUCT_TRAIN_OPTIONS, &p->train, NOT_PLANNED);
     common_flags(&f, &p->common);
     int code = flags_parse(&f, v, argc, argv, 0, 0);

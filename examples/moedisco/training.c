@@ -7,6 +7,16 @@
 #include "output.h"
 #include "training.h"
 
+void training_defaults(moed_train_options *o)
+{
+    OPTIONS_INIT(TRAIN_OPTIONS, o);
+    o->rows = 8;
+    o->length = 128;
+    o->learning_rate = 1.5e-3;
+    o->checkpoint_every = 100;
+    o->keep = 1;
+}
+
 /* Checkpoints need a place to be counted for; nothing is written. Pipelines plan before there are held-out documents. */
 static moed_status estimate(const moed_layout *l, const moed_train_options *o, moed_estimate *out)
 {

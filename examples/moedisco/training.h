@@ -14,6 +14,8 @@ typedef struct training {
     moed_report last;           /* out: the last step; step 0 when there was none to do */
 } training;
 
+/* What `run` and `plan` train by where no flag says otherwise. */
+void training_defaults(moed_train_options *o);
 int training_run(training *t);
 /* The held-out loss of the whole corpus, in rows of the options' length. */
 int training_evaluate(const moed_model *m, const moed_corpus *d, const moed_train_options *o, moed_report *out);
