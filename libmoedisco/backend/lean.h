@@ -77,7 +77,7 @@ MOEDI_EVERYWHERE uint32_t moedi_lean_random(uint32_t key, uint32_t number)
     return x ^ x >> 16;
 }
 
-/* A float as one of the two BF16 beside it, the nearer the likelier; what is infinite, or NaN as arithmetic makes it, stays so. */
+/* A float as one of the two BF16 beside it, the nearer the likelier; infinities stay, and NaNs as arithmetic makes them. */
 MOEDI_EVERYWHERE uint16_t moedi_lean_round(float x, uint32_t random)
 {
     const uint32_t bits = moedi_float_bits(x), finite = (bits & 0x7f800000u) != 0x7f800000u;

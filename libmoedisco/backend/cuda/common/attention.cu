@@ -1,5 +1,5 @@
-/* cuda/common/attention.cu - causal attention with grouped queries and document boundaries, plain: a warp goes over one query's keys, or one
- * key's queries, without the (T, T) matrix. The faster ways take the shapes they can; this one takes all. */
+/* cuda/common/attention.cu - causal attention with grouped queries and document boundaries, plain: a warp goes over one query's
+ * keys, or one key's queries, without the (T, T) matrix. The faster ways take the shapes they can; this one takes all. */
 #include "numbers.cuh"
 #include "operations.h"
 
@@ -43,7 +43,8 @@ __device__ static inline void add(spread &to, float factor, const spread &x)
 /* out and lse of one query of one head */
 template <typename T> __global__ void attention_kernel(moed_op_attention a)
 {
-    const int64_t N = a.rows * a.length, i = (int64_t)blockIdx.x * WARPS + (threadIdx.x >> 5), h = blockIdx.y, kv = h / (a.heads / a.kv_heads);
+    const int64_t N = a.rows * a.length, i = (int64_t)blockIdx.x * WARPS + (threadIdx.x >> 5), h = blockIdx.y,
+                  kv = h / (a.heads / a.kv_heads);
     const int dim = (int)a.head_dim;
     if (i >= N) return;
     const T *k = static_cast<const T *>(a.k) + kv * dim, *v = static_cast<const T *>(a.v) + kv * dim;
@@ -66,14 +67,16 @@ template <typename T> __global__ void attention_kernel(moed_op_attention a)
 /* d_q of one query of one head; delta (heads, N) = d_out . out, for the keys' kernel. */
 template <typename T> __global__ void query_backward_kernel(moed_op_attention a, float *delta)
 {
-    const int64_t N = a.rows * a.length, i = (int64_t)blockIdx.x * WARPS + (threadIdx.x >> 5), h = blockIdx.y, kv = h / (a.heads / a.kv_heads);
+    const int64_t N = a.rows * a.length, i = (int64_t)blockIdx.x * WARPS + (threadIdx.x >> 5), h = blockIdx.y,
+                  kv = h / (a.heads / a.kv_heads);
     const int dim = (int)a.head_dim;
     if (i >= N) return;
     const T *k = static_cast<const T *>(a.k) + kv * dim, *v = static_cast<const T *>(a.v) + kv * dim;
     const int64_t at = (i * a.heads + h) * dim;
     const spread q = load_spread(static_cast<const T *>(a.q) + i * a.stride + h * dim, dim);
     const spread d_out = load_spread(static_cast<const T *>(a.d_out) + at, dim);
-    const float through = dot(d_out, load_spread(static_cast<const T *>(a.out) + at, dim)), lse = static_cast<const float *>(a.lse)[h * N + i];
+    const float through = dot(d_out, load_spread(static_cast<const T *>(a.out) + at, dim)),
+                lse = static_cast<const float *>(a.lse)[h * N + i];
     spread d_q = {};
     for (int64_t j = a.start[i]; j <= i; j++) {
         const spread key = load_spread(k + j * a.stride, dim);
@@ -87,7 +90,8 @@ template <typename T> __global__ void query_backward_kernel(moed_op_attention a,
 /* d_k and d_v of one key of one head of keys, over all queries of its group. start never falls within a row. */
 template <typename T> __global__ void key_backward_kernel(moed_op_attention a, const float *delta)
 {
-    const int64_t N = a.rows * a.length, j = (int64_t)blockIdx.x * WARPS + (threadIdx.x >> 5), kv = blockIdx.y, group = a.heads / a.kv_heads;
+    const int64_t N = a.rows * a.length, j = (int64_t)blockIdx.x * WARPS + (threadIdx.x >> 5), kv = blockIdx.y,
+                  group = a.heads / a.kv_heads;
     const int dim = (int)a.head_dim;
     if (j >= N) return;
     const int64_t end = (j / a.length + 1) * a.length;
@@ -109,7 +113,8 @@ template <typename T> __global__ void key_backward_kernel(moed_op_attention a, c
 static moed_status check(moedi_cuda *e, const moed_op_attention *a)
 {
     if (a->head_dim <= HEAD_MOST) return MOED_OK;
-    return moedi_cuda_fail(e, MOED_E_UNSUPPORTED, "heads of %lld numbers are wider than this backend takes (%d)", (long long)a->head_dim, HEAD_MOST);
+    return moedi_cuda_fail(e, MOED_E_UNSUPPORTED, "heads of %lld numbers are wider than this backend takes (%d)",
+                           (long long)a->head_dim, HEAD_MOST);
 }
 
 template <typename T> moed_status moedi_cuda_attention(moedi_cuda *e, const moed_op_attention *a)
@@ -148,7 +153,9 @@ template <typename T> moed_status moedi_cuda_attention_backward(moedi_cuda *e, c
     MOEDI_CUDA_TRY(check(e, a));
     MOEDI_CUDA_TRY(moedi_cuda_scratch(e, delta_size(a->rows, a->length, a->heads), &delta));
     const unsigned blocks = (unsigned)moedi_cuda_ceil(N, WARPS);
-    MOEDI_CUDA_TRY(moedi_cuda_launch(e, query_backward_kernel<T>, dim3(blocks, (unsigned)a->heads), THREADS, 0, *a, static_cast<float *>(delta)));
-    return moedi_cuda_launch(e, key_backward_kernel<T>, dim3(blocks, (unsigned)a->kv_heads), THREADS, 0, *a, static_cast<const float *>(delta));
+    MOEDI_CUDA_TRY(moedi_cuda_launch(e, query_backward_kernel<T>, dim3(blocks, (unsigned)a->heads), THREADS, 0, *a,
+                                     static_cast<float *>(delta)));
+    return moedi_cuda_launch(e, key_backward_kernel<T>, dim3(blocks, (unsigned)a->kv_heads), THREADS, 0, *a,
+                             static_cast<const float *>(delta));
 }
 MOEDI_CUDA_DEFINED(attention_backward, attention)

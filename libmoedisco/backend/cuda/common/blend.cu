@@ -35,7 +35,8 @@ template <int V, typename U> __device__ static inline pack<U, V> load_bits(const
     constexpr int STEP = V * sizeof(U) > 16 ? int(16 / sizeof(U)) : V; /* elements of one access */
 #pragma unroll
     for (int i = 0; i < V; i += STEP)
-        *reinterpret_cast<pack<U, STEP> *>(p.at + i) = *reinterpret_cast<const pack<U, STEP> *>(static_cast<const U *>(array) + at + i);
+        *reinterpret_cast<pack<U, STEP> *>(p.at + i) =
+            *reinterpret_cast<const pack<U, STEP> *>(static_cast<const U *>(array) + at + i);
     return p;
 }
 template <int V, typename U> __device__ static inline void store_bits(void *array, int64_t at, const pack<U, V> &p)
@@ -101,7 +102,8 @@ template <> __device__ inline double round_to<double>(double x, int32_t)
 
 /* value + sum, or the first term's number where sum is zero: of a NaN that was copied the bits themselves. */
 template <int V, typename U>
-__device__ static inline void settle(const target &t, int64_t at, const void *first, int64_t from, const double (&value)[V], const double (&sum)[V])
+__device__ static inline void settle(const target &t, int64_t at, const void *first, int64_t from, const double (&value)[V],
+                                     const double (&sum)[V])
 {
     pack<U, V> p;
 #pragma unroll
@@ -117,7 +119,8 @@ struct place {
 };
 
 template <int V, int32_t D>
-__device__ static inline void add_term(double (&sum)[V], const double (&value)[V], const numbers<V, D> &x, const term &t, const place &at)
+__device__ static inline void add_term(double (&sum)[V], const double (&value)[V], const numbers<V, D> &x, const term &t,
+                                       const place &at)
 {
     numbers<V, D> y;
     if (!t.on_first) y.load(t.is.reference, t.is.reference_dtype, at.b * t.is.reference_block + at.r * t.is.reference_row + at.c);
@@ -203,8 +206,8 @@ template <typename U> static moed_status copy_units(moedi_cuda *e, const moed_op
     target t = {};
     t.out = a->out, t.block = a->block * bytes / unit, t.row = a->row * bytes / unit;
     t.rows = a->rows, t.width = a->width * bytes / unit, t.packs = a->blocks * a->rows * t.width;
-    return moedi_cuda_launch(e, copy_kernel<U>, (unsigned)moedi_cuda_ceil(t.packs, THREADS), THREADS, 0, t, s.source, s.block * bytes / unit,
-                             s.row * bytes / unit);
+    return moedi_cuda_launch(e, copy_kernel<U>, (unsigned)moedi_cuda_ceil(t.packs, THREADS), THREADS, 0, t, s.source,
+                             s.block * bytes / unit, s.row * bytes / unit);
 }
 
 static moed_status copy_bytes(moedi_cuda *e, const moed_op_blend *a)
@@ -245,7 +248,8 @@ static int next_terms(few_terms *few, const moed_op_blend *a, int64_t *index)
     return count;
 }
 
-/* Terms too many to travel with a launch are put into scratch by launches of their own: no host array is read later, and nothing waits. */
+/* Terms too many to travel with a launch are put into scratch by launches of their own: no host array is read later, and nothing
+ * waits. */
 static moed_status put_terms(moedi_cuda *e, const moed_op_blend *a, term **out, int64_t *count)
 {
     void *memory;
@@ -318,6 +322,7 @@ template <typename T> moed_status moedi_cuda_blend(moedi_cuda *e, const moed_op_
     int64_t index = 0, count = next_terms(&few, a, &index);
     if (index < a->count) MOEDI_CUDA_TRY(put_terms(e, a, &many, &count));
     const auto kernel = many ? kernel_for<true>(a, packed) : kernel_for<false>(a, packed);
-    return moedi_cuda_launch(e, kernel, (unsigned)moedi_cuda_ceil(t.packs, THREADS), THREADS, 0, t, few, (const term *)many, count);
+    return moedi_cuda_launch(e, kernel, (unsigned)moedi_cuda_ceil(t.packs, THREADS), THREADS, 0, t, few, (const term *)many,
+                             count);
 }
 MOEDI_CUDA_DEFINED(blend, blend)

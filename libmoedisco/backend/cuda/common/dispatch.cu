@@ -1,4 +1,5 @@
-/* cuda/common/dispatch.cu - tokens to their experts and back: a stable counting sort of the choices by expert, then rows moved by it. */
+/* cuda/common/dispatch.cu - tokens to their experts and back: a stable counting sort of the choices by expert, then rows moved by
+ * it. */
 #include "numbers.cuh"
 #include "operations.h"
 
@@ -124,7 +125,8 @@ template <typename T> moed_status moedi_cuda_gather(moedi_cuda *e, const moed_op
     T *out = static_cast<T *>(a->out);
     const T *x = static_cast<const T *>(a->x);
     const dim3 rows((unsigned)(a->rows * a->top_k));
-    if (packs<T>(a->width, out, x)) return moedi_cuda_launch(e, gather_kernel<T, WIDE_ACCESS<T>>, rows, THREADS, 0, out, x, a->source, a->width);
+    if (packs<T>(a->width, out, x))
+        return moedi_cuda_launch(e, gather_kernel<T, WIDE_ACCESS<T>>, rows, THREADS, 0, out, x, a->source, a->width);
     return moedi_cuda_launch(e, gather_kernel<T, 1>, rows, THREADS, 0, out, x, a->source, a->width);
 }
 MOEDI_CUDA_DEFINED(gather, gather)
@@ -133,7 +135,8 @@ MOEDI_CUDA_DEFINED(gather, gather)
 
 /* to[row] = from[row] + sum over the row's slots of weight * y[slot]; weights NULL: 1. */
 template <typename T, int V>
-__global__ void combine_kernel(T *to, const T *from, const T *y, const float *weights, const int32_t *slot, int64_t top_k, int64_t width)
+__global__ void combine_kernel(T *to, const T *from, const T *y, const float *weights, const int32_t *slot, int64_t top_k,
+                               int64_t width)
 {
     const int64_t row = blockIdx.x;
     for (int64_t c = (int64_t)threadIdx.x * V; c < width; c += THREADS * V) {
@@ -152,8 +155,8 @@ __global__ void combine_kernel(T *to, const T *from, const T *y, const float *we
     }
 }
 template <typename T>
-static moed_status add_back(moedi_cuda *e, void *out, const void *addend, const void *rows_of, const void *weights, const int32_t *slot,
-                            int64_t rows, int64_t top_k, int64_t width)
+static moed_status add_back(moedi_cuda *e, void *out, const void *addend, const void *rows_of, const void *weights,
+                            const int32_t *slot, int64_t rows, int64_t top_k, int64_t width)
 {
     T *to = static_cast<T *>(out);
     const T *from = static_cast<const T *>(addend ? addend : out), *y = static_cast<const T *>(rows_of);
@@ -176,8 +179,8 @@ MOEDI_CUDA_DEFINED(combine, combine)
 
 /* A block a row: d_y[slot] = weight d_out, d_weight = d_out . y[slot]. */
 template <typename T, int V>
-__global__ void combine_backward_kernel(T *d_y, float *d_weights, const T *y, const float *weights, const T *d_out, const int32_t *slot,
-                                        int64_t top_k, int64_t width)
+__global__ void combine_backward_kernel(T *d_y, float *d_weights, const T *y, const float *weights, const T *d_out,
+                                        const int32_t *slot, int64_t top_k, int64_t width)
 {
     const int64_t row = blockIdx.x;
     for (int64_t j = row * top_k; j < (row + 1) * top_k; j++) {
@@ -203,8 +206,9 @@ template <typename T> moed_status moedi_cuda_combine_backward(moedi_cuda *e, con
     const float *weights = static_cast<const float *>(a->weights);
     const dim3 rows((unsigned)a->rows);
     if (packs<T>(a->width, d_y, y, d_out))
-        return moedi_cuda_launch(e, combine_backward_kernel<T, WIDE_ACCESS<T>>, rows, THREADS, 0, d_y, d_weights, y, weights, d_out, a->slot,
-                                 a->top_k, a->width);
-    return moedi_cuda_launch(e, combine_backward_kernel<T, 1>, rows, THREADS, 0, d_y, d_weights, y, weights, d_out, a->slot, a->top_k, a->width);
+        return moedi_cuda_launch(e, combine_backward_kernel<T, WIDE_ACCESS<T>>, rows, THREADS, 0, d_y, d_weights, y, weights,
+                                 d_out, a->slot, a->top_k, a->width);
+    return moedi_cuda_launch(e, combine_backward_kernel<T, 1>, rows, THREADS, 0, d_y, d_weights, y, weights, d_out, a->slot,
+                             a->top_k, a->width);
 }
 MOEDI_CUDA_DEFINED(combine_backward, combine)

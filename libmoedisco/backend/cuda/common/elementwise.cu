@@ -64,14 +64,15 @@ template <typename T> __global__ void squash_backward_kernel(T *d_x, const T *ou
 template <typename T> moed_status moedi_cuda_squash(moedi_cuda *e, const moed_op_squash *a)
 {
     if (a->count <= 0) return MOED_OK;
-    return moedi_cuda_launch(e, squash_kernel<T>, grid_for(a->count), THREADS, 0, static_cast<T *>(a->out), static_cast<const T *>(a->x), a->count);
+    return moedi_cuda_launch(e, squash_kernel<T>, grid_for(a->count), THREADS, 0, static_cast<T *>(a->out),
+                             static_cast<const T *>(a->x), a->count);
 }
 MOEDI_CUDA_DEFINED(squash, squash)
 template <typename T> moed_status moedi_cuda_squash_backward(moedi_cuda *e, const moed_op_squash *a)
 {
     if (a->count <= 0) return MOED_OK;
-    return moedi_cuda_launch(e, squash_backward_kernel<T>, grid_for(a->count), THREADS, 0, static_cast<T *>(a->d_x), static_cast<const T *>(a->out),
-                             static_cast<const T *>(a->d_out), a->count);
+    return moedi_cuda_launch(e, squash_backward_kernel<T>, grid_for(a->count), THREADS, 0, static_cast<T *>(a->d_x),
+                             static_cast<const T *>(a->out), static_cast<const T *>(a->d_out), a->count);
 }
 MOEDI_CUDA_DEFINED(squash_backward, squash)
 
@@ -101,16 +102,16 @@ template <typename T, int V> __global__ void rope_kernel(moed_op_rope a)
 template <typename T> moed_status moedi_cuda_rope(moedi_cuda *e, const moed_op_rope *a)
 {
     constexpr int V = 4; /* of the table's floats, 16 bytes */
-    const bool fits = a->head_dim / 2 % V == 0 && a->stride % V == 0 && reinterpret_cast<uintptr_t>(a->x) % (V * sizeof(T)) == 0 &&
-                      packs<float>(V, a->cosine, a->sine);
+    const bool fits = a->head_dim / 2 % V == 0 && a->stride % V == 0 &&
+                      reinterpret_cast<uintptr_t>(a->x) % (V * sizeof(T)) == 0 && packs<float>(V, a->cosine, a->sine);
     return moedi_cuda_launch(e, fits ? rope_kernel<T, V> : rope_kernel<T, 1>, dim3((unsigned)a->count), THREADS, 0, *a);
 }
 MOEDI_CUDA_DEFINED(rope, rope)
 
 /* ---- swiglu ---- */
 
-/* exp may overflow to infinity: the quotient is then 0, as it should be. Where T is narrow, by functions that are right to more places than
- * T has, in a third of the instructions. */
+/* exp may overflow to infinity: the quotient is then 0, as it should be. Where T is narrow, by functions that are right to more
+ * places than T has, in a third of the instructions. */
 template <typename T> __device__ inline float sigmoid(float x)
 {
     return sizeof(T) == 2 ? __fdividef(1.0f, 1.0f + __expf(-x)) : 1.0f / (1.0f + expf(-x));
@@ -141,7 +142,8 @@ template <typename T, int V> __global__ void swiglu_backward_kernel(moed_op_swig
 {
     const int64_t row = a.slot ? a.slot[blockIdx.x] : blockIdx.x;
     const float weight = a.weights ? static_cast<const float *>(a.weights)[blockIdx.x] : 1.0f;
-    const T *const gates = static_cast<const T *>(a.gate_up) + row * 2 * a.width, *const d_out = static_cast<const T *>(a.d_out) + row * a.width;
+    const T *const gates = static_cast<const T *>(a.gate_up) + row * 2 * a.width;
+    const T *const d_out = static_cast<const T *>(a.d_out) + row * a.width;
     T *const d_gates = static_cast<T *>(a.d_gate_up) + row * 2 * a.width, *const out = static_cast<T *>(a.out) + row * a.width;
     float dot = 0;
     for (int64_t c = (int64_t)threadIdx.x * V; c < a.width; c += (int64_t)blockDim.x * V) {
@@ -194,13 +196,14 @@ template <typename T> moed_status moedi_cuda_sigmoid_gate(moedi_cuda *e, const m
     T *out = static_cast<T *>(a->out);
     const T *x = static_cast<const T *>(a->x), *gate = static_cast<const T *>(a->gate);
     WITH_PACKS(packs<T>(a->width, out, x), T,
-               moedi_cuda_launch(e, sigmoid_gate_kernel<T, V>, grid_for(a->rows * a->width / V), THREADS, 0, out, x, gate, a->width,
-                                 a->rows * a->width / V));
+               moedi_cuda_launch(e, sigmoid_gate_kernel<T, V>, grid_for(a->rows * a->width / V), THREADS, 0, out, x, gate,
+                                 a->width, a->rows * a->width / V));
 }
 MOEDI_CUDA_DEFINED(sigmoid_gate, sigmoid_gate)
 
 /* A block a row: d_x = s d_out, d_gate = s (1 - s) (d_out . x). */
-template <typename T, int V> __global__ void sigmoid_gate_backward_kernel(T *d_x, T *d_gate, const T *x, const T *gate, const T *d_out, int64_t width)
+template <typename T, int V>
+__global__ void sigmoid_gate_backward_kernel(T *d_x, T *d_gate, const T *x, const T *gate, const T *d_out, int64_t width)
 {
     const int64_t row = blockIdx.x, base = row * width;
     const float s = sigmoid<T>(to_float(gate[row]));
@@ -220,7 +223,8 @@ template <typename T> moed_status moedi_cuda_sigmoid_gate_backward(moedi_cuda *e
     T *d_x = static_cast<T *>(a->d_x), *d_gate = static_cast<T *>(a->d_gate);
     const T *x = static_cast<const T *>(a->x), *gate = static_cast<const T *>(a->gate), *d_out = static_cast<const T *>(a->d_out);
     WITH_PACKS(packs<T>(a->width, d_x, x, d_out), T,
-               moedi_cuda_launch(e, sigmoid_gate_backward_kernel<T, V>, dim3((unsigned)a->rows), THREADS, 0, d_x, d_gate, x, gate, d_out, a->width));
+               moedi_cuda_launch(e, sigmoid_gate_backward_kernel<T, V>, dim3((unsigned)a->rows), THREADS, 0, d_x, d_gate, x, gate,
+                                 d_out, a->width));
 }
 MOEDI_CUDA_DEFINED(sigmoid_gate_backward, sigmoid_gate)
 
@@ -235,7 +239,7 @@ static __global__ void sum_kernel(float *out, const float *x, int64_t count, dou
 }
 template <typename T> moed_status moedi_cuda_sum(moedi_cuda *e, const moed_op_sum *a)
 {
-    return moedi_cuda_launch(e, sum_kernel, 1, 1024, 0, static_cast<float *>(a->out), static_cast<const float *>(a->x), a->count, a->scale,
-                             a->accumulate);
+    return moedi_cuda_launch(e, sum_kernel, 1, 1024, 0, static_cast<float *>(a->out), static_cast<const float *>(a->x), a->count,
+                             a->scale, a->accumulate);
 }
 MOEDI_CUDA_DEFINED(sum, sum)

@@ -1,5 +1,5 @@
-/* cuda/common/embedding.cu - rows of a table by token, and their gradients: places are sorted by token, so that each row of the table is
- * added to by one block, in order. */
+/* cuda/common/embedding.cu - rows of a table by token, and their gradients: places are sorted by token, so that each row of the
+ * table is added to by one block, in order. */
 #include "numbers.cuh"
 #include "operations.h"
 #include "sort.h"
@@ -17,7 +17,8 @@ MOEDI_CUDA_DEFINED(embedding, embedding)
 
 /* A block for each place in sorted order; those that begin a token's run do the run. */
 template <typename T, int V>
-__global__ void embedding_backward_kernel(T *d_table, const T *d_out, const int32_t *tokens, const int32_t *places, int64_t count, int64_t width)
+__global__ void embedding_backward_kernel(T *d_table, const T *d_out, const int32_t *tokens, const int32_t *places, int64_t count,
+                                          int64_t width)
 {
     const int64_t first = blockIdx.x;
     const int32_t token = tokens[first];
@@ -58,14 +59,15 @@ template <typename T> moed_status moedi_cuda_embedding_backward(moedi_cuda *e, c
     const int V = packs<T>(a->width, d_table, d_out) ? WIDE_ACCESS<T> : 1;
     const dim3 grid((unsigned)a->count, (unsigned)moedi_cuda_ceil(a->width, THREADS * V));
     if (V > 1)
-        return moedi_cuda_launch(e, embedding_backward_kernel<T, WIDE_ACCESS<T>>, grid, THREADS, 0, d_table, d_out, sorted.keys, sorted.places,
-                                 a->count, a->width);
+        return moedi_cuda_launch(e, embedding_backward_kernel<T, WIDE_ACCESS<T>>, grid, THREADS, 0, d_table, d_out, sorted.keys,
+                                 sorted.places, a->count, a->width);
     return moedi_cuda_launch(e, embedding_backward_kernel<T, 1>, grid, THREADS, 0, d_table, d_out, sorted.keys, sorted.places,
                              a->count, a->width);
 }
 MOEDI_CUDA_DEFINED(embedding_backward, embedding)
 
-template <typename T> __global__ void embed_mean_kernel(float *out, const T *table, const int32_t *tokens, const int64_t *offsets, int64_t width)
+template <typename T>
+__global__ void embed_mean_kernel(float *out, const T *table, const int32_t *tokens, const int64_t *offsets, int64_t width)
 {
     const int64_t from = offsets[blockIdx.x], end = offsets[blockIdx.x + 1];
     for (int64_t c = threadIdx.x; c < width; c += THREADS) {
@@ -76,7 +78,7 @@ template <typename T> __global__ void embed_mean_kernel(float *out, const T *tab
 }
 template <typename T> moed_status moedi_cuda_embed_mean(moedi_cuda *e, const moed_op_embed_mean *a)
 {
-    return moedi_cuda_launch(e, embed_mean_kernel<T>, (unsigned)a->documents, THREADS, 0, a->out, static_cast<const T *>(a->table), a->tokens,
-                             a->offsets, a->width);
+    return moedi_cuda_launch(e, embed_mean_kernel<T>, (unsigned)a->documents, THREADS, 0, a->out,
+                             static_cast<const T *>(a->table), a->tokens, a->offsets, a->width);
 }
 MOEDI_CUDA_DEFINED(embed_mean, embed_mean)

@@ -52,7 +52,8 @@ moed_status moedi_cuda_failed(moedi_cuda *e, cudaError_t error, const char *what
     if (error == cudaErrorMemoryAllocation)
         return moedi_cuda_fail(e, MOED_E_MEMORY, "cuda:%d has no memory left for %.120s", e->device, what);
     return moedi_cuda_fail(e, MOED_E_DEVICE, "cuda:%d: %.120s: %.80s%s", e->device, what, cudaGetErrorString(error),
-                           is_lost(error) ? "; the device is lost to this process: a new one can resume from the last checkpoint" : "");
+                           is_lost(error) ? "; the device is lost to this process: a new one can resume from the last checkpoint"
+                                          : "");
 }
 
 /* ---- devices ---- */
@@ -95,7 +96,8 @@ static moed_status describe_device(const moed_host_api *host, int32_t index, moe
     }
     snprintf(out->description, sizeof out->description, "%.80s (compute capability %d.%d)", p.name, p.major, p.minor);
     out->memory = (int64_t)p.totalGlobalMem;
-    if (p.major < 8) snprintf(out->reason, sizeof out->reason, "compute capability %d.%d: 8.0 or newer is needed", p.major, p.minor);
+    if (p.major < 8)
+        snprintf(out->reason, sizeof out->reason, "compute capability %d.%d: 8.0 or newer is needed", p.major, p.minor);
     return MOED_OK;
 }
 
@@ -172,7 +174,8 @@ static moed_status start_engine(moedi_cuda *e)
     return MOED_OK;
 }
 
-static moed_status open_engine(const moed_host_api *host, const moed_backend_config *config, void **self, const moed_backend **table)
+static moed_status open_engine(const moed_host_api *host, const moed_backend_config *config, void **self,
+                               const moed_backend **table)
 {
     const char *asked = config->kernels && *config->kernels ? config->kernels : "auto";
     const bool narrow = !strcmp(asked, "auto") || !strcmp(asked, "bf16");
@@ -185,7 +188,8 @@ static moed_status open_engine(const moed_host_api *host, const moed_backend_con
         return host->fail(host->self, MOED_E_BACKEND, sentence);
     }
     if (!narrow && strcmp(asked, "f32") != 0) {
-        snprintf(sentence, sizeof sentence, "no kernel set of a CUDA device is called \"%.40s\"; there is auto, bf16, f32", asked);
+        snprintf(sentence, sizeof sentence, "no kernel set of a CUDA device is called \"%.40s\"; there is auto, bf16, f32",
+                 asked);
         return host->fail(host->self, MOED_E_BACKEND, sentence);
     }
     void *memory;
@@ -216,7 +220,8 @@ template <typename T> static moed_status tell_info(void *self, moed_backend_info
     out->wide = MOED_DTYPE_F32;
     out->host_memory = 0;
     snprintf(out->kernels, sizeof out->kernels, "%s", narrow ? "bf16" : "f32");
-    snprintf(out->reason, sizeof out->reason, "%.100s, compute capability %d.%d", e->properties.name, e->properties.major, e->properties.minor);
+    snprintf(out->reason, sizeof out->reason, "%.100s, compute capability %d.%d", e->properties.name, e->properties.major,
+             e->properties.minor);
     return MOED_OK;
 }
 
@@ -225,8 +230,8 @@ template <typename T> static moed_status tell_info(void *self, moed_backend_info
 static moed_status within_limit(moedi_cuda *e, size_t more)
 {
     if (e->limit > 0 && (int64_t)more > e->limit - e->in_use)
-        return moedi_cuda_fail(e, MOED_E_LIMIT, "cuda:%d: %zu bytes more than the %lld in use are over the limit of %lld", e->device, more,
-                               (long long)e->in_use, (long long)e->limit);
+        return moedi_cuda_fail(e, MOED_E_LIMIT, "cuda:%d: %zu bytes more than the %lld in use are over the limit of %lld",
+                               e->device, more, (long long)e->in_use, (long long)e->limit);
     return MOED_OK;
 }
 
@@ -242,7 +247,8 @@ static moed_status no_memory(moedi_cuda *e, cudaError_t error, size_t size)
     size_t left = 0, total = 0;
     (void)cudaGetLastError();
     if (cudaMemGetInfo(&left, &total) != cudaSuccess) (void)cudaGetLastError();
-    snprintf(what, sizeof what, "%zu bytes: %zu of %zu are free, this engine holds %lld", size, left, total, (long long)e->in_use);
+    snprintf(what, sizeof what, "%zu bytes: %zu of %zu are free, this engine holds %lld", size, left, total,
+             (long long)e->in_use);
     return moedi_cuda_failed(e, error, what);
 }
 
@@ -367,8 +373,8 @@ struct moedi_cuda_graph {
     int64_t moves;                   /* of the engine when it was recorded */
 };
 
-/* Of this thread alone: the host's other threads may do what they like meanwhile. So a stream that the legacy default stream waits for
- * is not recorded: a cudaMemcpy of any thread would fail meanwhile, and end the recording. Nor is the default stream. */
+/* Of this thread alone: the host's other threads may do what they like meanwhile. So a stream that the legacy default stream
+ * waits for is not recorded, nor is that one: a cudaMemcpy of any thread would fail meanwhile, and end the recording. */
 static moed_status graph_begin(void *self)
 {
     moedi_cuda *e = static_cast<moedi_cuda *>(self);
@@ -381,7 +387,8 @@ static moed_status graph_begin(void *self)
     e->recording = cudaStreamBeginCapture(e->stream, cudaStreamCaptureModeThreadLocal) == cudaSuccess;
     if (e->recording) return MOED_OK;
     const cudaError_t error = cudaGetLastError();
-    return moedi_cuda_fail(e, MOED_E_UNSUPPORTED, "cuda:%d: work on this stream cannot be recorded: %s", e->device, cudaGetErrorString(error));
+    return moedi_cuda_fail(e, MOED_E_UNSUPPORTED, "cuda:%d: work on this stream cannot be recorded: %s", e->device,
+                           cudaGetErrorString(error));
 }
 
 static moed_status graph_end(void *self, void **out)
@@ -416,7 +423,8 @@ static moed_status graph_launch(void *self, void *graph)
     moedi_cuda *e = static_cast<moedi_cuda *>(self);
     const moedi_cuda_graph *g = static_cast<const moedi_cuda_graph *>(graph);
     const moedi_cuda_current current(e);
-    if (g->moves != e->moves) return moedi_cuda_fail(e, MOED_E_UNSUPPORTED, "cuda:%d: memory that the graph uses has moved", e->device);
+    if (g->moves != e->moves)
+        return moedi_cuda_fail(e, MOED_E_UNSUPPORTED, "cuda:%d: memory that the graph uses has moved", e->device);
     MOEDI_CUDA_CHECK(e, cudaGraphLaunch(g->whole, e->stream));
     return MOED_OK;
 }

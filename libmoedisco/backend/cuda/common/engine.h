@@ -44,8 +44,8 @@ enum : size_t { MOEDI_CUDA_WORKSPACE = size_t(64) << 20 };
 /* The status for a CUDA error, with a sentence that names what was tried. */
 moed_status moedi_cuda_failed(moedi_cuda *e, cudaError_t error, const char *what);
 moed_status moedi_cuda_fail(moedi_cuda *e, moed_status status, const char *format, ...) __attribute__((format(printf, 3, 4)));
-/* Device memory of `size` bytes, the caller's allocator's where there is one; it goes back to moedi_cuda_device_free (NULL is nothing).
- * Counted against the limit. */
+/* Device memory of `size` bytes, the caller's allocator's where there is one; it goes back to moedi_cuda_device_free (NULL is
+ * nothing). Counted against the limit. */
 moed_status moedi_cuda_device_alloc(moedi_cuda *e, size_t size, void **out);
 void moedi_cuda_device_free(moedi_cuda *e, void *memory, size_t size);
 /* At least `size` bytes of device memory, valid until the next operation of this engine asks again. */
@@ -70,8 +70,8 @@ struct moedi_cuda_driver {
 };
 const moedi_cuda_driver &moedi_cuda_driver_of_process();
 
-/* Makes the engine's device current while it lives, and then what the caller's thread had: any context, or none. By the driver: the
- * runtime names a thread without a context device 0's, and giving that back would make a context there. */
+/* Makes the engine's device current while it lives, and then what the caller's thread had: any context, or none. By the driver:
+ * the runtime names a thread without a context device 0's, and giving that back would make a context there. */
 struct moedi_cuda_current {
     const moedi_cuda_driver &driver;
     CUcontext before = nullptr;
@@ -91,7 +91,8 @@ struct moedi_cuda_current {
 
 /* Starts a kernel on the engine's stream. Nothing is done for an empty grid. */
 template <typename... Parameters, typename... Arguments>
-moed_status moedi_cuda_launch(moedi_cuda *e, void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared, Arguments... arguments)
+moed_status moedi_cuda_launch(moedi_cuda *e, void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared,
+                              Arguments... arguments)
 {
     if (grid.x == 0 || grid.y == 0 || grid.z == 0) return MOED_OK;
     cudaLaunchConfig_t config = {};

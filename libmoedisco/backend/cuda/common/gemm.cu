@@ -14,14 +14,16 @@ struct shape {
     int flags, alignment; /* transposes, accumulate, bias, wide, halves; log2 bytes that all addresses are multiples of */
     bool operator==(const shape &o) const
     {
-        return m == o.m && n == o.n && k == o.k && lda == o.lda && ldb == o.ldb && ldc == o.ldc && flags == o.flags && alignment == o.alignment;
+        return m == o.m && n == o.n && k == o.k && lda == o.lda && ldb == o.ldb && ldc == o.ldc && flags == o.flags &&
+               alignment == o.alignment;
     }
 };
 struct shape_hash {
     size_t operator()(const shape &s) const
     {
         size_t h = 0;
-        for (int64_t x : {s.m, s.n, s.k, s.lda, s.ldb, s.ldc, (int64_t)s.flags, (int64_t)s.alignment}) h = (h ^ (size_t)x) * 0x9e3779b97f4a7c15u + (h >> 29);
+        for (int64_t x : {s.m, s.n, s.k, s.lda, s.ldb, s.ldc, (int64_t)s.flags, (int64_t)s.alignment})
+            h = (h ^ (size_t)x) * 0x9e3779b97f4a7c15u + (h >> 29);
         return h;
     }
 };
@@ -42,14 +44,16 @@ struct plan {
 /* The largest power of two up to 256 that all addresses are multiples of. */
 int alignment_of(const moed_op_gemm *a)
 {
-    const uintptr_t together = (uintptr_t)a->a | (uintptr_t)a->b | (uintptr_t)a->c | (uintptr_t)a->bias | (uintptr_t)a->addend | 256;
+    const uintptr_t together =
+        (uintptr_t)a->a | (uintptr_t)a->b | (uintptr_t)a->c | (uintptr_t)a->bias | (uintptr_t)a->addend | 256;
     return __builtin_ctzll(together);
 }
 
 shape shape_of(const moed_op_gemm *a, cudaDataType_t real)
 {
     const int halves = real == CUDA_R_16F ? 32 : 0;
-    const int flags = halves | (a->transpose_a ? 1 : 0) | (a->transpose_b ? 2 : 0) | (a->accumulate ? 4 : 0) | (a->bias ? 8 : 0) | (a->wide_c ? 16 : 0);
+    const int flags = halves | (a->transpose_a ? 1 : 0) | (a->transpose_b ? 2 : 0) | (a->accumulate ? 4 : 0) | (a->bias ? 8 : 0) |
+                      (a->wide_c ? 16 : 0);
     return {a->m, a->n, a->k, a->lda, a->ldb, a->ldc, flags, alignment_of(a)};
 }
 
@@ -62,16 +66,21 @@ bool describe(plan *p, const moed_op_gemm *a, cudaDataType_t real)
 {
     const cudaDataType_t to = a->wide_c ? CUDA_R_32F : real;
     /* first operand: b; op(b)^T (n, k) */
-    const cublasOperation_t first = a->transpose_b ? CUBLAS_OP_T : CUBLAS_OP_N, second = a->transpose_a ? CUBLAS_OP_T : CUBLAS_OP_N;
+    const cublasOperation_t first = a->transpose_b ? CUBLAS_OP_T : CUBLAS_OP_N,
+                            second = a->transpose_a ? CUBLAS_OP_T : CUBLAS_OP_N;
     if (moedi_cublas.cublasLtMatmulDescCreate(&p->product, CUBLAS_COMPUTE_32F, CUDA_R_32F) != CUBLAS_STATUS_SUCCESS) return false;
-    if (!set(p->product, CUBLASLT_MATMUL_DESC_TRANSA, first) || !set(p->product, CUBLASLT_MATMUL_DESC_TRANSB, second)) return false;
+    if (!set(p->product, CUBLASLT_MATMUL_DESC_TRANSA, first) || !set(p->product, CUBLASLT_MATMUL_DESC_TRANSB, second))
+        return false;
     if (a->bias) {
         const cublasLtEpilogue_t epilogue = CUBLASLT_EPILOGUE_BIAS;
-        if (!set(p->product, CUBLASLT_MATMUL_DESC_EPILOGUE, epilogue) || !set(p->product, CUBLASLT_MATMUL_DESC_BIAS_POINTER, a->bias))
+        if (!set(p->product, CUBLASLT_MATMUL_DESC_EPILOGUE, epilogue) ||
+            !set(p->product, CUBLASLT_MATMUL_DESC_BIAS_POINTER, a->bias))
             return false;
     }
-    return moedi_cublas.cublasLtMatrixLayoutCreate(&p->a, real, a->transpose_b ? a->k : a->n, a->transpose_b ? a->n : a->k, a->ldb) == CUBLAS_STATUS_SUCCESS &&
-           moedi_cublas.cublasLtMatrixLayoutCreate(&p->b, real, a->transpose_a ? a->m : a->k, a->transpose_a ? a->k : a->m, a->lda) == CUBLAS_STATUS_SUCCESS &&
+    return moedi_cublas.cublasLtMatrixLayoutCreate(&p->a, real, a->transpose_b ? a->k : a->n, a->transpose_b ? a->n : a->k,
+                                                   a->ldb) == CUBLAS_STATUS_SUCCESS &&
+           moedi_cublas.cublasLtMatrixLayoutCreate(&p->b, real, a->transpose_a ? a->m : a->k, a->transpose_a ? a->k : a->m,
+                                                   a->lda) == CUBLAS_STATUS_SUCCESS &&
            moedi_cublas.cublasLtMatrixLayoutCreate(&p->c, to, a->n, a->m, a->ldc) == CUBLAS_STATUS_SUCCESS;
 }
 
@@ -83,7 +92,8 @@ bool choose(moedi_cuda *e, plan *p, int alignment)
     const size_t workspace = MOEDI_CUDA_WORKSPACE;
     const uint32_t bytes = 1u << alignment;
     if (moedi_cublas.cublasLtMatmulPreferenceCreate(&preference) != CUBLAS_STATUS_SUCCESS) return false;
-    moedi_cublas.cublasLtMatmulPreferenceSetAttribute(preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &workspace, sizeof workspace);
+    moedi_cublas.cublasLtMatmulPreferenceSetAttribute(preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &workspace,
+                                                      sizeof workspace);
     for (auto what : {CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES,
                       CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES})
         moedi_cublas.cublasLtMatmulPreferenceSetAttribute(preference, what, &bytes, sizeof bytes);
@@ -136,20 +146,21 @@ static moed_status multiply(moedi_cuda *e, const moed_op_gemm *a, cudaDataType_t
         return moedi_cuda_fail(e, MOED_E_MEMORY, "out of memory for the plan of a matrix product");
     }
     if (!p)
-        return moedi_cuda_fail(e, MOED_E_DEVICE, "cuda:%d: cuBLAS has no way to do a product of (%lld, %lld, %lld)", e->device, (long long)a->m,
-                               (long long)a->n, (long long)a->k);
+        return moedi_cuda_fail(e, MOED_E_DEVICE, "cuda:%d: cuBLAS has no way to do a product of (%lld, %lld, %lld)", e->device,
+                               (long long)a->m, (long long)a->n, (long long)a->k);
     if (!e->workspace) MOEDI_CUDA_TRY(moedi_cuda_device_alloc(e, MOEDI_CUDA_WORKSPACE, &e->workspace));
     if (a->bias) set(p->product, CUBLASLT_MATMUL_DESC_BIAS_POINTER, a->bias);
     const cublasStatus_t status =
-        moedi_cublas.cublasLtMatmul(e->blas, p->product, &one, a->b, p->a, a->a, p->b, &beta, a->accumulate ? addend_of(a) : a->c, p->c, a->c,
-                                    p->c, &p->algorithm, e->workspace, p->workspace, e->stream);
+        moedi_cublas.cublasLtMatmul(e->blas, p->product, &one, a->b, p->a, a->a, p->b, &beta, a->accumulate ? addend_of(a) : a->c,
+                                    p->c, a->c, p->c, &p->algorithm, e->workspace, p->workspace, e->stream);
     if (status == CUBLAS_STATUS_SUCCESS) return MOED_OK;
-    return moedi_cuda_fail(e, MOED_E_DEVICE, "cuda:%d: a product of (%lld, %lld, %lld): %s", e->device, (long long)a->m, (long long)a->n,
-                           (long long)a->k, moedi_cublas.cublasLtGetStatusString(status));
+    return moedi_cuda_fail(e, MOED_E_DEVICE, "cuda:%d: a product of (%lld, %lld, %lld): %s", e->device, (long long)a->m,
+                           (long long)a->n, (long long)a->k, moedi_cublas.cublasLtGetStatusString(status));
 }
 
 /* c = [addend] [+ bias] where nothing is summed over. */
-template <typename T, typename C> __global__ void fill_kernel(C *c, const C *addend, const T *bias, int64_t m, int64_t n, int64_t ldc)
+template <typename T, typename C>
+__global__ void fill_kernel(C *c, const C *addend, const T *bias, int64_t m, int64_t n, int64_t ldc)
 {
     const int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
     if (i >= m * n) return;
@@ -163,8 +174,8 @@ template <typename T> moed_status moedi_cuda_gemm(moedi_cuda *e, const moed_op_g
     const unsigned blocks = (unsigned)moedi_cuda_ceil(a->m * a->n, 256);
     const void *addend = a->accumulate ? addend_of(a) : nullptr;
     if (a->k <= 0 && a->wide_c)
-        return moedi_cuda_launch(e, fill_kernel<T, float>, blocks, 256, 0, static_cast<float *>(a->c), static_cast<const float *>(addend),
-                                 static_cast<const T *>(nullptr), a->m, a->n, a->ldc);
+        return moedi_cuda_launch(e, fill_kernel<T, float>, blocks, 256, 0, static_cast<float *>(a->c),
+                                 static_cast<const float *>(addend), static_cast<const T *>(nullptr), a->m, a->n, a->ldc);
     if (a->k <= 0)
         return moedi_cuda_launch(e, fill_kernel<T, T>, blocks, 256, 0, static_cast<T *>(a->c), static_cast<const T *>(addend),
                                  static_cast<const T *>(a->bias), a->m, a->n, a->ldc);

@@ -7,8 +7,8 @@ enum { TILE = 64, DEPTH = 16, EACH = 4, THREADS = 256 };
 
 /* One tile of c (rows x columns at c, row stride ldc): the sum over k of a(i, p) b(p, j), read through their strides. */
 template <typename T>
-__device__ void multiply_tile(T *c, int64_t ldc, const T *a, int64_t a_row, int64_t a_depth, const T *b, int64_t b_depth, int64_t b_column, int64_t rows,
-                              int64_t columns, int64_t k, bool accumulate)
+__device__ void multiply_tile(T *c, int64_t ldc, const T *a, int64_t a_row, int64_t a_depth, const T *b, int64_t b_depth,
+                              int64_t b_column, int64_t rows, int64_t columns, int64_t k, bool accumulate)
 {
     __shared__ float left[DEPTH][TILE + 1], right[DEPTH][TILE + 1];
     const int ty = threadIdx.x / 16 * EACH, tx = threadIdx.x % 16 * EACH;
@@ -20,7 +20,8 @@ __device__ void multiply_tile(T *c, int64_t ldc, const T *a, int64_t a_row, int6
         }
         for (int i = threadIdx.x; i < TILE * DEPTH; i += THREADS) {
             const int column = b_depth == 1 ? i / DEPTH : i % TILE, depth = b_depth == 1 ? i % DEPTH : i / TILE;
-            right[depth][column] = column < columns && p + depth < k ? to_float(b[(p + depth) * b_depth + column * b_column]) : 0.0f;
+            right[depth][column] =
+                column < columns && p + depth < k ? to_float(b[(p + depth) * b_depth + column * b_column]) : 0.0f;
         }
         __syncthreads();
 #pragma unroll
@@ -63,9 +64,9 @@ template <typename T> __global__ void ragged_rows_kernel(moed_op_grouped_gemm a)
 template <typename T> __global__ void ragged_reduction_kernel(moed_op_grouped_gemm a)
 {
     const int64_t g = blockIdx.z, from = a.offsets[g], row = (int64_t)blockIdx.x * TILE, column = (int64_t)blockIdx.y * TILE;
-    multiply_tile(static_cast<T *>(a.c) + g * a.stride_c + row * a.ldc + column, a.ldc, static_cast<const T *>(a.a) + from * a.lda + row, 1, a.lda,
-                  static_cast<const T *>(a.b) + from * a.ldb + column, a.ldb, 1, least(TILE, a.m - row), least(TILE, a.n - column),
-                  a.offsets[g + 1] - from, a.accumulate);
+    multiply_tile(static_cast<T *>(a.c) + g * a.stride_c + row * a.ldc + column, a.ldc,
+                  static_cast<const T *>(a.a) + from * a.lda + row, 1, a.lda, static_cast<const T *>(a.b) + from * a.ldb + column,
+                  a.ldb, 1, least(TILE, a.m - row), least(TILE, a.n - column), a.offsets[g + 1] - from, a.accumulate);
 }
 
 template <typename T> size_t moedi_cuda_grouped_gemm_room(const moed_workload *w)
@@ -82,7 +83,8 @@ template <typename T> moed_status moedi_cuda_grouped_gemm(moedi_cuda *e, const m
         if (status != MOED_E_UNSUPPORTED) return status;
     }
     const unsigned rows = (unsigned)moedi_cuda_ceil(a->m, TILE), columns = (unsigned)moedi_cuda_ceil(a->n, TILE);
-    if (a->reduce) return moedi_cuda_launch(e, ragged_reduction_kernel<T>, dim3(rows, columns, (unsigned)a->groups), THREADS, 0, *a);
+    if (a->reduce)
+        return moedi_cuda_launch(e, ragged_reduction_kernel<T>, dim3(rows, columns, (unsigned)a->groups), THREADS, 0, *a);
     return moedi_cuda_launch(e, ragged_rows_kernel<T>, dim3(rows + (unsigned)a->groups, columns), THREADS, 0, *a);
 }
 MOEDI_CUDA_DEFINED(grouped_gemm, grouped_gemm)

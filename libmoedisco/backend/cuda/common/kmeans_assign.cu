@@ -1,8 +1,8 @@
 /* cuda/common/kmeans_assign.cu - the nearest centroid of each row, by products of halves and their bounds (kmeans_screen.cuh).
  *
- * Up to 64 clusters the kernel below streams x once; more are multiplied by a kernel of the chip where there is one, else by cuBLAS.
- * What lies within the bounds of the lowest cost is decided again by differences in float: labels are those of float, and a tie takes
- * the lower cluster. Nothing depends on the order in which threads run. */
+ * Up to 64 clusters the kernel below streams x once; more are multiplied by a kernel of the chip where there is one, else by
+ * cuBLAS. What lies within the bounds of the lowest cost is decided again by differences in float: labels are those of float, and
+ * a tie takes the lower cluster. Nothing depends on the order in which threads run. */
 #include "kmeans_screen.cuh"
 
 enum { WARPS = 8, THREADS = 32 * WARPS };
@@ -21,8 +21,8 @@ __device__ static inline cost cost_of(float dot, const screen &s, const reach &r
 enum { STREAM_CLUSTERS = 64, STREAM_ROWS = 256, STREAM_STEP = 32, STREAM_X = STREAM_ROWS * STREAM_STEP / 4,
        STREAM_STAGE = STREAM_X + STREAM_CLUSTERS * STREAM_STEP / 8 /* of 16 bytes */ };
 
-/* Where the streaming kernel has column d of centroid k: a lane loads 16 bytes for 8 clusters and 32 columns. Lane 4 g + t has centroid g,
- * and columns 4 t to 4 t + 3 of the first and of the second 16; x is loaded alike. */
+/* Where the streaming kernel has column d of centroid k: a lane loads 16 bytes for 8 clusters and 32 columns. Lane 4 g + t has
+ * centroid g, and columns 4 t to 4 t + 3 of the first and of the second 16; x is loaded alike. */
 struct stream_place {
     __device__ int64_t operator()(int64_t k, int64_t d) const
     {
@@ -55,8 +55,8 @@ struct stream_job {
     float precision; /* of a product, by the lengths of its factors */
 };
 
-/* A block has 256 rows, a warp 32 of them with all clusters: each number of x is taken once. Steps of 32 columns come by asynchronous
- * copies, STAGES - 1 ahead. Odd rows have their halves of a step swapped, which spares conflicts of banks. */
+/* A block has 256 rows, a warp 32 of them with all clusters: each number of x is taken once. Steps of 32 columns come by
+ * asynchronous copies, STAGES - 1 ahead. Odd rows have their halves of a step swapped, which spares conflicts of banks. */
 template <int STAGES> static __global__ void __launch_bounds__(THREADS, 1) stream_kernel(const stream_job a)
 {
     extern __shared__ uint4 memory[];
@@ -120,7 +120,8 @@ template <int STAGES> static __global__ void __launch_bounds__(THREADS, 1) strea
             float square = squares[m][r], rest = lost[m][r], limit = INFINITY;
             uint64_t near = 0;
 #pragma unroll
-            for (int d = 1; d < 4; d <<= 1) square += __shfl_xor_sync(0xffffffffu, square, d), rest += __shfl_xor_sync(0xffffffffu, rest, d);
+            for (int d = 1; d < 4; d <<= 1)
+                square += __shfl_xor_sync(0xffffffffu, square, d), rest += __shfl_xor_sync(0xffffffffu, rest, d);
             const reach own = reach_of(square, rest, scale, a.precision);
 #pragma unroll
             for (int i = 0; i < 16; i++) {
@@ -163,8 +164,8 @@ struct row_place {
 
 /* A warp a row: its halves (rows of `stride`, zeros behind the width), and how far products of them may be off. */
 template <int V>
-static __global__ void halve_kernel(__half *halves, reach *reaches, const float *x, const extremes *most, int64_t count, int64_t width, int64_t stride,
-                                    float precision)
+static __global__ void halve_kernel(__half *halves, reach *reaches, const float *x, const extremes *most, int64_t count,
+                                    int64_t width, int64_t stride, float precision)
 {
     const int lane = threadIdx.x & 31;
     const int64_t i = (int64_t)blockIdx.x * WARPS + (threadIdx.x >> 5);
@@ -216,7 +217,8 @@ struct choice {
     float distance;
     int nearest;
 };
-template <int V> __device__ static inline void consider(choice &c, const moed_op_kmeans_assign &a, int64_t row, int64_t k, int lane)
+template <int V>
+__device__ static inline void consider(choice &c, const moed_op_kmeans_assign &a, int64_t row, int64_t k, int lane)
 {
     const float of = square_distance<V>(a.x + row * a.width, a.centroids + k * a.width, a.width, lane);
     const double with = (double)of + (a.penalty ? a.penalty[k] : 0.0);
@@ -261,7 +263,8 @@ template <int V> static auto decide_candidates_of(int words)
 }
 moed_status moedi_cuda_kmeans_decide(moedi_cuda *e, const moed_op_kmeans_assign *a, const uint64_t *candidates, int words)
 {
-    const auto kernel = packs<float>(a->width, a->x, a->centroids) ? decide_candidates_of<4>(words) : decide_candidates_of<1>(words);
+    const auto kernel =
+        packs<float>(a->width, a->x, a->centroids) ? decide_candidates_of<4>(words) : decide_candidates_of<1>(words);
     return moedi_cuda_launch(e, kernel, (unsigned)moedi_cuda_ceil(a->count, THREADS), THREADS, 0, *a, candidates);
 }
 
@@ -289,7 +292,8 @@ __device__ static inline lowest_two warp_lowest(lowest_two l)
 
 /* A row whose lowest two costs lie too near: each cluster with its own bound, and those left by differences. A warp together. */
 template <int V>
-__device__ static inline choice decide_row(const moed_op_kmeans_assign &a, const float *dots, const screen *screens, const reach &own, int64_t row, int lane)
+__device__ static inline choice decide_row(const moed_op_kmeans_assign &a, const float *dots, const screen *screens,
+                                           const reach &own, int64_t row, int lane)
 {
     float limit = INFINITY;
     choice best = {0, 0, -1};
@@ -319,7 +323,8 @@ static __global__ void decide_kernel(moed_op_kmeans_assign a, const float *dots,
     const int lane = threadIdx.x & 31;
     const int64_t first = ((int64_t)blockIdx.x * WARPS + (threadIdx.x >> 5)) * ROWS;
     const int rows = (int)(a.count - first < ROWS ? a.count - first : ROWS);
-    const float norm = __uint_as_float(p.most->norm), error = __uint_as_float(p.most->error), slack = __uint_as_float(p.most->base) * 0x1p-22f;
+    const float norm = __uint_as_float(p.most->norm), error = __uint_as_float(p.most->error),
+                slack = __uint_as_float(p.most->base) * 0x1p-22f;
     lowest_two l[ROWS];
     if (rows <= 0) return;
 #pragma unroll
@@ -345,7 +350,8 @@ static __global__ void decide_kernel(moed_op_kmeans_assign a, const float *dots,
         const float by = fmaf(2.0f, fmaf(own.a, norm, own.b * error), slack);
         choice best = {0, 0, found.cluster};
         /* of equals, and of what is no number, none is far enough */
-        if (!(found.second - found.first > 2.0f * by * (1 + 0x1p-20f))) best = decide_row<V>(a, dots, p.screens, own, first + i, lane);
+        if (!(found.second - found.first > 2.0f * by * (1 + 0x1p-20f)))
+            best = decide_row<V>(a, dots, p.screens, own, first + i, lane);
         else if (a.distances) consider<V>(best = {0, 0, -1}, a, first + i, found.cluster, lane);
         if (lane) continue;
         a.labels[first + i] = best.nearest;
@@ -363,14 +369,14 @@ static moed_status assign_few(moedi_cuda *e, const moed_op_kmeans_assign *a)
         c = take_prepared(p, a, halves), candidates = p.take<uint64_t>(a->count);
     }));
     MOEDI_CUDA_TRY(prepare(e, a, c, halves, stream_place()));
-    const stream_job job = {candidates, a->x, reinterpret_cast<const uint4 *>(c.halves), c.screens, c.most, a->count, a->width, (int)a->clusters,
-                            precision_of(a->width)};
+    const stream_job job = {candidates, a->x, reinterpret_cast<const uint4 *>(c.halves), c.screens, c.most,
+                            a->count, a->width, (int)a->clusters, precision_of(a->width)};
     MOEDI_CUDA_TRY(stream_products(e, job));
     return moedi_cuda_kmeans_decide(e, a, candidates, 1);
 }
 
-/* Rows that are multiplied at a time: whole waves of blocks, as long as the bytes of each allow. Measured, K = 1024: 400 MB 15.7 ms, 1 GB
- * 15.3; of slower kernels before, 400 MB 16.6, 128 MB 19.8. */
+/* Rows that are multiplied at a time: whole waves of blocks, as long as the bytes of each allow. Measured, K = 1024: 400 MB 15.7
+ * ms, 1 GB 15.3; of slower kernels before, 400 MB 16.6, 128 MB 19.8. */
 enum { PRODUCT_BYTES = 400 << 20 };
 static int64_t rows_at_a_time(const moedi_cuda *e, int64_t count, int64_t bytes)
 {
@@ -393,7 +399,8 @@ static moed_status assign_many(moedi_cuda *e, const moed_op_kmeans_assign *a)
     MOEDI_CUDA_TRY(prepare(e, a, c, a->clusters * stride, row_place{stride}));
     const bool wide = packs<float>(a->width, a->x, a->centroids), four = a->clusters % 4 == 0;
     const auto halve = wide ? halve_kernel<4> : halve_kernel<1>;
-    const auto decide = wide ? (four ? decide_kernel<4, 4> : decide_kernel<4, 1>) : four ? decide_kernel<1, 4> : decide_kernel<1, 1>;
+    const auto decide = wide ? (four ? decide_kernel<4, 4> : decide_kernel<4, 1>)
+                             : (four ? decide_kernel<1, 4> : decide_kernel<1, 1>);
     for (int64_t from = 0; from < a->count; from += rows) {
         moed_op_kmeans_assign part = *a;
         moed_op_gemm product = {};
@@ -401,11 +408,11 @@ static moed_status assign_many(moedi_cuda *e, const moed_op_kmeans_assign *a)
         if (part.distances) part.distances += from;
         product.c = dots, product.a = halves, product.b = c.halves, product.transpose_b = product.wide_c = 1;
         product.m = part.count, product.n = product.ldc = a->clusters, product.k = product.lda = product.ldb = stride;
-        MOEDI_CUDA_TRY(moedi_cuda_launch(e, halve, (unsigned)moedi_cuda_ceil(part.count, WARPS), THREADS, 0, halves, reaches, part.x,
-                                         (const extremes *)c.most, part.count, a->width, stride, precision_of(a->width)));
+        MOEDI_CUDA_TRY(moedi_cuda_launch(e, halve, (unsigned)moedi_cuda_ceil(part.count, WARPS), THREADS, 0, halves, reaches,
+                                         part.x, (const extremes *)c.most, part.count, a->width, stride, precision_of(a->width)));
         MOEDI_CUDA_TRY(moedi_cuda_gemm_halves(e, &product));
-        MOEDI_CUDA_TRY(moedi_cuda_launch(e, decide, (unsigned)moedi_cuda_ceil(part.count, WARPS * ROWS), THREADS, 0, part, (const float *)dots, c,
-                                         (const reach *)reaches));
+        MOEDI_CUDA_TRY(moedi_cuda_launch(e, decide, (unsigned)moedi_cuda_ceil(part.count, WARPS * ROWS), THREADS, 0, part,
+                                         (const float *)dots, c, (const reach *)reaches));
     }
     return MOED_OK;
 }

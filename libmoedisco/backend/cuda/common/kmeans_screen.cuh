@@ -1,5 +1,5 @@
-/* cuda/common/kmeans_screen.cuh - what a step of k-means knows of its centroids before it multiplies: their halves, and bounds of what
- * these lose.
+/* cuda/common/kmeans_screen.cuh - what a step of k-means knows of its centroids before it multiplies: their halves, and bounds of
+ * what these lose.
  *
  * ||x - c||^2 orders the centroids as base - 2 x.(c - m) does, where m is the centroids' mean and base = ||c||^2 - ||m||^2. The
  * products are of halves (IEEE, 16 bits), scaled by powers of two. Every product comes with a bound of its error. */
@@ -11,8 +11,8 @@
 #include "numbers.cuh"
 #include "operations.h"
 
-/* The cost of a cluster is base - 2 x.c, where x.c is the product of the halves times `scale`; its error is at most what base is rounded
- * by and 2 (row's a * norm + row's b * error). */
+/* The cost of a cluster is base - 2 x.c, where x.c is the product of the halves times `scale`; its error is at most what base is
+ * rounded by and 2 (row's a * norm + row's b * error). */
 struct alignas(16) screen {
     float base, norm, error, scale;
 };
@@ -54,8 +54,8 @@ __device__ static inline float power_to(float highest, int places)
     const int exponent = (int)(__float_as_uint(highest) >> 23 & 255) - 127;
     return __uint_as_float((unsigned)(127 + places - (exponent > -100 ? exponent : -100)) << 23);
 }
-/* Of x, whose numbers are taken to be about as large as the centroids': the largest of these comes to 1. Those over 2^15 times as large
- * become no number, and their rows are decided by differences. */
+/* Of x, whose numbers are taken to be about as large as the centroids': the largest of these comes to 1. Those over 2^15 times as
+ * large become no number, and their rows are decided by differences. */
 __device__ static inline float scale_of_x(const extremes *most)
 {
     return power_to(__uint_as_float(most->number), 0);
@@ -76,7 +76,8 @@ static __global__ void prepare_kernel(prepared p, const float *centroids, const 
     const int64_t k = blockIdx.x;
     double base = 0, square = 0, lost = 0;
     float highest = 0;
-    for (int64_t d = threadIdx.x; d < width; d += SCREEN_THREADS) highest = fmaxf(highest, fabsf(centroids[k * width + d] - p.mean[d]));
+    for (int64_t d = threadIdx.x; d < width; d += SCREEN_THREADS)
+        highest = fmaxf(highest, fabsf(centroids[k * width + d] - p.mean[d]));
     const float scale = power_to(block_max(highest), 14);
     for (int64_t d = threadIdx.x; d < width; d += SCREEN_THREADS) {
         const float at = centroids[k * width + d], m = p.mean[d], c = at - m;
@@ -89,7 +90,8 @@ static __global__ void prepare_kernel(prepared p, const float *centroids, const 
     base = block_sum(base), square = block_sum(square), lost = block_sum(lost);
     if (threadIdx.x) return;
     if (penalty) base += penalty[k];
-    const screen s = {(float)base, __double2float_ru(sqrt(square) * (1 + 0x1p-10)), __double2float_ru(sqrt(lost)), 1 / scale / scale_of_x(p.most)};
+    const screen s = {(float)base, __double2float_ru(sqrt(square) * (1 + 0x1p-10)), __double2float_ru(sqrt(lost)),
+                      1 / scale / scale_of_x(p.most)};
     p.screens[k] = s;
     p.lines[k] = s.base, p.lines[gridDim.x + k] = -2.0f * s.scale;
     atomicMax(&p.most->base, __float_as_uint(fabsf(s.base)));
@@ -126,7 +128,8 @@ static moed_status prepare(moedi_cuda *e, const moed_op_kmeans_assign *a, const 
     MOEDI_CUDA_CHECK(e, cudaMemsetAsync(p.most, 0, sizeof *p.most, e->stream));
     MOEDI_CUDA_CHECK(e, cudaMemsetAsync(p.halves, 0, (size_t)halves * sizeof *p.halves, e->stream));
     const unsigned blocks = (unsigned)moedi_cuda_ceil(a->width, 32), clusters = (unsigned)a->clusters;
-    MOEDI_CUDA_TRY(moedi_cuda_launch(e, mean_kernel, blocks, SCREEN_THREADS, 0, p.mean, p.most, a->centroids, a->clusters, a->width));
+    MOEDI_CUDA_TRY(
+        moedi_cuda_launch(e, mean_kernel, blocks, SCREEN_THREADS, 0, p.mean, p.most, a->centroids, a->clusters, a->width));
     return moedi_cuda_launch(e, prepare_kernel<Place>, clusters, SCREEN_THREADS, 0, p, a->centroids, a->penalty, a->width, place);
 }
 /* What every addition of a product to the sum so far may lose, and the roundings of the bounds. */
@@ -135,8 +138,8 @@ static inline float precision_of(int64_t width)
     return 0x1p-18f + 0x1p-23f * (float)width / 8;
 }
 
-/* Labels, and distances where they are wanted, from candidates (count, words; 1, 4, 8 or 16 words of 64 clusters): a bit for each cluster
- * that may be the nearest. By differences in float where there are several. candidates NULL: one cluster. */
+/* Labels, and distances where they are wanted, from candidates (count, words; 1, 4, 8 or 16 words of 64 clusters): a bit for each
+ * cluster that may be the nearest. By differences in float where there are several. candidates NULL: one cluster. */
 moed_status moedi_cuda_kmeans_decide(moedi_cuda *e, const moed_op_kmeans_assign *a, const uint64_t *candidates, int words);
 
 #endif

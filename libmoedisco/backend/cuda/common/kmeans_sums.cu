@@ -24,7 +24,8 @@ __device__ static inline int64_t first_of(const int32_t *labels, int64_t count, 
 
 /* Piece blockIdx.y, SUM_THREADS * V columns of blockIdx.x. */
 template <int V>
-static __global__ void __launch_bounds__(SUM_THREADS, 8) part_kernel(double *parts, moed_op_kmeans_accumulate a, const int32_t *labels, const int32_t *places)
+static __global__ void __launch_bounds__(SUM_THREADS, 8)
+    part_kernel(double *parts, moed_op_kmeans_accumulate a, const int32_t *labels, const int32_t *places)
 {
     __shared__ int32_t label[PIECE], place[PIECE];
     __shared__ float weight[PIECE];
@@ -62,7 +63,8 @@ static __global__ void __launch_bounds__(SUM_THREADS, 8) part_kernel(double *par
 }
 
 /* Cluster blockIdx.x, columns of blockIdx.y. */
-static __global__ void whole_kernel(moed_op_kmeans_accumulate a, const double *parts, const int32_t *labels, const int32_t *places)
+static __global__ void whole_kernel(moed_op_kmeans_accumulate a, const double *parts, const int32_t *labels,
+                                    const int32_t *places)
 {
     const int64_t k = blockIdx.x, from = first_of(labels, a.count, k), end = first_of(labels, a.count, k + 1);
     const int64_t column = (int64_t)blockIdx.y * SUM_THREADS + threadIdx.x;
@@ -104,8 +106,8 @@ template <typename T> moed_status moedi_cuda_kmeans_accumulate(moedi_cuda *e, co
                                          parts + first * a->width, part, sorted.keys + first * PIECE,
                                          sorted.places + first * PIECE));
     }
-    return moedi_cuda_launch(e, whole_kernel, dim3((unsigned)a->clusters, (unsigned)moedi_cuda_ceil(a->width, SUM_THREADS)), SUM_THREADS, 0, *a,
-                             (const double *)parts, sorted.keys, sorted.places);
+    return moedi_cuda_launch(e, whole_kernel, dim3((unsigned)a->clusters, (unsigned)moedi_cuda_ceil(a->width, SUM_THREADS)),
+                             SUM_THREADS, 0, *a, (const double *)parts, sorted.keys, sorted.places);
 }
 MOEDI_CUDA_DEFINED(kmeans_accumulate, kmeans_accumulate)
 /* ---- labels and sums ---- */
@@ -114,7 +116,8 @@ MOEDI_CUDA_DEFINED(kmeans_accumulate, kmeans_accumulate)
 template <typename T> moed_status moedi_cuda_kmeans_step(moedi_cuda *e, const moed_op_kmeans_step *a)
 {
     const moed_op_kmeans_assign labels = {a->labels, nullptr, a->x, a->centroids, nullptr, a->count, a->width, a->clusters};
-    const moed_op_kmeans_accumulate sums = {a->sums, a->totals, a->counts, a->x, a->weights, a->labels, a->count, a->width, a->clusters};
+    const moed_op_kmeans_accumulate sums = {a->sums, a->totals, a->counts, a->x, a->weights, a->labels, a->count, a->width,
+                                            a->clusters};
     MOEDI_CUDA_TRY(moedi_cuda_kmeans_assign<T>(e, &labels));
     return moedi_cuda_kmeans_accumulate<T>(e, &sums);
 }

@@ -1,5 +1,5 @@
-/* cuda/common/libraries.h - NVIDIA's libraries, loaded at run time: what only lists devices needs none of them, and a machine that lacks
- * one gets a sentence. Their functions keep their names. */
+/* cuda/common/libraries.h - NVIDIA's libraries, loaded at run time: what only lists devices needs none of them, and a machine
+ * that lacks one gets a sentence. Their functions keep their names. */
 #ifndef MOEDI_CUDA_LIBRARIES_H
 #define MOEDI_CUDA_LIBRARIES_H
 
@@ -21,7 +21,8 @@
     X(cudnnGetLastErrorString) X(cudnnBackendCreateDescriptor) X(cudnnBackendDestroyDescriptor) X(cudnnBackendExecute)    \
     X(cudnnBackendFinalize) X(cudnnBackendGetAttribute) X(cudnnBackendSetAttribute)
 
-/* Loads what every engine needs and is not yet loaded. MOED_E_BACKEND naming the file that does not load. Libraries stay. Threads: any. */
+/* Loads what every engine needs and is not yet loaded. MOED_E_BACKEND naming the file that does not load. Libraries stay.
+ * Threads: any. */
 moed_status moedi_cuda_libraries(const moed_host_api *host);
 /* Loads cuDNN, which engines can do without: false where it does not load, and the first time the log says why. Threads: any. */
 bool moedi_cuda_load_cudnn(const moed_host_api *host);

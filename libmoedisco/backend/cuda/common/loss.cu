@@ -1,5 +1,5 @@
-/* cuda/common/loss.cu - the loss of the output head in pieces of rows: logits of a piece, which turn into their gradients in place, and
- * the two products that take those on. Logits of a whole batch never exist. */
+/* cuda/common/loss.cu - the loss of the output head in pieces of rows: logits of a piece, which turn into their gradients in
+ * place, and the two products that take those on. Logits of a whole batch never exist. */
 #include "numbers.cuh"
 #include "operations.h"
 
@@ -7,8 +7,8 @@ enum { THREADS = 1024, PIECE_BYTES = 5 << 27, PIECE_MULTIPLE = 128 };
 
 /* A block a row: its loss, and with gradients scale * weight * (p - onehot) in place of the logits: zeros where scale is 0. */
 template <typename T, int V>
-__global__ void cross_entropy_kernel(float *losses, T *logits, const int32_t *labels, const float *weights, int64_t vocabulary, bool gradients,
-                                     float scale)
+__global__ void cross_entropy_kernel(float *losses, T *logits, const int32_t *labels, const float *weights, int64_t vocabulary,
+                                     bool gradients, float scale)
 {
     const int64_t row = blockIdx.x;
     const int32_t label = labels[row];
@@ -47,8 +47,8 @@ __global__ void cross_entropy_kernel(float *losses, T *logits, const int32_t *la
     }
 }
 
-/* Rows of logits that are there at a time: pieces are alike. 8,192 rows of 151,936 are four pieces of 2,048, whose gradient of h has 128 tiles of
- * 128 x 256 for 132 multiprocessors; of 1,664 it had 104. */
+/* Rows of logits that are there at a time: pieces are alike. 8,192 rows of 151,936 are four pieces of 2,048, whose gradient of h
+ * has 128 tiles of 128 x 256 for 132 multiprocessors; of 1,664 it had 104. */
 template <typename T> static int64_t rows_at_a_time(int64_t rows, int64_t vocabulary)
 {
     const int64_t fitting = PIECE_BYTES / (int64_t)sizeof(T) / vocabulary / PIECE_MULTIPLE * PIECE_MULTIPLE;
@@ -75,16 +75,19 @@ template <typename T> moed_status moedi_cuda_cross_entropy(moedi_cuda *e, const 
         moed_op_gemm g = {};
         g.c = logits, g.a = h, g.b = a->head, g.m = rows, g.n = V, g.k = D, g.lda = D, g.ldb = D, g.ldc = V, g.transpose_b = 1;
         MOEDI_CUDA_TRY(moedi_cuda_gemm<T>(e, &g));
-        MOEDI_CUDA_TRY(moedi_cuda_launch(e, wide ? cross_entropy_kernel<T, WIDE_ACCESS<T>> : cross_entropy_kernel<T, 1>, (unsigned)rows, THREADS,
-                                         0, static_cast<float *>(a->losses) + at, static_cast<T *>(logits), a->labels + at,
-                                         a->weights ? a->weights + at : nullptr, V, a->d_h != nullptr, (float)a->scale));
+        MOEDI_CUDA_TRY(moedi_cuda_launch(e, wide ? cross_entropy_kernel<T, WIDE_ACCESS<T>> : cross_entropy_kernel<T, 1>,
+                                         (unsigned)rows, THREADS, 0, static_cast<float *>(a->losses) + at,
+                                         static_cast<T *>(logits), a->labels + at, a->weights ? a->weights + at : nullptr, V,
+                                         a->d_h != nullptr, (float)a->scale));
         if (!a->d_h) continue;
         g = {};
-        g.c = static_cast<T *>(a->d_h) + at * D, g.a = logits, g.b = a->head, g.m = rows, g.n = D, g.k = V, g.lda = V, g.ldb = D, g.ldc = D;
+        g.c = static_cast<T *>(a->d_h) + at * D, g.a = logits, g.b = a->head, g.m = rows, g.n = D, g.k = V, g.lda = V, g.ldb = D,
+        g.ldc = D;
         MOEDI_CUDA_TRY(moedi_cuda_gemm<T>(e, &g));
         if (!a->d_head) continue;
         g = {};
-        g.c = a->d_head, g.a = logits, g.b = h, g.m = V, g.n = D, g.k = rows, g.lda = V, g.ldb = D, g.ldc = D, g.transpose_a = 1, g.accumulate = 1;
+        g.c = a->d_head, g.a = logits, g.b = h, g.m = V, g.n = D, g.k = rows, g.lda = V, g.ldb = D, g.ldc = D, g.transpose_a = 1,
+        g.accumulate = 1;
         MOEDI_CUDA_TRY(moedi_cuda_gemm<T>(e, &g));
     }
     return MOED_OK;

@@ -1,5 +1,5 @@
-/* cuda/common/norm.cu - RMS norm, and sums over rows for its weights and for biases: each block sums its rows into shared memory, then
- * the blocks' sums are added in order, so that the same bits come out every time. */
+/* cuda/common/norm.cu - RMS norm, and sums over rows for its weights and for biases: each block sums its rows into shared memory,
+ * then the blocks' sums are added in order, so that the same bits come out every time. */
 #include <algorithm>
 
 #include "numbers.cuh"
@@ -7,7 +7,7 @@
 
 enum { THREADS = 256, BLOCKS = 1024, GROUPS = 16, SHARED_MOST = 200 << 10 };
 
-/* out[c] += sum over parts of partial (parts, width): 32 columns a block, GROUPS threads a column, whose sums are added in order. */
+/* out[c] += sum over parts of partial (parts, width): 32 columns a block, GROUPS threads a column, sums added in order. */
 template <typename T> __global__ void add_parts_kernel(T *out, const float *partial, int parts, int64_t width)
 {
     __shared__ float sums[GROUPS][33];
@@ -31,8 +31,8 @@ static moed_status room_for_sums(moedi_cuda *e, const void *kernel, int64_t widt
     const int chip = (int)e->properties.sharedMemPerBlockOptin - 1024; /* for what is not dynamic */
     const int most = chip < SHARED_MOST ? chip : SHARED_MOST;
     if (width > most / (int64_t)sizeof(float))
-        return moedi_cuda_fail(e, MOED_E_UNSUPPORTED, "rows of %lld numbers are wider than this device takes (%d)", (long long)width,
-                               most / 4);
+        return moedi_cuda_fail(e, MOED_E_UNSUPPORTED, "rows of %lld numbers are wider than this device takes (%d)",
+                               (long long)width, most / 4);
     MOEDI_CUDA_CHECK(e, cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, most));
     return MOED_OK;
 }
@@ -52,13 +52,15 @@ template <typename T> size_t moedi_cuda_rmsnorm_backward_room(const moed_workloa
 {
     const int64_t tokens = w->rows * w->length, heads = w->heads > w->kv_heads ? w->heads : w->kv_heads;
     const size_t whole = sums_size(blocks_for(tokens, NORM_SHARE), std::max(w->hidden, heads * w->head_dim));
-    return std::max(whole, sums_size(blocks_for(tokens * heads, NORM_SHARE), w->head_dim)); /* where heads have norms of their own */
+    return std::max(whole,
+                    sums_size(blocks_for(tokens * heads, NORM_SHARE), w->head_dim)); /* where heads have norms of their own */
 }
 MOEDI_CUDA_ROOM_DEFINED(rmsnorm_backward)
 /* The biases of q, k and v, and of o, where a model has them. */
 template <typename T> size_t moedi_cuda_bias_backward_room(const moed_workload *w)
 {
-    return sums_size(blocks_for(w->rows * w->length, BIAS_SHARE), std::max((w->heads + 2 * w->kv_heads) * w->head_dim, w->hidden));
+    return sums_size(blocks_for(w->rows * w->length, BIAS_SHARE),
+                     std::max((w->heads + 2 * w->kv_heads) * w->head_dim, w->hidden));
 }
 MOEDI_CUDA_ROOM_DEFINED(bias_backward)
 
@@ -77,7 +79,8 @@ static bool even_strides(const moed_op_rmsnorm *a, int V)
 
 template <typename T, int V> __global__ void rmsnorm_kernel(moed_op_rmsnorm a)
 {
-    const T *const x = static_cast<const T *>(a.x) + norm_row(a, blockIdx.x, a.stride), *const weight = static_cast<const T *>(a.weight);
+    const T *const x = static_cast<const T *>(a.x) + norm_row(a, blockIdx.x, a.stride);
+    const T *const weight = static_cast<const T *>(a.weight);
     T *const out = static_cast<T *>(a.out) + norm_row(a, blockIdx.x, a.out_stride);
     float square = 0;
     for (int64_t c = (int64_t)threadIdx.x * V; c < a.width; c += (int64_t)blockDim.x * V) {
@@ -110,8 +113,8 @@ template <typename T> moed_status moedi_cuda_rmsnorm(moedi_cuda *e, const moed_o
 }
 MOEDI_CUDA_DEFINED(rmsnorm, rmsnorm)
 
-/* With n = x rstd: d_x [+]= rstd (w d_out - n mean(n w d_out)), and the block's part of d_weight = sum d_out n. Each thread has its own
- * columns, and has read a place before it writes there: d_x may be d_out. */
+/* With n = x rstd: d_x [+]= rstd (w d_out - n mean(n w d_out)), and the block's part of d_weight = sum d_out n. Each thread has
+ * its own columns, and has read a place before it writes there: d_x may be d_out. */
 template <typename T, int V> __global__ void rmsnorm_backward_kernel(moed_op_rmsnorm a, float *partial)
 {
     extern __shared__ float sums[];
@@ -122,7 +125,8 @@ template <typename T, int V> __global__ void rmsnorm_backward_kernel(moed_op_rms
     __syncthreads();
     for (int64_t row = blockIdx.x; row < a.rows; row += gridDim.x) {
         const int64_t at = norm_row(a, row, a.out_stride);
-        const T *const x = static_cast<const T *>(a.x) + norm_row(a, row, a.stride), *const d_out = static_cast<const T *>(a.d_out) + at;
+        const T *const x = static_cast<const T *>(a.x) + norm_row(a, row, a.stride);
+        const T *const d_out = static_cast<const T *>(a.d_out) + at;
         T *const d_x = static_cast<T *>(a.d_x) + at;
         const float r = static_cast<const float *>(a.rstd)[row];
         float dot = 0;
@@ -148,7 +152,7 @@ template <typename T, int V> __global__ void rmsnorm_backward_kernel(moed_op_rms
     __syncthreads();
     for (int64_t c = threadIdx.x; c < a.width; c += THREADS) partial[blockIdx.x * a.width + c] = sums[c];
 }
-/* The same for rows that a block holds whole, a pack a thread: weights and sums stay in registers, and each number is read once. */
+/* The same for rows that a block holds whole, a pack a thread: weights and sums stay in registers; each number is read once. */
 template <typename T, int V> __global__ void __launch_bounds__(1024) rmsnorm_backward_whole(moed_op_rmsnorm a, float *partial)
 {
     const int64_t c = (int64_t)threadIdx.x * V;
@@ -160,7 +164,9 @@ template <typename T, int V> __global__ void __launch_bounds__(1024) rmsnorm_bac
         const int64_t from = norm_row(a, row, a.stride) + c, at = norm_row(a, row, a.out_stride) + c;
         const float r = static_cast<const float *>(a.rstd)[row];
         float v[V] = {}, d[V] = {}, to[V] = {}, dot = 0;
-        if (mine) load(v, static_cast<const T *>(a.x) + from), load(d, static_cast<const T *>(a.d_out) + at), load(to, static_cast<T *>(a.d_x) + at);
+        if (mine)
+            load(v, static_cast<const T *>(a.x) + from), load(d, static_cast<const T *>(a.d_out) + at),
+            load(to, static_cast<T *>(a.d_x) + at);
 #pragma unroll
         for (int k = 0; k < V; k++) dot += v[k] * w[k] * d[k];
         dot = block_sum(dot) * r * r / (float)a.width;
@@ -186,21 +192,24 @@ template <typename T, int V> static moed_status norm_backward(moedi_cuda *e, con
         MOEDI_CUDA_TRY(moedi_cuda_scratch(e, sums_size(blocks, a->width), &partial));
     }
     MOEDI_CUDA_TRY(moedi_cuda_launch(e, whole ? rmsnorm_backward_whole<T, V> : rmsnorm_backward_kernel<T, V>, blocks,
-                                     (unsigned)(whole ? threads : THREADS), whole || !d_weight ? 0 : (size_t)a->width * sizeof(float), *a,
+                                     (unsigned)(whole ? threads : THREADS),
+                                     whole || !d_weight ? 0 : (size_t)a->width * sizeof(float), *a,
                                      static_cast<float *>(partial)));
     if (!d_weight) return MOED_OK;
     return add_parts<T>(e, d_weight, partial, blocks, a->width);
 }
 template <typename T> moed_status moedi_cuda_rmsnorm_backward(moedi_cuda *e, const moed_op_rmsnorm *a)
 {
-    if (packs<T>(a->width, a->d_x, a->x, a->weight, a->d_out) && even_strides(a, WIDE_ACCESS<T>)) return norm_backward<T, WIDE_ACCESS<T>>(e, a);
+    if (packs<T>(a->width, a->d_x, a->x, a->weight, a->d_out) && even_strides(a, WIDE_ACCESS<T>))
+        return norm_backward<T, WIDE_ACCESS<T>>(e, a);
     return norm_backward<T, 1>(e, a);
 }
 MOEDI_CUDA_DEFINED(rmsnorm_backward, rmsnorm)
 
 /* ---- bias ---- */
 
-template <typename T, int V> __global__ void bias_backward_kernel(float *partial, const T *d_out, int64_t m, int64_t n, int64_t ld)
+template <typename T, int V>
+__global__ void bias_backward_kernel(float *partial, const T *d_out, int64_t m, int64_t n, int64_t ld)
 {
     const int64_t c = ((int64_t)blockIdx.y * THREADS + threadIdx.x) * V;
     float sum[V] = {};
@@ -220,8 +229,9 @@ template <typename T, int V> static moed_status bias_backward(moedi_cuda *e, con
     void *partial;
     if (blocks == 0) return MOED_OK;
     MOEDI_CUDA_TRY(moedi_cuda_scratch(e, sums_size(blocks, a->n), &partial));
-    MOEDI_CUDA_TRY(moedi_cuda_launch(e, bias_backward_kernel<T, V>, dim3(blocks, (unsigned)moedi_cuda_ceil(a->n, THREADS * V)), THREADS, 0,
-                                     static_cast<float *>(partial), static_cast<const T *>(a->d_out), a->m, a->n, a->ld));
+    MOEDI_CUDA_TRY(moedi_cuda_launch(e, bias_backward_kernel<T, V>, dim3(blocks, (unsigned)moedi_cuda_ceil(a->n, THREADS * V)),
+                                     THREADS, 0, static_cast<float *>(partial), static_cast<const T *>(a->d_out), a->m, a->n,
+                                     a->ld));
     return add_parts<T>(e, static_cast<T *>(a->d_bias), partial, blocks, a->n);
 }
 template <typename T> moed_status moedi_cuda_bias_backward(moedi_cuda *e, const moed_op_bias_backward *a)

@@ -1,4 +1,4 @@
-/* cuda/common/numbers.cuh - reals in registers: loads and stores of 16 bytes, sums over warps and blocks. Arithmetic is in float. */
+/* cuda/common/numbers.cuh - reals in registers: loads and stores of 16 bytes, sums over warps and blocks; arithmetic in float. */
 #ifndef MOEDI_CUDA_NUMBERS_CUH
 #define MOEDI_CUDA_NUMBERS_CUH
 

@@ -16,7 +16,8 @@
     X(squash, squash) X(squash_backward, squash)
 
 /* template <typename T> moed_status moedi_cuda_OPERATION(moedi_cuda *, const moed_op_ARGUMENTS *): T is the engine's real. */
-#define MOEDI_CUDA_DECLARE(slot, arguments) template <typename T> moed_status moedi_cuda_##slot(moedi_cuda *e, const moed_op_##arguments *a);
+#define MOEDI_CUDA_DECLARE(slot, arguments) \
+    template <typename T> moed_status moedi_cuda_##slot(moedi_cuda *e, const moed_op_##arguments *a);
 MOEDI_CUDA_OPERATIONS(MOEDI_CUDA_DECLARE)
 
 /* At the end of the file that has the operation. */

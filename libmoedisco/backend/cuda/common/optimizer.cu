@@ -1,5 +1,5 @@
-/* cuda/common/optimizer.cu - the gradients' norm and AdamW over all tensors in one launch each: tensors are cut into pieces, a block each.
- * What changes by step lies in device memory. */
+/* cuda/common/optimizer.cu - the gradients' norm and AdamW over all tensors in one launch each: tensors are cut into pieces, a
+ * block each. What changes by step lies in device memory. */
 #include <string.h>
 
 #include <new>
@@ -68,7 +68,8 @@ static moed_status make_plan(moedi_cuda *e, const moed_op_update *a)
     p->size = lay(a->count, (int64_t)pieces.size(), &p->pieces_at, &p->sums_at);
     MOEDI_CUDA_TRY(moedi_cuda_device_alloc(e, p->size, &p->device));
     MOEDI_CUDA_CHECK(e, cudaMemcpyAsync(p->device, a->slices, slices_size, cudaMemcpyHostToDevice, e->stream));
-    MOEDI_CUDA_CHECK(e, cudaMemcpyAsync(static_cast<char *>(p->device) + p->pieces_at, pieces.data(), pieces_size, cudaMemcpyHostToDevice, e->stream));
+    MOEDI_CUDA_CHECK(e, cudaMemcpyAsync(static_cast<char *>(p->device) + p->pieces_at, pieces.data(), pieces_size,
+                                        cudaMemcpyHostToDevice, e->stream));
     MOEDI_CUDA_CHECK(e, cudaStreamSynchronize(e->stream));
     p->pieces = (int64_t)pieces.size();
     for (int64_t s = 0; s < a->count; s++) (a->slices[s].m_scale ? p->codes : p->numbers) = true;
@@ -79,7 +80,8 @@ static moed_status make_plan(moedi_cuda *e, const moed_op_update *a)
 static moed_status plan_for(moedi_cuda *e, const moed_op_update *a)
 {
     const moedi_cuda_update_plan *p = e->update_plan;
-    if (p && (int64_t)p->slices.size() == a->count && (a->count == 0 || !memcmp(p->slices.data(), a->slices, (size_t)a->count * sizeof *a->slices)))
+    if (p && (int64_t)p->slices.size() == a->count &&
+        (a->count == 0 || !memcmp(p->slices.data(), a->slices, (size_t)a->count * sizeof *a->slices)))
         return MOED_OK;
     moed_status status;
     try {
@@ -126,7 +128,8 @@ template <typename T> __global__ void squares_kernel(double *sums, const moed_op
     sum = block_sum(sum);
     if (threadIdx.x == 0) sums[blockIdx.x] = sum;
 }
-static __global__ void norm_kernel(moed_step_scalars *s, const double *sums, int64_t count, const float *losses, int64_t loss_count, double clip)
+static __global__ void norm_kernel(moed_step_scalars *s, const double *sums, int64_t count, const float *losses,
+                                   int64_t loss_count, double clip)
 {
     double sum = 0;
     for (int64_t i = threadIdx.x; i < count; i += blockDim.x) sum += sums[i];
@@ -140,8 +143,8 @@ static __global__ void norm_kernel(moed_step_scalars *s, const double *sums, int
 template <typename T> moed_status moedi_cuda_gradient_norm(moedi_cuda *e, const moed_op_update *a)
 {
     MOEDI_CUDA_TRY(plan_for(e, a));
-    MOEDI_CUDA_TRY(moedi_cuda_launch(e, squares_kernel<T>, (unsigned)e->update_plan->pieces, THREADS, 0, device_sums(e), device_slices(e),
-                                     device_pieces(e)));
+    MOEDI_CUDA_TRY(moedi_cuda_launch(e, squares_kernel<T>, (unsigned)e->update_plan->pieces, THREADS, 0, device_sums(e),
+                                     device_slices(e), device_pieces(e)));
     return moedi_cuda_launch(e, norm_kernel, 1, 1024, 0, a->scalars, (const double *)device_sums(e), e->update_plan->pieces,
                              static_cast<const float *>(a->losses), a->losses ? a->loss_count : (int64_t)0, a->clip);
 }
@@ -158,8 +161,8 @@ struct rates {
     {
     }
 };
-/* Both within 2 units in the last place, in a fourth of the instructions that correct rounding takes: with moments of 8 bits these are what an
- * update waits for. A divisor that is no normal number counts as 0. */
+/* Both within 2 units in the last place, in a fourth of the instructions that correct rounding takes: with moments of 8 bits
+ * these are what an update waits for. A divisor that is no normal number counts as 0. */
 __device__ static inline float root_of(float x)
 {
     float root;
@@ -223,7 +226,8 @@ template <int V> __device__ inline void store_numbers(bf16 *p, int16_t *low, int
     if (low) *reinterpret_cast<pack<int16_t, V> *>(low + i) = l;
 }
 
-template <typename T, int V> __device__ inline void update_pack(T *p, int16_t *low, float *m, float *v, const T *g, int i, const rates &r)
+template <typename T, int V>
+__device__ inline void update_pack(T *p, int16_t *low, float *m, float *v, const T *g, int i, const rates &r)
 {
     float pp[V], mm[V], vv[V], gg[V];
     load_numbers(pp, p, low, i), load(gg, g + i);
@@ -233,7 +237,8 @@ template <typename T, int V> __device__ inline void update_pack(T *p, int16_t *l
     store_numbers(p, low, i, pp), store(m + i, mm), store(v + i, vv);
 }
 template <typename T>
-__global__ void adamw_kernel(const moed_op_slice *slices, const piece *pieces, const moed_step_scalars *s, double beta1, double beta2, double epsilon)
+__global__ void adamw_kernel(const moed_op_slice *slices, const piece *pieces, const moed_step_scalars *s, double beta1,
+                             double beta2, double epsilon)
 {
     constexpr int V = 4;
     if (!isfinite(s->gradient_norm)) return;
@@ -304,11 +309,13 @@ template <typename T, int N> __device__ inline void copy_whole(void *to, const T
     }
 }
 
-/* Numbers `first` on of a slice; what is beyond its end is 0. Whole lanes take all four arrays at once: none waits for another. */
-template <typename T> __device__ inline void take(lane_work<T> &w, const moed_op_slice &slice, int64_t first, int count, bool whole)
+/* Numbers `first` on of a slice; what is beyond its end is 0. Whole lanes take all four arrays at once, none after another. */
+template <typename T>
+__device__ inline void take(lane_work<T> &w, const moed_op_slice &slice, int64_t first, int count, bool whole)
 {
     const T *const p = static_cast<const T *>(slice.parameter) + first, *const g = static_cast<const T *>(slice.gradient) + first;
-    const uint8_t *const m = static_cast<const uint8_t *>(slice.m) + first, *const v = static_cast<const uint8_t *>(slice.v) + first;
+    const uint8_t *const m = static_cast<const uint8_t *>(slice.m) + first;
+    const uint8_t *const v = static_cast<const uint8_t *>(slice.v) + first;
     if (whole) {
         copy_whole(w.p, p), copy_whole(w.g, g), copy_whole(w.m, m), copy_whole(w.v, v);
         return;
@@ -321,7 +328,8 @@ template <typename T> __device__ inline void take(lane_work<T> &w, const moed_op
             w.m[i / 4] |= (uint32_t)m[i] << i % 4 * 8, w.v[i / 4] |= (uint32_t)v[i] << i % 4 * 8;
         }
 }
-template <typename T> __device__ inline void put(const lane_work<T> &w, const moed_op_slice &slice, int64_t first, int count, bool whole)
+template <typename T>
+__device__ inline void put(const lane_work<T> &w, const moed_op_slice &slice, int64_t first, int count, bool whole)
 {
     T *const p = static_cast<T *>(slice.parameter) + first;
     uint8_t *const m = static_cast<uint8_t *>(slice.m) + first, *const v = static_cast<uint8_t *>(slice.v) + first;
@@ -370,8 +378,9 @@ __device__ inline void update_block(const moed_op_slice &slice, int64_t index, b
     if (lane == 0) slice.m_scale[index] = m_scale, slice.v_scale[index] = v_scale;
 }
 template <typename T>
-__global__ void __launch_bounds__(THREADS, 4) adamw_codes_kernel(const moed_op_slice *slices, const piece *pieces, const moed_step_scalars *s, double beta1, double beta2,
-                                   double epsilon)
+__global__ void __launch_bounds__(THREADS, 4)
+    adamw_codes_kernel(const moed_op_slice *slices, const piece *pieces, const moed_step_scalars *s, double beta1, double beta2,
+                       double epsilon)
 {
     if (!isfinite(s->gradient_norm)) return;
     const piece mine = pieces[blockIdx.x];
@@ -379,10 +388,12 @@ __global__ void __launch_bounds__(THREADS, 4) adamw_codes_kernel(const moed_op_s
     if (!slice.m_scale) return;
     const rates r(s, slice, beta1, beta2, epsilon);
     const uintptr_t narrow = reinterpret_cast<uintptr_t>(slice.parameter) | reinterpret_cast<uintptr_t>(slice.gradient);
-    const bool aligned = narrow % 16 == 0 && (reinterpret_cast<uintptr_t>(slice.m) | reinterpret_cast<uintptr_t>(slice.v)) % PER_LANE == 0;
+    const bool aligned =
+        narrow % 16 == 0 && (reinterpret_cast<uintptr_t>(slice.m) | reinterpret_cast<uintptr_t>(slice.v)) % PER_LANE == 0;
     const uint64_t random = s->random; /* here, not once a block: stores might change it for all that the compiler knows */
     const int64_t from = mine.first / MOEDI_LEAN_BLOCK, to = (mine.first + mine.count + MOEDI_LEAN_BLOCK - 1) / MOEDI_LEAN_BLOCK;
-    for (int64_t block = from + threadIdx.x / 32; block < to; block += THREADS / 32) update_block<T>(slice, block, aligned, r, random);
+    for (int64_t block = from + threadIdx.x / 32; block < to; block += THREADS / 32)
+        update_block<T>(slice, block, aligned, r, random);
 }
 
 template <typename T> moed_status moedi_cuda_adamw(moedi_cuda *e, const moed_op_update *a)
@@ -391,10 +402,10 @@ template <typename T> moed_status moedi_cuda_adamw(moedi_cuda *e, const moed_op_
     const moedi_cuda_update_plan *p = e->update_plan;
     const moed_step_scalars *s = a->scalars;
     if (p->numbers)
-        MOEDI_CUDA_TRY(moedi_cuda_launch(e, adamw_kernel<T>, (unsigned)p->pieces, THREADS, 0, device_slices(e), device_pieces(e), s, a->beta1,
-                                         a->beta2, a->epsilon));
+        MOEDI_CUDA_TRY(moedi_cuda_launch(e, adamw_kernel<T>, (unsigned)p->pieces, THREADS, 0, device_slices(e), device_pieces(e),
+                                         s, a->beta1, a->beta2, a->epsilon));
     if (!p->codes) return MOED_OK;
-    return moedi_cuda_launch(e, adamw_codes_kernel<T>, (unsigned)p->pieces, THREADS, 0, device_slices(e), device_pieces(e), s, a->beta1, a->beta2,
-                             a->epsilon);
+    return moedi_cuda_launch(e, adamw_codes_kernel<T>, (unsigned)p->pieces, THREADS, 0, device_slices(e), device_pieces(e), s,
+                             a->beta1, a->beta2, a->epsilon);
 }
 MOEDI_CUDA_DEFINED(adamw, update)

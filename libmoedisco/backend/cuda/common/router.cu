@@ -22,7 +22,8 @@ __device__ static inline float preference(const moed_op_router &a, const float *
     return a.bias ? p[x] + static_cast<const float *>(a.bias)[x] : p[x];
 }
 
-/* The row's top_k of p and bias, one after the other. A lane has every 32nd expert, and a bit for each that says whether it is taken. */
+/* The row's top_k of p and bias, one after the other. A lane has every 32nd expert, and a bit for each that says whether it is
+ * taken. */
 __device__ static void choose(const moed_op_router &a, int32_t *ids, const float *p, int lane)
 {
     const int experts = (int)a.experts;
@@ -125,7 +126,8 @@ static __global__ void router_kernel(moed_op_router a, int64_t each, parts_of_lo
     if (threadIdx.x == 0) parts.square[blockIdx.x] = square;
 }
 
-/* The parts of all `count` blocks become losses. One block of SIDE x SIDE threads: as many experts at a time, and as many threads for each. */
+/* The parts of all `count` blocks become losses. One block of SIDE x SIDE threads: as many experts at a time, and as many threads
+ * for each. */
 static __global__ void losses_kernel(moed_op_router a, int count, parts_of_losses parts)
 {
     __shared__ double sums[SIDE][SIDE + 1];
@@ -185,7 +187,8 @@ template <typename T> moed_status moedi_cuda_router(moedi_cuda *e, const moed_op
     const unsigned blocks = (unsigned)moedi_cuda_ceil(a->rows, each);
     parts_of_losses parts = {};
     if (a->experts > EXPERTS_MOST)
-        return moedi_cuda_fail(e, MOED_E_UNSUPPORTED, "%lld experts are more than this backend takes (%d)", (long long)a->experts, EXPERTS_MOST);
+        return moedi_cuda_fail(e, MOED_E_UNSUPPORTED, "%lld experts are more than this backend takes (%d)", (long long)a->experts,
+                               EXPERTS_MOST);
     if (a->rows <= 0) return MOED_OK;
     MOEDI_CUDA_TRY(moedi_cuda_lay(e, [&](moedi_cuda_pieces &p) { parts = lay(&p, blocks, a->experts); }));
     MOEDI_CUDA_TRY(moedi_cuda_launch(e, router_kernel, blocks, THREADS, (size_t)a->experts * sizeof(int32_t), *a, each, parts));
@@ -195,9 +198,10 @@ MOEDI_CUDA_DEFINED(router, router)
 
 /* ---- backward ---- */
 
-/* What the chosen weights pass on to expert x: w_j = f p_j, so d_p_j = f d_w_j; when normalised f is the scale over the sum of the chosen, and
- * d_p_j = f (d_w_j - sum_l d_w_l p_l / sum). */
-__device__ static inline float through_weights(const moed_op_router &a, const float *d_weights, const int32_t *ids, float chosen, float shared, int x)
+/* What the chosen weights pass on to expert x: w_j = f p_j, so d_p_j = f d_w_j; when normalised f is the scale over the sum of
+ * the chosen, and d_p_j = f (d_w_j - sum_l d_w_l p_l / sum). */
+__device__ static inline float through_weights(const moed_op_router &a, const float *d_weights, const int32_t *ids, float chosen,
+                                               float shared, int x)
 {
     const float scale = a.weight_scale ? (float)a.weight_scale : 1.0f;
     for (int64_t j = 0; j < a.top_k; j++)
@@ -218,8 +222,9 @@ static __global__ void offsets_kernel(int64_t *offsets, moed_op_router a)
     for (int x = 0; x < (int)a.experts; x++) offsets[x + 1] = offsets[x] + counts[x];
 }
 
-/* With d of all experts through the weights, and b of the load balance by the share q = p / sum p: softmax, where p = q: d_logits =
- * p (d + b - sum p (d + b)); sigmoid: d_logits = p (1 - p) (d + (b - sum q b) / sum p). And 2 lse softmax / rows of the z-loss. */
+/* With d of all experts through the weights, and b of the load balance by the share q = p / sum p: softmax, where p = q:
+ * d_logits = p (d + b - sum p (d + b)); sigmoid: d_logits = p (1 - p) (d + (b - sum q b) / sum p). And 2 lse softmax / rows of
+ * the z-loss. */
 template <typename T> __global__ void router_backward_kernel(moed_op_router a)
 {
     const int lane = threadIdx.x & 31, experts = (int)a.experts;

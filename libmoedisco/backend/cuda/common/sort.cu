@@ -12,8 +12,8 @@ static __global__ void number_kernel(int32_t *places, int64_t count)
 }
 
 /* work NULL: room becomes what CUB asks for. */
-static cudaError_t sort_pairs(moedi_cuda *e, void *work, size_t &room, const int32_t *keys, int32_t *sorted_keys, const int32_t *places,
-                              int32_t *sorted_places, int64_t count, int64_t limit)
+static cudaError_t sort_pairs(moedi_cuda *e, void *work, size_t &room, const int32_t *keys, int32_t *sorted_keys,
+                              const int32_t *places, int32_t *sorted_places, int64_t count, int64_t limit)
 {
     int bits = 1;
     while (bits < 31 && limit > (int64_t)1 << bits) bits++;
@@ -50,7 +50,8 @@ int64_t moedi_cuda_sort_most(int64_t count)
     return (int64_t)lay(nullptr, count, (size_t)(8 * count + count / 4 + (64 << 10))).used;
 }
 
-moed_status moedi_cuda_sort(moedi_cuda *e, const int32_t *keys, int64_t count, int64_t limit, void *memory, moedi_cuda_sorted *out)
+moed_status moedi_cuda_sort(moedi_cuda *e, const int32_t *keys, int64_t count, int64_t limit, void *memory,
+                            moedi_cuda_sorted *out)
 {
     size_t work = 0;
     MOEDI_CUDA_CHECK(e, sort_pairs(e, nullptr, work, nullptr, nullptr, nullptr, nullptr, count, limit));

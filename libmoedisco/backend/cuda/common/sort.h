@@ -14,6 +14,7 @@ moed_status moedi_cuda_sort_room(moedi_cuda *e, int64_t count, int64_t limit, in
 /* No less than that, whatever the limit and the chip: what is known without one. */
 int64_t moedi_cuda_sort_most(int64_t count);
 /* Sorts on the engine's stream. memory: sort_room bytes, aligned to 256, where the result lies. */
-moed_status moedi_cuda_sort(moedi_cuda *e, const int32_t *keys, int64_t count, int64_t limit, void *memory, moedi_cuda_sorted *out);
+moed_status moedi_cuda_sort(moedi_cuda *e, const int32_t *keys, int64_t count, int64_t limit, void *memory,
+                            moedi_cuda_sorted *out);
 
 #endif

@@ -37,8 +37,9 @@ struct tables {
 template <class LayoutA, class LayoutB, class Tile = Shape<_128, _128, _64>> struct product {
     using cluster = Shape<_2, _1, _1>;
     using epilogue = typename cutlass::epilogue::collective::CollectiveBuilder<
-        cutlass::arch::Sm90, cutlass::arch::OpClassTensorOp, Tile, cluster, cutlass::epilogue::collective::EpilogueTileAuto, float,
-        float, real, row_major *, ALIGNMENT, real, row_major *, ALIGNMENT, cutlass::epilogue::PtrArrayTmaWarpSpecializedPingpong,
+        cutlass::arch::Sm90, cutlass::arch::OpClassTensorOp, Tile, cluster, cutlass::epilogue::collective::EpilogueTileAuto,
+        float, float, real, row_major *, ALIGNMENT, real, row_major *, ALIGNMENT,
+        cutlass::epilogue::PtrArrayTmaWarpSpecializedPingpong,
         cutlass::epilogue::fusion::LinearCombination<real, float>>::CollectiveOp;
     using mainloop = typename cutlass::gemm::collective::CollectiveBuilder<
         cutlass::arch::Sm90, cutlass::arch::OpClassTensorOp, real, LayoutA *, ALIGNMENT, real, LayoutB *, ALIGNMENT, float, Tile,
@@ -96,7 +97,8 @@ moed_status product<LayoutA, LayoutB, Tile>::run(moedi_cuda *e, const moed_op_gr
 
     tables t;
     char *workspace = nullptr;
-    MOEDI_CUDA_TRY(moedi_cuda_lay(e, [&](moedi_cuda_pieces &pieces) { workspace = lay(&pieces, &t, a->groups, workspace_size); }));
+    MOEDI_CUDA_TRY(
+        moedi_cuda_lay(e, [&](moedi_cuda_pieces &pieces) { workspace = lay(&pieces, &t, a->groups, workspace_size); }));
     arguments.problem_shape.problem_shapes = t.sizes;
     arguments.mainloop = {t.a, reinterpret_cast<stride_a *>(t.lda), t.b, reinterpret_cast<stride_b *>(t.ldb)};
     arguments.epilogue.ptr_C = const_cast<const real **>(t.c), arguments.epilogue.ptr_D = t.c;

@@ -1,10 +1,11 @@
-/* cuda/datacenter/kmeans_assign_sm90.cu - candidates for the nearest of 65 to 1,024 centroids on Hopper: x is read once and its products
- * are never stored.
+/* cuda/datacenter/kmeans_assign_sm90.cu - candidates for the nearest of 65 to 1,024 centroids on Hopper: x is read once and its
+ * products are never stored.
  *
- * A block has 128 rows and 256 centroids; up to four blocks side by side, a cluster, have all centroids. Each copies its share of the rows
- * to all of them at once. One warp of a block copies ahead; two groups of four warps turn floats into halves in registers while the
- * multipliers have those before. In the end the blocks tell each other the lowest that a cost can be at most, and each says which of its
- * centroids can be below that. What the halves of a row lack is not measured here, but bounded by its length: each block has all of it. */
+ * A block has 128 rows and 256 centroids; up to four blocks side by side, a cluster, have all centroids. Each copies its share of
+ * the rows to all of them at once. One warp of a block copies ahead; two groups of four warps turn floats into halves in
+ * registers while the multipliers have those before. In the end the blocks tell each other the lowest that a cost can be at most,
+ * and each says which of its centroids can be below that. What the halves of a row lack is not measured here, but bounded by its
+ * length: each block has all of it. */
 #define NDEBUG 1 /* CUTLASS asserts in its kernels */
 
 #include <utility>
@@ -33,13 +34,14 @@ using product = cute::SM90::GMMA::MMA_64x256x16_F32F16F16_RS<cute::SM90::GMMA::M
 using cutlass::arch::ClusterBarrier;
 using cutlass::arch::ClusterTransactionBarrier;
 
-/* As the copy engine lays them and readers find all banks: rows of x of 128 bytes, chunk c of row r in the place of c ^ r % 8; of c of 64
- * bytes, likewise by two rows. */
+/* As the copy engine lays them and readers find all banks: rows of x of 128 bytes, chunk c of row r in the place of c ^ r % 8; of
+ * c of 64 bytes, likewise by two rows. */
 struct alignas(1024) stage {
     float x[ROWS * STEP];
     __half c[COLUMNS * STEP];
 };
-/* Of a centroid, its cost being base + slope * product, `reach` times the row's length the most that it is off, but for base's rounding. */
+/* Of a centroid, its cost being base + slope * product, `reach` times the row's length the most that it is off, but for base's
+ * rounding. */
 struct alignas(16) line {
     float base, slope, reach, nothing;
 };
@@ -62,8 +64,8 @@ struct job {
     float least;     /* added to the length of a scaled row: the smallest halves are off by more than their share */
 };
 
-/* Where a centroid's column is in a row of halves: a lane has columns 4 t to 4 t + 3 of 16, which the multipliers know as 2 t, 2 t + 1,
- * 2 t + 8 and 2 t + 9. */
+/* Where a centroid's column is in a row of halves: a lane has columns 4 t to 4 t + 3 of 16, which the multipliers know as 2 t, 2
+ * t + 1, 2 t + 8 and 2 t + 9. */
 struct lane_place {
     int64_t stride;
     __device__ int64_t operator()(int64_t k, int64_t d) const
@@ -93,12 +95,14 @@ __device__ inline void tell(const float *place, unsigned block, float x)
 template <size_t... I>
 __device__ inline void multiply(float (&sums)[128], const uint32_t (&x)[4], uint64_t c, bool more, std::index_sequence<I...>)
 {
-    product::fma(x[0], x[1], x[2], x[3], c, sums[I]..., more ? cute::SM90::GMMA::ScaleOut::One : cute::SM90::GMMA::ScaleOut::Zero);
+    product::fma(x[0], x[1], x[2], x[3], c, sums[I]...,
+                 more ? cute::SM90::GMMA::ScaleOut::One : cute::SM90::GMMA::ScaleOut::Zero);
 }
 
 /* ---- one warp: copies ahead ---- */
 
-__device__ void copy_tiles(shared_memory &s, const job &a, const CUtensorMap &x, const CUtensorMap &c, int n, int cluster, int clusters)
+__device__ void copy_tiles(shared_memory &s, const job &a, const CUtensorMap &x, const CUtensorMap &c, int n, int cluster,
+                           int clusters)
 {
     const int part = ROWS / a.across; /* of x, copied by this block to all */
     const uint16_t all = (1 << a.across) - 1;
@@ -112,7 +116,8 @@ __device__ void copy_tiles(shared_memory &s, const job &a, const CUtensorMap &x,
             auto *const full = reinterpret_cast<uint64_t *>(&s.full[slot]);
             s.empty[slot].wait(phase);
             s.full[slot].arrive_and_expect_tx(sizeof(stage));
-            cute::SM90_TMA_LOAD_MULTICAST_2D::copy(&x, full, all, once, to.x + n * part * STEP, step * STEP, tile * ROWS + n * part);
+            cute::SM90_TMA_LOAD_MULTICAST_2D::copy(&x, full, all, once, to.x + n * part * STEP, step * STEP,
+                                                   tile * ROWS + n * part);
             cute::SM90_TMA_LOAD_2D::copy(&c, full, often, to.c, step * STEP, n * COLUMNS);
             if (++slot == STAGES) slot = 0, phase ^= 1;
         }
@@ -152,7 +157,8 @@ __device__ inline void take(taken &out, const stage &from, const lane_rows &at, 
 __device__ inline void multiply_step(float (&sums)[128], const taken &x, const stage &from, bool more)
 {
     const uint64_t place = (cute::cast_smem_ptr_to_uint(from.c) & 0x3ffff) >> 4;
-    const uint64_t c = place | 1 << 16 | (uint64_t)(512 >> 4) << 32 | (uint64_t)2 << 62; /* eight rows are 512 bytes; swizzled by 64 */
+    const uint64_t c =
+        place | 1 << 16 | (uint64_t)(512 >> 4) << 32 | (uint64_t)2 << 62; /* eight rows are 512 bytes; swizzled by 64 */
 #pragma unroll
     for (int i = 0; i < 128; i++) cute::warpgroup_fence_operand(sums[i]);
     cute::warpgroup_arrive();
@@ -180,16 +186,17 @@ struct cursor {
 };
 
 /* Sums of x c over the width, and of squares. */
-__device__ inline void multiply_tile(float (&sums)[128], float (&square)[2], shared_memory &s, const job &a, const lane_rows &at, float scale,
-                                     cursor &to)
+__device__ inline void multiply_tile(float (&sums)[128], float (&square)[2], shared_memory &s, const job &a, const lane_rows &at,
+                                     float scale, cursor &to)
 {
     taken now = {}, after;
     s.full[to.slot].wait(to.phase);
     take(after, s.stages[to.slot], at, scale, square);
     for (int step = 0; step < a.steps; step++) {
         const int slot = to.slot;
+        /* the old ones in it keep their registers from other use while the multipliers read them */
 #pragma unroll
-        for (int i = 0; i < STEP / 16 * 4; i++) /* the old ones in it keep their registers from other use while the multipliers read them */
+        for (int i = 0; i < STEP / 16 * 4; i++)
             now.x[i / 4][i % 4] = after.x[i / 4][i % 4] ^ (now.x[i / 4][i % 4] & a.nothing);
         multiply_step(sums, now, s.stages[slot], step > 0);
         to.next();
@@ -213,8 +220,8 @@ __device__ inline float length_of(float square, const job &a, float scale)
 }
 
 /* Costs in place of the sums; the blocks learn what the lowest is at most. */
-__device__ inline void tell_limits(float (&sums)[128], const float (&length)[2], shared_memory &s, const job &a, const lane_rows &at, int n,
-                                   int turn)
+__device__ inline void tell_limits(float (&sums)[128], const float (&length)[2], shared_memory &s, const job &a,
+                                   const lane_rows &at, int n, int turn)
 {
     float limit[2] = {INFINITY, INFINITY};
 #pragma unroll
@@ -262,7 +269,8 @@ __device__ inline void write_candidates(const float (&sums)[128], const float (&
 #pragma unroll
             for (int d = 1; d < 4; d <<= 1) near[w] |= __shfl_xor_sync(0xffffffffu, near[w], d);
         }
-        const unsigned long long low = at.t & 1 ? near[1] : near[0], high = at.t & 1 ? near[3] : near[2], own_word = at.t & 2 ? high : low;
+        const unsigned long long low = at.t & 1 ? near[1] : near[0], high = at.t & 1 ? near[3] : near[2],
+                                 own_word = at.t & 2 ? high : low;
         const int left = a.clusters - (n * WORDS + at.t) * 64; /* of this word's */
         const unsigned long long mask = left >= 64 ? ~0ull : left > 0 ? (1ull << left) - 1 : 0;
         if (first + row < a.count) a.candidates[(first + row) * a.words + n * WORDS + at.t] = own_word & mask;
@@ -320,15 +328,15 @@ __global__ void __launch_bounds__(THREADS, 1)
 /* ---- the host's side ---- */
 
 /* Rows of `stride` items whose first `width` are seen, copied in boxes of a step of `rows` rows; zeros are read past the ends. */
-bool describe(CUtensorMap *out, CUtensorMapDataType type, size_t item, const void *memory, int64_t count, int64_t width, int64_t stride,
-              int rows)
+bool describe(CUtensorMap *out, CUtensorMapDataType type, size_t item, const void *memory, int64_t count, int64_t width,
+              int64_t stride, int rows)
 {
     const auto encode = moedi_cuda_driver_of_process().describe;
     const cuuint64_t sizes[] = {(cuuint64_t)width, (cuuint64_t)count}, strides[] = {(cuuint64_t)stride * item};
     const cuuint32_t box[] = {STEP, (cuuint32_t)rows}, steps[] = {1, 1};
     const auto swizzle = STEP * item == 128 ? CU_TENSOR_MAP_SWIZZLE_128B : CU_TENSOR_MAP_SWIZZLE_64B;
-    return encode && encode(out, type, 2, const_cast<void *>(memory), sizes, strides, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE, swizzle,
-                            CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) == CUDA_SUCCESS;
+    return encode && encode(out, type, 2, const_cast<void *>(memory), sizes, strides, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
+                            swizzle, CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) == CUDA_SUCCESS;
 }
 
 /* As many clusters of blocks as run at once; 0 where none does. */
@@ -336,7 +344,8 @@ int clusters_at_once(moedi_cuda *e, cudaLaunchConfig_t *config, int size)
 {
     int clusters = 0;
     config->gridDim = (unsigned)(e->properties.multiProcessorCount / size * size);
-    if (cudaOccupancyMaxActiveClusters(&clusters, candidates_kernel, config) != cudaSuccess) (void)cudaGetLastError(), clusters = 0;
+    if (cudaOccupancyMaxActiveClusters(&clusters, candidates_kernel, config) != cudaSuccess)
+        (void)cudaGetLastError(), clusters = 0;
     return clusters;
 }
 
@@ -345,7 +354,8 @@ int clusters_at_once(moedi_cuda *e, cudaLaunchConfig_t *config, int size)
 moed_status moedi_cuda_kmeans_assign_sm90(moedi_cuda *e, const moed_op_kmeans_assign *a)
 {
     const int64_t stride = moedi_cuda_ceil(a->width, STEP) * STEP, most_rows = (int64_t)INT32_MAX - ROWS;
-    if (e->properties.major != 9 || a->clusters > ACROSS * COLUMNS || a->count > most_rows || stride > most_rows) return MOED_E_UNSUPPORTED;
+    if (e->properties.major != 9 || a->clusters > ACROSS * COLUMNS || a->count > most_rows || stride > most_rows)
+        return MOED_E_UNSUPPORTED;
     if (!packs<float>(a->width, a->x)) return MOED_E_UNSUPPORTED;
     const int blocks = (int)moedi_cuda_ceil(a->clusters, COLUMNS), across = blocks > 2 ? 4 : blocks;
     constexpr int shared = sizeof(shared_memory) + 1024;
@@ -354,7 +364,8 @@ moed_status moedi_cuda_kmeans_assign_sm90(moedi_cuda *e, const moed_op_kmeans_as
     together.id = cudaLaunchAttributeClusterDimension;
     together.val.clusterDim = {(unsigned)across, 1, 1};
     cudaLaunchConfig_t config = {};
-    config.blockDim = THREADS, config.dynamicSmemBytes = shared, config.stream = e->stream, config.attrs = &together, config.numAttrs = 1;
+    config.blockDim = THREADS, config.dynamicSmemBytes = shared, config.stream = e->stream, config.attrs = &together,
+    config.numAttrs = 1;
     const int at_once = clusters_at_once(e, &config, across);
     if (at_once < 1) return MOED_E_UNSUPPORTED;
 
