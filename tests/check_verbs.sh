@@ -265,6 +265,11 @@ half=$(half_of_need)
 refuse 3 'would fit' train m c/text limited --steps 3 --rows 64 --host-limit "$half" --quiet
 # shellcheck disable=SC2046
 expect 0 train m c/text limited --steps 3 --rows 64 --host-limit "$half" --quiet $(would_fit)
+# of a device's memory it is the device's that is told
+refuse 3 'bytes on the device, the limit is 1000000' train m c/text limited --steps 3 --quiet --plugin-dir "$OUT/tests/plugins/fake" \
+    --device fake:0 --device-limit 1000000
+expect 0 plan full --preset tiny --steps 3 --plugin-dir "$OUT/tests/plugins/fake" --device fake:0
+has out 'memory of fake:0'
 expect 0 eval t/model c/text --part held-out
 has out 'bits per byte'
 has out 'layer 1:'

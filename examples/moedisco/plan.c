@@ -16,13 +16,13 @@ static void show_phase(const pipeline *p, const moed_phase *phase, const moed_es
     if (cost_of(phase, 1, &c)) return;
     say("  %-8s %2d x %-10s %8lld steps %10s %9s memory %9s disk %10.4g h %12s", phase->name, (int)phase->devices,
         dear ? p->dear_device : p->cheap_device, (long long)steps, human_flops(c.flops, flops),
-        human_bytes(e->host_bytes, memory), human_bytes(e->disk_bytes, disk), c.hours, human_money(c.money, money));
+        human_bytes(training_memory(e), memory), human_bytes(e->disk_bytes, disk), c.hours, human_money(c.money, money));
     json_t *o = cost_ahead(&c);
     put(o, "event", json_string("phase"));
     put(o, "phase", json_string(phase->name));
     put(o, "devices", json_integer(phase->devices));
     put(o, "steps", json_integer(steps));
-    put(o, "memory", json_integer(e->host_bytes));
+    put(o, "memory", json_integer(training_memory(e)));
     put(o, "disk", json_integer(e->disk_bytes));
     emit(o);
 }
@@ -33,14 +33,15 @@ static int show(const pipeline *p)
     moed_estimate e;
     moed_cost c;
     size_t count = 0;
-    char flops[32], money[32];
+    char flops[32], money[32], place[96];
     const struct { const char *name; const moed_layout *layout; moed_train_options options; int64_t steps; } rows[] = {
         {"start", p->dense, start_options(p), p->start_steps},
         {"S-phase", p->dense, branch_options(p), p->branch_steps},
         {"F-phase", pipeline_grown(p), final_options(p), p->steps},
     };
     int code = cost_phases(p, NULL, phases, &count);
-    say("plan for %s; memory as the CPU takes it, in fp32:", kind_name(p->kind));
+    training_place(p->context, place);
+    say("plan for %s; memory %s:", kind_name(p->kind), place);
     for (size_t i = 0; i < count && !code; i++)
         for (size_t r = 0; r < 3 && !code; r++)
             if (!strcmp(rows[r].name, phases[i].name) && !(code = training_estimate(rows[r].layout, &rows[r].options, &e)))

@@ -152,7 +152,7 @@ static int show_stage(const emo_plan *p, size_t i, const moed_stage *s, moed_pha
     say("  %7d %9s tokens %5.1f%% %9lld steps  rate %-8.3g %10.4g s/step %-8s  memory %9s %10.4g h %10s", (int)s->experts,
         human_count((double)s->tokens, tokens), 100 * share, (long long)(s->tokens / step_tokens(p)), s->learning_rate,
         phase->flops / phase->device_flops / (double)s->tokens * (double)step_tokens(p), how_text(p, how),
-        human_bytes(p->estimates[i].host_bytes, memory), c.hours, human_money(c.money, money));
+        human_bytes(training_memory(&p->estimates[i]), memory), c.hours, human_money(c.money, money));
     json_t *o = cost_ahead(&c);
     put(o, "event", json_string("stage"));
     put(o, "experts", json_integer(s->experts));
@@ -162,7 +162,7 @@ static int show_stage(const emo_plan *p, size_t i, const moed_stage *s, moed_pha
     put(o, "learning_rate", json_real(s->learning_rate));
     put(o, "seconds_per_token", json_real(phase->flops / phase->device_flops / (double)s->tokens));
     put(o, "time", json_string(how_text(p, how)));
-    put(o, "memory", json_integer(p->estimates[i].host_bytes));
+    put(o, "memory", json_integer(training_memory(&p->estimates[i])));
     emit(o);
     return EXIT_DONE;
 }
@@ -208,7 +208,7 @@ static int plan(emo_plan *p, const flags *f)
     moed_phase phases[STAGES_MOST];
     moed_layout_info layout = {.struct_size = sizeof layout};
     moed_growth_info info = {.struct_size = sizeof info};
-    char active[32], tokens[32], step[32];
+    char active[32], tokens[32], step[32], place[96];
     if (p->size.config) return fail(EXIT_INPUT, "--config: a config.json has one number of experts; give the sizes as flags");
     if (flags_given(f, "experts")) return fail(EXIT_INPUT, "--experts: --grow names the pool sizes");
     int code = common_open(&p->common, &p->context);
@@ -221,10 +221,11 @@ static int plan(emo_plan *p, const flags *f)
     code = growing_make(&p->growth, p->context, &p->growing, step_tokens(p), layout.active, p->size.top_k);
     if (code || (code = take_times(p))) return code;
     moed_growth_get_info(p->growth, &info);
+    training_place(p->context, place);
     say("plan for a growing pool: %s tokens in steps of %s, %s active parameters, top-%lld; on one %s at $%.4g/h; "
-        "memory as the CPU takes it, in fp32:",
+        "memory %s:",
         human_count((double)info.tokens, tokens), human_count((double)step_tokens(p), step),
-        human_count((double)layout.active, active), (long long)p->size.top_k, p->priced_device, p->price);
+        human_count((double)layout.active, active), (long long)p->size.top_k, p->priced_device, p->price, place);
     for (size_t i = 0; i < p->stages && !code; i++) {
         moed_stage s = {.struct_size = sizeof s};
         moed_growth_stage(p->growth, i, &s);

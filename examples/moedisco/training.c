@@ -34,6 +34,15 @@ int training_estimate(const moed_layout *l, const moed_train_options *o, moed_es
     return status ? fail_status(status) : EXIT_DONE;
 }
 
+int64_t training_memory(const moed_estimate *e) { return e->device_bytes > 0 ? e->device_bytes : e->host_bytes; }
+
+void training_place(const moed_context *c, char out[96])
+{
+    moed_context_info info = {.struct_size = sizeof info};
+    moed_context_get_info(c, &info);
+    snprintf(out, 96, "of %s, numbers in %s", info.device, moed_dtype_name(info.dtype));
+}
+
 int64_t training_room(const moed_context *c, const moed_corpus *d, int64_t loaded)
 {
     enum { ORDER_BYTES = 32 }; /* of a document */
@@ -69,25 +78,16 @@ static void nearest_that_fits(const moed_layout *l, moed_train_options o, int64_
     snprintf(out, size, "no setting of rows or length makes this model fit: choose a smaller one");
 }
 
-static int does_not_fit(const moed_context *c, const moed_layout *l, const moed_corpus *d, const moed_train_options *o,
-                        int64_t loaded)
+int training_fits(const moed_context *c, const moed_layout *l, const moed_corpus *d, const moed_train_options *o, int64_t loaded)
 {
     char needs[32], allowed[32], nearest[160];
     moed_estimate e;
     const int64_t room = training_room(c, d, loaded);
     const int code = training_estimate(l, o, &e);
-    if (code) return code;
+    if (code || e.host_bytes <= room) return code;
     nearest_that_fits(l, *o, room, nearest, sizeof nearest);
     return fail(EXIT_FIT, "training needs %s of memory and %s are allowed; %s", human_bytes(e.host_bytes, needs),
                 human_bytes(room, allowed), nearest);
-}
-
-int training_fits(const moed_context *c, const moed_layout *l, const moed_corpus *d, const moed_train_options *o, int64_t loaded)
-{
-    moed_estimate e;
-    const int code = training_estimate(l, o, &e);
-    if (code || e.host_bytes <= training_room(c, d, loaded)) return code;
-    return does_not_fit(c, l, d, o, loaded);
 }
 
 /* What loads move instead of gradients is fixed. */
@@ -168,11 +168,11 @@ int training_run(training *t)
     int code = training_estimate(l, &t->options, &e);
     if (code || (code = training_fits(t->context, l, t->corpus, &t->options, e.weights))) return code;
     say("%s: %lld steps, %s, %s of memory", t->label, (long long)t->options.steps, human_flops(e.flops, a),
-        human_bytes(e.host_bytes, b));
+        human_bytes(training_memory(&e), b));
     if ((code = make_folder_for(t->options.directory, &made))) return code;
     moed_status status = moed_trainer_create(&trainer, t->context, t->model, t->corpus, NULL, &t->options);
     if (status) {
-        code = status == MOED_E_LIMIT ? does_not_fit(t->context, l, t->corpus, &t->options, e.weights) : fail_status(status);
+        code = fail_status(status);
         goto out;
     }
     status = moed_trainer_resume(trainer);
@@ -234,6 +234,5 @@ int training_measure(moed_context *c, const moed_layout *l, const moed_corpus *d
     if (steps) *step = (now_seconds() - start) / (double)steps;
     moed_trainer_destroy(trainer);
     moed_model_destroy(m);
-    if (status == MOED_E_LIMIT) return does_not_fit(c, l, d, given, 0);
     return status ? fail_status(status) : EXIT_DONE;
 }

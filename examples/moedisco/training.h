@@ -24,9 +24,12 @@ int training_evaluate(const moed_model *m, const moed_corpus *d, const moed_trai
  * process have, less what is held already (of which `loaded` bytes are the model) and the order of the corpus' documents, which
  * an estimate knows nothing of. */
 int64_t training_room(const moed_context *c, const moed_corpus *d, int64_t loaded);
-/* EXIT_FIT, with the nearest setting that fits, when training would take more memory than there is beside what is held. loaded:
- * bytes of the model, when it is held already. */
+/* EXIT_FIT, with the nearest setting that fits, when training would take more host memory than there is beside what is held.
+ * loaded: bytes of the model, when it is held already. Of a device's memory the trainer itself says what is too much. */
 int training_fits(const moed_context *c, const moed_layout *l, const moed_corpus *d, const moed_train_options *o, int64_t loaded);
+/* Bytes in the memory that computes: a device's own, or on the CPU the host's; and whose that is. */
+int64_t training_memory(const moed_estimate *e);
+void training_place(const moed_context *c, char out[96]);
 /* moed_train_estimate with the faults told. */
 int training_estimate(const moed_layout *l, const moed_train_options *o, moed_estimate *out);
 /* Tells which flags that were given nothing in such a model heeds. */

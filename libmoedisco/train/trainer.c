@@ -81,6 +81,14 @@ static int64_t bytes_in_use(const moed_context *c)
     return atomic_load(&((moed_context *)(uintptr_t)c)->in_use);
 }
 
+/* What can be done about memory that does not suffice. */
+static const char *way_to_fit(const moed_trainer *t)
+{
+    if (t->resuming && t->step == 0) return "as its checkpoint was made: allow more"; /* settings and policy are the checkpoint's */
+    return t->policy == MOED_POLICY_FULL ? "less with fewer rows, a smaller length or more micro_batches, or policy lean"
+                                         : "less with fewer rows, a smaller length or more micro_batches";
+}
+
 /* Decides on the policy and refuses what the limits do not allow. released: bytes in use that go before anything is allocated. */
 static moed_status check_fits(moed_trainer *t, int64_t released)
 {
@@ -95,18 +103,16 @@ static moed_status check_fits(moed_trainer *t, int64_t released)
     const moedi_room needs = moedi_budget_place(&b, &room);
     moedi_log(c, MOED_LOG_INFO, "policy %s: %s; %lld bytes of host memory, %lld of the device", moedi_policy_name(t->policy),
               reason, (long long)needs.host, (long long)needs.device);
-    const int resumed = t->resuming && t->step == 0; /* its settings and policy are the checkpoint's */
     if (most > 0 && needs.host > room.host)
         return moedi_fail(MOED_E_LIMIT, "training needs %lld bytes beside the %lld in use, the limit is %lld: gradients %lld, "
-                          "moments %lld, activations %lld (%s%s)",
+                          "moments %lld, activations %lld (%s)",
                           (long long)needs.host, (long long)used, (long long)most, (long long)b.gradients,
-                          (long long)b.moments, (long long)b.activations,
-                          resumed ? "as its checkpoint was made: allow more"
-                                  : "less with fewer rows, a smaller length or more micro_batches",
-                          !resumed && t->policy == MOED_POLICY_FULL ? ", or policy lean" : "");
+                          (long long)b.moments, (long long)b.activations, way_to_fit(t));
     if (c->options.device_limit > 0 && needs.device > c->options.device_limit)
-        return moedi_fail(MOED_E_LIMIT, "training needs %lld bytes on the device, the limit is %lld", (long long)needs.device,
-                          (long long)c->options.device_limit);
+        return moedi_fail(MOED_E_LIMIT, "training needs %lld bytes on the device, the limit is %lld: weights %lld, gradients "
+                          "%lld, moments %lld, activations %lld (%s)",
+                          (long long)needs.device, (long long)c->options.device_limit, (long long)b.weights,
+                          (long long)b.gradients, (long long)b.moments, (long long)(b.activations + b.workspace), way_to_fit(t));
     t->workspace = b.workspace;
     return MOED_OK;
 }
