@@ -6,7 +6,6 @@
 
 #include <inttypes.h>
 #include <stdio.h>
-#include <stdlib.h>
 
 static size_t read_text(const char *path, char *text, size_t size)
 {

@@ -1,6 +1,5 @@
 /* budget.c - from minutes, money or another pipeline's money to steps. */
 #include <math.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 

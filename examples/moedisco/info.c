@@ -1,5 +1,4 @@
 /* info.c - the verb info: what a file, directory or this machine is. */
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 

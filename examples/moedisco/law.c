@@ -1,6 +1,5 @@
 /* law.c - the verbs law fit and law predict. */
 #include <math.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 

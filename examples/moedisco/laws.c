@@ -1,6 +1,5 @@
 /* laws.c - scaling laws of the command: by a preset's name or from a file, and the runs that they are fitted to. */
 #include <math.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <strings.h>

@@ -373,7 +373,8 @@ int phases_run(pipeline *p, const flags *f)
 
 /* ---- one worker ---- */
 
-int phase_work(pipeline *p, int64_t index)
+/* The S-phase of one submodel: a pure function of the pipeline's directory and the index. */
+static int phase_work(pipeline *p, int64_t index)
 {
     char *work = submodel_path(p, index, ""), *initial = submodel_path(p, index, "initial"),
          *model = submodel_path(p, index, "model");

@@ -5,8 +5,6 @@
 #include "pipeline.h"
 
 int phases_run(pipeline *p, const flags *f);
-/* The S-phase of one submodel: a pure function of the pipeline's directory and the index. */
-int phase_work(pipeline *p, int64_t index);
 /* Directory of a submodel's trained model; the caller frees it. */
 char *submodel_path(const pipeline *p, int64_t index, const char *what);
 

@@ -1,5 +1,4 @@
 /* plan.c - the verb plan: what `run` would do, before anything is spent. */
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 

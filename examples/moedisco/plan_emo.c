@@ -1,6 +1,4 @@
 /* plan_emo.c - the verb plan emo: what a growing pool takes beside a fixed one, before anything is spent. */
-#include <math.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 

@@ -1,5 +1,4 @@
 /* settings.c - run.json. */
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 

@@ -1,5 +1,4 @@
 /* surgery.c - split and integrate on directories. */
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 

@@ -9,7 +9,6 @@
 #include "balance.h"
 
 #include <math.h>
-#include <stdlib.h>
 #include <string.h>
 
 #include "core/cancel.h"

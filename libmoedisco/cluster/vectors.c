@@ -71,8 +71,9 @@ static moed_status check_block(void *argument, int64_t block)
     return MOED_OK;
 }
 
-moed_status moedi_check_rows(const moed_context *c, const moed_cancel *cancel, const float *x, int64_t count, int64_t width,
-                             int64_t first, const char *name)
+/* x (count, width), its rows numbered from `first` on. */
+static moed_status check_rows(const moed_context *c, const moed_cancel *cancel, const float *x, int64_t count, int64_t width,
+                              int64_t first, const char *name)
 {
     rows_check r = {cancel, x, count, width, first, name};
     return moedi_parallel_try(c, moedi_blocks(count), check_block, &r);
@@ -82,7 +83,7 @@ moed_status moedi_check_matrix(const moed_context *c, const moed_cancel *cancel,
                                int64_t rows, int64_t width)
 {
     MOEDI_TRY(check_shape(x, name, rows, width));
-    return moedi_check_rows(c, cancel, x->data, x->shape[0], x->shape[1], 0, name);
+    return check_rows(c, cancel, x->data, x->shape[0], x->shape[1], 0, name);
 }
 
 moed_status moedi_check_weights(const float *weights, int64_t count, int64_t clusters)
@@ -116,7 +117,7 @@ moed_status moedi_source_read(const moedi_source *s, int64_t first, int64_t coun
     }
     const int32_t code = s->own->read(first, count, out, s->own->user);
     if (code) return moedi_fail_callback("moed_vectors.read", code);
-    return moedi_check_rows(s->context, s->cancel, out, count, s->width, first, "x");
+    return check_rows(s->context, s->cancel, out, count, s->width, first, "x");
 }
 
 moed_status moedi_source_draw(const moedi_source *s, uint64_t seed, uint64_t step, int64_t count, int64_t run, float *out,

@@ -21,9 +21,6 @@ static inline int64_t moedi_block_end(int64_t count, int64_t block)
 /* A contiguous F32 matrix in host memory, of `rows` rows and `width` columns (0: any), whose numbers all are finite. */
 moed_status moedi_check_matrix(const moed_context *c, const moed_cancel *cancel, const moed_tensor *x, const char *name,
                                int64_t rows, int64_t width);
-/* x (count, width), its rows numbered from `first` on. */
-moed_status moedi_check_rows(const moed_context *c, const moed_cancel *cancel, const float *x, int64_t count, int64_t width,
-                             int64_t first, const char *name);
 /* Rows with weight, at least one per cluster; weights nullable. */
 moed_status moedi_check_weights(const float *weights, int64_t count, int64_t clusters);
 

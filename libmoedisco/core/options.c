@@ -2,7 +2,6 @@
 #include "options.h"
 
 #include <math.h>
-#include <stdio.h>
 #include <string.h>
 
 #include "moedisco.h"

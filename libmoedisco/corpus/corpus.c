@@ -1,7 +1,6 @@
 /* corpus/corpus.c - the corpus handle: references, description, reading, views. */
 #include "corpus.h"
 
-#include <math.h>
 #include <string.h>
 
 #include "core/options.h"

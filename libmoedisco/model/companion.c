@@ -2,7 +2,6 @@
 #include "companion.h"
 
 #include <fnmatch.h>
-#include <string.h>
 
 #include "util/file.h"
 

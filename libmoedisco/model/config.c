@@ -2,7 +2,6 @@
 #include "config_field.h"
 #include "family.h"
 
-#include <stdio.h>
 #include <string.h>
 
 enum { SIZE_MAX_HIDDEN = 1 << 20, COUNT_MAX = 1 << 16 };

@@ -1,6 +1,5 @@
 /* surgery/usage.c - which part gets which experts: those that its own documents use most, every part the same number. */
 #include <math.h>
-#include <stdlib.h>
 #include <string.h>
 
 #include "core/cancel.h"

@@ -11,7 +11,6 @@ enum { /* purpose: one per use, so that streams never meet */
     MOEDI_RANDOM_DIVIDE = 3,
     MOEDI_RANDOM_KMEANS = 4,   /* step: restart */
     MOEDI_RANDOM_PIECE = 5,
-    MOEDI_RANDOM_SAMPLE = 6,   /* text */
     MOEDI_RANDOM_ROW = 7,      /* step: epoch */
     MOEDI_RANDOM_ROUNDING = 8, /* step: optimizer's */
     MOEDI_RANDOM_CLONE = 9,    /* step: tensor's hash, or layer and expert */

@@ -1,7 +1,6 @@
 /* util/safetensors.c - 8 bytes of header length, a JSON header, and the tensors' bytes without holes. */
 #include "safetensors.h"
 
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
