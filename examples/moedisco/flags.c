@@ -322,6 +322,7 @@ static int one_flag(flags *f, int argc, char **argv, int *at)
 
 int flags_parse(flags *f, const verb *v, int argc, char **argv, size_t least, size_t most)
 {
+    if (f->count == FLAGS_MAX) return fail(EXIT_OTHER, "%s has more flags than there is room for: FLAGS_MAX", v->name);
     int only_arguments = 0;
     for (int i = 0; i < argc; i++)
         if (!strcmp(argv[i], "--")) break;

@@ -221,9 +221,9 @@ MOED_API moed_status moed_trainer_save(moed_trainer *t);
 /* Goes on from the newest checkpoint in options.directory whose manifest is valid (others are passed over, with a line
  * in the log); metrics are cut back to it. For a trainer at step 0. MOED_E_NOT_FOUND when there is none: the trainer is
  * unchanged, and a run may start afresh in the directory. MOED_E_CHECKSUM when there are some and none is whole:
- * nothing is cut. MOED_E_MISMATCH naming what differs: layout, corpus, or any option but those of directory,
- * checkpoints, evaluation and progress (steps count: they are the schedule's length). A trainer with MOED_POLICY_AUTO takes over
- * the checkpoint's policy, if that fits. Since: 0.1. */
+ * nothing is cut. MOED_E_MISMATCH naming what differs: layout, corpus, or any option but directory, those of checkpoints,
+ * evaluation and progress, graph and store_late (steps count: they are the schedule's length). A trainer with MOED_POLICY_AUTO
+ * takes over the checkpoint's policy, if that fits. Since: 0.1. */
 MOED_API moed_status moed_trainer_resume(moed_trainer *t);
 
 #ifdef __cplusplus

@@ -293,7 +293,8 @@ void moed_trainer_destroy(moed_trainer *t)
     if (t->behind && !t->broken && moedi_context_check(c) == MOED_OK) (void)moedi_transformer_store(t->transformer);
     demolish(t);
     moedi_sampler_destroy(t->sampler);
-    void *owned[] = {t->tokens, t->labels, t->documents, t->loads, t->last_loads, t->scratch, t->staging, t->trained};
+    size_down(t);
+    void *owned[] = {t->tokens, t->labels, t->documents, t->trained};
     for (size_t i = 0; i < sizeof owned / sizeof owned[0]; i++) moedi_free(c, owned[i]);
     moedi_free(c, (char *)(uintptr_t)t->options.train);
     moedi_free(c, (char *)(uintptr_t)t->options.freeze);

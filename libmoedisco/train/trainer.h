@@ -41,7 +41,8 @@ struct moed_trainer {
     moedi_metrics metrics;
     moedi_pending pending;
     int64_t step, consumed;        /* steps done, tokens trained on */
-    int64_t row;                   /* of the corpus' stream that comes next: rows * step unless a foreign loop took others */
+    int64_t row;                   /* of the corpus' stream that comes next: first_row + rows * step unless a foreign loop
+                                      took others */
     int64_t saved;                 /* step of the last checkpoint of this process, -1 = none */
     int64_t built;                 /* host bytes of what depends on model and policy */
     int64_t workspace;             /* what operations keep beside it, by the estimate */
