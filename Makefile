@@ -95,7 +95,7 @@ TOKENIZE := $(OUT)/moedisco-tokenize
 COMMAND_SOURCES := $(sort $(wildcard examples/moedisco/*.c))
 EXAMPLES := $(patsubst examples/%.c,$(OUT)/examples/%,$(sort $(wildcard examples/[0-9]*.c)))
 TESTS    := $(patsubst tests/%.c,$(OUT)/tests/%,$(sort $(wildcard tests/test_*.c)))
-SCRIPTS  := tests/headers.sh tests/includes.sh tests/abi.sh tests/install.sh $(sort $(wildcard tests/check_*.sh))
+SCRIPTS  := tests/headers.sh tests/sources.sh tests/abi.sh tests/install.sh $(sort $(wildcard tests/check_*.sh))
 BENCHES  := $(patsubst tests/bench/%.c,$(OUT)/tests/bench/%,$(sort $(wildcard tests/bench/*.c)))
 
 # What runs on any machine, and is what the tests are of; `all` has the plug-in too.

@@ -24,8 +24,8 @@ typedef struct moedi_room {
 moedi_room moedi_room_of(const moed_context *c, const moed_device_info *device, int64_t used);
 /* What a budget takes in either memory. */
 moedi_room moedi_budget_place(const moedi_budget *b, const moedi_room *room);
-/* The policy that options.policy comes to in this room, its budget, and why, in a few words. numbers: that the device computes with;
- * documents: of the corpus, 0 = not known. */
+/* The policy that options.policy comes to in this room, its budget, and why, in a few words. numbers: that the device computes
+ * with; documents: of the corpus, 0 = not known. */
 moed_status moedi_policy_choose(const moed_layout *l, const moed_backend_info *numbers, const moed_train_options *o,
                                 const uint8_t *trained, int64_t documents, const moedi_room *room, int32_t *policy,
                                 moedi_budget *out, const char **reason);

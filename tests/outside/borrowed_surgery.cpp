@@ -1,5 +1,6 @@
-// Somebody else's trainer, in C++: split and integrate of its own arrays, of an architecture that this library never heard of (fused QKV,
-// stacked experts). It makes submodels by pieces in memory of its own, "trains" them, and checks every number that comes back.
+// Somebody else's trainer, in C++: split and integrate of its own arrays, of an architecture that this library never heard of
+// (fused QKV, stacked experts). It makes submodels by pieces in memory of its own, "trains" them, and checks every number
+// that comes back.
 #include <moedisco.h>
 
 #include <cmath>

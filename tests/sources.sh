@@ -1,10 +1,13 @@
 #!/bin/sh
-# includes.sh: folders of the library include what docs/architecture.md lets them, by the order of its list; and within a folder
-# no concepts (x.h with x.c) do so in a circle. cuda/engine has the plug-in's tables beside its memory, and so is let off.
+# sources.sh: lines of C and CUDA have at most 130 columns; folders of the library include what docs/architecture.md lets them,
+# by the order of its list; within a folder no concepts (x.h with x.c) include one another in a circle. cuda/engine has the
+# plug-in's tables beside its memory, and so cuda is let off.
 cd "$(dirname "$0")/.." || exit 1
-work=$(mktemp -d "${TMPDIR:-/tmp}/moedisco-includes-XXXXXX") || exit 1
+work=$(mktemp -d "${TMPDIR:-/tmp}/moedisco-sources-XXXXXX") || exit 1
 trap 'rm -rf "$work"' EXIT
 failed=0
+find include libmoedisco examples tests -name '*.[ch]' -o -name '*.cu' -o -name '*.cuh' -o -name '*.cpp' | xargs grep -nE '^.{131,}' &&
+    { echo 'lines of more than 130 columns'; failed=1; }
 sed -n 's/^| `libmoedisco\/\([a-z]*\)` .*/\1/p' docs/architecture.md > "$work/order"
 [ "$(wc -l < "$work/order")" = "$(ls -d libmoedisco/*/ | wc -l)" ] || { echo 'docs/architecture.md lists other folders than there are'; failed=1; }
 # file, what it includes
