@@ -84,7 +84,7 @@ static int64_t bytes_in_use(const moed_context *c)
 /* What can be done about memory that does not suffice. */
 static const char *way_to_fit(const moed_trainer *t)
 {
-    if (t->resuming && t->step == 0) return "as its checkpoint was made: allow more"; /* settings and policy are the checkpoint's */
+    if (t->resuming && t->step == 0) return "as its checkpoint was made: allow more"; /* its settings are the checkpoint's */
     return t->policy == MOED_POLICY_FULL ? "less with fewer rows, a smaller length or more micro_batches, or policy lean"
                                          : "less with fewer rows, a smaller length or more micro_batches";
 }
