@@ -1,4 +1,4 @@
-/* The learning rate of each step, and what phases cost. */
+/* The rates of each step, and what phases cost. */
 #include "support.h"
 
 #include "train/schedule.h"
@@ -97,6 +97,19 @@ static void cost_sums_phases_and_pays_all_devices_until_the_last_is_done(void **
     check(cost.money, 0);
 }
 
+/* 0 is what the struct of a caller lacks who was built before the field was there. */
+static void the_balance_rate_falls_from_its_boost_and_0_is_none(void **state)
+{
+    (void)state;
+    moed_train_options o = options(MOED_SCHEDULE_WSD);
+    o.balance_rate = 0.5, o.balance_boost = 1024;
+    check(moedi_schedule_balance(&o, 1), 512);
+    check(moedi_schedule_balance(&o, 6), 16);
+    check(moedi_schedule_balance(&o, 11), 0.5);
+    for (o.balance_boost = 0; o.balance_boost <= 1; o.balance_boost++)
+        for (int64_t step = 1; step <= 100; step++) check(moedi_schedule_balance(&o, step), 0.5);
+}
+
 static void cost_refuses_bad_phases_by_name(void **state)
 {
     (void)state;
@@ -119,6 +132,7 @@ int main(void)
         cmocka_unit_test(constant_stays),
         cmocka_unit_test(cosine_passes_the_middle_and_ends_at_the_final_rate),
         cmocka_unit_test(wsd_is_flat_then_linear_to_the_final_rate),
+        cmocka_unit_test(the_balance_rate_falls_from_its_boost_and_0_is_none),
         cmocka_unit_test(one_step_and_extreme_shares_stay_in_range),
         cmocka_unit_test(cost_sums_phases_and_pays_all_devices_until_the_last_is_done),
         cmocka_unit_test(cost_refuses_bad_phases_by_name),

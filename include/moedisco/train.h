@@ -88,7 +88,7 @@ typedef struct moed_train_options {
                                   beginning */
     double balance_boost;      /* balance_rate begins so many times as large and falls to itself by equal factors while the
                                   learning rate rises: new experts find their share soon, and loads are at rest when the warm-up
-                                  ends */
+                                  ends. 0 = as 1: what a caller of before this field has */
     double balance_band;       /* an expert whose load differs from the mean by less than this share of it has its bias moved in
                                   proportion to the difference; beyond, by the whole rate. 0 = always by the whole rate, as
                                   published. Loads then come nearer to each other, for biases no longer swing by the rate; in the

@@ -185,7 +185,7 @@ static const field train_fields[] = {
         "by how much a step moves selection biases, frozen or not, towards equal loads; 0 = they rest"),
     I64(S, first_row, 0, 0, MAX_I64 / 2, "rows of the data order that runs before this one took"),
     F64(S, balance_boost, 10, 0, 1e6,
-        "balance_rate begins so many times as large, and falls to itself while the learning rate rises"),
+        "balance_rate begins so many times as large, and falls to itself while the learning rate rises; 0 = as 1"),
     F64(S, balance_band, 0, 0, 1e6,
         "share of the mean load within which a selection bias moves in proportion; 0 = always by the whole rate"),
 };

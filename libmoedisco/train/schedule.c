@@ -14,7 +14,7 @@ double moedi_schedule_balance(const moed_train_options *o, int64_t step)
 {
     const int64_t warmup = share(o->warmup, o->steps);
     const double left = step <= warmup ? 1 - (double)(step - 1) / (double)warmup : 0;
-    return o->balance_rate * pow(o->balance_boost, left);
+    return o->balance_boost > 0 ? o->balance_rate * pow(o->balance_boost, left) : o->balance_rate;
 }
 
 double moedi_schedule_rate(const moed_train_options *o, int64_t step)
