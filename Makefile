@@ -96,6 +96,9 @@ COMMAND_SOURCES := $(sort $(wildcard examples/moedisco/*.c))
 EXAMPLES := $(patsubst examples/%.c,$(OUT)/examples/%,$(sort $(wildcard examples/[0-9]*.c)))
 TESTS    := $(patsubst tests/%.c,$(OUT)/tests/%,$(sort $(wildcard tests/test_*.c)))
 SCRIPTS  := tests/headers.sh tests/sources.sh tests/abi.sh tests/install.sh $(sort $(wildcard tests/check_*.sh))
+# On the command line by name alone, TESTS='util trainer' SCRIPTS=check_law; an empty list is none.
+override TESTS   := $(foreach t,$(TESTS),$(if $(findstring /,$(t)),$(t),$(OUT)/tests/test_$(patsubst test_%,%,$(t))))
+override SCRIPTS := $(foreach s,$(SCRIPTS),$(if $(findstring /,$(s)),$(s),tests/$(patsubst %.sh,%,$(s)).sh))
 BENCHES  := $(patsubst tests/bench/%.c,$(OUT)/tests/bench/%,$(sort $(wildcard tests/bench/*.c)))
 
 # What runs on any machine, and is what the tests are of; `all` has the plug-in too.
@@ -110,7 +113,7 @@ help:
 	    'check            all tests; check-run the same, installing nothing (ci: .ci/run)' \
 	    'check-abi        exported symbols and struct sizes      check-headers  as C99 and C++11' \
 	    'check-install    programs outside the tree, DESTDIR     check-gpu      operations on a GPU' \
-	    'asan ubsan tsan  all tests with a sanitizer (a part: TESTS= or SCRIPTS=, or a list of them)' \
+	    'asan ubsan tsan  all tests with a sanitizer (a part of check-run too: TESTS="util trainer" SCRIPTS=)' \
 	    'valgrind         quick tests under memcheck' \
 	    'analyze tidy     gcc -fanalyzer, clang-tidy over all sources' \
 	    'ci-full          check, asan, ubsan, tsan, valgrind, analyze and tidy in turn' \

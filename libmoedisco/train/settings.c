@@ -1,7 +1,6 @@
 /* train/settings.c - checks between fields; the table behind moedi_options_read holds each field's own range. */
 #include "settings.h"
 
-
 #include "core/options.h"
 
 const char *moedi_policy_name(int32_t policy)
