@@ -140,12 +140,96 @@ static void biases_rest_at_rate_zero_and_where_a_step_is_dropped(void **state)
     rig_close(&r);
 }
 
+static void within_a_step_biases_move_by_each_micro_batch(void **state)
+{
+    (void)state;
+    moed_train_options o = tiny_options(6);
+    int within = 0;
+    o.rows = 8, o.micro_batches = 4, o.balance_rate = 0.125, o.load_balance = 0;
+    o.balance_each = MOED_BALANCE_MICRO_BATCH;
+    rig r = biased_rig(&o);
+    for (int step = 0; step < 6; step++) {
+        float before[EXPERTS];
+        memcpy(before, biases_of(&r), sizeof before);
+        rig_run(&r, 1);
+        for (int e = 0; e < EXPERTS; e++) {
+            const double parts = (double)(biases_of(&r)[e] - before[e]) / (0.125 / 4); /* each shard's: a quarter of the rate */
+            assert_true(fabs(parts - round(parts)) < 1e-4 && fabs(parts) < 4.5);
+            within += fabs(parts) < 3.5; /* shards differed */
+        }
+    }
+    assert_true(within > 0);
+    rig_close(&r);
+}
+
+static void one_micro_batch_is_a_step(void **state)
+{
+    (void)state;
+    moed_train_options o = tiny_options(5);
+    o.balance_rate = 0.125, o.balance_band = 0.5;
+    rig by_step = biased_rig(&o);
+    rig_run(&by_step, 0);
+    o.balance_each = MOED_BALANCE_MICRO_BATCH;
+    rig by_micro_batch = biased_rig(&o);
+    rig_run(&by_micro_batch, 0);
+    assert_same_models(by_step.model, by_micro_batch.model);
+    rig_close(&by_step);
+    rig_close(&by_micro_batch);
+}
+
+/* Loads of the few steps after one expert was preferred to all others. */
+static double load_soon(int32_t each)
+{
+    moed_train_options o = tiny_options(40);
+    double sum = 0;
+    o.rows = 16, o.micro_batches = 8, o.balance_rate = 0.1, o.balance_boost = 1, o.load_balance = 0;
+    o.balance_each = each;
+    rig r = biased_rig(&o);
+    ((float *)model_tensor(r.model, model_find(r.model, bias_name)).data)[1] = 1;
+    for (int i = 0; i < 12; i++) sum += rig_run(&r, 1).max_load / 12;
+    rig_close(&r);
+    return sum;
+}
+static void micro_batches_put_right_what_a_step_finds_wrong(void **state)
+{
+    (void)state;
+    const double step = load_soon(MOED_BALANCE_STEP), micro_batch = load_soon(MOED_BALANCE_MICRO_BATCH);
+    assert_true(micro_batch < step - 0.1);
+}
+
+static void a_dropped_step_takes_back_what_its_micro_batches_moved(void **state)
+{
+    (void)state;
+    moed_train_options o = tiny_options(4);
+    float before[EXPERTS];
+    o.micro_batches = 4, o.balance_rate = 0.125, o.balance_each = MOED_BALANCE_MICRO_BATCH;
+    rig r = biased_rig(&o);
+    rig_run(&r, 2);
+    memcpy(before, biases_of(&r), sizeof before);
+    float *norm = model_tensor(r.model, model_find(r.model, "model.norm.weight")).data;
+    const float kept = norm[0];
+    norm[0] = NAN;
+    assert_int_equal(moed_trainer_run(r.trainer, 1, NULL, NULL), MOED_E_NUMERIC);
+    assert_memory_equal(biases_of(&r), before, sizeof before);
+    norm[0] = kept;
+    moed_report report = {.struct_size = sizeof report};
+    assert_ok(moed_trainer_forward_backward(r.trainer, NULL, &report)); /* of a foreign loop: all of its calls */
+    assert_true(memcmp(biases_of(&r), before, sizeof before) != 0);
+    norm[0] = NAN;
+    assert_int_equal(moed_trainer_forward_backward(r.trainer, NULL, &report), MOED_E_NUMERIC);
+    assert_memory_equal(biases_of(&r), before, sizeof before);
+    norm[0] = kept;
+    rig_run(&r, 1);
+    assert_true(memcmp(biases_of(&r), before, sizeof before) != 0);
+    rig_close(&r);
+}
+
 static void a_run_that_was_stopped_goes_on_to_the_same_bits(void **state)
 {
     (void)state;
     char *dir = support_directory();
     moed_train_options o = tiny_options(8);
-    o.balance_rate = 0.03;
+    o.balance_rate = 0.03, o.micro_batches = 2, o.balance_each = MOED_BALANCE_MICRO_BATCH;
     rig whole = biased_rig(&o);
     rig_run(&whole, 0);
     o.directory = dir;
@@ -187,6 +271,10 @@ int main(void)
         cmocka_unit_test(within_the_band_biases_move_in_proportion),
         cmocka_unit_test(biases_move_faster_while_the_rate_rises),
         cmocka_unit_test(biases_rest_at_rate_zero_and_where_a_step_is_dropped),
+        cmocka_unit_test(within_a_step_biases_move_by_each_micro_batch),
+        cmocka_unit_test(one_micro_batch_is_a_step),
+        cmocka_unit_test(micro_batches_put_right_what_a_step_finds_wrong),
+        cmocka_unit_test(a_dropped_step_takes_back_what_its_micro_batches_moved),
         cmocka_unit_test(a_run_that_was_stopped_goes_on_to_the_same_bits),
         cmocka_unit_test(evenness_is_that_of_its_formulas),
     };

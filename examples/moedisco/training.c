@@ -100,7 +100,7 @@ static int has_selection_biases(const moed_layout *l)
 
 void training_tell_unheeded(const flags *f, const moed_layout *l)
 {
-    static const char *const names[] = {"balance-rate", "balance-boost", "balance-band"};
+    static const char *const names[] = {"balance-rate", "balance-boost", "balance-band", "balance-each"};
     for (size_t i = 0; i < sizeof names / sizeof *names; i++)
         if (flags_given(f, names[i]) && !has_selection_biases(l))
             say("--%s moves nothing: the router has no selection bias, as family dots1 has; --load-balance balances it",

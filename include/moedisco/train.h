@@ -22,6 +22,12 @@ enum { MOED_SCHEDULE_CONSTANT = 0, MOED_SCHEDULE_COSINE = 1, MOED_SCHEDULE_WSD =
  * Gradients come on top. */
 enum { MOED_POLICY_AUTO = 0, MOED_POLICY_FULL = 1, MOED_POLICY_LEAN = 2 };
 
+/* When selection biases move. STEP: after the update, by the choices of all its rows, as published. MICRO_BATCH: after each
+ * micro-batch, by its choices and its share of balance_rate, so that what an update has put out of balance is put right within
+ * the next step and not after it; a step's loads are nearer to each other the more micro-batches it has, and its results depend
+ * on their number. The host then waits for every micro-batch, and a device records no graph. */
+enum { MOED_BALANCE_STEP = 0, MOED_BALANCE_MICRO_BATCH = 1 };
+
 /* What one step did. Losses are means per label, in nats. */
 typedef struct moed_report {
     uint32_t struct_size;
@@ -79,7 +85,7 @@ typedef struct moed_train_options {
     int32_t store_late;        /* 1: the model's own tensors follow a device's weights at the last of `steps` and at
                                   moed_trainer_destroy alone, not after every moed_trainer_run and _update: for loops of many
                                   short calls, each of which would bring all weights to the host */
-    int32_t reserved;
+    int32_t balance_each;      /* MOED_BALANCE_*: when selection biases move */
     double balance_rate;       /* of routers with a selection bias: after every step an expert's bias moves by so much, up where
                                   it had less than the mean of the step's choices, down where it had more; 0 = biases rest. train
                                   and freeze are of gradients: they do not stop it. Every row of the step counts. Source:

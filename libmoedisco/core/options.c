@@ -181,6 +181,8 @@ static const field train_fields[] = {
            "fits"),
     SWITCH(S, graph, 1, "record a step's work once and launch it as a whole, where the device can"),
     SWITCH(S, store_late, 0, "of a device: the host's copy of the weights follows at the end of the run alone"),
+    CHOICE(S, balance_each, MOED_BALANCE_STEP, 1, "step|micro-batch",
+           "when selection biases move: after a step by its loads, or after each micro-batch by its own and a share of the rate"),
     F64(S, balance_rate, 1e-3, 0, 100,
         "by how much a step moves selection biases, frozen or not, towards equal loads; 0 = they rest"),
     I64(S, first_row, 0, 0, MAX_I64 / 2, "rows of the data order that runs before this one took"),

@@ -50,7 +50,7 @@ static moed_status compute(const moed_layout *l, const moed_backend_info *number
     int64_t slices = 0;
     for (size_t i = 0; i < l->count; i++) slices += trained[i] != 0;
     const int64_t batch = 3 * o->rows * o->length * (int64_t)sizeof(int32_t);
-    const int64_t loads = l->config.layers * l->config.experts * (int64_t)sizeof(int64_t);
+    const int64_t loads = l->config.layers * l->config.experts * (int64_t)(3 * sizeof(int64_t) + 2 * sizeof(double));
     const int64_t lists = (int64_t)l->count + slices * (int64_t)(sizeof(moed_op_slice) + sizeof(size_t));
     b.rest = staged + found + moedi_staged_bytes(shard * o->length) + batch + loads + lists +
              moedi_sampler_bytes(documents, o->length);

@@ -20,12 +20,17 @@ moed_status moedi_selection_biases_create(moedi_selection_biases *out, moedi_tra
     const moedi_engine *e = moedi_transformer_engine(t);
     *out = (moedi_selection_biases){.transformer = t, .layout = l};
     if (!c->selection_bias || !moedi_config_routes(c)) return MOED_OK;
-    return moedi_alloc_array(e->context, c->layers * c->experts, e->wide_item, (void **)&out->numbers);
+    MOEDI_TRY(moedi_alloc_array(e->context, c->layers * c->experts, e->wide_item, (void **)&out->numbers));
+    return moedi_alloc_array(e->context, c->layers * c->experts, e->wide_item, (void **)&out->held);
 }
 
 void moedi_selection_biases_destroy(moedi_selection_biases *b)
 {
-    if (b->numbers) moedi_free(moedi_transformer_engine(b->transformer)->context, b->numbers);
+    if (b->numbers) {
+        const moed_context *c = moedi_transformer_engine(b->transformer)->context;
+        moedi_free(c, b->numbers);
+        moedi_free(c, b->held);
+    }
     memset(b, 0, sizeof *b);
 }
 
@@ -45,6 +50,15 @@ static moed_status learn(moedi_selection_biases *b)
     return MOED_OK;
 }
 
+static moed_status upload(const moedi_selection_biases *b, int64_t layer)
+{
+    const moedi_engine *e = moedi_transformer_engine(b->transformer);
+    const int64_t param = param_of(b, layer);
+    if (param < 0) return MOED_OK;
+    return e->table->upload(e->self, moedi_transformer_weight(b->transformer, (size_t)param), layer_of(b, layer),
+                            (size_t)b->layout->config.experts * e->wide_item);
+}
+
 /* Which way, and how much of the rate: an expert's load is own / experts of the whole. Near the mean the way is in proportion. */
 static double way(int64_t own, int64_t total, double band)
 {
@@ -60,9 +74,8 @@ moed_status moedi_selection_biases_move(moedi_selection_biases *b, const int64_t
     if (!b->numbers || rate == 0) return MOED_OK;
     if (!b->known) MOEDI_TRY(learn(b));
     for (int64_t layer = 0; layer < c->layers; layer++, loads += c->experts) {
-        const int64_t param = param_of(b, layer);
         int64_t total = 0;
-        if (param < 0) continue;
+        if (param_of(b, layer) < 0) continue;
         for (int64_t i = 0; i < c->experts; i++) total += loads[i];
         for (int64_t i = 0; i < c->experts; i++) {
             char *const at = layer_of(b, layer) + (size_t)i * e->wide_item;
@@ -72,8 +85,35 @@ moed_status moedi_selection_biases_move(moedi_selection_biases *b, const int64_t
             x += rate * way(own, total, band);
             moedi_from_double(at, e->info.wide, &x, 1);
         }
-        MOEDI_TRY(e->table->upload(e->self, moedi_transformer_weight(b->transformer, (size_t)param), layer_of(b, layer),
-                                   (size_t)c->experts * e->wide_item));
+        MOEDI_TRY(upload(b, layer));
     }
+    return MOED_OK;
+}
+
+static size_t all_bytes(const moedi_selection_biases *b)
+{
+    const moedi_config *c = &b->layout->config;
+    return (size_t)(c->layers * c->experts) * moedi_transformer_engine(b->transformer)->wide_item;
+}
+
+moed_status moedi_selection_biases_hold(moedi_selection_biases *b)
+{
+    if (!b->numbers) return MOED_OK;
+    if (!b->known) MOEDI_TRY(learn(b));
+    memcpy(b->held, b->numbers, all_bytes(b));
+    b->holding = 1;
+    return MOED_OK;
+}
+
+void moedi_selection_biases_release(moedi_selection_biases *b)
+{
+    b->holding = 0;
+}
+
+moed_status moedi_selection_biases_restore(moedi_selection_biases *b)
+{
+    if (!b->holding) return MOED_OK;
+    memcpy(b->numbers, b->held, all_bytes(b));
+    for (int64_t layer = 0; layer < b->layout->config.layers; layer++) MOEDI_TRY(upload(b, layer));
     return MOED_OK;
 }

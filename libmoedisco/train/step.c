@@ -29,6 +29,7 @@ static void forget(moed_trainer *t)
 {
     memset(&t->pending, 0, sizeof t->pending);
     memset(t->loads, 0, moedi_loads_bytes(&t->model->layout->config));
+    moedi_selection_biases_release(&t->biases);
 }
 
 /* What was accumulated since the last update goes; the error on its way stays. */
@@ -36,6 +37,7 @@ static moed_status drop(moed_trainer *t, moed_status status)
 {
     moedi_error kept;
     moedi_error_save(&kept);
+    if (moedi_selection_biases_restore(&t->biases) != MOED_OK) t->broken = 1;
     forget(t);
     moedi_accumulator_clear(&t->gradients);
     (void)moedi_error_restore(&kept);
@@ -75,7 +77,7 @@ static moed_status stage(moed_trainer *t, const moed_batch *b)
     return moedi_staged_upload(&t->batch, batch, o->rows / o->micro_batches, labels, label_weight);
 }
 
-/* ---- what the device does in a step: enqueued, the host waits for nothing ---- */
+/* ---- what the device does in a step: enqueued, the host waits for nothing, unless biases move within it ---- */
 
 /* A shard's share of the batch. */
 static double part_of(const moedi_staged *b, int64_t shard)
@@ -96,12 +98,33 @@ static moed_status enqueue_shard(moed_trainer *t, int64_t shard, const moed_canc
     return moedi_accumulator_close(&t->gradients);
 }
 
+static int balances_within(const moed_trainer *t)
+{
+    return t->options.balance_each == MOED_BALANCE_MICRO_BATCH && t->biases.numbers != NULL;
+}
+
+/* Waits for the shard, and moves the biases by its choices. */
+static moed_status balance_shard(moed_trainer *t, int64_t shard)
+{
+    const moedi_config *c = &t->model->layout->config;
+    const double rate = moedi_schedule_balance(&t->options, t->step + 1) * part_of(&t->batch, shard);
+    const int64_t *offsets;
+    moedi_losses losses;
+    MOEDI_TRY(moedi_findings_download(&t->findings));
+    moedi_findings_read(&t->findings, shard, moedi_staged_shard(&t->batch, shard).rows * t->batch.length, &losses, &offsets);
+    memset(t->shard_loads, 0, moedi_loads_bytes(c));
+    moedi_loads_add(c, offsets, t->shard_loads);
+    return moedi_selection_biases_move(&t->biases, t->shard_loads, rate, t->options.balance_band);
+}
+
 static moed_status enqueue_shards(moed_trainer *t, const moed_cancel *cancel)
 {
     moedi_accumulator_begin(&t->gradients);
+    if (balances_within(t) && t->pending.calls == 0) MOEDI_TRY(moedi_selection_biases_hold(&t->biases));
     for (int64_t shard = 0; shard < moedi_staged_shards(&t->batch); shard++) {
         MOEDI_TRY(moedi_cancel_check(cancel));
         MOEDI_TRY(enqueue_shard(t, shard, cancel));
+        if (balances_within(t)) MOEDI_TRY(balance_shard(t, shard));
     }
     MOEDI_TRY(moedi_accumulator_finish(&t->gradients));
     return moedi_cancel_check(cancel); /* the update that follows is not cut */
@@ -150,7 +173,7 @@ static moed_status run_step(moed_trainer *t, const moed_cancel *cancel)
     const moedi_engine *e = moedi_transformer_engine(t->transformer);
     step_work w = {.trainer = t, .cancel = cancel, .begun = 1};
     const moed_status status =
-        t->options.graph && moedi_recording_possible(e)
+        t->options.graph && !balances_within(t) && moedi_recording_possible(e)
             ? moedi_recording_run(&t->recordings[t->batch.whole], e, t->batch.label_weight, enqueue_step, &w)
             : enqueue_step(&w);
     if (status != MOED_OK && w.begun) t->broken = 1;
@@ -207,8 +230,8 @@ static moed_status finish_update(moed_trainer *t, double factor, double start, m
     if (!isfinite(norm))
         return moedi_fail(MOED_E_NUMERIC, "step %lld: the gradient's norm is %g; nothing of this step was applied",
                           (long long)t->step + 1, moedi_told(norm));
-    const moed_status moved = moedi_selection_biases_move(&t->biases, t->loads, moedi_schedule_balance(&t->options, t->step + 1),
-                                                          t->options.balance_band);
+    const double balance = balances_within(t) ? 0 : moedi_schedule_balance(&t->options, t->step + 1);
+    const moed_status moved = moedi_selection_biases_move(&t->biases, t->loads, balance, t->options.balance_band);
     if (moved != MOED_OK) {
         t->broken = 1; /* weights were updated, biases were not all */
         return moved;
@@ -251,8 +274,9 @@ moed_status moedi_step_run(moed_trainer *t, moed_report *out, const moed_cancel 
         note_losses(t, &found, 1, 0);
         status = finish_update(t, 1, start, out);
     }
+    if (status != MOED_OK) return drop(t, status);
     forget(t);
-    return status == MOED_OK ? write_line(t, out) : status;
+    return write_line(t, out);
 }
 
 /* Adds the gradient of b's mean loss (NULL: the stream's next rows). On any failure what was accumulated is dropped. */
@@ -291,8 +315,9 @@ static moed_status update(moed_trainer *t, double factor, moed_report *out)
     status = moedi_findings_download(&t->findings);
     if (status != MOED_OK) t->broken = 1;
     if (status == MOED_OK) status = finish_update(t, factor, start, out);
+    if (status != MOED_OK) return drop(t, status);
     forget(t);
-    return status == MOED_OK ? write_line(t, out) : status;
+    return write_line(t, out);
 }
 
 moed_status moedi_step_store(moed_trainer *t, moed_status status)

@@ -174,6 +174,7 @@ static moed_status size_up(moed_trainer *t)
     const moed_layout *l = t->model->layout;
     MOEDI_TRY(MOEDI_NEW(t->context, l->config.layers * l->config.experts, &t->loads));
     MOEDI_TRY(MOEDI_NEW(t->context, l->config.layers * l->config.experts, &t->last_loads));
+    MOEDI_TRY(MOEDI_NEW(t->context, l->config.layers * l->config.experts, &t->shard_loads));
     MOEDI_TRY(MOEDI_NEW(t->context, l->config.experts, &t->scratch));
     if (t->context->backend_info.host_memory) return MOED_OK;
     int64_t most = 0;
@@ -184,7 +185,8 @@ static moed_status size_up(moed_trainer *t)
 
 static void size_down(moed_trainer *t)
 {
-    void **const owned[] = {(void **)&t->loads, (void **)&t->last_loads, (void **)&t->scratch, &t->staging};
+    void **const owned[] = {(void **)&t->loads, (void **)&t->last_loads, (void **)&t->shard_loads, (void **)&t->scratch,
+                            &t->staging};
     for (size_t i = 0; i < sizeof owned / sizeof owned[0]; i++) {
         moedi_free(t->context, *owned[i]);
         *owned[i] = NULL;
