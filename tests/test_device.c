@@ -32,12 +32,14 @@ static moed_model *model_with(moed_context *c, int switches)
     return support_biased(support_fresh(c, config, 0, -1), 0.02f);
 }
 
-/* Three steps, a checkpoint, a fourth step in a trainer that resumes from it: the model's numbers. */
+/* Three steps, a checkpoint, a fourth step in a trainer that resumes from it: the model's numbers. switches 2: selection biases
+ * move within the steps. */
 static float *train(moed_context *c, int32_t policy, int switches, double *held_out, size_t *count)
 {
     char *dir = support_directory();
     moed_train_options o = tiny_options(4);
     o.directory = dir, o.micro_batches = 2, o.freeze = "router", o.policy = policy;
+    o.balance_each = switches == 2 ? MOED_BALANCE_MICRO_BATCH : MOED_BALANCE_STEP;
     moed_corpus *d = tiny_corpus(c, NULL);
     moed_report r = empty_report();
     for (int part = 0; part < 2; part++) {
@@ -68,7 +70,7 @@ static void training_on_a_device_gives_the_bits_of_the_cpu(void **state)
     moed_context *cpu = support_context("reference", 2), *fake = fake_context();
     double a_loss, b_loss;
     size_t a_count, b_count;
-    for (int mode = 0; mode < 4; mode++) {
+    for (int mode = 0; mode < 6; mode++) {
         const int32_t policy = mode % 2 ? MOED_POLICY_LEAN : MOED_POLICY_FULL;
         float *a = train(cpu, policy, mode / 2, &a_loss, &a_count), *b = train(fake, policy, mode / 2, &b_loss, &b_count);
         assert_int_equal(a_count, b_count);

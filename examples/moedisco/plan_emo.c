@@ -235,7 +235,7 @@ static int plan(emo_plan *p, const flags *f)
 /* What changes neither memory nor time, or is the schedule's. */
 static const char NOT_PLANNED[] = "steps,schedule,final_rate,warmup,decay,beta1,beta2,epsilon,weight_decay,clip,"
                                   "load_balance,z_loss,seed,train,freeze,directory,checkpoint_every,keep,evaluate_every,"
-                                  "evaluate_tokens,held_out,progress,progress_user,graph,store_late,first_row,balance_each,"
+                                  "evaluate_tokens,held_out,progress,progress_user,graph,store_late,first_row,"
                                   "balance_rate,balance_boost,balance_band";
 
 int verb_plan_emo(const verb *v, int argc, char **argv)

@@ -9,12 +9,14 @@ device=${4:-cpu} steps=${5:-500} seeds=${6:-1 2 3}
 moedisco=$out/moedisco
 case $device in
 cpu*) grow=2,4,8,16 last=16 sizes='--hidden 128 --layers 4 --heads 4 --expert-width 256 --context-length 256 --top-k 2 --length 256 --rows 16'
-      warmup=10 tokens=4096 rate=1.5e-3 ;;
+      warmup=10 tokens=4096 rate=1.5e-3
+      within='' balance='--balance-rate 0.03' ;;
 *) grow=8,16,32,64 last=64 sizes='--hidden 512 --layers 8 --heads 8 --expert-width 384 --context-length 256 --top-k 8 --length 256 --rows 256'
-   warmup=60 tokens=65536 rate=3e-4 ;;
+   warmup=40 tokens=65536 rate=1e-3
+   within='--micro-batches 4 --balance-each micro-batch' balance='--balance-rate 0.1' ;;
 esac
-model="--corpus $corpus --family dots1 $sizes --device $device"
-balance='--load-balance 0 --balance-rate 0.03 --balance-boost 1 --balance-band 1'
+model="--corpus $corpus --family dots1 $sizes $within --device $device"
+balance="--load-balance 0 $balance --balance-boost 1 --balance-band 1"
 train="--learning-rate $rate $balance --checkpoint-every 0 --held-out 0.02 --steps $steps --quiet"
 mkdir -p "$work"
 # shellcheck disable=SC2086

@@ -205,9 +205,9 @@ static void three_hundred_steps_end_where_the_cpu_ends(void **state)
     }
 }
 
-/* Of the last 40 of 200 steps of the family with selection biases, whose pool doubles after 100. load [out]: the largest
- * there. */
-static double mean_after_growth(const char *device, const char *kernels, double *load)
+/* Of the last 40 of 200 steps of the family with selection biases, whose pool doubles after 100. each: MOED_BALANCE_*. load [out]:
+ * the largest there. */
+static double mean_after_growth(const char *device, const char *kernels, int32_t each, double *load)
 {
     enum { STEPS = 200, LAST = 40 };
     bench b = bench_of(device, kernels, other_families[2]);
@@ -217,6 +217,8 @@ static double mean_after_growth(const char *device, const char *kernels, double 
     moed_report r = empty_report();
     double sum = 0;
     o.schedule = MOED_SCHEDULE_CONSTANT, o.balance_rate = 1e-2, o.load_balance = 0, o.policy = MOED_POLICY_FULL;
+    o.balance_each = each;
+    if (each == MOED_BALANCE_MICRO_BATCH) o.micro_batches = 4;
     *load = 0;
     assert_ok(moed_options_init(MOED_STRUCT_EXPANSION_OPTIONS, &grown, sizeof grown));
     grown.experts = 8, grown.seed = 5;
@@ -235,16 +237,18 @@ static double mean_after_growth(const char *device, const char *kernels, double 
 
 static void a_pool_that_grows_ends_where_the_cpus_ends(void **state)
 {
-    static const char *const kernels[] = {"f32", "bf16"};
-    double load;
-    const double cpu = mean_after_growth("cpu", "auto", &load);
+    static const char *const kernels[] = {"f32", "bf16"}, *const when[] = {"step", "micro-batch"};
     (void)state;
-    print_message("mean loss of the last 40 of 200 steps, 4 then 8 experts: CPU %.5f, largest load %.2f of the mean\n", cpu,
-                  load);
-    for (int i = 0; i < 2; i++) {
-        const double got = mean_after_growth(gpu(), kernels[i], &load);
-        print_message("    %s: %.5f (%+.3f%%), %.2f\n", kernels[i], got, 100 * (got / cpu - 1), load);
-        assert_true(fabs(got / cpu - 1) < 0.01 && load < 2);
+    for (int32_t each = MOED_BALANCE_STEP; each <= MOED_BALANCE_MICRO_BATCH; each++) {
+        double load;
+        const double cpu = mean_after_growth("cpu", "auto", each, &load);
+        print_message("mean loss of the last 40 of 200 steps, 4 then 8 experts, balanced after each %s: CPU %.5f, largest load "
+                      "%.2f of the mean\n", when[each], cpu, load);
+        for (int i = 0; i < 2; i++) {
+            const double got = mean_after_growth(gpu(), kernels[i], each, &load);
+            print_message("    %s: %.5f (%+.3f%%), %.2f\n", kernels[i], got, 100 * (got / cpu - 1), load);
+            assert_true(fabs(got / cpu - 1) < 0.01 && load < 2);
+        }
     }
 }
 
