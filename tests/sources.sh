@@ -1,7 +1,6 @@
 #!/bin/sh
 # sources.sh: lines of C and CUDA have at most 130 columns; folders of the library include what docs/architecture.md lets them,
-# by the order of its list; within a folder no concepts (x.h with x.c) include one another in a circle. cuda/engine has the
-# plug-in's tables beside its memory, and so cuda is let off.
+# by the order of its list; within a folder no concepts (x.h with x.c) include one another in a circle.
 cd "$(dirname "$0")/.." || exit 1
 work=$(mktemp -d "${TMPDIR:-/tmp}/moedisco-sources-XXXXXX") || exit 1
 trap 'rm -rf "$work"' EXIT
@@ -18,7 +17,7 @@ awk 'FILENAME == ARGV[1] { rank[$1] = FNR; next }
     to[1] in rank && rank[to[1]] > rank[own[2]] { print $1 " includes " $2 ", of a folder below its own"; bad = 1 }
     END { exit bad }' "$work/order" "$work/includes" || failed=1
 # state.h is what the files of the transformer share
-awk '$2 !~ /\// && $1 !~ /\/cuda\// {
+awk '$2 !~ /\// {
         folder = $1; sub(/[^\/]*$/, "", folder); own = $1; to = folder $2
         sub(/\.[a-z]*$/, "", own); sub(/\.[a-z]*$/, "", to)
         sub(/model\/state$/, "model/transformer", own); sub(/model\/state$/, "model/transformer", to)

@@ -412,6 +412,10 @@ static void plugins_are_found_and_bad_ones_listed_with_the_reason(void **state)
     size_t again;
     assert_ok(moed_device_list(NULL, 0, &again, MOEDI_TEST_OUT "/tests/plugins/fake"));
     assert_int_equal(again, count);
+    setenv("MOED_BACKEND_PATH", MOEDI_TEST_OUT "/tests/plugins/fake:" MOEDI_TEST_OUT "/tests/plugins/../plugins/fake", 1);
+    assert_ok(moed_device_list(NULL, 0, &again, MOEDI_TEST_OUT "/tests/plugins/fake"));
+    unsetenv("MOED_BACKEND_PATH");
+    assert_int_equal(again, count); /* a folder is searched once, however often it is named */
 }
 
 static void collect(int32_t level, const char *line, void *user)

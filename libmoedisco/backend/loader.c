@@ -15,6 +15,8 @@ typedef struct search {
     moedi_backend_visitor visit;
     void *user;
     int stopped;
+    struct stat folders[16]; /* that were searched: the environment may name the library's own */
+    int count;
 } search;
 
 /* ---- the host without a context ---- */
@@ -110,10 +112,21 @@ static int is_plugin(const struct dirent *e)
     return fnmatch("libmoedisco-*.so", e->d_name, 0) == 0;
 }
 
+static int searched(search *s, const char *directory)
+{
+    struct stat folder;
+    if (stat(directory, &folder) != 0) return 1; /* nothing to search */
+    for (int i = 0; i < s->count; i++)
+        if (s->folders[i].st_dev == folder.st_dev && s->folders[i].st_ino == folder.st_ino) return 1;
+    if (s->count < (int)(sizeof s->folders / sizeof s->folders[0])) s->folders[s->count++] = folder;
+    return 0;
+}
+
 static void visit_directory(search *s, const char *directory)
 {
     struct dirent **names;
     if (s->stopped || directory[0] != '/') return; /* a relative folder would depend on the current directory */
+    if (searched(s, directory)) return;
     const int count = scandir(directory, &names, is_plugin, alphasort);
     for (int i = 0; i < count; i++) {
         char path[4096];
