@@ -519,6 +519,29 @@ static void a_checkpoint_of_another_version_is_refused_and_kept(void **state)
     }
 }
 
+static void an_option_that_a_checkpoint_does_not_know_was_as_before_there_was_one(void **state)
+{
+    (void)state;
+    char *dir = support_directory(), checkpoint[4200], command[4600];
+    run_and_die(dir, 6, 0);
+    snprintf(checkpoint, sizeof checkpoint, "%s", support_path(dir, "checkpoints/step-6"));
+    snprintf(command, sizeof command, "sed -i '/\"balance_each\"/d; s/\"balance_boost\"/\"from later on\"/' '%s/state.json'",
+             checkpoint);
+    assert_int_equal(system(command), 0);
+    write_manifest(checkpoint);
+    job j = job_open(dir, "auto");
+    job_create(&j); /* with today's default, which is another */
+    assert_refused(moed_trainer_resume(j.trainer), MOED_E_MISMATCH, "made with balance_boost 0, this trainer has 10");
+    job_close(&j);
+    j = job_open(dir, "auto");
+    j.options.balance_boost = 0;
+    job_create(&j);
+    assert_ok(moed_trainer_resume(j.trainer));
+    assert_int_equal(job_info(&j).step, 6);
+    job_close(&j);
+    support_remove(dir);
+}
+
 static void what_is_only_watched_may_change_between_runs(void **state)
 {
     (void)state;
@@ -819,6 +842,7 @@ int main(void)
         cmocka_unit_test(a_checkpoint_says_its_policy_and_goes_on_under_it_alone),
         cmocka_unit_test(a_checkpoint_that_lacks_something_changes_nothing),
         cmocka_unit_test(a_checkpoint_of_another_version_is_refused_and_kept),
+        cmocka_unit_test(an_option_that_a_checkpoint_does_not_know_was_as_before_there_was_one),
         cmocka_unit_test(what_is_only_watched_may_change_between_runs),
         cmocka_unit_test(the_newest_are_kept_and_leftovers_go),
         cmocka_unit_test(a_directory_with_a_run_is_refused_unless_resumed),

@@ -135,19 +135,19 @@ moed_status moedi_state_policy(const moed_trainer *t, const json_t *state, const
                                 "their moments are kept differently", path, name, moedi_policy_name(t->options.policy));
 }
 
-/* An option that the checkpoint's maker did not know had what is its default now. */
+/* An option that the checkpoint's maker did not know had 0, which is as before there was one. */
 static moed_status compare_options(const char *path, const json_t *had, const json_t *have)
 {
-    moed_train_options initial;
+    const moed_train_options before = {0};
     moed_field f;
-    moed_status status = moed_options_init(MOED_STRUCT_TRAIN_OPTIONS, &initial, sizeof initial);
-    json_t *defaults = status == MOED_OK ? make_options(&initial) : NULL;
-    if (status == MOED_OK && !defaults) return moedi_fail(MOED_E_MEMORY, "out of memory for %s", path);
+    moed_status status = MOED_OK;
+    json_t *unknown = make_options(&before);
+    if (!unknown) return moedi_fail(MOED_E_MEMORY, "out of memory for %s", path);
     for (size_t i = 0; status == MOED_OK && next_field(&i, &f);) {
         const json_t *value = json_object_get(had, f.name);
-        status = compare_value(path, f.name, value ? value : json_object_get(defaults, f.name), json_object_get(have, f.name));
+        status = compare_value(path, f.name, value ? value : json_object_get(unknown, f.name), json_object_get(have, f.name));
     }
-    json_decref(defaults);
+    json_decref(unknown);
     return status;
 }
 
