@@ -5,6 +5,7 @@
 #include "train_support.h"
 
 #include "train/loads.h"
+#include "train/trainer.h"
 
 enum { EXPERTS = 4, LAYERS = 2, ROUTED = 1 /* the second layer */ };
 
@@ -224,6 +225,137 @@ static void a_dropped_step_takes_back_what_its_micro_batches_moved(void **state)
     rig_close(&r);
 }
 
+/* ---- what stops a step that has moved biases already ---- */
+
+static struct {
+    moed_backend table;
+    moed_status (*real)(void *self);
+    int64_t calls, at;    /* the wait that something happens in, counted from 1 */
+    moed_cancel *cancel;  /* that is what happens; NULL: the device says that memory is out */
+} stop;
+
+static moed_status stopping_wait(void *self)
+{
+    const moed_status status = stop.real(self);
+    if (++stop.calls != stop.at) return status;
+    if (!stop.cancel) return moedi_fail(MOED_E_MEMORY, "out of memory, says the test");
+    moed_cancel_request(stop.cancel);
+    return status;
+}
+
+/* The trainer's waits are counted from here on: within a step there is one for each micro-batch. */
+static void stop_at(const rig *r, int64_t wait, moed_cancel *cancel)
+{
+    moedi_engine *e = moedi_transformer_engine(r->trainer->transformer);
+    if (e->table != &stop.table) {
+        stop.table = *e->table, stop.real = e->table->synchronize;
+        stop.table.synchronize = stopping_wait;
+        e->table = &stop.table;
+    }
+    stop.calls = 0, stop.at = wait, stop.cancel = cancel;
+}
+
+static moed_train_options within_options(int64_t steps)
+{
+    moed_train_options o = tiny_options(steps);
+    o.micro_batches = 4, o.balance_rate = 0.125, o.balance_each = MOED_BALANCE_MICRO_BATCH;
+    return o;
+}
+
+static void a_step_stopped_after_any_micro_batch_leaves_biases_where_they_were(void **state)
+{
+    (void)state;
+    const moed_train_options o = within_options(3);
+    rig r = biased_rig(&o), whole = biased_rig(&o);
+    float before[EXPERTS];
+    rig_run(&r, 1);
+    memcpy(before, biases_of(&r), sizeof before);
+    for (int wait = 1; wait <= 4; wait++) {
+        moed_cancel *cancel = NULL;
+        assert_ok(moed_cancel_create(&cancel));
+        stop_at(&r, wait, cancel);
+        assert_int_equal(moed_trainer_run(r.trainer, 1, NULL, cancel), MOED_E_CANCELLED);
+        assert_memory_equal(biases_of(&r), before, sizeof before);
+        stop_at(&r, wait, NULL);
+        assert_refused(moed_trainer_run(r.trainer, 1, NULL, NULL), MOED_E_MEMORY, "says the test");
+        assert_memory_equal(biases_of(&r), before, sizeof before);
+        moed_cancel_destroy(cancel);
+    }
+    stop_at(&r, 0, NULL);
+    rig_run(&r, 0);
+    rig_run(&whole, 0);
+    assert_same_models(r.model, whole.model);
+    rig_close(&whole);
+    rig_close(&r);
+}
+
+static void biases_that_rest_are_not_waited_for(void **state)
+{
+    (void)state;
+    int64_t waits[2];
+    for (int moving = 0; moving < 2; moving++) {
+        moed_train_options o = within_options(3);
+        o.balance_rate = moving ? 0.125 : 0;
+        rig r = biased_rig(&o);
+        rig_run(&r, 1);
+        stop_at(&r, 0, NULL);
+        rig_run(&r, 1);
+        waits[moving] = stop.calls;
+        rig_close(&r);
+    }
+    assert_int_equal(waits[1] - waits[0], 4); /* a wait for each micro-batch */
+}
+
+static void the_last_of_several_calls_takes_back_what_all_have_moved(void **state)
+{
+    (void)state;
+    const moed_train_options o = within_options(2);
+    rig r = biased_rig(&o), whole = biased_rig(&o);
+    moed_report a = empty_report(), b = empty_report();
+    float before[EXPERTS];
+    rig_run(&r, 1);
+    rig_run(&whole, 1);
+    memcpy(before, biases_of(&r), sizeof before);
+    for (int wait = 1; wait <= 5; wait++) { /* the fifth: where losses are asked for */
+        for (int call = 0; call < 2; call++) assert_ok(moed_trainer_forward_backward(r.trainer, NULL, NULL));
+        assert_ok(moed_trainer_evaluate(r.trainer, r.corpus, 50, &a, NULL)); /* between them changes nothing */
+        assert_true(memcmp(biases_of(&r), before, sizeof before) != 0);
+        stop_at(&r, wait, NULL);
+        assert_refused(moed_trainer_forward_backward(r.trainer, NULL, NULL), MOED_E_MEMORY, "says the test");
+        assert_memory_equal(biases_of(&r), before, sizeof before);
+        assert_refused(moed_trainer_update(r.trainer, 1, NULL), MOED_E_STATE, "no gradient waits");
+    }
+    stop_at(&r, 0, NULL);
+    for (int call = 0; call < 2; call++) {
+        assert_ok(moed_trainer_forward_backward(r.trainer, NULL, &a));
+        assert_ok(moed_trainer_forward_backward(whole.trainer, NULL, &b));
+        assert_true(a.loss == b.loss && a.max_load == b.max_load);
+    }
+    assert_ok(moed_trainer_update(r.trainer, 1, NULL));
+    assert_ok(moed_trainer_update(whole.trainer, 1, NULL));
+    assert_same_models(r.model, whole.model);
+    rig_close(&whole);
+    rig_close(&r);
+}
+
+static void a_trainer_that_goes_takes_back_a_step_that_waits_for_its_update(void **state)
+{
+    (void)state;
+    for (int late = 0; late < 2; late++) {
+        moed_train_options o = within_options(3);
+        o.store_late = late;
+        rig r = biased_rig(&o);
+        float before[EXPERTS];
+        rig_run(&r, 1);
+        memcpy(before, biases_of(&r), sizeof before);
+        assert_ok(moed_trainer_forward_backward(r.trainer, NULL, NULL));
+        moed_trainer_destroy(r.trainer);
+        r.trainer = NULL;
+        assert_memory_equal(biases_of(&r), before, sizeof before);
+        rig_close(&r);
+    }
+}
+
 static void a_run_that_was_stopped_goes_on_to_the_same_bits(void **state)
 {
     (void)state;
@@ -275,6 +407,10 @@ int main(void)
         cmocka_unit_test(one_micro_batch_is_a_step),
         cmocka_unit_test(micro_batches_put_right_what_a_step_finds_wrong),
         cmocka_unit_test(a_dropped_step_takes_back_what_its_micro_batches_moved),
+        cmocka_unit_test(a_step_stopped_after_any_micro_batch_leaves_biases_where_they_were),
+        cmocka_unit_test(biases_that_rest_are_not_waited_for),
+        cmocka_unit_test(the_last_of_several_calls_takes_back_what_all_have_moved),
+        cmocka_unit_test(a_trainer_that_goes_takes_back_a_step_that_waits_for_its_update),
         cmocka_unit_test(a_run_that_was_stopped_goes_on_to_the_same_bits),
         cmocka_unit_test(evenness_is_that_of_its_formulas),
     };

@@ -100,7 +100,8 @@ static moed_status enqueue_shard(moed_trainer *t, int64_t shard, const moed_canc
 
 static int balances_within(const moed_trainer *t)
 {
-    return t->options.balance_each == MOED_BALANCE_MICRO_BATCH && t->biases.numbers != NULL;
+    const moed_train_options *o = &t->options;
+    return o->balance_each == MOED_BALANCE_MICRO_BATCH && o->balance_rate > 0 && t->biases.numbers != NULL;
 }
 
 /* Waits for the shard, and moves the biases by its choices. */

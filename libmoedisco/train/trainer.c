@@ -292,7 +292,11 @@ void moed_trainer_destroy(moed_trainer *t)
     moedi_error_save(&kept);
     moed_context *c = t->context;
     moedi_metrics_close(&t->metrics);
-    if (t->behind && !t->broken && moedi_context_check(c) == MOED_OK) (void)moedi_transformer_store(t->transformer);
+    if (!t->broken && moedi_context_check(c) == MOED_OK) {
+        /* a step that waited for its update goes, and what it moved with it */
+        const moed_status status = moedi_selection_biases_restore(&t->biases);
+        if (status == MOED_OK && t->behind) (void)moedi_transformer_store(t->transformer);
+    }
     demolish(t);
     moedi_sampler_destroy(t->sampler);
     size_down(t);
