@@ -577,6 +577,15 @@ out:
     return status;
 }
 
+int64_t moedi_transformer_host_bytes(const moed_layout *l, const moed_backend_info *numbers)
+{
+    const size_t item = moedi_dtype_size(numbers->dtype), wide = moedi_dtype_size(numbers->wide);
+    const size_t tables = l->count * (sizeof(size_t) + sizeof(void *) + sizeof(int64_t)) + count_groups(l) * sizeof(moedi_group);
+    const size_t layers = (size_t)l->config.layers;
+    const size_t passes = layers * (sizeof(moedi_activations) + (size_t)(l->config.experts + 1) * sizeof(int64_t));
+    return (int64_t)(sizeof(moedi_transformer) + tables + passes + (wide > item ? STAGING * (item + LOW) : 0));
+}
+
 /* Host memory: the parameter tables and what goes up and down each pass. */
 static moed_status allocate_host(moedi_transformer *t, const uint8_t *trained)
 {

@@ -41,6 +41,8 @@ void moedi_transformer_destroy(moedi_transformer *t);
 moed_status moedi_transformer_bytes(const moed_layout *l, const moed_backend_info *numbers, int64_t rows,
                                     int64_t length, uint32_t flags, const uint8_t *trained, int64_t *weights,
                                     int64_t *gradients, int64_t *activations);
+/* And of host memory, wherever it computes: tables, and numbers on their way. */
+int64_t moedi_transformer_host_bytes(const moed_layout *l, const moed_backend_info *numbers);
 moedi_engine *moedi_transformer_engine(moedi_transformer *t);
 const moedi_config *moedi_transformer_config(const moedi_transformer *t);
 

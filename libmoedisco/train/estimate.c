@@ -33,8 +33,8 @@ static int64_t workspace_of(const moed_backend *backend, const moed_layout *l, c
 }
 
 static moed_status compute(const moed_layout *l, const moed_backend_info *numbers, const moed_train_options *o,
-                           const uint8_t *trained, int64_t documents, const moed_backend *backend, int32_t policy,
-                           moedi_budget *out)
+                           const uint8_t *trained, int64_t documents, const moed_backend *backend, int on_host,
+                           int32_t policy, moedi_budget *out)
 {
     moedi_budget b;
     memset(&b, 0, sizeof b);
@@ -47,13 +47,19 @@ static moed_status compute(const moed_layout *l, const moed_backend_info *number
     b.workspace = workspace_of(backend, l, numbers, o, trained);
     b.gradients *= 1 + moedi_accumulator_extra(numbers, o->micro_batches);
     b.moments = moedi_optimizer_bytes(l, numbers, trained, policy);
-    int64_t slices = 0;
-    for (size_t i = 0; i < l->count; i++) slices += trained[i] != 0;
+    int64_t slices = 0, largest = 0;
+    for (size_t i = 0; i < l->count; i++) {
+        const int64_t count = moedi_param_elements(&l->params[i]);
+        slices += trained[i] != 0;
+        if (trained[i] && count > largest) largest = count;
+    }
+    const int64_t shown = on_host ? 0 : largest * (int64_t)moedi_dtype_size(numbers->dtype); /* a gradient, when asked for */
     const int64_t batch = 3 * o->rows * o->length * (int64_t)sizeof(int32_t);
-    const int64_t loads = l->config.layers * l->config.experts * (int64_t)(3 * sizeof(int64_t) + 2 * sizeof(double));
+    const int64_t loads = l->config.experts * (int64_t)(l->config.layers * (3 * sizeof(int64_t) + 2 * sizeof(double)) +
+                                                       sizeof(int64_t));
     const int64_t lists = (int64_t)l->count + slices * (int64_t)(sizeof(moed_op_slice) + sizeof(size_t));
-    b.rest = staged + found + moedi_staged_bytes(shard * o->length) + batch + loads + lists +
-             moedi_sampler_bytes(documents, o->length);
+    b.rest = staged + found + moedi_staged_bytes(shard * o->length) + batch + loads + lists + shown +
+             moedi_transformer_host_bytes(l, numbers) + moedi_sampler_bytes(documents, o->length);
     /* An evaluation has a sampler and rows of its own, a checkpoint pieces of tensors: not at the same time. */
     int64_t passing =
         o->held_out ? moedi_sampler_bytes(o->held_out->documents, o->length) + 3 * shard * o->length * (int64_t)sizeof(int32_t)
@@ -111,11 +117,11 @@ moed_status moedi_policy_choose(const moed_layout *l, const moed_backend_info *n
 {
     *policy = o->policy == MOED_POLICY_AUTO ? MOED_POLICY_FULL : o->policy;
     *reason = o->policy == MOED_POLICY_AUTO ? "it fits" : "asked for";
-    MOEDI_TRY(compute(l, numbers, o, trained, documents, room->backend, *policy, out));
+    MOEDI_TRY(compute(l, numbers, o, trained, documents, room->backend, room->on_host, *policy, out));
     if (o->policy != MOED_POLICY_AUTO || fits(out, room)) return MOED_OK;
     *policy = MOED_POLICY_LEAN;
     *reason = "full does not fit";
-    return compute(l, numbers, o, trained, documents, room->backend, *policy, out);
+    return compute(l, numbers, o, trained, documents, room->backend, room->on_host, *policy, out);
 }
 
 /* Of the model where it lies. */
