@@ -3,7 +3,7 @@
 . "$(dirname "$0")/command.sh"
 
 tiny='--preset tiny --rows 4 --length 32 --checkpoint-every 7 --quiet'
-grow='--family dots1 --grow 2,3,6 --rule power --steps 60 --stage-warmup 2'
+grow='--family dots1 --grow 2,3,6 --rule power --steps 60 --stage-warmup 2 --micro-batches 2 --balance-each micro-batch'
 # shellcheck disable=SC2086
 expect 0 run emo whole --text text $tiny $grow
 for thing in base stages/0/model stages/1/initial stages/1/model stages/2/initial model metrics.jsonl result.json; do
@@ -31,6 +31,7 @@ rm -r killed/emo/model
 expect 0 run emo killed
 same whole/emo/model/model.safetensors killed/emo/model/model.safetensors 'resumed by what run.json says'
 refuse 2 '2,3,7 is given now' run emo killed --grow 2,3,7
+refuse 2 'balance-each micro-batch' run emo killed --balance-each step
 # both methods: the pool grows after integration
 # shellcheck disable=SC2086
 expect 0 run disco both --text text $tiny --experts 2 --grow 2,4 --rule power --branch-steps 5 --steps 20 --new-experts clone

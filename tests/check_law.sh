@@ -112,6 +112,7 @@ join plan-defaults run-defaults > both
 awk '$2 != $3' both > apart
 [ ! -s apart ] || wrong "plan emo and run emo differ by default: $(cat apart)"
 expect 0 corpus build c/text text
-expect 0 plan emo --grow 2,4 --all-tokens 1e6 --rule power --preset tiny --corpus c/text --measure 0.01 --json
+expect 0 plan emo --grow 2,4 --all-tokens 1e6 --rule power --preset tiny --corpus c/text --measure 0.01 --json \
+    --family dots1 --rows 4 --micro-batches 2 --balance-each micro-batch # which takes time: it is measured as it will be run
 has out '"timed":true'
 [ $failed = 0 ]
