@@ -474,9 +474,36 @@ static void a_model_in_device_memory_is_for_surgery(void **state)
     moed_context_destroy(fake);
 }
 
+/* Of a step that waits for its update nothing comes to the host, neither then nor when the trainer goes. */
+static void a_trainer_that_goes_leaves_the_last_whole_step(void **state)
+{
+    (void)state;
+    moed_context *fake = fake_context();
+    float *numbers[3];
+    size_t count = 0;
+    for (int way = 0; way < 3; way++) { /* one step; and half of another, the weights stored at once, or late */
+        moed_train_options o = tiny_options(4);
+        o.micro_batches = 2, o.balance_rate = 0.125, o.balance_each = MOED_BALANCE_MICRO_BATCH, o.store_late = way == 2;
+        moed_model *m = model_with(fake, 2);
+        moed_corpus *d = tiny_corpus(fake, NULL);
+        moed_trainer *t;
+        assert_ok(moed_trainer_create(&t, fake, m, d, NULL, &o));
+        assert_ok(moed_trainer_run(t, 1, NULL, NULL));
+        if (way) assert_ok(moed_trainer_forward_backward(t, NULL, NULL));
+        moed_trainer_destroy(t);
+        numbers[way] = model_numbers(m, &count);
+        moed_corpus_destroy(d);
+        moed_model_destroy(m);
+    }
+    for (int way = 1; way < 3; way++) assert_memory_equal(numbers[0], numbers[way], count * sizeof(float));
+    for (int way = 0; way < 3; way++) free(numbers[way]);
+    moed_context_destroy(fake);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(a_trainer_that_goes_leaves_the_last_whole_step),
         cmocka_unit_test(training_on_a_device_gives_the_bits_of_the_cpu),
         cmocka_unit_test(weights_of_a_device_may_come_to_the_model_at_the_end_alone),
         cmocka_unit_test(logits_routing_embedding_and_kmeans_work_on_a_device),
