@@ -23,6 +23,12 @@ enum { /* of the output head's loss */
     MOEDI_LOSS_ROWS_LEAST = 84
 };
 
+enum { /* of attention: whole panels of every kernel set */
+    MOEDI_ATTENTION_QUERIES = 84,
+    MOEDI_ATTENTION_KEYS = 96,
+    MOEDI_PANEL_MOST = 32 /* rows or columns of a panel of any set */
+};
+
 static inline int64_t moedi_blocks_least(int64_t a, int64_t b)
 {
     return a < b ? a : b;
@@ -95,6 +101,23 @@ static inline size_t moedi_loss_panel_bytes(int64_t rows, int64_t vocabulary, in
     const size_t to_head = moedi_gemm_bytes(vocabulary, width, chunk, tile_rows, tile_columns);
     if (to_h > most) most = to_h;
     return to_head > most ? to_head : most;
+}
+
+/* Bytes of a task of attention, at most; group: query heads of a key head. */
+static inline size_t moedi_attention_bytes(int64_t head_dim, int64_t group)
+{
+    const int64_t Q = MOEDI_ATTENTION_QUERIES, K = MOEDI_ATTENTION_KEYS;
+    const int64_t wide = moedi_blocks_round_up(head_dim, MOEDI_PANEL_MOST);
+    return (size_t)(K * (head_dim + wide) + 2 * Q * K + group * Q * (head_dim + 2)) * sizeof(float);
+}
+
+/* The same of its backward, over rows of `length`. */
+static inline size_t moedi_attention_backward_bytes(int64_t head_dim, int64_t group, int64_t length)
+{
+    const int64_t Q = MOEDI_ATTENTION_QUERIES, K = MOEDI_ATTENTION_KEYS;
+    const int64_t wide = moedi_blocks_round_up(head_dim, MOEDI_PANEL_MOST);
+    return (size_t)(2 * (K + Q) * head_dim + (K + 2 * Q) * wide + 2 * Q * K + (K + MOEDI_PANEL_MOST) * Q + group * length) *
+           sizeof(float);
 }
 
 #endif

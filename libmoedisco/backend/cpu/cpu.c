@@ -224,21 +224,39 @@ moed_status moedi_cpu_scratch(moedi_cpu *e, size_t size, void **out)
     return MOED_OK;
 }
 
-/* The largest need of an operation: a piece of the logits with the panels of its products, or the experts' panels. */
+int64_t moedi_cpu_slices(int64_t tasks)
+{
+    const int64_t processors = sysconf(_SC_NPROCESSORS_ONLN);
+    return moedi_blocks_least(moedi_blocks_least(tasks, processors > 1 ? 2 * processors : 2), 64);
+}
+
+static size_t attention_bytes(const moed_workload *w)
+{
+    if (w->kv_heads < 1) return 0;
+    const int64_t group = w->heads / w->kv_heads, rows = w->rows * w->kv_heads;
+    const int64_t tiles = (w->length + MOEDI_ATTENTION_QUERIES - 1) / MOEDI_ATTENTION_QUERIES;
+    const size_t there = (moedi_attention_bytes(w->head_dim, group) + 64) * (size_t)moedi_cpu_slices(rows * tiles);
+    const size_t back = (moedi_attention_backward_bytes(w->head_dim, group, w->length) + 64) * (size_t)moedi_cpu_slices(rows);
+    return there > back ? there : back;
+}
+
+/* The largest need of an operation: a piece of the logits with the panels of its products, the experts' panels, attention's
+ * tiles. */
 int64_t moedi_cpu_workspace(const moed_workload *w)
 {
+    enum { P = MOEDI_PANEL_MOST };
     const int64_t tokens = w->rows * w->length;
-    const size_t loss =
-        moedi_loss_logit_bytes(tokens, w->vocabulary) + moedi_loss_panel_bytes(tokens, w->vocabulary, w->hidden, 1, 1);
     const int64_t E = w->experts, H = w->hidden, W = 2 * w->expert_width, places = tokens * w->top_k;
-    const size_t products[4] = {
-        /* there, back, and the gradients of the experts' two matrices */
-        moedi_grouped_bytes(E, places, places, W, H, 0, 1, 1), moedi_grouped_bytes(E, places, places, H, W, 0, 1, 1),
-        moedi_grouped_bytes(E, W, W, H, places, 1, 1, 1), moedi_grouped_bytes(E, H, H, W / 2, places, 1, 1, 1)};
-    size_t experts = 0;
-    for (int i = 0; i < 4; i++)
-        if (products[i] > experts) experts = products[i];
-    return (int64_t)(loss > experts ? loss : experts);
+    const size_t needs[] = {
+        moedi_loss_logit_bytes(tokens, w->vocabulary) + moedi_loss_panel_bytes(tokens, w->vocabulary, H, P, P),
+        /* experts: there, back, and the gradients of their two matrices */
+        moedi_grouped_bytes(E, places, places, W, H, 0, P, P), moedi_grouped_bytes(E, places, places, H, W, 0, P, P),
+        moedi_grouped_bytes(E, W, W, H, places, 1, P, P), moedi_grouped_bytes(E, H, H, W / 2, places, 1, P, P),
+        attention_bytes(w)};
+    size_t most = 0;
+    for (size_t i = 0; i < sizeof needs / sizeof needs[0]; i++)
+        if (needs[i] > most) most = needs[i];
+    return (int64_t)most;
 }
 
 /* ---- copying and clearing: by all threads, since one of them does not fill the memory's channels ---- */

@@ -24,6 +24,9 @@ typedef struct moedi_cpu {
 /* At least `size` bytes aligned to 64, valid until the next call on this engine. */
 moed_status moedi_cpu_scratch(moedi_cpu *e, size_t size, void **out);
 
+/* Pieces of scratch for so many tasks: for more than can run at a time on this machine, but not for all. */
+int64_t moedi_cpu_slices(int64_t tasks);
+
 /* Devices and memory: the first slots of every CPU table. */
 moed_status moedi_cpu_device(const moed_host_api *host, int32_t index, moed_device_info *out);
 moed_status moedi_cpu_open(const moed_host_api *host, const moed_backend_config *config, void **self, const moed_backend **table);

@@ -40,7 +40,7 @@ moed_status MOEDI_VARIED(rope)(void *self, const moed_op_rope *a)
 
 /* ---- attention ---- */
 
-enum { QUERIES = 84, KEYS = 96 }; /* whole panels of every set */
+enum { QUERIES = MOEDI_ATTENTION_QUERIES, KEYS = MOEDI_ATTENTION_KEYS };
 
 typedef struct attention_job {
     const moed_op_attention *a;

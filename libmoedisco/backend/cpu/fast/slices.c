@@ -1,6 +1,5 @@
 /* fast/slices.c - scratch for tasks. */
 #include <sched.h>
-#include <unistd.h>
 
 #include "fast.h"
 
@@ -11,8 +10,7 @@ moed_status moedi_slices_open(moedi_slices *s, moedi_cpu *e, int64_t tasks, int6
 }
 moed_status moedi_slices_open_with(moedi_slices *s, moedi_cpu *e, int64_t tasks, int64_t size, int64_t shared_size, void **shared)
 {
-    const int64_t processors = sysconf(_SC_NPROCESSORS_ONLN);
-    s->slices = least_of(least_of(tasks, processors > 1 ? 2 * processors : 2), 64);
+    s->slices = moedi_cpu_slices(tasks);
     s->size = round_up(size, 64);
     s->busy = 0;
     void *base = NULL;
