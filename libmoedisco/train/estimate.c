@@ -58,7 +58,8 @@ static moed_status compute(const moed_layout *l, const moed_backend_info *number
     const int64_t loads = l->config.experts * (int64_t)(l->config.layers * (3 * sizeof(int64_t) + 2 * sizeof(double)) +
                                                        sizeof(int64_t));
     const int64_t lists = (int64_t)l->count + slices * (int64_t)(sizeof(moed_op_slice) + sizeof(size_t));
-    b.rest = staged + found + moedi_staged_bytes(shard * o->length) + batch + loads + lists + shown +
+    enum { HANDLE = 4096 }; /* the trainer itself, and the texts of its options */
+    b.rest = HANDLE + staged + found + moedi_staged_bytes(shard * o->length) + batch + loads + lists + shown +
              moedi_transformer_host_bytes(l, numbers) + moedi_sampler_bytes(documents, o->length);
     /* An evaluation has a sampler and rows of its own, a checkpoint pieces of tensors: not at the same time. */
     int64_t passing =

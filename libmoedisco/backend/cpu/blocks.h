@@ -26,7 +26,8 @@ enum { /* of the output head's loss */
 enum { /* of attention: whole panels of every kernel set */
     MOEDI_ATTENTION_QUERIES = 84,
     MOEDI_ATTENTION_KEYS = 96,
-    MOEDI_PANEL_MOST = 32 /* rows or columns of a panel of any set */
+    MOEDI_PANEL_ROWS = 14, /* of a panel, at most in any set */
+    MOEDI_PANEL_COLUMNS = 32
 };
 
 static inline int64_t moedi_blocks_least(int64_t a, int64_t b)
@@ -107,7 +108,7 @@ static inline size_t moedi_loss_panel_bytes(int64_t rows, int64_t vocabulary, in
 static inline size_t moedi_attention_bytes(int64_t head_dim, int64_t group)
 {
     const int64_t Q = MOEDI_ATTENTION_QUERIES, K = MOEDI_ATTENTION_KEYS;
-    const int64_t wide = moedi_blocks_round_up(head_dim, MOEDI_PANEL_MOST);
+    const int64_t wide = moedi_blocks_round_up(head_dim, MOEDI_PANEL_COLUMNS);
     return (size_t)(K * (head_dim + wide) + 2 * Q * K + group * Q * (head_dim + 2)) * sizeof(float);
 }
 
@@ -115,8 +116,8 @@ static inline size_t moedi_attention_bytes(int64_t head_dim, int64_t group)
 static inline size_t moedi_attention_backward_bytes(int64_t head_dim, int64_t group, int64_t length)
 {
     const int64_t Q = MOEDI_ATTENTION_QUERIES, K = MOEDI_ATTENTION_KEYS;
-    const int64_t wide = moedi_blocks_round_up(head_dim, MOEDI_PANEL_MOST);
-    return (size_t)(2 * (K + Q) * head_dim + (K + 2 * Q) * wide + 2 * Q * K + (K + MOEDI_PANEL_MOST) * Q + group * length) *
+    const int64_t wide = moedi_blocks_round_up(head_dim, MOEDI_PANEL_COLUMNS);
+    return (size_t)(2 * (K + Q) * head_dim + (K + 2 * Q) * wide + 2 * Q * K + (K + MOEDI_PANEL_ROWS) * Q + group * length) *
            sizeof(float);
 }
 

@@ -244,14 +244,14 @@ static size_t attention_bytes(const moed_workload *w)
  * tiles. */
 int64_t moedi_cpu_workspace(const moed_workload *w)
 {
-    enum { P = MOEDI_PANEL_MOST };
+    enum { R = MOEDI_PANEL_ROWS, C = MOEDI_PANEL_COLUMNS };
     const int64_t tokens = w->rows * w->length;
     const int64_t E = w->experts, H = w->hidden, W = 2 * w->expert_width, places = tokens * w->top_k;
     const size_t needs[] = {
-        moedi_loss_logit_bytes(tokens, w->vocabulary) + moedi_loss_panel_bytes(tokens, w->vocabulary, H, P, P),
+        moedi_loss_logit_bytes(tokens, w->vocabulary) + moedi_loss_panel_bytes(tokens, w->vocabulary, H, R, C),
         /* experts: there, back, and the gradients of their two matrices */
-        moedi_grouped_bytes(E, places, places, W, H, 0, P, P), moedi_grouped_bytes(E, places, places, H, W, 0, P, P),
-        moedi_grouped_bytes(E, W, W, H, places, 1, P, P), moedi_grouped_bytes(E, H, H, W / 2, places, 1, P, P),
+        moedi_grouped_bytes(E, places, places, W, H, 0, R, C), moedi_grouped_bytes(E, places, places, H, W, 0, R, C),
+        moedi_grouped_bytes(E, W, W, H, places, 1, R, C), moedi_grouped_bytes(E, H, H, W / 2, places, 1, R, C),
         attention_bytes(w)};
     size_t most = 0;
     for (size_t i = 0; i < sizeof needs / sizeof needs[0]; i++)
