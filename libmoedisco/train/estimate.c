@@ -55,6 +55,7 @@ static moed_status compute(const moed_layout *l, const moed_backend_info *number
     }
     const int64_t shown = on_host ? 0 : largest * (int64_t)moedi_dtype_size(numbers->dtype); /* a gradient, when asked for */
     const int64_t batch = 3 * o->rows * o->length * (int64_t)sizeof(int32_t);
+    /* three tables of loads and two of selection biases; a layer's loads in order for the metrics */
     const int64_t loads = l->config.experts * (int64_t)(l->config.layers * (3 * sizeof(int64_t) + 2 * sizeof(double)) +
                                                        sizeof(int64_t));
     const int64_t lists = (int64_t)l->count + slices * (int64_t)(sizeof(moed_op_slice) + sizeof(size_t));
