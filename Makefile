@@ -204,11 +204,12 @@ $(CUDA_PLUGIN): $(CUDA_OBJECTS) $(CUDA_STAMP) libmoedisco/backend/cuda/plugin.ma
 $(CUDA_BENCHES): %: %.o $(CUDA_OBJECTS)
 	$(call say,LD,$@)$(NVCC) -cudart static -o $@ $^ -ldl -lpthread
 endif
+GPU_TESTS   := $(patsubst %.c,$(OUT)/%,$(wildcard tests/gpu/test_*.c))
 GPU_BENCHES := $(patsubst %,$(OUT)/tests/bench/%,bench_device bench_step bench_kmeans bench_pieces)
 bench-gpu: all $(GPU_BENCHES)
 	@sh tests/bench/gpu.sh $(abspath $(OUT)) $(ROWS)
 # For a machine with a GPU and without this tree.
-gpu-pack: all $(OUT)/tests/test_conformance $(OUT)/tests/gpu/test_gpu $(GPU_BENCHES) $(CUDA_BENCHES) $(OUT)/tests/bench/plugins/libmoedisco-timed.so
+gpu-pack: all $(OUT)/tests/test_conformance $(GPU_TESTS) $(GPU_BENCHES) $(CUDA_BENCHES) $(OUT)/tests/bench/plugins/libmoedisco-timed.so
 	@sh tests/gpu/pack.sh $(abspath $(OUT)) '$(DIR)' $(abspath $(GPU_BENCHES) $(CUDA_BENCHES))
 
 $(COMMAND): $(COMMAND_SOURCES:%.c=$(OUT)/%.o) $(SHARED)
@@ -270,7 +271,7 @@ check-headers:
 	@CC='$(CC)' CXX='$(CXX)' sh tests/headers.sh
 check-install: host
 	@OUT='$(abspath $(OUT))' CC='$(CC)' CXX='$(CXX)' MAKE='$(MAKE)' sh tests/install.sh
-check-gpu: all $(OUT)/tests/test_conformance $(OUT)/tests/gpu/test_gpu
+check-gpu: all $(OUT)/tests/test_conformance $(GPU_TESTS)
 	@OUT='$(abspath $(OUT))' sh tests/gpu/check.sh $(CHECK)
 bench: host $(BENCHES) $(TIMED)
 	@sh tests/bench/run.sh $(abspath $(OUT))/tests/bench

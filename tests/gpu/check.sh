@@ -77,4 +77,5 @@ for kernels in f32 bf16; do
     "$OUT/tests/test_conformance" --plugin "$plugin" --kernels $kernels --device "${device#*:}" || failed=1
 done
 "$OUT/tests/gpu/test_gpu" || failed=1
+"$OUT/tests/gpu/test_lost" || failed=1
 exit $failed
