@@ -35,6 +35,7 @@ moedi_evenness moedi_loads_evenness(const int64_t *loads, int64_t experts, int64
     qsort(scratch, (size_t)experts, sizeof *scratch, by_load);
     for (int64_t e = 0; e < experts; e++) total += (double)scratch[e];
     if (!(total > 0)) return found;
+    found.least = (double)scratch[0] * (double)experts / total; /* they are in order */
     for (int64_t e = 0; e < experts; e++) {
         const double share = (double)scratch[e] / total;
         if (share > 0) entropy -= share * log(share);

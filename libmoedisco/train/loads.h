@@ -13,6 +13,7 @@ void moedi_loads_add(const moedi_config *c, const int64_t *offsets, int64_t *loa
 /* How even the choices of a layer are. */
 typedef struct moedi_evenness {
     double most;    /* largest share of an expert, times experts: 1 when balanced */
+    double least;   /* smallest: 0 where an expert was never chosen */
     double entropy; /* of the shares, over that of equal ones: 1 when balanced, 0 when one expert has all */
     double gini;    /* 0 when balanced, (experts - 1) / experts when one has all */
 } moedi_evenness;

@@ -11,7 +11,7 @@
 #include "util/file.h"
 #include "util/json.h"
 
-enum { LINE_MOST = 1 << 13, LAYERS_MOST = 256 /* whose loads a line has room for */ };
+enum { LINE_MOST = 1 << 13, LAYERS_MOST = 240 /* whose loads a line has room for */ };
 
 moed_status moedi_metrics_open(moedi_metrics *out, const moed_context *c, const char *directory)
 {
@@ -132,15 +132,16 @@ static int add_rounded(json_t *list, double x)
 /* How even each layer's choices are, layers without experts left out. NULL: no memory. */
 static json_t *pack_loads(const moedi_config *c, const int64_t *loads, int64_t *scratch)
 {
-    json_t *most = json_array(), *entropy = json_array(), *gini = json_array();
-    int failed = !most || !entropy || !gini;
+    json_t *most = json_array(), *least = json_array(), *entropy = json_array(), *gini = json_array();
+    int failed = !most || !least || !entropy || !gini;
     for (int64_t layer = 0; !failed && layer < c->layers; layer++) {
         if (moedi_config_dense(c, layer)) continue;
         const moedi_evenness found = moedi_loads_evenness(loads + layer * c->experts, c->experts, scratch);
-        failed = add_rounded(most, found.most) || add_rounded(entropy, found.entropy) || add_rounded(gini, found.gini);
+        failed = add_rounded(most, found.most) || add_rounded(least, found.least) || add_rounded(entropy, found.entropy) ||
+                 add_rounded(gini, found.gini);
     }
-    if (!failed) return json_pack("{s:o, s:o, s:o}", "max", most, "entropy", entropy, "gini", gini);
-    json_decref(most), json_decref(entropy), json_decref(gini);
+    if (!failed) return json_pack("{s:o, s:o, s:o, s:o}", "max", most, "min", least, "entropy", entropy, "gini", gini);
+    json_decref(most), json_decref(least), json_decref(entropy), json_decref(gini);
     return NULL;
 }
 

@@ -52,7 +52,7 @@ for seed in sys.argv[3:]:
         loads = [max(s["loads"]["max"]) for s in stage[warmup:] or stage]
         healed = next((i for i, s in enumerate(stage) if before and s["loss"] <= before), None)
         print(f"    {len(stage)} steps, {1000 * median(s['seconds'] for s in stage):.1f} ms; largest load after {warmup}: {max(loads):.2f}, mean {mean(loads):.2f}, "
-              f"last {loads[-1]:.2f}; loss before {before or 0:.3f}, healed after {healed}")
+              f"last {loads[-1]:.2f}, smallest then {min(stage[-1]['loads']['min']):.2f}; loss before {before or 0:.3f}, healed after {healed}")
         before = mean(s["loss"] for s in stage[-5:])
 print(f"mean: loss {mean(gaps):+.2%}, {mean(saved):.1%} saved")
 END
