@@ -444,6 +444,32 @@ static void test_router_ids_are_valid_without_numbers(void **state)
     reset();
 }
 
+/* Of so many experts; whole = 0: none was chosen. */
+static void balance_case(int64_t experts, int whole, double band)
+{
+    moed_step_scalars now = {.balance_rate = 0.25}, *scalars[SIDES];
+    int64_t sums[1024] = {0};
+    for (int64_t e = 0; e < experts; e++) sums[e + 1] = sums[e] + (whole ? (int64_t)(20 * uniform() + 20) : 0);
+    const int bias = wide_sum("bias", experts), offsets = offsets_of(experts + 1, sums);
+    for (int s = 0; s < SIDES; s++) {
+        side_ok(&sides[s], sides[s].table->alloc(sides[s].self, sizeof now, (void **)&scalars[s]), "alloc");
+        side_ok(&sides[s], sides[s].table->upload(sides[s].self, scalars[s], &now, sizeof now), "upload");
+    }
+    RUN(balance, balance, 1e-7, .bias = AT(bias), .offsets = AT(offsets), .scalars = scalars[s_], .experts = experts,
+        .share = 0.5, .band = band);
+    for (int s = 0; s < SIDES; s++) sides[s].table->free(sides[s].self, scalars[s]);
+    reset();
+}
+
+static void test_balance(void **state)
+{
+    static const int64_t experts[] = {1, 2, 7, 64, 513};
+    (void)state;
+    if (!MOED_BACKEND_HAS(sides[0].table, balance) || !MOED_BACKEND_HAS(sides[1].table, balance)) skip();
+    for (size_t i = 0; i < sizeof experts / sizeof *experts; i++)
+        for (int n = 0; n < 6; n++) balance_case(experts[i], n % 2, n / 2 * 0.5);
+}
+
 /* dispatch, then what lies between it and the experts. */
 static void dispatch_case(int64_t rows, int64_t experts, int64_t top_k, int64_t width)
 {
@@ -531,8 +557,10 @@ static const int64_t slice_counts[SLICES] = {1, 17, 1000, 70003};
 
 static int scalars(role r, double gradient_norm)
 {
-    const int b = buffer_new("scalars", F64, r, 8);
-    const double values[8] = {0.01, 0.1, 0.001999, 0.25, gradient_norm, 0.5, 0, 1.7}; /* the last, `random`, is some bits */
+    enum { FIELDS = sizeof(moed_step_scalars) / sizeof(double) };
+    const int b = buffer_new("scalars", F64, r, FIELDS);
+    /* `random`, 1.7, is some bits */
+    const double values[FIELDS] = {0.01, 0.1, 0.001999, 0.25, gradient_norm, 0.5, 0, 1.7, 0.003};
     memcpy(buffers[b].values, values, sizeof values);
     buffers[b].alone = 1;
     return b;
@@ -880,6 +908,7 @@ static int run_table(const moed_backend *backend, const char *kernels, int32_t d
         ONE(test_squash),
         ONE(test_router),
         ONE(test_router_ids_are_valid_without_numbers),
+        ONE(test_balance),
         ONE(test_dispatch_gather_combine),
         ONE(test_cross_entropy),
         ONE(test_gradient_norm),

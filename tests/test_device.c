@@ -20,30 +20,18 @@ static moed_context *fake_context(void)
     return c;
 }
 
-/* The tiny model, or one of a dense layer, norms of heads, biases, and selection biases that decide. */
-static moed_model *model_with(moed_context *c, int switches)
-{
-    static const char config[] =
-        "{\"model_type\": \"dots1\", \"vocab_size\": 48, \"hidden_size\": 16, \"num_hidden_layers\": 3, "
-        "\"num_attention_heads\": 2, \"num_key_value_heads\": 1, \"n_routed_experts\": 4, \"num_experts_per_tok\": 2, "
-        "\"n_shared_experts\": 1, \"moe_intermediate_size\": 12, \"intermediate_size\": 20, \"first_k_dense_replace\": 1, "
-        "\"attention_bias\": true, \"norm_topk_prob\": true, \"routed_scaling_factor\": 2.5, \"initializer_range\": 0.1}";
-    if (!switches) return tiny_model(c);
-    return support_biased(support_fresh(c, config, 0, -1), 0.02f);
-}
-
-/* Three steps, a checkpoint, a fourth step in a trainer that resumes from it: the model's numbers. switches 2: selection biases
- * move within the steps. */
-static float *train(moed_context *c, int32_t policy, int switches, double *held_out, size_t *count)
+/* Three steps, a checkpoint, a fourth step in a trainer that resumes from it: the model's numbers. biases 1: the model has
+ * selection biases, 2: they move within the steps. */
+static float *train(moed_context *c, int32_t policy, int biases, double *held_out, size_t *count)
 {
     char *dir = support_directory();
     moed_train_options o = tiny_options(4);
     o.directory = dir, o.micro_batches = 2, o.freeze = "router", o.policy = policy;
-    o.balance_each = switches == 2 ? MOED_BALANCE_MICRO_BATCH : MOED_BALANCE_STEP;
+    o.balance_each = biases == 2 ? MOED_BALANCE_MICRO_BATCH : MOED_BALANCE_STEP;
     moed_corpus *d = tiny_corpus(c, NULL);
     moed_report r = empty_report();
     for (int part = 0; part < 2; part++) {
-        moed_model *m = model_with(c, switches);
+        moed_model *m = biases ? tiny_biased_model(c) : tiny_model(c);
         moed_trainer *t;
         assert_ok(moed_trainer_create(&t, c, m, d, NULL, &o));
         if (part) assert_ok(moed_trainer_resume(t));
@@ -484,7 +472,7 @@ static void a_trainer_that_goes_leaves_the_last_whole_step(void **state)
     for (int way = 0; way < 3; way++) { /* one step; and half of another, the weights stored at once, or late */
         moed_train_options o = tiny_options(4);
         o.micro_batches = 2, o.balance_rate = 0.125, o.balance_each = MOED_BALANCE_MICRO_BATCH, o.store_late = way == 2;
-        moed_model *m = model_with(fake, 2);
+        moed_model *m = tiny_biased_model(fake);
         moed_corpus *d = tiny_corpus(fake, NULL);
         moed_trainer *t;
         assert_ok(moed_trainer_create(&t, fake, m, d, NULL, &o));

@@ -229,30 +229,42 @@ static void a_dropped_step_takes_back_what_its_micro_batches_moved(void **state)
 
 static struct {
     moed_backend table;
-    moed_status (*real)(void *self);
-    int64_t calls, at;    /* the wait that something happens in, counted from 1 */
-    moed_cancel *cancel;  /* that is what happens; NULL: the device says that memory is out */
+    moed_status (*wait)(void *self);
+    moed_status (*balance)(void *self, const moed_op_balance *a);
+    int64_t waits, moves, at; /* the one of all that something happens in, counted from 1 */
+    moed_cancel *cancel;      /* that is what happens; NULL: the device says that memory is out */
 } stop;
 
-static moed_status stopping_wait(void *self)
+static moed_status stopping(moed_status status)
 {
-    const moed_status status = stop.real(self);
-    if (++stop.calls != stop.at) return status;
+    if (stop.waits + stop.moves != stop.at) return status;
     if (!stop.cancel) return moedi_fail(MOED_E_MEMORY, "out of memory, says the test");
     moed_cancel_request(stop.cancel);
     return status;
 }
+static moed_status stopping_wait(void *self)
+{
+    const moed_status status = stop.wait(self);
+    stop.waits++;
+    return stopping(status);
+}
+static moed_status stopping_balance(void *self, const moed_op_balance *a)
+{
+    const moed_status status = stop.balance(self, a);
+    stop.moves++;
+    return stopping(status);
+}
 
-/* The trainer's waits are counted from here on: within a step there is one for each micro-batch. */
-static void stop_at(const rig *r, int64_t wait, moed_cancel *cancel)
+/* The trainer's waits and moves are counted from here on: in a step a move for each micro-batch, then a wait. */
+static void stop_at(const rig *r, int64_t at, moed_cancel *cancel)
 {
     moedi_engine *e = moedi_transformer_engine(r->trainer->transformer);
     if (e->table != &stop.table) {
-        stop.table = *e->table, stop.real = e->table->synchronize;
-        stop.table.synchronize = stopping_wait;
+        stop.table = *e->table, stop.wait = e->table->synchronize, stop.balance = e->table->balance;
+        stop.table.synchronize = stopping_wait, stop.table.balance = stopping_balance;
         e->table = &stop.table;
     }
-    stop.calls = 0, stop.at = wait, stop.cancel = cancel;
+    stop.waits = 0, stop.moves = 0, stop.at = at, stop.cancel = cancel;
 }
 
 static moed_train_options within_options(int64_t steps)
@@ -270,13 +282,13 @@ static void a_step_stopped_after_any_micro_batch_leaves_biases_where_they_were(v
     float before[EXPERTS];
     rig_run(&r, 1);
     memcpy(before, biases_of(&r), sizeof before);
-    for (int wait = 1; wait <= 4; wait++) {
+    for (int move = 1; move <= 4; move++) {
         moed_cancel *cancel = NULL;
         assert_ok(moed_cancel_create(&cancel));
-        stop_at(&r, wait, cancel);
+        stop_at(&r, move, cancel);
         assert_int_equal(moed_trainer_run(r.trainer, 1, NULL, cancel), MOED_E_CANCELLED);
         assert_memory_equal(biases_of(&r), before, sizeof before);
-        stop_at(&r, wait, NULL);
+        stop_at(&r, move, NULL);
         assert_refused(moed_trainer_run(r.trainer, 1, NULL, NULL), MOED_E_MEMORY, "says the test");
         assert_memory_equal(biases_of(&r), before, sizeof before);
         moed_cancel_destroy(cancel);
@@ -289,10 +301,10 @@ static void a_step_stopped_after_any_micro_batch_leaves_biases_where_they_were(v
     rig_close(&r);
 }
 
-static void biases_that_rest_are_not_waited_for(void **state)
+static void biases_that_move_are_not_waited_for(void **state)
 {
     (void)state;
-    int64_t waits[2];
+    int64_t waits[2], moves[2];
     for (int moving = 0; moving < 2; moving++) {
         moed_train_options o = within_options(3);
         o.balance_rate = moving ? 0.125 : 0;
@@ -300,10 +312,11 @@ static void biases_that_rest_are_not_waited_for(void **state)
         rig_run(&r, 1);
         stop_at(&r, 0, NULL);
         rig_run(&r, 1);
-        waits[moving] = stop.calls;
+        waits[moving] = stop.waits, moves[moving] = stop.moves;
         rig_close(&r);
     }
-    assert_int_equal(waits[1] - waits[0], 4); /* a wait for each micro-batch */
+    assert_int_equal(waits[1], waits[0]);
+    assert_true(moves[0] == 0 && moves[1] == 4);
 }
 
 static void the_last_of_several_calls_takes_back_what_all_have_moved(void **state)
@@ -316,11 +329,11 @@ static void the_last_of_several_calls_takes_back_what_all_have_moved(void **stat
     rig_run(&r, 1);
     rig_run(&whole, 1);
     memcpy(before, biases_of(&r), sizeof before);
-    for (int wait = 1; wait <= 5; wait++) { /* the fifth: where losses are asked for */
+    for (int at = 1; at <= 5; at++) { /* the fifth: where losses are asked for */
         for (int call = 0; call < 2; call++) assert_ok(moed_trainer_forward_backward(r.trainer, NULL, NULL));
         assert_ok(moed_trainer_evaluate(r.trainer, r.corpus, 50, &a, NULL)); /* between them changes nothing */
         assert_true(memcmp(biases_of(&r), before, sizeof before) != 0);
-        stop_at(&r, wait, NULL);
+        stop_at(&r, at, NULL);
         assert_refused(moed_trainer_forward_backward(r.trainer, NULL, NULL), MOED_E_MEMORY, "says the test");
         assert_memory_equal(biases_of(&r), before, sizeof before);
         assert_refused(moed_trainer_update(r.trainer, 1, NULL), MOED_E_STATE, "no gradient waits");
@@ -418,17 +431,20 @@ static void a_run_that_was_stopped_goes_on_to_the_same_bits(void **state)
 static void evenness_is_that_of_its_formulas(void **state)
 {
     (void)state;
-    static const int64_t equal[] = {5, 5, 5, 5}, all[] = {0, 12, 0, 0}, some[] = {1, 3, 0, 4}, none[4] = {0};
+    static const int64_t equal[] = {5, 5, 5, 5}, all[] = {0, 12, 0, 0}, some[] = {1, 3, 0, 4}, uneven[] = {4, 2, 1, 3},
+                         none[4] = {0};
     int64_t scratch[4];
     moedi_evenness e = moedi_loads_evenness(equal, 4, scratch);
-    assert_true(fabs(e.most - 1) < 1e-12 && fabs(e.entropy - 1) < 1e-12 && fabs(e.gini) < 1e-12);
+    assert_true(fabs(e.most - 1) < 1e-12 && fabs(e.least - 1) < 1e-12 && fabs(e.entropy - 1) < 1e-12 && fabs(e.gini) < 1e-12);
     e = moedi_loads_evenness(all, 4, scratch);
-    assert_true(fabs(e.most - 4) < 1e-12 && fabs(e.entropy) < 1e-12 && fabs(e.gini - 0.75) < 1e-12);
+    assert_true(fabs(e.most - 4) < 1e-12 && e.least == 0 && fabs(e.entropy) < 1e-12 && fabs(e.gini - 0.75) < 1e-12);
+    e = moedi_loads_evenness(uneven, 4, scratch);
+    assert_true(fabs(e.most - 1.6) < 1e-12 && fabs(e.least - 0.4) < 1e-12);
     e = moedi_loads_evenness(some, 4, scratch); /* by hand: mean absolute difference 2.25 over twice the mean 2; entropy 1.40564
                                                    bits of 2 */
     assert_true(fabs(e.most - 2) < 1e-12 && fabs(e.gini - 0.4375) < 1e-12 && fabs(e.entropy - 0.70282) < 1e-5);
     e = moedi_loads_evenness(none, 4, scratch);
-    assert_true(e.most == 0 && e.entropy == 0 && e.gini == 0);
+    assert_true(e.most == 0 && e.least == 0 && e.entropy == 0 && e.gini == 0);
 }
 
 int main(void)
@@ -444,7 +460,7 @@ int main(void)
         cmocka_unit_test(micro_batches_put_right_what_a_step_finds_wrong),
         cmocka_unit_test(a_dropped_step_takes_back_what_its_micro_batches_moved),
         cmocka_unit_test(a_step_stopped_after_any_micro_batch_leaves_biases_where_they_were),
-        cmocka_unit_test(biases_that_rest_are_not_waited_for),
+        cmocka_unit_test(biases_that_move_are_not_waited_for),
         cmocka_unit_test(the_last_of_several_calls_takes_back_what_all_have_moved),
         cmocka_unit_test(a_trainer_that_goes_takes_back_a_step_that_waits_for_its_update),
         cmocka_unit_test(what_a_step_keeps_is_within_the_estimate),

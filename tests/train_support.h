@@ -41,6 +41,16 @@ static inline moed_model *tiny_model(moed_context *c)
 {
     return tiny_model_of(c, 16, 2, 4, TINY_VOCABULARY);
 }
+/* A model of a dense layer, norms of heads, biases, and selection biases that decide. */
+static inline moed_model *tiny_biased_model(moed_context *c)
+{
+    static const char config[] =
+        "{\"model_type\": \"dots1\", \"vocab_size\": 48, \"hidden_size\": 16, \"num_hidden_layers\": 3, "
+        "\"num_attention_heads\": 2, \"num_key_value_heads\": 1, \"n_routed_experts\": 4, \"num_experts_per_tok\": 2, "
+        "\"n_shared_experts\": 1, \"moe_intermediate_size\": 12, \"intermediate_size\": 20, \"first_k_dense_replace\": 1, "
+        "\"attention_bias\": true, \"norm_topk_prob\": true, \"routed_scaling_factor\": 2.5, \"initializer_range\": 0.1}";
+    return support_biased(support_fresh(c, config, 0, -1), 0.02f);
+}
 /* A corpus in which one document has a token that is nowhere else, and a model to whom that token is no number: the step that
  * meets it has a loss that is not finite, all others are as ever. */
 enum { POISON = TINY_VOCABULARY - 2 };
@@ -55,9 +65,8 @@ static inline moed_corpus *poisoned_corpus(moed_context *c)
     const moed_documents documents = {.count = TINY_DOCUMENTS, .length = tiny_length, .read = poisoned_read};
     return support_corpus(c, documents, TINY_VOCABULARY, TINY_VOCABULARY - 1);
 }
-static inline moed_model *poisoned_model(moed_context *c)
+static inline moed_model *poisoned(moed_model *m)
 {
-    moed_model *m = tiny_model(c);
     moed_tensor t;
     assert_ok(moed_model_tensor(m, 0, &t)); /* the embedding */
     assert_true(t.rank == 2 && t.shape[0] == TINY_VOCABULARY);
@@ -156,18 +165,20 @@ static inline size_t model_find(const moed_model *m, const char *name)
 }
 
 enum { POISONED_STEPS = 8, POISONED_CASES = 12 };
-/* All of micro-batches and document masks, each with a seed of its own, which meets the poison at another step. */
+/* All of micro-batches and document masks, each with a seed of its own, which meets the poison at another step; the later half of
+ * a model whose selection biases move within steps. */
 static inline moed_train_options poisoned_options(int number)
 {
     moed_train_options o = tiny_options(POISONED_STEPS + 2);
     o.micro_batches = 1 << number % 3, o.document_mask = number / 3 % 2, o.seed = (uint64_t)number;
+    o.balance_each = number / 6 ? MOED_BALANCE_MICRO_BATCH : MOED_BALANCE_STEP;
     return o;
 }
 /* Steps one by one until one is refused, or all: their losses, and how many there were. A refused one is refused again, and a
  * foreign loop gets past it. The model's numbers then; free() them. */
 static inline float *poisoned_steps(moed_context *c, const moed_train_options *o, double *losses, int *done, size_t *count)
 {
-    moed_model *m = poisoned_model(c);
+    moed_model *m = poisoned(o->balance_each == MOED_BALANCE_MICRO_BATCH ? tiny_biased_model(c) : tiny_model(c));
     moed_corpus *d = poisoned_corpus(c);
     moed_trainer *t;
     assert_ok(moed_trainer_create(&t, c, m, d, NULL, o));

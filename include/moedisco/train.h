@@ -25,9 +25,9 @@ enum { MOED_POLICY_AUTO = 0, MOED_POLICY_FULL = 1, MOED_POLICY_LEAN = 2 };
 /* When selection biases move. STEP: after the update, by the choices of all its rows, as published. MICRO_BATCH: after each
  * micro-batch, by its choices and its share of balance_rate, so that what an update has put out of balance is put right within
  * the next step and not after it; a step's loads are nearer to each other the more micro-batches it has, and its results depend
- * on their number. The host then waits for every micro-batch, and a device records no graph (not so where balance_rate is 0). Of
- * several moed_trainer_forward_backward before one update each moves by a whole rate, for how many come is not known. What a step
- * has moved goes back where it is dropped, stopped, or still waits for its update when the trainer goes. */
+ * on their number. Of several moed_trainer_forward_backward before one update each moves by a whole rate, for how many come is
+ * not known. What a step has moved goes back where it is dropped, stopped, or still waits for its update when the trainer
+ * goes. */
 enum { MOED_BALANCE_STEP = 0, MOED_BALANCE_MICRO_BATCH = 1 };
 
 /* What one step did. Losses are means per label, in nats. */

@@ -227,7 +227,6 @@ static moed_status read_model(moed_trainer *t, const char *dir, void *buffer)
             MOEDI_GO(moedi_transformer_write(t->transformer, i, at, n, buffer));
         }
     }
-    if (buffer) moedi_selection_biases_forget(&t->biases);
     if (buffer) MOEDI_GO(moedi_transformer_store(t->transformer));
 out:
     moed_model_destroy(saved);

@@ -11,6 +11,7 @@
 #include "findings.h"
 #include "optimizer.h"
 #include "selection.h"
+#include "selection_bias.h"
 #include "settings.h"
 
 /* Bytes that an engine of the backend keeps for the operations of a step. */
@@ -43,7 +44,8 @@ static moed_status compute(const moed_layout *l, const moed_backend_info *number
     MOEDI_TRY(moedi_transformer_bytes(l, numbers, shard, o->length, flags, trained, &b.weights, &b.gradients, &b.activations));
     const int64_t staged = moedi_staged_bytes(o->rows * o->length);
     const int64_t found = moedi_findings_bytes(&l->config, numbers, o->micro_batches);
-    b.activations += staged + found;
+    const int64_t biases = moedi_selection_biases_bytes(&l->config, numbers, o->balance_rate);
+    b.activations += staged + found + biases;
     b.workspace = workspace_of(backend, l, numbers, o, trained);
     b.gradients *= 1 + moedi_accumulator_extra(numbers, o->micro_batches);
     b.moments = moedi_optimizer_bytes(l, numbers, trained, policy);
@@ -55,12 +57,11 @@ static moed_status compute(const moed_layout *l, const moed_backend_info *number
     }
     const int64_t shown = on_host ? 0 : largest * (int64_t)moedi_dtype_size(numbers->dtype); /* a gradient, when asked for */
     const int64_t batch = 3 * o->rows * o->length * (int64_t)sizeof(int32_t);
-    /* three tables of loads and two of selection biases; a layer's loads in order for the metrics */
-    const int64_t loads = l->config.experts * (int64_t)(l->config.layers * (3 * sizeof(int64_t) + 2 * sizeof(double)) +
-                                                       sizeof(int64_t));
+    /* two tables of loads; a layer's loads in order for the metrics */
+    const int64_t loads = l->config.experts * (int64_t)((2 * l->config.layers + 1) * sizeof(int64_t));
     const int64_t lists = (int64_t)l->count + slices * (int64_t)(sizeof(moed_op_slice) + sizeof(size_t));
     enum { HANDLE = 4096 }; /* the trainer itself, and the texts of its options */
-    b.rest = HANDLE + staged + found + moedi_staged_bytes(shard * o->length) + batch + loads + lists + shown +
+    b.rest = HANDLE + staged + found + moedi_staged_bytes(shard * o->length) + batch + loads + biases + lists + shown +
              moedi_transformer_host_bytes(l, numbers) + moedi_sampler_bytes(documents, o->length);
     /* An evaluation has a sampler and rows of its own, a checkpoint pieces of tensors: not at the same time. */
     int64_t passing =

@@ -75,6 +75,11 @@ static size_t offsets_at(const moedi_findings *f, int64_t shard)
     return f->offsets_at + (size_t)(shard * offsets_of_shard(moedi_transformer_config(f->transformer))) * sizeof(int64_t);
 }
 
+const int64_t *moedi_findings_offsets(const moedi_findings *f, int64_t shard)
+{
+    return (const int64_t *)(const void *)(f->device + offsets_at(f, shard));
+}
+
 void moedi_findings_direct(const moedi_findings *f, int64_t shard)
 {
     void *losses = shard < 0 ? NULL : f->device + losses_at(f, shard);

@@ -20,6 +20,7 @@ void moedi_findings_destroy(moedi_findings *f);
 /* On the device. */
 moed_step_scalars *moedi_findings_scalars(const moedi_findings *f);
 const void *moedi_findings_losses(const moedi_findings *f);
+const int64_t *moedi_findings_offsets(const moedi_findings *f, int64_t shard);
 /* The transformer's next forwards write there; -1: to its own place. */
 void moedi_findings_direct(const moedi_findings *f, int64_t shard);
 /* Waits for everything, and brings it all to the host: the following are valid then. */

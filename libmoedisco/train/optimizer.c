@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "backend/lean.h"
+#include "schedule.h"
 #include "util/random.h"
 
 enum { ALIGNMENT = 64 };
@@ -144,6 +145,7 @@ moed_status moedi_optimizer_prepare(moedi_optimizer *o, const moed_train_options
     scalars.beta2_correction = 1.0 - pow(options->beta2, (double)(step - o->since));
     scalars.gradient_scale = scale;
     scalars.step = (uint64_t)step;
+    scalars.balance_rate = moedi_schedule_balance(options, step);
     scalars.random = moedi_random(options->seed, MOEDI_RANDOM_ROUNDING, (uint64_t)step, 0);
     return e->table->upload(e->self, o->scalars, &scalars, sizeof scalars);
 }

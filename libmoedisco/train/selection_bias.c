@@ -3,104 +3,119 @@
 
 #include <string.h>
 
-static char *layer_of(const moedi_selection_biases *b, int64_t layer)
+static int64_t held_bytes(const moedi_config *c, size_t wide_item)
 {
-    const moedi_engine *e = moedi_transformer_engine(b->transformer);
-    return b->numbers + (size_t)(layer * b->layout->config.experts) * e->wide_item;
+    return c->layers * c->experts * (int64_t)wide_item;
 }
 
-static int64_t param_of(const moedi_selection_biases *b, int64_t layer)
+static int64_t offsets_count(const moedi_config *c)
 {
-    return moedi_layout_slot(b->layout, MOEDI_SLOT_ROUTER_BIAS, (int32_t)layer, -1);
+    return c->layers * (c->experts + 1);
 }
 
-moed_status moedi_selection_biases_create(moedi_selection_biases *out, moedi_transformer *t, const moed_layout *l)
+static int moves(const moedi_config *c, double rate)
+{
+    return rate > 0 && c->selection_bias && moedi_config_routes(c);
+}
+
+int64_t moedi_selection_biases_bytes(const moedi_config *c, const moed_backend_info *numbers, double rate)
+{
+    if (!moves(c, rate)) return 0;
+    return held_bytes(c, moedi_dtype_size(numbers->wide)) + offsets_count(c) * (int64_t)sizeof(int64_t);
+}
+
+moed_status moedi_selection_biases_create(moedi_selection_biases *out, moedi_transformer *t, const moed_layout *l,
+                                          const moed_step_scalars *scalars, double rate)
 {
     const moedi_config *c = &l->config;
     const moedi_engine *e = moedi_transformer_engine(t);
-    *out = (moedi_selection_biases){.transformer = t, .layout = l};
-    if (!c->selection_bias || !moedi_config_routes(c)) return MOED_OK;
-    MOEDI_TRY(moedi_alloc_array(e->context, c->layers * c->experts, e->wide_item, (void **)&out->numbers));
-    return moedi_alloc_array(e->context, c->layers * c->experts, e->wide_item, (void **)&out->held);
+    void *held = NULL, *offsets = NULL;
+    moed_status status = MOED_OK;
+    *out = (moedi_selection_biases){.transformer = t, .layout = l, .scalars = scalars};
+    if (!moves(c, rate)) return MOED_OK;
+    if (!MOED_BACKEND_HAS(e->table, balance))
+        return moedi_fail_parameter(MOED_E_UNSUPPORTED, "balance_rate",
+                                    "balance_rate is %g: the backend %s does not have the operation that moves biases", rate,
+                                    e->table->name);
+    MOEDI_GO(moedi_alloc_array(e->context, offsets_count(c), sizeof *out->sums, (void **)&out->sums));
+    MOEDI_GO(e->table->alloc(e->self, (size_t)held_bytes(c, e->wide_item), &held));
+    out->held = held;
+    MOEDI_GO(e->table->alloc(e->self, (size_t)offsets_count(c) * sizeof *out->offsets, &offsets));
+    out->offsets = offsets;
+    return MOED_OK;
+out:
+    moedi_selection_biases_destroy(out);
+    return status;
 }
 
 void moedi_selection_biases_destroy(moedi_selection_biases *b)
 {
-    if (b->numbers) {
-        const moed_context *c = moedi_transformer_engine(b->transformer)->context;
-        moedi_free(c, b->numbers);
-        moedi_free(c, b->held);
+    if (b->transformer) {
+        const moedi_engine *e = moedi_transformer_engine(b->transformer);
+        e->table->free(e->self, b->offsets);
+        e->table->free(e->self, b->held);
+        moedi_free(e->context, b->sums);
     }
     memset(b, 0, sizeof *b);
 }
 
-void moedi_selection_biases_forget(moedi_selection_biases *b)
+/* ---- of each layer ---- */
+
+/* On the device; NULL: the layer has no experts. */
+static void *biases_of(const moedi_selection_biases *b, int64_t layer)
 {
-    b->known = 0;
+    const int64_t param = moedi_layout_slot(b->layout, MOEDI_SLOT_ROUTER_BIAS, (int32_t)layer, -1);
+    return param < 0 ? NULL : moedi_transformer_weight(b->transformer, (size_t)param);
 }
 
-static moed_status learn(moedi_selection_biases *b)
-{
-    const moedi_config *c = &b->layout->config;
-    for (int64_t layer = 0; layer < c->layers; layer++) {
-        const int64_t param = param_of(b, layer);
-        if (param >= 0) MOEDI_TRY(moedi_transformer_read(b->transformer, (size_t)param, 0, c->experts, layer_of(b, layer)));
-    }
-    b->known = 1;
-    return MOED_OK;
-}
-
-static moed_status upload(const moedi_selection_biases *b, int64_t layer)
-{
-    const moedi_engine *e = moedi_transformer_engine(b->transformer);
-    const int64_t param = param_of(b, layer);
-    if (param < 0) return MOED_OK;
-    return e->table->upload(e->self, moedi_transformer_weight(b->transformer, (size_t)param), layer_of(b, layer),
-                            (size_t)b->layout->config.experts * e->wide_item);
-}
-
-/* Which way, and how much of the rate: an expert's load is own / experts of the whole. Near the mean the way is in proportion. */
-static double way(int64_t own, int64_t total, double band)
-{
-    if (own == total) return 0;
-    const double away = band > 0 ? (double)(total - own) / ((double)total * band) : own < total ? 1 : -1;
-    return away > 1 ? 1 : away < -1 ? -1 : away;
-}
-
-moed_status moedi_selection_biases_move(moedi_selection_biases *b, const int64_t *loads, double rate, double band)
+moed_status moedi_selection_biases_move(moedi_selection_biases *b, const int64_t *offsets, double share, double band)
 {
     const moedi_config *c = &b->layout->config;
     const moedi_engine *e = moedi_transformer_engine(b->transformer);
-    if (!b->numbers || rate == 0) return MOED_OK;
-    if (!b->known) MOEDI_TRY(learn(b));
-    for (int64_t layer = 0; layer < c->layers; layer++, loads += c->experts) {
-        int64_t total = 0;
-        if (param_of(b, layer) < 0) continue;
-        for (int64_t i = 0; i < c->experts; i++) total += loads[i];
-        for (int64_t i = 0; i < c->experts; i++) {
-            char *const at = layer_of(b, layer) + (size_t)i * e->wide_item;
-            const int64_t own = loads[i] * c->experts; /* against the mean, in whole numbers */
-            double x;
-            moedi_to_double(&x, at, e->info.wide, 1);
-            x += rate * way(own, total, band);
-            moedi_from_double(at, e->info.wide, &x, 1);
-        }
-        MOEDI_TRY(upload(b, layer));
+    if (!b->held) return MOED_OK;
+    for (int64_t layer = 0; layer < c->layers; layer++, offsets += c->experts + 1) {
+        const moed_op_balance a = {.bias = biases_of(b, layer), .offsets = offsets, .scalars = b->scalars, .experts = c->experts,
+                                   .share = share, .band = band};
+        if (a.bias) MOEDI_TRY(e->table->balance(e->self, &a));
     }
     return MOED_OK;
 }
 
-static size_t all_bytes(const moedi_selection_biases *b)
+moed_status moedi_selection_biases_move_by(moedi_selection_biases *b, const int64_t *loads, double band)
 {
     const moedi_config *c = &b->layout->config;
-    return (size_t)(c->layers * c->experts) * moedi_transformer_engine(b->transformer)->wide_item;
+    const moedi_engine *e = moedi_transformer_engine(b->transformer);
+    int64_t *sums = b->sums;
+    if (!b->held) return MOED_OK;
+    for (int64_t layer = 0; layer < c->layers; layer++, sums++) {
+        *sums = 0;
+        for (int64_t i = 0; i < c->experts; i++, sums++) sums[1] = sums[0] + *loads++;
+    }
+    MOEDI_TRY(e->table->upload(e->self, b->offsets, b->sums, (size_t)offsets_count(c) * sizeof *b->sums));
+    return moedi_selection_biases_move(b, b->offsets, 1, band);
+}
+
+/* ---- what they were ---- */
+
+enum direction { HELD, BACK };
+
+static moed_status copy_all(const moedi_selection_biases *b, enum direction to)
+{
+    const moedi_config *c = &b->layout->config;
+    const moedi_engine *e = moedi_transformer_engine(b->transformer);
+    const size_t bytes = (size_t)c->experts * e->wide_item;
+    char *held = b->held;
+    for (int64_t layer = 0; layer < c->layers; layer++, held += bytes) {
+        void *const own = biases_of(b, layer);
+        if (own) MOEDI_TRY(e->table->copy(e->self, to == HELD ? held : own, to == HELD ? own : held, bytes));
+    }
+    return MOED_OK;
 }
 
 moed_status moedi_selection_biases_hold(moedi_selection_biases *b)
 {
-    if (!b->numbers) return MOED_OK;
-    if (!b->known) MOEDI_TRY(learn(b));
-    memcpy(b->held, b->numbers, all_bytes(b));
+    if (!b->held) return MOED_OK;
+    MOEDI_TRY(copy_all(b, HELD));
     b->holding = 1;
     return MOED_OK;
 }
@@ -112,8 +127,5 @@ void moedi_selection_biases_release(moedi_selection_biases *b)
 
 moed_status moedi_selection_biases_restore(moedi_selection_biases *b)
 {
-    if (!b->holding) return MOED_OK;
-    memcpy(b->numbers, b->held, all_bytes(b));
-    for (int64_t layer = 0; layer < b->layout->config.layers; layer++) MOEDI_TRY(upload(b, layer));
-    return MOED_OK;
+    return b->holding ? copy_all(b, BACK) : MOED_OK;
 }

@@ -77,7 +77,7 @@ static moed_status stage(moed_trainer *t, const moed_batch *b)
     return moedi_staged_upload(&t->batch, batch, o->rows / o->micro_batches, labels, label_weight);
 }
 
-/* ---- what the device does in a step: enqueued, the host waits for nothing, unless biases move within it ---- */
+/* ---- what the device does in a step: enqueued, the host waits for nothing ---- */
 
 /* A shard's share of the batch. */
 static double part_of(const moedi_staged *b, int64_t shard)
@@ -100,28 +100,18 @@ static moed_status enqueue_shard(moed_trainer *t, int64_t shard, const moed_canc
 
 static int balances_within(const moed_trainer *t)
 {
-    const moed_train_options *o = &t->options;
-    return o->balance_each == MOED_BALANCE_MICRO_BATCH && o->balance_rate > 0 && t->biases.numbers != NULL;
+    return t->options.balance_each == MOED_BALANCE_MICRO_BATCH;
 }
 
-/* Waits for the shard, and moves the biases by its choices. */
 static moed_status balance_shard(moed_trainer *t, int64_t shard)
 {
-    const moedi_config *c = &t->model->layout->config;
-    const double rate = moedi_schedule_balance(&t->options, t->step + 1) * part_of(&t->batch, shard);
-    const int64_t *offsets;
-    moedi_losses losses;
-    MOEDI_TRY(moedi_findings_download(&t->findings));
-    moedi_findings_read(&t->findings, shard, moedi_staged_shard(&t->batch, shard).rows * t->batch.length, &losses, &offsets);
-    memset(t->shard_loads, 0, moedi_loads_bytes(c));
-    moedi_loads_add(c, offsets, t->shard_loads);
-    return moedi_selection_biases_move(&t->biases, t->shard_loads, rate, t->options.balance_band);
+    return moedi_selection_biases_move(&t->biases, moedi_findings_offsets(&t->findings, shard), part_of(&t->batch, shard),
+                                       t->options.balance_band);
 }
 
 static moed_status enqueue_shards(moed_trainer *t, const moed_cancel *cancel)
 {
     moedi_accumulator_begin(&t->gradients);
-    if (balances_within(t) && t->pending.calls == 0) MOEDI_TRY(moedi_selection_biases_hold(&t->biases));
     for (int64_t shard = 0; shard < moedi_staged_shards(&t->batch); shard++) {
         MOEDI_TRY(moedi_cancel_check(cancel));
         MOEDI_TRY(enqueue_shard(t, shard, cancel));
@@ -174,7 +164,7 @@ static moed_status run_step(moed_trainer *t, const moed_cancel *cancel)
     const moedi_engine *e = moedi_transformer_engine(t->transformer);
     step_work w = {.trainer = t, .cancel = cancel, .begun = 1};
     const moed_status status =
-        t->options.graph && !balances_within(t) && moedi_recording_possible(e)
+        t->options.graph && moedi_recording_possible(e)
             ? moedi_recording_run(&t->recordings[t->batch.whole], e, t->batch.label_weight, enqueue_step, &w)
             : enqueue_step(&w);
     if (status != MOED_OK && w.begun) t->broken = 1;
@@ -231,8 +221,8 @@ static moed_status finish_update(moed_trainer *t, double factor, double start, m
     if (!isfinite(norm))
         return moedi_fail(MOED_E_NUMERIC, "step %lld: the gradient's norm is %g; nothing of this step was applied",
                           (long long)t->step + 1, moedi_told(norm));
-    const double balance = balances_within(t) ? 0 : moedi_schedule_balance(&t->options, t->step + 1);
-    const moed_status moved = moedi_selection_biases_move(&t->biases, t->loads, balance, t->options.balance_band);
+    const moed_status moved =
+        balances_within(t) ? MOED_OK : moedi_selection_biases_move_by(&t->biases, t->loads, t->options.balance_band);
     if (moved != MOED_OK) {
         t->broken = 1; /* weights were updated, biases were not all */
         return moved;
@@ -260,12 +250,19 @@ static moed_status write_line(moed_trainer *t, const moed_report *r)
 
 /* ---- a whole step, and its halves ---- */
 
+/* The scalars, and biases that the step may have to bring back: not part of what is recorded. */
+static moed_status begin_step(moed_trainer *t)
+{
+    MOEDI_TRY(moedi_optimizer_prepare(&t->optimizer, &t->options, t->step + 1, rate_of_next(t, 1), 1));
+    return balances_within(t) ? moedi_selection_biases_hold(&t->biases) : MOED_OK;
+}
+
 moed_status moedi_step_run(moed_trainer *t, moed_report *out, const moed_cancel *cancel)
 {
     const double start = moedi_clock_seconds();
     moedi_losses found;
     MOEDI_TRY(stage(t, NULL));
-    moed_status status = moedi_optimizer_prepare(&t->optimizer, &t->options, t->step + 1, rate_of_next(t, 1), 1);
+    moed_status status = begin_step(t);
     if (status == MOED_OK) status = run_step(t, cancel);
     if (status != MOED_OK) return drop(t, status);
     status = moedi_findings_download(&t->findings);
@@ -286,7 +283,8 @@ static moed_status add_gradient(moed_trainer *t, const moed_batch *b, moed_repor
     const double start = moedi_clock_seconds();
     moedi_losses found;
     MOEDI_TRY(stage(t, b));
-    moed_status status = enqueue_gradient(t, NULL);
+    moed_status status = t->pending.calls > 0 ? MOED_OK : begin_step(t);
+    if (status == MOED_OK) status = enqueue_gradient(t, NULL);
     if (status == MOED_OK) status = moedi_findings_download(&t->findings);
     if (status == MOED_OK) status = read_losses(t, &found);
     if (status != MOED_OK) return drop(t, status);

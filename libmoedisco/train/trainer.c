@@ -128,7 +128,8 @@ static moed_status build(moed_trainer *t)
     MOEDI_TRY(moedi_findings_create(&t->findings, t->transformer, o->micro_batches));
     MOEDI_TRY(moedi_optimizer_create(&t->optimizer, t->transformer, t->model->layout, t->trained, o->weight_decay, t->policy,
                                      moedi_findings_scalars(&t->findings)));
-    MOEDI_TRY(moedi_selection_biases_create(&t->biases, t->transformer, t->model->layout));
+    MOEDI_TRY(moedi_selection_biases_create(&t->biases, t->transformer, t->model->layout, moedi_findings_scalars(&t->findings),
+                                            o->balance_rate));
     MOEDI_TRY(moedi_staged_create(&t->batch, moedi_transformer_engine(t->transformer), o->rows * o->length));
     t->built = bytes_in_use(t->context) - before;
     return MOED_OK;
@@ -174,7 +175,6 @@ static moed_status size_up(moed_trainer *t)
     const moed_layout *l = t->model->layout;
     MOEDI_TRY(MOEDI_NEW(t->context, l->config.layers * l->config.experts, &t->loads));
     MOEDI_TRY(MOEDI_NEW(t->context, l->config.layers * l->config.experts, &t->last_loads));
-    MOEDI_TRY(MOEDI_NEW(t->context, l->config.layers * l->config.experts, &t->shard_loads));
     MOEDI_TRY(MOEDI_NEW(t->context, l->config.experts, &t->scratch));
     if (t->context->backend_info.host_memory) return MOED_OK;
     int64_t most = 0;
@@ -185,8 +185,7 @@ static moed_status size_up(moed_trainer *t)
 
 static void size_down(moed_trainer *t)
 {
-    void **const owned[] = {(void **)&t->loads, (void **)&t->last_loads, (void **)&t->shard_loads, (void **)&t->scratch,
-                            &t->staging};
+    void **const owned[] = {(void **)&t->loads, (void **)&t->last_loads, (void **)&t->scratch, &t->staging};
     for (size_t i = 0; i < sizeof owned / sizeof owned[0]; i++) {
         moedi_free(t->context, *owned[i]);
         *owned[i] = NULL;

@@ -36,7 +36,6 @@ struct moed_trainer {
     moedi_recording recordings[2]; /* of a step's work, by moedi_staged.whole */
     int32_t *tokens, *labels, *documents; /* (rows, length) of one step */
     int64_t *loads, *last_loads;   /* (layers, experts): choices since the last update, and before it */
-    int64_t *shard_loads;          /* (layers, experts): of one shard */
     int64_t *scratch;              /* (experts) */
     void *staging;                 /* one parameter, where device memory is not host memory */
     moedi_metrics metrics;

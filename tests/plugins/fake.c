@@ -100,7 +100,7 @@ static int untag_arguments(void *arguments, size_t size)
     X(dispatch, dispatch) X(gather, gather) X(gather_backward, gather) X(combine, combine) X(combine_backward, combine)       \
     X(sigmoid_gate, sigmoid_gate) X(sigmoid_gate_backward, sigmoid_gate) X(cross_entropy, cross_entropy) X(sum, sum) X(add, add) \
     X(embed_mean, embed_mean) X(kmeans_assign, kmeans_assign) X(kmeans_accumulate, kmeans_accumulate) \
-    X(kmeans_move, kmeans_move) X(squash, squash) X(squash_backward, squash)
+    X(kmeans_move, kmeans_move) X(squash, squash) X(squash_backward, squash) X(balance, balance)
 
 #define WRAP(slot, arguments)                                                                                   \
     static moed_status run_##slot(void *cpu, void *bare)                                                        \

@@ -80,6 +80,7 @@ typedef struct moed_step_scalars {
     double clip_factor;       /* out: min(1, clip / norm) */
     uint64_t step;
     uint64_t random;          /* of this run and step alone: what random bits are made of */
+    double balance_rate;      /* of moed_op_balance */
 } moed_step_scalars;
 
 /* ---- arguments of the operations ---- */
@@ -216,6 +217,19 @@ typedef struct moed_op_router {
     double weight_scale;      /* 0 = 1 */
     int32_t score, reserved;
 } moed_op_router;
+
+/* Optional: training with a balance_rate needs it. bias (experts, wide) += scalars->balance_rate * share * way: of an expert that
+ * was chosen offsets[e + 1] - offsets[e] times (offsets (experts + 1) int64), way is (mean - own) / (band * mean), cut off at -1
+ * and 1, or the sign of mean - own where band is 0; 0 where own is the mean. In double, rounded once: the same bits on every
+ * device. scalars: device. Source: arXiv 2408.15664. */
+typedef struct moed_op_balance {
+    void *bias;
+    const int64_t *offsets;
+    const moed_step_scalars *scalars;
+    int64_t experts;
+    double share;             /* of the step's rows that offsets counts */
+    double band;
+} moed_op_balance;
 
 /* Stable counting sort of the choices by expert: offsets (experts + 1) int64; slot (rows, top_k): place of a choice in the
  * sorted order; source (rows * top_k): row of each place. */
@@ -509,6 +523,9 @@ typedef struct moed_backend {
     /* Optional: models whose router has two layers need them. */
     moed_status (*squash)(void *self, const moed_op_squash *a);
     moed_status (*squash_backward)(void *self, const moed_op_squash *a);
+
+    /* Optional: training with a balance_rate needs it. */
+    moed_status (*balance)(void *self, const moed_op_balance *a);
 } moed_backend;
 
 /* A slot that a newer table has and an older plug-in may lack. */

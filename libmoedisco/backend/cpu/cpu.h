@@ -42,6 +42,7 @@ moed_status moedi_cpu_synchronize(void *self);
 int64_t moedi_cpu_workspace(const moed_workload *w);
 moed_status moedi_cpu_info_f32(void *self, moed_backend_info *out);
 moed_status moedi_cpu_info_f64(void *self, moed_backend_info *out);
+moed_status moedi_balance_f32(void *self, const moed_op_balance *a);
 
 /* Where row `row` begins in an array whose whole rows lie `stride` apart. */
 static inline int64_t moedi_norm_row(const moed_op_rmsnorm *a, int64_t row, int64_t stride)

@@ -18,4 +18,5 @@ const moed_backend MOEDI_VARIED(fast) = {
     .zero = moedi_cpu_zero,
     .synchronize = moedi_cpu_synchronize,
     MOEDI_FAST_OPERATIONS(SLOT)
+    .balance = moedi_balance_f32, /* the reference's: its bits are stated */
 };

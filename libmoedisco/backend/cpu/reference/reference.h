@@ -31,6 +31,7 @@ MOEDI_REFERENCE(squash, squash);
 MOEDI_REFERENCE(squash_backward, squash);
 MOEDI_REFERENCE(router, router);
 MOEDI_REFERENCE(router_backward, router);
+MOEDI_REFERENCE(balance, balance);
 MOEDI_REFERENCE(dispatch, dispatch);
 MOEDI_REFERENCE(gather, gather);
 MOEDI_REFERENCE(gather_backward, gather);

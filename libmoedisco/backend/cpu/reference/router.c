@@ -136,6 +136,28 @@ MOEDI_REFERENCE(router_backward, router)
     return MOED_OK;
 }
 
+/* From -1 to 1: an expert's load is own / experts of the whole. */
+static double way(int64_t own, int64_t total, double band)
+{
+    if (own == total) return 0;
+    const double away = band > 0 ? (double)(total - own) / ((double)total * band) : own < total ? 1 : -1;
+    return away > 1 ? 1 : away < -1 ? -1 : away;
+}
+
+MOEDI_REFERENCE(balance, balance)
+{
+    const int64_t total = a->offsets[a->experts] - a->offsets[0];
+    const double rate = a->scalars->balance_rate * a->share;
+    real *bias = a->bias;
+    (void)self;
+
+    for (int64_t e = 0; e < a->experts; e++) {
+        const int64_t own = (a->offsets[e + 1] - a->offsets[e]) * a->experts; /* against the mean, in whole numbers */
+        bias[e] = (real)((double)bias[e] + rate * way(own, total, a->band));
+    }
+    return MOED_OK;
+}
+
 MOEDI_REFERENCE(dispatch, dispatch)
 {
     int64_t place = 0;

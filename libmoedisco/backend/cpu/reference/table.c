@@ -51,4 +51,5 @@ const moed_backend MOEDI_VARIED(reference) = {
     OPERATION(kmeans_move),
     OPERATION(squash),
     OPERATION(squash_backward),
+    OPERATION(balance),
 };

@@ -13,7 +13,7 @@
     X(gradient_norm, update) X(adamw, update) X(sum, sum) X(add, add) X(embed_mean, embed_mean)                               \
     X(kmeans_assign, kmeans_assign) X(kmeans_accumulate, kmeans_accumulate) X(kmeans_step, kmeans_step)                       \
     X(kmeans_distances, kmeans_distances) X(kmeans_move, kmeans_move) X(blend, blend)            \
-    X(squash, squash) X(squash_backward, squash)
+    X(squash, squash) X(squash_backward, squash) X(balance, balance)
 
 /* template <typename T> moed_status moedi_cuda_OPERATION(moedi_cuda *, const moed_op_ARGUMENTS *): T is the engine's real. */
 #define MOEDI_CUDA_DECLARE(slot, arguments) \
