@@ -32,7 +32,7 @@ static int show(const pipeline *p)
     moed_estimate e;
     moed_cost c;
     size_t count = 0;
-    char flops[32], money[32], place[96];
+    char flops[32], money[32], place[128];
     const struct { const char *name; const moed_layout *layout; moed_train_options options; int64_t steps; } rows[] = {
         {"start", p->dense, start_options(p), p->start_steps},
         {"S-phase", p->dense, branch_options(p), p->branch_steps},

@@ -206,7 +206,7 @@ static int plan(emo_plan *p, const flags *f)
     moed_phase phases[STAGES_MOST];
     moed_layout_info layout = {.struct_size = sizeof layout};
     moed_growth_info info = {.struct_size = sizeof info};
-    char active[32], tokens[32], step[32], place[96];
+    char active[32], tokens[32], step[32], place[128];
     if (p->size.config) return fail(EXIT_INPUT, "--config: a config.json has one number of experts; give the sizes as flags");
     if (flags_given(f, "experts")) return fail(EXIT_INPUT, "--experts: --grow names the pool sizes");
     int code = common_open(&p->common, &p->context);

@@ -35,11 +35,11 @@ int training_estimate(const moed_layout *l, const moed_train_options *o, moed_es
 
 int64_t training_memory(const moed_estimate *e) { return e->device_bytes > 0 ? e->device_bytes : e->host_bytes; }
 
-void training_place(const moed_context *c, char out[96])
+void training_place(const moed_context *c, char out[128])
 {
     moed_context_info info = {.struct_size = sizeof info};
     moed_context_get_info(c, &info);
-    snprintf(out, 96, "of %s, numbers in %s", info.device, moed_dtype_name(info.dtype));
+    snprintf(out, 128, "of %s, kernels %s", info.device, info.kernels);
 }
 
 int64_t training_room(const moed_context *c, const moed_corpus *d, int64_t loaded)

@@ -29,7 +29,7 @@ int64_t training_room(const moed_context *c, const moed_corpus *d, int64_t loade
 int training_fits(const moed_context *c, const moed_layout *l, const moed_corpus *d, const moed_train_options *o, int64_t loaded);
 /* Bytes in the memory that computes: a device's own, or on the CPU the host's; and whose that is. */
 int64_t training_memory(const moed_estimate *e);
-void training_place(const moed_context *c, char out[96]);
+void training_place(const moed_context *c, char out[128]);
 /* moed_train_estimate with the faults told. */
 int training_estimate(const moed_layout *l, const moed_train_options *o, moed_estimate *out);
 /* Tells which flags that were given nothing in such a model heeds. */
