@@ -55,10 +55,19 @@ refuse 2 'not the corpus that the run was started with' run emo kept
 # a softmax router has nothing that loads could move; what has is not told so
 # shellcheck disable=SC2086
 expect 0 run emo softmax --text text $tiny --grow 2:1280,4:1280 --balance-rate 0.01
-has out '--balance-rate moves nothing'
+has out '--balance-rate changes nothing'
 # shellcheck disable=SC2086
 expect 0 run emo sigmoid --text text $tiny --family dots1 --grow 2:1280,4:1280 --balance-rate 0.01
-grep -q 'moves nothing' out && wrong 'selection biases are said to rest'
+grep -q 'changes nothing' out && wrong 'selection biases are said to rest'
+# so are flags of rules, and of ways to make experts, that are not taken
+# shellcheck disable=SC2086
+expect 0 run emo drawn --text text $tiny --grow 2:1280,4:1280 --rule power --exponent 0.6 --new-noise 0.1 --new-std 0.02
+for name in rule exponent new-noise; do has out "--$name changes nothing"; done
+grep -q -e '--new-std changes' out && wrong 'what is taken is said to change nothing'
+expect 0 run full fixed --text text --preset tiny --steps 2 --stage-warmup 3
+has out '--stage-warmup changes nothing: there is no --grow'
+expect 0 expand drawn/emo/model grown --experts 8 --method clone --std 0.1
+has out '--std changes nothing'
 # tokens of each stage instead of a rule
 # shellcheck disable=SC2086
 expect 0 run emo table --text text $tiny --grow 2:1280,4:2560 --evaluate-every 5

@@ -1,8 +1,8 @@
 /* expand.c - a model with more experts, or with fewer. */
 #include <stdlib.h>
 
-#include "app.h"
 #include "output.h"
+#include "surgery.h"
 
 typedef struct expand_settings {
     const char *corpus;
@@ -29,6 +29,14 @@ static moed_status measure_usage(const expand_settings *s, moed_context *c, cons
     }
     moed_corpus_destroy(d);
     return status;
+}
+
+void surgery_tell_unheeded(const flags *f, const moed_expansion_options *o, const char *prefix)
+{
+    char names[64];
+    const int draws = o->method == MOED_EXPAND_DRAW;
+    snprintf(names, sizeof names, draws ? "%snoise,%sredraw" : "%sstd", prefix, prefix);
+    flags_tell_unheeded(f, names, draws ? "new experts are drawn, not clones" : "new experts are clones, not drawn");
 }
 
 static int expand(moed_context *c, const char *from_dir, const char *to_dir, const expand_settings *s,
@@ -78,6 +86,7 @@ int verb_expand(const verb *v, int argc, char **argv)
     if (code >= 0) return code;
     if ((code = common_open(&c, &context))) return code;
     code = refuse_same(f.positionals[0], f.positionals[1]);
+    if (!code) surgery_tell_unheeded(&f, &o, "");
     if (!code) code = expand(context, f.positionals[0], f.positionals[1], &s, &o);
     moed_context_destroy(context);
     return code;

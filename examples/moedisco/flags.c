@@ -124,6 +124,17 @@ int flags_given(const flags *f, const char *name)
     return 0;
 }
 
+void flags_tell_unheeded(const flags *f, const char *names, const char *why)
+{
+    while (*names) {
+        char name[sizeof f->items[0].name];
+        const size_t size = strcspn(names, ",");
+        snprintf(name, sizeof name, "%.*s", (int)size, names);
+        if (flags_given(f, name)) say("--%s changes nothing: %s", name, why);
+        names += size + (names[size] == ',');
+    }
+}
+
 /* ---- values ---- */
 
 static int out_of_range(const flag *item, double value)

@@ -53,6 +53,8 @@ void flags_passing(flags *f, size_t from);
 int flags_parse(flags *f, const verb *v, int argc, char **argv, size_t least, size_t most);
 int flags_given(const flags *f, const char *name);
 flag *flags_find(flags *f, const char *name);
+/* Says of each of the names (comma-separated) that was given that it changes nothing, and why. */
+void flags_tell_unheeded(const flags *f, const char *names, const char *why);
 
 /* Every flag but the passing ones, by name. */
 json_t *flags_json(const flags *f);

@@ -32,6 +32,16 @@ void growing_flags(flags *f, growing *g) { add_flags(f, g, FIELD_COUNT); }
 
 void growing_run_flags(flags *f, growing *g) { add_flags(f, g, RUN_FIELD_COUNT); }
 
+void growing_tell_unheeded(const flags *f, const growing *g)
+{
+    static const char all[] =
+        "rule,law,active,exponent,expert-rate,stage-warmup,new-experts,new-std,new-noise,new-redraw,keep-bias";
+    if (!g->grow) flags_tell_unheeded(f, all, "there is no --grow");
+    else if (growing_has_tokens(g)) flags_tell_unheeded(f, "rule,law,active,exponent", "--grow gives each stage's tokens");
+    else if (g->rule == GROWING_POWER) flags_tell_unheeded(f, "law,active", "--rule power goes by --exponent alone");
+    else flags_tell_unheeded(f, "exponent", "--rule is law, not power");
+}
+
 static int parse(const growing *g, int32_t *experts, double *tokens, size_t *count)
 {
     double numbers[STAGES_MOST];

@@ -19,6 +19,8 @@ enum { GROWING_LAW, GROWING_POWER };
 void growing_flags(flags *f, growing *g);
 /* The same for a run: its tokens are those of its steps. */
 void growing_run_flags(flags *f, growing *g);
+/* Says which of the flags have no part in the schedule. */
+void growing_tell_unheeded(const flags *f, const growing *g);
 /* Whether --grow says how many tokens each stage has, and the steps of them all. */
 int growing_has_tokens(const growing *g);
 int64_t growing_steps(const growing *g, int64_t step_tokens);

@@ -214,6 +214,7 @@ static int plan(emo_plan *p, const flags *f)
     sizes_settle(&p->size, f);
     if (!flags_given(f, "length") && p->train.length > p->size.context_length) p->train.length = p->size.context_length;
     if ((code = take_layouts(p, f))) return code;
+    growing_tell_unheeded(f, &p->growing);
     moed_layout_get_info(p->layouts[p->stages - 1], &layout);
     p->growing.options.learning_rate = p->train.learning_rate;
     code = growing_make(&p->growth, p->context, &p->growing, step_tokens(p), layout.active, p->size.top_k);

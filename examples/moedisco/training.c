@@ -100,11 +100,9 @@ static int has_selection_biases(const moed_layout *l)
 
 void training_tell_unheeded(const flags *f, const moed_layout *l)
 {
-    static const char *const names[] = {"balance-rate", "balance-boost", "balance-band", "balance-each"};
-    for (size_t i = 0; i < sizeof names / sizeof *names; i++)
-        if (flags_given(f, names[i]) && !has_selection_biases(l))
-            say("--%s moves nothing: the router has no selection bias, as family dots1 has; --load-balance balances it",
-                names[i]);
+    if (!has_selection_biases(l))
+        flags_tell_unheeded(f, "balance-rate,balance-boost,balance-band,balance-each",
+                            "the router has no selection bias, as family dots1 has; --load-balance balances it");
 }
 
 static int stopped_or_failed(training *t, moed_trainer *trainer, moed_status status)
