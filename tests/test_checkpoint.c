@@ -627,6 +627,30 @@ static void a_torn_line_of_metrics_goes_on_resume(void **state)
     support_remove(whole);
 }
 
+static void a_damaged_line_of_metrics_costs_no_other_on_resume(void **state)
+{
+    (void)state;
+    char *dir = support_directory();
+    job j = job_start(dir);
+    assert_ok(moed_trainer_run(j.trainer, 4, NULL, NULL));
+    assert_ok(moed_trainer_save(j.trainer));
+    job_close(&j);
+    char *text = read_text(support_path(dir, "metrics.jsonl")), *second = strchr(text, '\n') + 1;
+    const int before = count_lines(text);
+    memset(second, 'x', 20);
+    support_write(support_path(dir, "metrics.jsonl"), text, strlen(text));
+    free(text);
+    j = job_start(dir);
+    assert_ok(moed_trainer_resume(j.trainer));
+    assert_ok(moed_trainer_run(j.trainer, 1, NULL, NULL));
+    job_close(&j);
+    text = read_text(support_path(dir, "metrics.jsonl"));
+    assert_int_equal(count_lines(text), before + 1);
+    assert_non_null(strstr(text, "\nxxxxx"));
+    free(text);
+    support_remove(dir);
+}
+
 static void metrics_have_a_line_per_step_and_evaluation(void **state)
 {
     (void)state;
@@ -848,6 +872,7 @@ int main(void)
         cmocka_unit_test(a_directory_with_a_run_is_refused_unless_resumed),
         cmocka_unit_test(two_trainers_cannot_write_to_one_directory),
         cmocka_unit_test(a_torn_line_of_metrics_goes_on_resume),
+        cmocka_unit_test(a_damaged_line_of_metrics_costs_no_other_on_resume),
         cmocka_unit_test(metrics_have_a_line_per_step_and_evaluation),
         cmocka_unit_test(the_best_held_out_loss_survives_a_resume),
         cmocka_unit_test(an_evaluation_that_was_due_is_made_up_for_after_a_resume),

@@ -86,7 +86,7 @@ moed_status moedi_metrics_cut(moedi_metrics *m, int64_t step)
             const size_t size = (size_t)(end - (buffer + used));
             int64_t at;
             MOEDI_TRY(step_of(m, buffer + used, size, &at));
-            stop = at < 0 || at > step;
+            stop = at > step;
             if (!stop) used += size + 1;
         }
         kept += (off_t)used;

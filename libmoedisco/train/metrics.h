@@ -17,7 +17,7 @@ moed_status moedi_metrics_open(moedi_metrics *out, const moed_context *c, const 
 void moedi_metrics_close(moedi_metrics *m);
 /* 1 when there is anything in it. */
 moed_status moedi_metrics_used(const moedi_metrics *m, int *used);
-/* Keeps the leading lines with "step" <= step; what follows the first other, damaged or torn line goes. */
+/* What follows the first line with a "step" > step goes, and a torn end; a line that is damaged costs no other. */
 moed_status moedi_metrics_cut(moedi_metrics *m, int64_t step);
 /* On a closed file these do nothing. */
 /* loads (layers, experts) of the step; scratch (experts). */
