@@ -29,9 +29,11 @@ same left/disco/model/model.safetensors broken/disco/model/model.safetensors 'ki
 "$moedisco" run disco begun --text text $tiny --branch-steps 100000 --steps 10 > out 2> err &
 process=$!
 waited=0
-while [ ! -e begun/disco/run.json ] && [ $waited -lt 600 ]; do sleep 0.1; waited=$((waited + 1)); done
-kill -TERM $process
-wait $process
+while [ ! -e begun/disco/seconds.jsonl ] && [ $waited -lt 600 ]; do sleep 0.1; waited=$((waited + 1)); done
+kill -KILL $process
+wait $process 2> /dev/null
+# its time so far is known all the same
+has begun/disco/seconds.jsonl '"S-phase", "seconds": [1-9]'
 # shellcheck disable=SC2086
 refuse 3 'keeps its settings' run disco begun --text text $tiny --branch-steps 100000 --steps 10 --host-limit 3000000
 # one, two and four workers at once give the same submodels

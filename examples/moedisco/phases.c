@@ -23,41 +23,6 @@ char *submodel_path(const pipeline *p, int64_t index, const char *what)
     return text_format("%s/submodels/%lld/%s", p->dir, (long long)index, what);
 }
 
-/* ---- seconds of each phase, over all starts of the command: one line for each stretch of work ---- */
-
-/* Gives code back, or what went wrong here when nothing had before. A line that is not whole is taken back. */
-static int note_seconds(const pipeline *p, const char *name, double seconds, int code)
-{
-    char *path = path_join(p->dir, "seconds.jsonl"),
-         *line = text_format("{\"phase\": \"%s\", \"seconds\": %.3f}\n", name, seconds);
-    const int file = open_again(path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC);
-    const off_t before = file >= 0 ? lseek(file, 0, SEEK_END) : 0;
-    const int reason = file < 0 || write_whole(file, line, strlen(line)) ? errno : 0;
-    if (reason && file >= 0 && ftruncate(file, before)) say("%s: ends in half a line", path);
-    if (file >= 0) close(file);
-    if (reason && !code) code = fail_errno(path, "cannot be written", reason);
-    free(line);
-    free(path);
-    return code;
-}
-
-static double seconds_of(const pipeline *p, const char *name)
-{
-    char *path = path_join(p->dir, "seconds.jsonl");
-    lines l = {0};
-    double sum = 0;
-    const int there = path_exists(path) && !lines_open(&l, path);
-    while (there && lines_next(&l)) {
-        json_t *o = parse_json(l.line, strlen(l.line), NULL); /* the last may be half a line */
-        const char *phase = json_string_value(json_object_get(o, "phase"));
-        if (phase && !strcmp(phase, name)) sum += json_number_value(json_object_get(o, "seconds"));
-        json_decref(o);
-    }
-    lines_close(&l);
-    free(path);
-    return sum;
-}
-
 /* ---- pieces of phases ---- */
 
 static void tell_phase(const char *name, const char *what)
@@ -70,7 +35,7 @@ static void tell_phase(const char *name, const char *what)
 static int train_into(pipeline *p, const char *label, const char *from_dir, const moed_corpus *d, const char *work_dir,
                       moed_train_options o)
 {
-    training t = {.label = label, .context = p->context, .corpus = d, .options = o};
+    training t = {.label = label, .context = p->context, .corpus = d, .options = o, .watch = &p->watch};
     char *out = path_join(work_dir, "model");
     int code = EXIT_DONE;
     if (!path_exists(out)) {
@@ -120,14 +85,14 @@ static int phase_start(pipeline *p, const char *base, const char *started)
     char *work = path_join(p->dir, "start"), *initial = path_join(work, "initial"), *trained = path_join(work, "model");
     const char *const submodels[] = {trained};
     merger m = {.parts = pipeline_parts(p), .submodels = submodels, .clones = 1};
-    const double began = now_seconds();
     OPTIONS_INIT(INTEGRATION_OPTIONS, &m.options);
     m.options.flags = MOED_INTEGRATION_CLONES;
     tell_phase("start", "one dense model on all data, cloned into every expert");
+    stopwatch_start(&p->watch, p->dir, "start");
     int code = make_folder(work);
     if (!code && !path_exists(initial)) code = surgery_split(p->context, base, m.parts, 0, initial);
     if (!code) code = train_into(p, "start", initial, p->train_view, work, start_options(p));
-    code = note_seconds(p, "start", now_seconds() - began, code);
+    code = stopwatch_stop(&p->watch, code);
     if (!code) code = surgery_integrate(p->context, base, &m, started, NULL);
     free(work);
     free(initial);
@@ -173,9 +138,8 @@ static int phase_branches(pipeline *p, const flags *f)
     for (int64_t k = 0; k < parts; k++) missing += !worker_done(p, k);
     if (!missing) return EXIT_DONE;
     tell_phase("S-phase", "submodels on their clusters, nothing exchanged");
-    const double began = now_seconds();
-    const int code = workers_run(p, f, parts);
-    return note_seconds(p, "S-phase", now_seconds() - began, code);
+    stopwatch_start(&p->watch, p->dir, "S-phase");
+    return stopwatch_stop(&p->watch, workers_run(p, f, parts));
 }
 
 static int phase_integrate(pipeline *p, const char *base, const char *partition_path, const char *out)
@@ -221,7 +185,8 @@ static int phase_result(pipeline *p)
     int code = EXIT_DONE;
     json_t *there = path_exists(path) ? read_json(path) : NULL; /* a damaged one is told of, and made anew */
     if (!there) {
-        const double seconds[PHASE_COUNT] = {seconds_of(p, "start"), seconds_of(p, "S-phase"), seconds_of(p, "F-phase")};
+        const double seconds[PHASE_COUNT] = {stopwatch_total(p->dir, "start"), stopwatch_total(p->dir, "S-phase"),
+                                               stopwatch_total(p->dir, "F-phase")};
         const moed_status status = moed_model_open(&m, p->context, dir, NULL);
         const moed_train_options o = final_options(p);
         code = status ? fail_status(status) : training_evaluate(m, p->held_view, &o, &r);
@@ -316,11 +281,11 @@ static int final_phase(pipeline *p, const char *from)
     char *model = path_join(p->dir, "model");
     int code = EXIT_DONE;
     if (!path_exists(model)) {
-        const double began = now_seconds();
+        stopwatch_start(&p->watch, p->dir, "F-phase");
         tell_phase("F-phase",
                    p->growth ? "the whole model on all data, its experts growing in number" : "the whole model on all data");
         code = p->growth ? train_stages(p, from) : train_into(p, "F-phase", from, p->train_view, p->dir, final_options(p));
-        code = note_seconds(p, "F-phase", now_seconds() - began, code);
+        code = stopwatch_stop(&p->watch, code);
     }
     free(model);
     return code;

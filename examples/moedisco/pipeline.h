@@ -11,6 +11,7 @@
 #include "clusters.h"
 #include "growing.h"
 #include "size.h"
+#include "stopwatch.h"
 
 enum { KIND_DISCO, KIND_FULL, KIND_UPCYCLE, KIND_EMO, KIND_COUNT };
 
@@ -52,6 +53,7 @@ typedef struct pipeline {
     int pick_sizes;                       /* choose sizes by the time and the text (try) */
     int lock;
     moed_context *context;
+    stopwatch watch;                      /* of the phase that this process is in */
     moed_corpus *whole, *train_view, *held_view;
     moed_layout *layout;                  /* of the base */
     moed_layout *grown;                   /* of the result */

@@ -150,14 +150,26 @@ static void way_on(moed_status status, char *out, size_t size)
         }
 }
 
+typedef struct passing {
+    progress progress;
+    stopwatch *watch;
+} passing;
+
+static int32_t pass_step(const moed_report *r, void *user)
+{
+    passing *p = user;
+    if (p->watch) stopwatch_tick(p->watch);
+    return progress_step(r, &p->progress);
+}
+
 int training_run(training *t)
 {
-    progress p;
+    passing p = {.watch = t->watch};
     moed_trainer *trainer = NULL;
     moed_estimate e;
     char a[32], b[32], *made = NULL;
-    progress_begin(&p, t->label, t->options.steps, t->context);
-    t->options.progress = progress_step;
+    progress_begin(&p.progress, t->label, t->options.steps, t->context);
+    t->options.progress = pass_step;
     t->options.progress_user = &p;
     memset(&t->last, 0, sizeof t->last);
     t->last.struct_size = sizeof t->last;
@@ -187,7 +199,7 @@ int training_run(training *t)
         goto out;
     }
     status = moed_trainer_run(trainer, 0, &t->last, app_cancel);
-    progress_end(&p);
+    progress_end(&p.progress);
     if (status) code = stopped_or_failed(t, trainer, status);
 out:
     moed_trainer_destroy(trainer);

@@ -4,6 +4,7 @@
 
 #include "app.h"
 #include "flags.h"
+#include "stopwatch.h"
 
 typedef struct training {
     const char *label;          /* of the progress line */
@@ -11,6 +12,7 @@ typedef struct training {
     moed_model *model;          /* trained in place */
     const moed_corpus *corpus;
     moed_train_options options; /* directory set */
+    stopwatch *watch;           /* nullable: told that time passes */
     moed_report last;           /* out: the last step; step 0 when there was none to do */
 } training;
 

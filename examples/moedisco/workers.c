@@ -257,6 +257,7 @@ int workers_run(pipeline *p, const flags *f, int64_t parts)
         for (int64_t k = 0; k < parts && !c.told_to_stop && in_state(&c, RUNNING) < c.at_once; k++)
             if (c.workers[k].state == WAITING && (c.workers[k].code = start(&c, k))) c.workers[k].state = FAILED;
         attend(&c);
+        stopwatch_tick(&p->watch);
     }
     progress_end(&c.progress);
     const int code = outcome(&c);
