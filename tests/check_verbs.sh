@@ -268,6 +268,8 @@ expect 0 train m c/text limited --steps 3 --rows 64 --host-limit "$half" --quiet
 # of a device's memory it is the device's that is told
 refuse 3 'bytes on the device, the limit is 1000000' train m c/text limited --steps 3 --quiet --plugin-dir "$OUT/tests/plugins/fake" \
     --device fake:0 --device-limit 1000000
+refuse 3 'of memory of fake:0, which has 1.07 GB; --micro-batches [0-9]* would fit' run full device --text text --preset tiny --steps 3 \
+    --rows 4096 --plugin-dir "$OUT/tests/plugins/fake" --device fake:0
 expect 0 plan full --preset tiny --steps 3 --plugin-dir "$OUT/tests/plugins/fake" --device fake:0
 has out 'memory of fake:0'
 expect 0 eval t/model c/text --part held-out

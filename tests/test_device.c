@@ -382,6 +382,33 @@ static void a_device_limit_is_held_against_the_estimate(void **state)
     assert_int_equal(run_under(needs[MOED_POLICY_LEAN] - 1, &o), 0);
 }
 
+static void a_device_that_has_too_little_is_told_before_the_start(void **state)
+{
+    (void)state;
+    moed_context *c = fake_context();
+    moed_train_options o = tiny_options(3);
+    o.policy = MOED_POLICY_FULL;
+    const int64_t needs = estimate_on(c, NULL, &o).device_bytes;
+    char figures[96];
+    moed_model *m = model_to_plan(c);
+    moed_corpus *d = tiny_corpus(c, NULL);
+    moed_trainer *t = NULL;
+    c->device_memory = needs - 1;
+    snprintf(figures, sizeof figures, "needs %lld bytes on fake:0, which has %lld in all", (long long)needs,
+             (long long)c->device_memory);
+    assert_refused(moed_trainer_create(&t, c, m, d, NULL, &o), MOED_E_MEMORY, figures);
+    assert_null(t);
+    c->device_memory = needs;
+    assert_ok(moed_trainer_create(&t, c, m, d, NULL, &o));
+    moed_trainer_destroy(t);
+    c->device_memory = 0; /* it does not tell */
+    assert_ok(moed_trainer_create(&t, c, m, d, NULL, &o));
+    moed_trainer_destroy(t);
+    moed_corpus_destroy(d);
+    moed_model_destroy(m);
+    moed_context_destroy(c);
+}
+
 /* A device is planned for from anywhere: its backend says what its operations keep, and one that nobody knows keeps nothing. */
 static void operations_room_is_the_devices_to_tell(void **state)
 {
@@ -502,6 +529,7 @@ int main(void)
         cmocka_unit_test(a_model_in_device_memory_is_for_surgery),
         cmocka_unit_test(device_memory_is_the_callers_and_all_of_it_comes_back),
         cmocka_unit_test(a_device_limit_is_held_against_the_estimate),
+        cmocka_unit_test(a_device_that_has_too_little_is_told_before_the_start),
         cmocka_unit_test(operations_room_is_the_devices_to_tell),
         cmocka_unit_test(events_are_waited_for_and_recorded_on_the_callers_stream),
         cmocka_unit_test(a_stream_for_a_device_that_has_none_is_refused),

@@ -138,7 +138,7 @@ int budget_pick_sizes(pipeline *p, const flags *f)
     if (!code) code = training_measure(p->context, p->layout, p->train_view, &o, MEASURED_SECONDS, &whole);
     if (code) return code;
     moed_estimate needs;
-    const int64_t room = training_room(p->context, p->train_view, 0);
+    const memory_room room = training_room(p->context, p->train_view, 0);
     const double flops = one.flops[PHASE_FINAL] / whole * (p->minutes * 60 * TRAINED_SHARE - (now_seconds() - p->began));
     for (size_t i = 0; i < sizeof SIZES / sizeof *SIZES; i++) {
         moed_layout_info layout = {.struct_size = sizeof layout};
@@ -155,7 +155,8 @@ int budget_pick_sizes(pipeline *p, const flags *f)
         /* About 20 tokens for each parameter in use, at 6 FLOP each, are the compute-optimal use of a budget (Hoffmann et al.
          * 2022). */
         const double wanted = 20.0 * (double)layout.active;
-        if (i && (6 * wanted * (double)layout.active > flops || wanted > 20.0 * (double)info.tokens || needs.host_bytes > room))
+        if (i && (6 * wanted * (double)layout.active > flops || wanted > 20.0 * (double)info.tokens ||
+                  !training_within(&needs, &room)))
             break;
         p->size = z;
     }

@@ -427,18 +427,20 @@ static int start_fresh(pipeline *p, flags *f)
 /* A started run whose last phase has less memory than it needs says so before the others are spent. */
 static int still_fits(const pipeline *p)
 {
-    char needs[32], allowed[32], *model = path_join(p->dir, "model");
+    char *model = path_join(p->dir, "model");
     const int trained = path_exists(model);
     const moed_train_options last = final_options(p);
     moed_estimate e;
     free(model);
     const int code = trained ? EXIT_DONE : training_estimate(pipeline_grown(p), &last, &e);
-    const int64_t room = trained || code ? 0 : training_room(p->context, p->train_view, 0);
-    if (trained || code || e.host_bytes <= room) return code;
-    return fail(EXIT_FIT,
-                "training needs %s of memory and %s are allowed; a started run keeps its settings: allow more, or start another "
-                "with --name",
-                human_bytes(e.host_bytes, needs), human_bytes(room, allowed));
+    if (trained || code) return code;
+    const memory_room room = training_room(p->context, p->train_view, 0);
+    char *lacks = training_lacks(p->context, &e, &room);
+    if (!lacks) return EXIT_DONE;
+    const int failed =
+        fail(EXIT_FIT, "%s; a started run keeps its settings: allow more, or start another with --name", lacks);
+    free(lacks);
+    return failed;
 }
 
 static int go_on(pipeline *p, flags *f)

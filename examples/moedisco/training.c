@@ -42,23 +42,42 @@ void training_place(const moed_context *c, char out[128])
     snprintf(out, 128, "of %s, kernels %s", info.device, info.kernels);
 }
 
-int64_t training_room(const moed_context *c, const moed_corpus *d, int64_t loaded)
+memory_room training_room(const moed_context *c, const moed_corpus *d, int64_t loaded)
 {
     enum { ORDER_BYTES = 32 }; /* of a document */
     moed_corpus_info corpus = {.struct_size = sizeof corpus};
     moed_context_info info = {.struct_size = sizeof info};
     moed_device_info cpu = {.struct_size = sizeof cpu};
+    memory_room room = {INT64_MAX, INT64_MAX};
     size_t count;
-    if (moed_context_get_info(c, &info)) return 0;
+    if (moed_context_get_info(c, &info) || moed_corpus_get_info(d, &corpus)) return (memory_room){0, 0};
+    if (info.device_memory > 0) room.device = info.device_memory;
     int64_t limit = info.host_limit;
     if (limit <= 0 && moed_device_list(&cpu, 1, &count, NULL) == MOED_OK) limit = cpu.memory;
-    if (limit <= 0) return INT64_MAX;
-    if (moed_corpus_get_info(d, &corpus)) return 0;
-    return limit - info.host_in_use + loaded - ORDER_BYTES * corpus.documents;
+    if (limit > 0) room.host = limit - info.host_in_use + loaded - ORDER_BYTES * corpus.documents;
+    return room;
+}
+
+int training_within(const moed_estimate *e, const memory_room *room)
+{
+    return e->host_bytes <= room->host && e->device_bytes <= room->device;
+}
+
+char *training_lacks(const moed_context *c, const moed_estimate *e, const memory_room *room)
+{
+    char needs[32], allowed[32];
+    moed_context_info info = {.struct_size = sizeof info};
+    if (training_within(e, room)) return NULL;
+    if (e->host_bytes > room->host)
+        return text_format("training needs %s of memory and %s are allowed", human_bytes(e->host_bytes, needs),
+                           human_bytes(room->host, allowed));
+    moed_context_get_info(c, &info);
+    return text_format("training needs %s of memory of %s, which has %s", human_bytes(e->device_bytes, needs), info.device,
+                       human_bytes(room->device, allowed));
 }
 
 /* The least change that fits: more micro-batches keep the result's meaning and need less memory; shorter rows come after that. */
-static void nearest_that_fits(const moed_layout *l, moed_train_options o, int64_t limit, char *out, size_t size)
+static void nearest_that_fits(const moed_layout *l, moed_train_options o, const memory_room *room, char *out, size_t size)
 {
     moed_estimate e;
     char needs[32], shorter[48] = "";
@@ -66,10 +85,10 @@ static void nearest_that_fits(const moed_layout *l, moed_train_options o, int64_
     for (; o.length >= 8 || o.length == whole; o.length /= 2) {
         for (int64_t n = first; n <= o.rows; n++) {
             o.micro_batches = n;
-            if (o.rows % n || estimate(l, &o, &e) || e.host_bytes > limit) continue;
+            if (o.rows % n || estimate(l, &o, &e) || !training_within(&e, room)) continue;
             if (o.length < whole) snprintf(shorter, sizeof shorter, " --length %lld", (long long)o.length);
             snprintf(out, size, "--micro-batches %lld%s would fit, with %s", (long long)n, shorter,
-                     human_bytes(e.host_bytes, needs));
+                     human_bytes(training_memory(&e), needs));
             return;
         }
         if (o.length == 1) break;
@@ -79,14 +98,16 @@ static void nearest_that_fits(const moed_layout *l, moed_train_options o, int64_
 
 int training_fits(const moed_context *c, const moed_layout *l, const moed_corpus *d, const moed_train_options *o, int64_t loaded)
 {
-    char needs[32], allowed[32], nearest[160];
+    char nearest[160];
     moed_estimate e;
-    const int64_t room = training_room(c, d, loaded);
+    const memory_room room = training_room(c, d, loaded);
     const int code = training_estimate(l, o, &e);
-    if (code || e.host_bytes <= room) return code;
-    nearest_that_fits(l, *o, room, nearest, sizeof nearest);
-    return fail(EXIT_FIT, "training needs %s of memory and %s are allowed; %s", human_bytes(e.host_bytes, needs),
-                human_bytes(room, allowed), nearest);
+    char *lacks = code ? NULL : training_lacks(c, &e, &room);
+    if (!lacks) return code;
+    nearest_that_fits(l, *o, &room, nearest, sizeof nearest);
+    const int failed = fail(EXIT_FIT, "%s; %s", lacks, nearest);
+    free(lacks);
+    return failed;
 }
 
 /* What loads move instead of gradients is fixed. */

@@ -25,9 +25,15 @@ int training_evaluate(const moed_model *m, const moed_corpus *d, const moed_trai
 /* Bytes that training may take, with the model: the limit that was set, or what the machine and the control groups of this
  * process have, less what is held already (of which `loaded` bytes are the model) and the order of the corpus' documents, which
  * an estimate knows nothing of. */
-int64_t training_room(const moed_context *c, const moed_corpus *d, int64_t loaded);
-/* EXIT_FIT, with the nearest setting that fits, when training would take more host memory than there is beside what is held.
- * loaded: bytes of the model, when it is held already. Of a device's memory the trainer itself says what is too much. */
+typedef struct memory_room {
+    int64_t host, device;       /* INT64_MAX: not known */
+} memory_room;
+memory_room training_room(const moed_context *c, const moed_corpus *d, int64_t loaded);
+int training_within(const moed_estimate *e, const memory_room *room);
+/* NULL when a run is within it, else one sentence, to be freed. */
+char *training_lacks(const moed_context *c, const moed_estimate *e, const memory_room *room);
+/* EXIT_FIT, with the nearest setting that fits, when training would take more memory than there is beside what is held.
+ * loaded: bytes of the model, when it is held already. */
 int training_fits(const moed_context *c, const moed_layout *l, const moed_corpus *d, const moed_train_options *o, int64_t loaded);
 /* Bytes in the memory that computes: a device's own, or on the CPU the host's; and whose that is. */
 int64_t training_memory(const moed_estimate *e);

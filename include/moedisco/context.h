@@ -78,6 +78,7 @@ typedef struct moed_context_info {
     int64_t host_limit;
     int64_t host_in_use;   /* bytes held now through this context */
     int64_t host_peak;
+    int64_t device_memory; /* bytes of a device's own memory; 0 = it is the host's, or not known */
 } moed_context_info;
 
 typedef struct moed_device_info {

@@ -108,6 +108,7 @@ static void take(choice *c, const moed_backend *table, int32_t index, const moed
     c->table = table;
     c->index = index;
     snprintf(c->context->device, sizeof c->context->device, "%s", info->name);
+    c->context->device_memory = info->memory;
     snprintf(c->reason, sizeof c->reason, "%s", why);
 }
 

@@ -58,6 +58,7 @@ moed_status moed_context_get_info(const moed_context *context, moed_context_info
         .host_limit = context->options.host_limit,
         .host_in_use = atomic_load(&context->in_use),
         .host_peak = atomic_load(&context->peak),
+        .device_memory = context->backend_info.host_memory ? 0 : context->device_memory,
     };
     snprintf(info.device, sizeof info.device, "%s", context->device);
     snprintf(info.kernels, sizeof info.kernels, "%s", context->backend_info.kernels);

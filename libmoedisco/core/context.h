@@ -20,6 +20,7 @@ struct moed_context {
     moed_host_api host;               /* what backends see of this context */
     moed_backend_info backend_info;   /* of an engine opened here */
     char device[64];
+    int64_t device_memory;            /* what the device tells; 0 = nothing */
     char reason[192];
     _Atomic int64_t in_use, peak;     /* host bytes */
     pthread_mutex_t engine_lock;      /* of what follows: contexts are shared by threads, an engine is not */

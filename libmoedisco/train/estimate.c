@@ -74,14 +74,6 @@ static moed_status compute(const moed_layout *l, const moed_backend_info *number
     return MOED_OK;
 }
 
-/* Of the bytes a device is said to have; the rest is its driver's and its libraries'. 0 = not known. */
-static int64_t device_memory(const moed_context *c, const moed_device_info *device)
-{
-    moed_device_info own = {.struct_size = sizeof own};
-    if (!device && c->backend->device(&c->host, c->device_index, &own) == MOED_OK) device = &own;
-    return device ? device->memory / 16 * 15 : 0;
-}
-
 /* Of the device: the context's own, or one that is only asked about. */
 static const moed_backend *backend_of(const moed_context *c, const moed_device_info *device)
 {
@@ -92,9 +84,10 @@ static const moed_backend *backend_of(const moed_context *c, const moed_device_i
 moedi_room moedi_room_of(const moed_context *c, const moed_device_info *device, int64_t used)
 {
     moedi_room r = {.host = INT64_MAX, .device = INT64_MAX};
-    const int64_t memory = device_memory(c, device), limit = c->options.device_limit;
+    const int64_t whole = device ? device->memory : c->device_memory, memory = whole / 16 * 15, limit = c->options.device_limit;
     r.backend = backend_of(c, device);
     r.on_host = device ? strcmp(device->backend, "cpu") == 0 : c->backend_info.host_memory;
+    r.device_whole = r.on_host ? 0 : whole;
     if (c->options.host_limit > 0) r.host = c->options.host_limit - used;
     if (!r.on_host && memory > 0) r.device = memory;
     if (!r.on_host && limit > 0 && limit < r.device) r.device = limit;

@@ -15,7 +15,8 @@ typedef struct moedi_budget {
 
 /* Where a run computes, and the bytes it may take there: INT64_MAX where nothing is known to limit it. */
 typedef struct moedi_room {
-    int64_t host, device;
+    int64_t host, device;          /* of a device that tells its memory, 15/16: the rest is its driver's and its libraries' */
+    int64_t device_whole;          /* what it tells; 0 = nothing */
     int32_t on_host;               /* device memory is host memory */
     int32_t in_place;              /* the weights are there already */
     const moed_backend *backend;   /* of the device; NULL = not known here */

@@ -113,6 +113,12 @@ static moed_status check_fits(moed_trainer *t, int64_t released)
                           "%lld, moments %lld, activations %lld (%s)",
                           (long long)needs.device, (long long)c->options.device_limit, (long long)b.weights,
                           (long long)b.gradients, (long long)b.moments, (long long)(b.activations + b.workspace), way_to_fit(t));
+    if (room.device_whole > 0 && needs.device > room.device_whole)
+        return moedi_fail(MOED_E_MEMORY, "training needs %lld bytes on %s, which has %lld in all: weights %lld, gradients %lld, "
+                          "moments %lld, activations %lld (%s)",
+                          (long long)needs.device, c->device, (long long)room.device_whole,
+                          (long long)b.weights, (long long)b.gradients, (long long)b.moments,
+                          (long long)(b.activations + b.workspace), way_to_fit(t));
     t->workspace = b.workspace;
     return MOED_OK;
 }

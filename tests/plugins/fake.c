@@ -343,6 +343,7 @@ static moed_status device(const moed_host_api *host, int32_t index, moed_device_
     if (index > 1) return MOED_E_RANGE;
     strcpy(out->name, index ? "fake:1" : "fake:0");
     strcpy(out->description, "memory that no host code can touch");
+    out->memory = INT64_C(1) << 30;
     if (index) strcpy(out->reason, "it is there to be refused");
     return MOED_OK;
 }
