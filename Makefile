@@ -111,7 +111,7 @@ help:
 	@printf '%s\n' 'all              libraries, command, examples, and the CUDA plug-in where nvcc is found (CUDA=0|1, CUDA_ARCHS); host: without it' \
 	    'demo             three ways of training at equal money, on text of this machine' \
 	    'check            all tests; check-run the same, installing nothing (ci: .ci/run)' \
-	    'check-abi        exported symbols and struct sizes      check-headers  as C99 and C++11' \
+	    'check-abi        exported symbols; fields of structs    check-headers  as C99 and C++11' \
 	    'check-install    programs outside the tree, DESTDIR     check-gpu      operations on a GPU' \
 	    'asan ubsan tsan  all tests with a sanitizer (a part of check-run too: TESTS="util trainer" SCRIPTS=)' \
 	    'valgrind         quick tests under memcheck' \

@@ -1,6 +1,6 @@
 #!/bin/sh
 # What the libraries export is what the headers declare and the version script lists, and nothing else; the structs are as the
-# headers say. OUT comes from the Makefile.
+# headers say, and as they were. OUT comes from the Makefile.
 cd "$(dirname "$0")/.." || exit 1
 work=$(mktemp -d "${TMPDIR:-/tmp}/moedisco-abi-XXXXXX") || exit 1
 trap 'rm -rf "$work"' EXIT
@@ -39,6 +39,13 @@ if comm -12 "$work/forbidden" "$work/wanted" | grep .; then echo 'a library in s
 # Files are opened with O_CLOEXEC, streams with "e".
 if grep -n '[^_a-z]open(' libmoedisco/*/*.c | grep -v 'O_CLOEXEC' | grep 'O_'; then echo 'opened without O_CLOEXEC'; failed=1; fi
 if grep -n 'fopen(' libmoedisco/*/*.c libmoedisco/backend/cpu/*.c | grep -v '"[rwa]*e"'; then echo 'opened without "e"'; failed=1; fi
+
+# Fields lie where they lay, one after the other without a gap: structs grow at their end alone.
+sh tests/abi_fields.sh >"$work/fields" || failed=1
+same 'recorded in tests/abi_fields.txt' tests/abi_fields.txt 'in include/' "$work/fields"
+awk '$2 != at { print "padding that is not written out before " (NF == 3 ? $1 : "the end of " $1); bad = 1 }
+    { at = NF == 3 ? $2 + $3 : 0 }
+    END { exit bad }' "$work/fields" || failed=1
 
 # struct sizes: what the loaded library says, what the header says, multiples of 8
 . tests/outside/flags.sh
