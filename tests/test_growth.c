@@ -313,7 +313,7 @@ static void bad_tables_are_refused_by_stage_and_field(void **state)
     s[1] = good, s[1].tokens = 0;
     assert_refused(moed_growth_create(&g, c, s, 2, NULL), MOED_E_RANGE, "tokens is 0");
     s[1] = good, s[1].learning_rate = NAN;
-    assert_refused(moed_growth_create(&g, c, s, 2, NULL), MOED_E_RANGE, "learning_rate");
+    assert_refused(moed_growth_create(&g, c, s, 2, NULL), MOED_E_RANGE, "must be from 0 to 100");
     s[1] = good, s[1].top_k = 5;
     assert_refused(moed_growth_create(&g, c, s, 2, NULL), MOED_E_RANGE, "top_k is 5");
     s[1] = good, s[1].flags = 4;

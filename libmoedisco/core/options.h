@@ -4,6 +4,8 @@
 
 #include "status.h"
 
+#define MOEDI_LARGEST_RATE 100.0 /* of learning_rate, with what multiplies it: beyond it weights leave the range of float */
+
 /* Copies the caller's options struct `given` (NULL = defaults) of struct id `id` into out (this library's full struct): checks
  * struct_size, the unknown tail, unknown bits of flags, and every field's range; the error names field and value. Fields that an
  * older, smaller struct lacks are 0. */

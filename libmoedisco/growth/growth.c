@@ -32,8 +32,9 @@ static moed_status check_stage(const moed_stage *s, size_t index, int32_t expert
     if (s->top_k < 0 || s->top_k > s->experts) return bad(index, "top_k", "it must be from 0 to the stage's experts", s->top_k);
     if (s->tokens < 1 || s->tokens > (int64_t)1 << 60)
         return bad(index, "tokens", "it must be from 1 to 2^60", (double)s->tokens);
-    if (!(s->learning_rate >= 0 && s->learning_rate <= 100))
-        return bad(index, "learning_rate", "it must be from 0 to 100", s->learning_rate);
+    if (!(s->learning_rate >= 0 && s->learning_rate <= MOEDI_LARGEST_RATE))
+        return moedi_fail_parameter(MOED_E_RANGE, "learning_rate", "stage %zu: learning_rate is %g; it must be from 0 to %g",
+                                    index, moedi_told(s->learning_rate), MOEDI_LARGEST_RATE);
     if (s->warmup < 0 || s->warmup > s->tokens)
         return bad(index, "warmup", "it must be from 0 to the stage's tokens", (double)s->warmup);
     if (s->decay < 0 || s->decay > s->tokens - s->warmup)

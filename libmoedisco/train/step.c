@@ -13,8 +13,6 @@
 #include "schedule.h"
 #include "util/clock.h"
 
-#define LARGEST_RATE 100.0 /* of the option learning_rate too: beyond it weights leave the range of float */
-
 moed_status moedi_step_check(const moed_trainer *t)
 {
     MOEDI_TRY(moedi_context_check(t->context));
@@ -377,9 +375,9 @@ moed_status moed_trainer_update(moed_trainer *t, double factor, moed_report *out
     if (!(factor >= 0) || !isfinite(factor))
         return moedi_fail_parameter(MOED_E_RANGE, "factor", "factor is %g, not a number from 0 up", factor);
     const double rate = moedi_schedule_rate(&t->options, t->step + 1) * factor;
-    if (rate > LARGEST_RATE)
+    if (rate > MOEDI_LARGEST_RATE)
         return moedi_fail_parameter(MOED_E_RANGE, "factor", "factor %g makes a learning rate of %g; %g is the most", factor, rate,
-                                    LARGEST_RATE);
+                                    MOEDI_LARGEST_RATE);
     if (t->pending.calls == 0) return moedi_fail(MOED_E_STATE, "no gradient waits: call moed_trainer_forward_backward first");
     moed_report report;
     MOEDI_TRY(moedi_step_store(t, update(t, factor, &report)));
