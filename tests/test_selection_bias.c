@@ -16,13 +16,18 @@ static const char biased[] =
     "\"initializer_range\": 0.1, \"torch_dtype\": \"float32\"}";
 static const char bias_name[] = "model.layers.1.mlp.gate.e_score_correction_bias";
 
-static rig biased_rig(const moed_train_options *o)
+static rig rig_of(const char *config, const moed_train_options *o)
 {
     rig r = {.context = support_context("auto", 1)};
-    r.model = support_fresh(r.context, biased, 7, -1);
+    r.model = support_fresh(r.context, config, 7, -1);
     r.corpus = tiny_corpus(r.context, NULL);
     assert_ok(moed_trainer_create(&r.trainer, r.context, r.model, r.corpus, NULL, o));
     return r;
+}
+
+static rig biased_rig(const moed_train_options *o)
+{
+    return rig_of(biased, o);
 }
 
 static const float *biases_of(const rig *r)
@@ -301,6 +306,19 @@ static void a_step_stopped_after_any_micro_batch_leaves_biases_where_they_were(v
     rig_close(&r);
 }
 
+static void a_step_whose_biases_did_not_follow_its_weights_ends_the_trainer(void **state)
+{
+    (void)state;
+    const moed_train_options o = tiny_options(3);
+    rig r = biased_rig(&o);
+    rig_run(&r, 1);
+    stop_at(&r, 2, NULL); /* after the step's wait */
+    assert_refused(moed_trainer_run(r.trainer, 1, NULL, NULL), MOED_E_MEMORY, "says the test");
+    assert_true(stop.moves == 1);
+    assert_refused(moed_trainer_run(r.trainer, 1, NULL, NULL), MOED_E_STATE, "ended half-way");
+    rig_close(&r);
+}
+
 static void biases_that_move_are_not_waited_for(void **state)
 {
     (void)state;
@@ -367,6 +385,52 @@ static void a_trainer_that_goes_takes_back_a_step_that_waits_for_its_update(void
         assert_memory_equal(biases_of(&r), before, sizeof before);
         rig_close(&r);
     }
+}
+
+/* ---- a backend that cannot move them ---- */
+
+static void a_backend_that_cannot_move_biases_is_told(void **state)
+{
+    (void)state;
+    static const char one[] =
+        "{\"model_type\": \"dots1\", \"vocab_size\": 48, \"hidden_size\": 16, \"intermediate_size\": 16, "
+        "\"num_hidden_layers\": 2, \"num_attention_heads\": 2, \"num_key_value_heads\": 1, \"n_routed_experts\": 1, "
+        "\"num_experts_per_tok\": 1, \"n_shared_experts\": 1, \"first_k_dense_replace\": 1, \"moe_intermediate_size\": 16, "
+        "\"norm_topk_prob\": true, \"initializer_range\": 0.1}";
+    const moed_train_options o = tiny_options(3);
+    moed_expansion_options grown;
+    moedi_selection_biases b;
+    moed_error_info told = {.struct_size = sizeof told};
+    assert_ok(moed_options_init(MOED_STRUCT_EXPANSION_OPTIONS, &grown, sizeof grown));
+    grown.experts = 2;
+    for (int lacks = 1; lacks >= 0; lacks--) {
+        rig r = rig_of(one, &o);
+        moedi_engine *e = moedi_transformer_engine(r.trainer->transformer);
+        moed_backend table = *e->table;
+        if (lacks) table.struct_size = offsetof(moed_backend, balance); /* as one that was built before there was the slot */
+        e->table = &table;
+        rig_run(&r, 1); /* an only expert has no bias that would move */
+        if (lacks) {
+            assert_refused(moed_trainer_expand(r.trainer, NULL, &grown, 0), MOED_E_UNSUPPORTED, "the operation that moves");
+            assert_ok(moed_last_error_get(&told));
+            assert_string_equal(told.parameter, "balance_rate");
+        } else {
+            assert_ok(moed_trainer_expand(r.trainer, NULL, &grown, 0));
+        }
+        rig_run(&r, 1);
+        rig_close(&r);
+    }
+    rig r = biased_rig(&o);
+    moedi_transformer *t = r.trainer->transformer;
+    moedi_engine *e = moedi_transformer_engine(t);
+    const moed_layout *l = moed_model_layout(r.model);
+    moed_backend table = *e->table;
+    table.balance = NULL;
+    e->table = &table;
+    assert_refused(moedi_selection_biases_create(&b, t, l, NULL, 0.125), MOED_E_UNSUPPORTED, "at 0 they rest");
+    assert_ok(moedi_selection_biases_create(&b, t, l, NULL, 0));
+    moedi_selection_biases_destroy(&b);
+    rig_close(&r);
 }
 
 typedef struct memory {
@@ -475,9 +539,11 @@ int main(void)
         cmocka_unit_test(micro_batches_put_right_what_a_step_finds_wrong),
         cmocka_unit_test(a_dropped_step_takes_back_what_its_micro_batches_moved),
         cmocka_unit_test(a_step_stopped_after_any_micro_batch_leaves_biases_where_they_were),
+        cmocka_unit_test(a_step_whose_biases_did_not_follow_its_weights_ends_the_trainer),
         cmocka_unit_test(biases_that_move_are_not_waited_for),
         cmocka_unit_test(the_last_of_several_calls_takes_back_what_all_have_moved),
         cmocka_unit_test(a_trainer_that_goes_takes_back_a_step_that_waits_for_its_update),
+        cmocka_unit_test(a_backend_that_cannot_move_biases_is_told),
         cmocka_unit_test(what_a_step_keeps_is_within_the_estimate),
         cmocka_unit_test(a_run_that_was_stopped_goes_on_to_the_same_bits),
         cmocka_unit_test(evenness_is_that_of_its_formulas),

@@ -179,7 +179,8 @@ typedef struct moed_trainer_info {
  * its experts' downs; the shared expert's gate and up). Borrowed arrays must not overlap where they are trained
  * (MOED_E_ARGUMENT naming both).
  * Returns MOED_E_LIMIT with the figures, MOED_E_STATE for a streamed model, MOED_E_RANGE, MOED_E_MISMATCH (the corpus
- * has tokens outside the model's vocabulary, or m is of another context). Since: 0.1. */
+ * has tokens outside the model's vocabulary, or m is of another context), MOED_E_UNSUPPORTED where the context's backend
+ * lacks an optional operation that the model or a balance_rate needs. Since: 0.1. */
 MOED_API moed_status moed_trainer_create(moed_trainer **out, moed_context *c, moed_model *m, const moed_corpus *d,
                                          moed_comm *comm, const moed_train_options *o);
 MOED_API void moed_trainer_destroy(moed_trainer *t);

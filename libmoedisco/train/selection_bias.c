@@ -24,6 +24,14 @@ int64_t moedi_selection_biases_bytes(const moedi_config *c, const moed_backend_i
     return held_bytes(c, moedi_dtype_size(numbers->wide)) + offsets_count(c) * (int64_t)sizeof(int64_t);
 }
 
+moed_status moedi_selection_biases_check(const moedi_config *c, const moedi_engine *e, double rate)
+{
+    if (!moves(c, rate) || MOED_BACKEND_HAS(e->table, balance)) return MOED_OK;
+    return moedi_fail_parameter(MOED_E_UNSUPPORTED, "balance_rate",
+                                "balance_rate is %g: the backend %s does not have the operation that moves selection biases; at "
+                                "0 they rest", rate, e->table->name);
+}
+
 moed_status moedi_selection_biases_create(moedi_selection_biases *out, moedi_transformer *t, const moed_layout *l,
                                           const moed_step_scalars *scalars, double rate)
 {
@@ -32,11 +40,8 @@ moed_status moedi_selection_biases_create(moedi_selection_biases *out, moedi_tra
     void *held = NULL, *offsets = NULL;
     moed_status status = MOED_OK;
     *out = (moedi_selection_biases){.transformer = t, .layout = l, .scalars = scalars};
+    MOEDI_TRY(moedi_selection_biases_check(c, e, rate));
     if (!moves(c, rate)) return MOED_OK;
-    if (!MOED_BACKEND_HAS(e->table, balance))
-        return moedi_fail_parameter(MOED_E_UNSUPPORTED, "balance_rate",
-                                    "balance_rate is %g: the backend %s does not have the operation that moves biases", rate,
-                                    e->table->name);
     MOEDI_GO(moedi_alloc_array(e->context, offsets_count(c), sizeof *out->sums, (void **)&out->sums));
     MOEDI_GO(e->table->alloc(e->self, (size_t)held_bytes(c, e->wide_item), &held));
     out->held = held;

@@ -16,14 +16,12 @@ typedef struct moedi_selection_biases {
 
 /* Of device memory; of host memory it is no more. */
 int64_t moedi_selection_biases_bytes(const moedi_config *c, const moed_backend_info *numbers, double rate);
+/* Whether an engine can move what would have to move: MOED_E_UNSUPPORTED. */
+moed_status moedi_selection_biases_check(const moedi_config *c, const moedi_engine *e, double rate);
 /* rate: balance_rate of the options; at 0, or in a model without such biases, nothing ever moves. */
 moed_status moedi_selection_biases_create(moedi_selection_biases *out, moedi_transformer *t, const moed_layout *l,
                                           const moed_step_scalars *scalars, double rate);
 void moedi_selection_biases_destroy(moedi_selection_biases *b);
-static inline int moedi_selection_biases_move_at_all(const moedi_selection_biases *b)
-{
-    return b->held != NULL;
-}
 
 /* By the choices of a part of the step: offsets (layers, experts + 1) on the device, share as moed_op_balance has it, and band.
  * Enqueued, like all that follows. Source: arXiv 2408.15664. */

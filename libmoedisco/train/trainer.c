@@ -227,8 +227,9 @@ moed_status moedi_trainer_take_model(moed_trainer *t, moed_model *m)
     moed_model *other = moedi_model_retain(m);
     MOEDI_GO(MOEDI_NEW(t->context, m->layout->count, &trained));
     MOEDI_GO(moedi_selection(m->layout, t->options.train, t->options.freeze, trained));
-    exchange(t, &other, &trained);
     /* before anything goes that a run could go on with */
+    MOEDI_GO(moedi_selection_biases_check(&m->layout->config, moedi_transformer_engine(t->transformer), t->options.balance_rate));
+    exchange(t, &other, &trained);
     status = check_fits_with(t, t->policy, t->built + (t->step > 0 && c->backend_info.host_memory ? t->workspace : 0));
     exchange(t, &other, &trained);
     MOEDI_GO(status);
