@@ -236,6 +236,7 @@ static struct {
     moed_backend table;
     moed_status (*wait)(void *self);
     moed_status (*balance)(void *self, const moed_op_balance *a);
+    moed_status (*copy)(void *self, void *to, const void *from, size_t size);
     int64_t waits, moves, at; /* the one of all that something happens in, counted from 1 */
     moed_cancel *cancel;      /* that is what happens; NULL: the device says that memory is out */
 } stop;
@@ -306,15 +307,35 @@ static void a_step_stopped_after_any_micro_batch_leaves_biases_where_they_were(v
     rig_close(&r);
 }
 
-static void a_step_whose_biases_did_not_follow_its_weights_ends_the_trainer(void **state)
+static void a_step_that_ends_half_way_ends_the_trainer(void **state)
 {
     (void)state;
     const moed_train_options o = tiny_options(3);
+    for (int at = 1; at <= 2; at++) { /* the wait: was the update done? And the move after it */
+        rig r = biased_rig(&o);
+        rig_run(&r, 1);
+        stop_at(&r, at, NULL);
+        assert_refused(moed_trainer_run(r.trainer, 1, NULL, NULL), MOED_E_MEMORY, "says the test");
+        assert_int_equal(stop.moves, at - 1);
+        assert_refused(moed_trainer_run(r.trainer, 1, NULL, NULL), MOED_E_STATE, "ended half-way");
+        rig_close(&r);
+    }
+}
+
+static moed_status copy_until_moved(void *self, void *to, const void *from, size_t size)
+{
+    return stop.moves > 0 ? moedi_fail(MOED_E_DEVICE, "no copy") : stop.copy(self, to, from, size);
+}
+
+static void biases_that_cannot_be_brought_back_end_the_trainer(void **state)
+{
+    (void)state;
+    const moed_train_options o = within_options(3);
     rig r = biased_rig(&o);
     rig_run(&r, 1);
-    stop_at(&r, 2, NULL); /* after the step's wait */
-    assert_refused(moed_trainer_run(r.trainer, 1, NULL, NULL), MOED_E_MEMORY, "says the test");
-    assert_true(stop.moves == 1);
+    stop_at(&r, 2, NULL);
+    stop.copy = stop.table.copy, stop.table.copy = copy_until_moved;
+    assert_refused(moed_trainer_run(r.trainer, 1, NULL, NULL), MOED_E_MEMORY, "says the test"); /* what came first is told */
     assert_refused(moed_trainer_run(r.trainer, 1, NULL, NULL), MOED_E_STATE, "ended half-way");
     rig_close(&r);
 }
@@ -539,7 +560,8 @@ int main(void)
         cmocka_unit_test(micro_batches_put_right_what_a_step_finds_wrong),
         cmocka_unit_test(a_dropped_step_takes_back_what_its_micro_batches_moved),
         cmocka_unit_test(a_step_stopped_after_any_micro_batch_leaves_biases_where_they_were),
-        cmocka_unit_test(a_step_whose_biases_did_not_follow_its_weights_ends_the_trainer),
+        cmocka_unit_test(a_step_that_ends_half_way_ends_the_trainer),
+        cmocka_unit_test(biases_that_cannot_be_brought_back_end_the_trainer),
         cmocka_unit_test(biases_that_move_are_not_waited_for),
         cmocka_unit_test(the_last_of_several_calls_takes_back_what_all_have_moved),
         cmocka_unit_test(a_trainer_that_goes_takes_back_a_step_that_waits_for_its_update),

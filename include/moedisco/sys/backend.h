@@ -70,7 +70,8 @@ typedef struct moed_backend_info {
     int32_t reserved;
 } moed_backend_info;
 
-/* Scalars that change by step, in device memory, so that a step can be recorded once and replayed. */
+/* Scalars that change by step, in device memory, so that a step can be recorded once and replayed. Grows at its end: a later
+ * field is for operations that came with it, and an older host, whose struct is shorter, never calls them. */
 typedef struct moed_step_scalars {
     double learning_rate;
     double beta1_correction;  /* 1 - beta1^step */
@@ -218,10 +219,10 @@ typedef struct moed_op_router {
     int32_t score, reserved;
 } moed_op_router;
 
-/* Optional: training with a balance_rate needs it. bias (experts, wide) += scalars->balance_rate * share * way: of an expert that
- * was chosen offsets[e + 1] - offsets[e] times (offsets (experts + 1) int64), way is (mean - own) / (band * mean), cut off at -1
- * and 1, or the sign of mean - own where band is 0; 0 where own is the mean. In double, rounded once: the same bits on every
- * device. scalars: device. Source: arXiv 2408.15664. */
+/* Optional: training a router with a selection bias at a balance_rate above 0 needs it. bias (experts, wide) +=
+ * scalars->balance_rate * share * way: of an expert that was chosen offsets[e + 1] - offsets[e] times (offsets (experts + 1)
+ * int64), way is (mean - own) / (band * mean), cut off at -1 and 1, or the sign of mean - own where band is 0; 0 where own is
+ * the mean. In double, rounded once: the same bits on every device. scalars: device. Source: arXiv 2408.15664. */
 typedef struct moed_op_balance {
     void *bias;
     const int64_t *offsets;
@@ -524,7 +525,7 @@ typedef struct moed_backend {
     moed_status (*squash)(void *self, const moed_op_squash *a);
     moed_status (*squash_backward)(void *self, const moed_op_squash *a);
 
-    /* Optional: training with a balance_rate needs it. */
+    /* Optional: training a router with a selection bias at a balance_rate above 0 needs it. */
     moed_status (*balance)(void *self, const moed_op_balance *a);
 } moed_backend;
 
