@@ -1,7 +1,8 @@
 #!/bin/sh
-# gpu/check.sh [sanitize [TOOL...]] - every operation of the CUDA plug-in against the reference, then the library on it against the CPU. OUT is the build's
-# directory, or a folder made by `make gpu-pack`; MOED_TEST_DEVICE the device (cuda:0). sanitize: the operations and a few
-# steps of training under the tools of compute-sanitizer (memcheck racecheck; synccheck initcheck) instead. Without a GPU: whether its absence is told in a sentence, and 2.
+# gpu/check.sh [sanitize [TOOL...]] - every operation of the CUDA plug-in against the reference, then the library on it against
+# the CPU, then a device that is lost. OUT is the build's directory, or a folder made by `make gpu-pack`; MOED_TEST_DEVICE the
+# device (cuda:0). sanitize: the operations and a few steps of training under the tools of compute-sanitizer (memcheck racecheck;
+# synccheck initcheck) instead. Without a GPU: whether its absence is told in a sentence, and 2.
 set -u
 plugin=${OUT:?}/moedisco-backends/libmoedisco-cuda.so
 device=${MOED_TEST_DEVICE:-cuda:0}
