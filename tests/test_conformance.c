@@ -456,8 +456,8 @@ static void balance_case(int64_t experts, int whole, double band)
         side_ok(&sides[s], sides[s].table->upload(sides[s].self, scalars[s], &now, sizeof now), "upload");
     }
     buffers[bias].alone = 1;
-    RUN(balance, balance, 0x1p-24 /* rounded once */, .bias = AT(bias), .offsets = AT(offsets), .scalars = scalars[s_], .experts = experts,
-        .share = 0.5, .band = band);
+    RUN(balance, balance, 0x1p-24 /* rounded once */, .bias = AT(bias), .offsets = AT(offsets), .scalars = scalars[s_],
+        .experts = experts, .share = 0.5, .band = band);
     for (int s = 0; s < SIDES; s++) sides[s].table->free(sides[s].self, scalars[s]);
     reset();
 }

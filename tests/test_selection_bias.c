@@ -390,6 +390,35 @@ static void the_last_of_several_calls_takes_back_what_all_have_moved(void **stat
     rig_close(&r);
 }
 
+static moed_status no_norm(void *self, const moed_op_update *a)
+{
+    (void)self, (void)a;
+    return moedi_fail(MOED_E_MEMORY, "out of memory, says the test");
+}
+
+static void an_update_that_does_not_begin_takes_back_what_its_calls_have_moved(void **state)
+{
+    (void)state;
+    const moed_train_options o = within_options(2);
+    rig r = biased_rig(&o), whole = biased_rig(&o);
+    float before[EXPERTS];
+    rig_run(&r, 1);
+    memcpy(before, biases_of(&r), sizeof before);
+    assert_ok(moed_trainer_forward_backward(r.trainer, NULL, NULL));
+    assert_true(memcmp(biases_of(&r), before, sizeof before) != 0);
+    stop_at(&r, 0, NULL);
+    moed_status (*const norm)(void *, const moed_op_update *) = stop.table.gradient_norm;
+    stop.table.gradient_norm = no_norm;
+    assert_refused(moed_trainer_update(r.trainer, 1, NULL), MOED_E_MEMORY, "says the test");
+    assert_memory_equal(biases_of(&r), before, sizeof before);
+    stop.table.gradient_norm = norm;
+    rig_run(&r, 0);
+    rig_run(&whole, 0);
+    assert_same_models(r.model, whole.model);
+    rig_close(&whole);
+    rig_close(&r);
+}
+
 static void a_trainer_that_goes_takes_back_a_step_that_waits_for_its_update(void **state)
 {
     (void)state;
@@ -564,6 +593,7 @@ int main(void)
         cmocka_unit_test(biases_that_cannot_be_brought_back_end_the_trainer),
         cmocka_unit_test(biases_that_move_are_not_waited_for),
         cmocka_unit_test(the_last_of_several_calls_takes_back_what_all_have_moved),
+        cmocka_unit_test(an_update_that_does_not_begin_takes_back_what_its_calls_have_moved),
         cmocka_unit_test(a_trainer_that_goes_takes_back_a_step_that_waits_for_its_update),
         cmocka_unit_test(a_backend_that_cannot_move_biases_is_told),
         cmocka_unit_test(what_a_step_keeps_is_within_the_estimate),

@@ -36,7 +36,8 @@ int moedi_optimizer_parts(int32_t policy);
 /* As a policy keeps it: with the memory that it has where that is the optimizer's own, else without. */
 moedi_moment moedi_optimizer_part(const moedi_optimizer *o, int32_t policy, size_t slice, int part);
 
-/* Brings up the numbers of optimizer step `step`: its rate, and scale, a factor of the gradients. */
+/* Brings up the numbers of optimizer step `step`: its rate, scale, a factor of the gradients, and by how much selection biases
+ * move. */
 moed_status moedi_optimizer_prepare(moedi_optimizer *o, const moed_train_options *options, int64_t step, double rate,
                                     double scale);
 /* Norm of the gradients times scale, before clipping, to the scalars; NaN where one of losses (count, wide, on the device) is not

@@ -275,7 +275,8 @@ moed_status moedi_step_run(moed_trainer *t, moed_report *out, const moed_cancel 
     return write_line(t, out);
 }
 
-/* Adds the gradient of b's mean loss (NULL: the stream's next rows). On any failure what was accumulated is dropped. */
+/* Adds the gradient of b's mean loss (NULL: the stream's next rows). A batch that is refused changes nothing; any later
+ * failure drops what was accumulated. */
 static moed_status add_gradient(moed_trainer *t, const moed_batch *b, moed_report *out)
 {
     const double start = moedi_clock_seconds();

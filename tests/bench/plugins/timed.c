@@ -76,7 +76,7 @@ static void note(timed *t, const char *operation, int64_t a, int64_t b, int64_t 
     X(cross_entropy, cross_entropy, a->rows, a->width, a->vocabulary, a->d_h != NULL) X(gradient_norm, update, a->count, 0, 0, 0)\
     X(adamw, update, a->count, 0, 0, 0) X(sum, sum, a->count, 0, 0, 0) X(add, add, a->count, 0, 0, 0)                            \
     X(embed_mean, embed_mean, a->documents, a->width, 0, 0) X(kmeans_assign, kmeans_assign, a->count, a->width, a->clusters, 0)  \
-    X(kmeans_accumulate, kmeans_accumulate, a->count, a->width, a->clusters, 0)
+    X(kmeans_accumulate, kmeans_accumulate, a->count, a->width, a->clusters, 0) X(balance, balance, a->experts, 0, 0, 0)
 
 #define WRAP(slot, arguments, s0, s1, s2, s3)                                   \
     static moed_status slot(void *self, const moed_op_##arguments *a)           \
