@@ -15,7 +15,7 @@ static int64_t offsets_count(const moedi_config *c)
 
 static int moves(const moedi_config *c, double rate)
 {
-    return rate > 0 && c->selection_bias && moedi_config_routes(c);
+    return rate > 0 && c->selection_bias && c->routed_layers > 0 && moedi_config_routes(c);
 }
 
 int64_t moedi_selection_biases_bytes(const moedi_config *c, const moed_backend_info *numbers, double rate)
