@@ -125,7 +125,8 @@ typedef struct moed_estimate {
  * by hand (struct_size, backend, memory, flops, dtype; the rest 0). Of memory it takes next to nothing. host_bytes is everything
  * in host memory: on the CPU the model's own weights, gradients (one block, and log2(micro_batches) more), moments, activations
  * with workspace, rows, and what passes through when saving. device_bytes is what counts against a device_limit: what the driver
- * takes is not in it, and what operations keep only where the backend that d names is found here and tells.
+ * takes is not in it, and what operations keep only where the backend that d names is found here and tells. No corpus is given:
+ * the trainer takes 32 bytes more for each document of its own, and as many for each of one that it evaluates.
  * Returns MOED_E_RANGE, MOED_E_ARGUMENT, MOED_E_STRUCT, MOED_E_UNSUPPORTED (a layout by hand). Since: 0.1. */
 MOED_API moed_status moed_train_estimate(const moed_layout *l, const moed_device_info *d, const moed_train_options *o,
                                          moed_estimate *out);
