@@ -394,7 +394,7 @@ static void a_device_that_has_too_little_is_told_before_the_start(void **state)
     moed_corpus *d = tiny_corpus(c, NULL);
     moed_trainer *t = NULL;
     c->device_memory = needs - 1;
-    snprintf(figures, sizeof figures, "needs %lld bytes on fake:0, which has %lld in all", (long long)needs,
+    snprintf(figures, sizeof figures, "needs %lld bytes on the device, its memory is %lld", (long long)needs,
              (long long)c->device_memory);
     assert_refused(moed_trainer_create(&t, c, m, d, NULL, &o), MOED_E_MEMORY, figures);
     assert_null(t);

@@ -300,11 +300,7 @@ static void a_step_stopped_after_any_micro_batch_leaves_biases_where_they_were(v
         moed_cancel_destroy(cancel);
     }
     stop_at(&r, 0, NULL);
-    rig_run(&r, 0);
-    rig_run(&whole, 0);
-    assert_same_models(r.model, whole.model);
-    rig_close(&whole);
-    rig_close(&r);
+    rigs_end_alike(&r, &whole);
 }
 
 static void a_step_that_ends_half_way_ends_the_trainer(void **state)
@@ -412,11 +408,7 @@ static void an_update_that_does_not_begin_takes_back_what_its_calls_have_moved(v
     assert_refused(moed_trainer_update(r.trainer, 1, NULL), MOED_E_MEMORY, "says the test");
     assert_memory_equal(biases_of(&r), before, sizeof before);
     stop.table.gradient_norm = norm;
-    rig_run(&r, 0);
-    rig_run(&whole, 0);
-    assert_same_models(r.model, whole.model);
-    rig_close(&whole);
-    rig_close(&r);
+    rigs_end_alike(&r, &whole);
 }
 
 static void a_trainer_that_goes_takes_back_a_step_that_waits_for_its_update(void **state)

@@ -110,10 +110,7 @@ static void what_cannot_grow_is_refused_and_trains_on(void **state)
     assert_ok(moed_trainer_forward_backward(r.trainer, NULL, NULL));
     assert_refused(moed_trainer_expand(r.trainer, NULL, &many, 0), MOED_E_STATE, "wait for moed_trainer_update");
     assert_ok(moed_trainer_update(r.trainer, 1, NULL));
-    rig_run(&r, 0), rig_run(&same, 0);
-    assert_same_models(same.model, r.model);
-    rig_close(&r);
-    rig_close(&same);
+    rigs_end_alike(&r, &same);
 }
 
 /* Under limits from where the surgery has no room to where all has. */

@@ -152,6 +152,15 @@ static inline void assert_same_models(const moed_model *a, const moed_model *b)
         if (memcmp(x.data, y.data, tensor_bytes(&x)) != 0) fail_msg("%s differs", p.name);
     }
 }
+/* Both go on to the end, and are the same there. */
+static inline void rigs_end_alike(rig *a, rig *b)
+{
+    rig_run(a, 0);
+    rig_run(b, 0);
+    assert_same_models(a->model, b->model);
+    rig_close(a);
+    rig_close(b);
+}
 /* Index of a parameter. */
 static inline size_t model_find(const moed_model *m, const char *name)
 {

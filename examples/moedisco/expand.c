@@ -1,8 +1,9 @@
 /* expand.c - a model with more experts, or with fewer. */
 #include <stdlib.h>
 
+#include "app.h"
+#include "expand.h"
 #include "output.h"
-#include "surgery.h"
 
 typedef struct expand_settings {
     const char *corpus;
@@ -31,7 +32,7 @@ static moed_status measure_usage(const expand_settings *s, moed_context *c, cons
     return status;
 }
 
-void surgery_tell_unheeded(const flags *f, const moed_expansion_options *o, const char *prefix)
+void expand_tell_unheeded(const flags *f, const moed_expansion_options *o, const char *prefix)
 {
     char names[64];
     const int draws = o->method == MOED_EXPAND_DRAW;
@@ -86,7 +87,7 @@ int verb_expand(const verb *v, int argc, char **argv)
     if (code >= 0) return code;
     if ((code = common_open(&c, &context))) return code;
     code = refuse_same(f.positionals[0], f.positionals[1]);
-    if (!code) surgery_tell_unheeded(&f, &o, "");
+    if (!code) expand_tell_unheeded(&f, &o, "");
     if (!code) code = expand(context, f.positionals[0], f.positionals[1], &s, &o);
     moed_context_destroy(context);
     return code;

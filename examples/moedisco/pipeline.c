@@ -9,11 +9,11 @@
 #include <unistd.h>
 
 #include "budget.h"
+#include "expand.h"
 #include "output.h"
 #include "phases.h"
 #include "report.h"
 #include "settings.h"
-#include "surgery.h"
 #include "training.h"
 
 static const moed_field WORK_FIELDS[] = {
@@ -416,7 +416,7 @@ static int start_fresh(pipeline *p, flags *f)
     if (code) return code;
     training_tell_unheeded(f, p->layout);
     growing_tell_unheeded(f, &p->growing);
-    if (p->growing.grow) surgery_tell_unheeded(f, &p->expansion, "new-");
+    if (p->growing.grow) expand_tell_unheeded(f, &p->expansion, "new-");
     char *relative = path_relative(p->dir, p->corpus_prefix);
     flag *corpus = flags_find(f, "corpus");
     corpus->owned = relative;

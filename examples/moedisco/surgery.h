@@ -25,9 +25,6 @@ typedef struct merger {
 
 int surgery_integrate(moed_context *c, const char *base_dir, const merger *given, const char *out_dir, double *drift);
 
-/* Says which flags of new experts, named with this prefix, have no part in how they are made. */
-void surgery_tell_unheeded(const flags *f, const moed_expansion_options *o, const char *prefix);
-
 /* Tokens of the clusters of a corpus or view, (clusters); NULL after telling why not. */
 double *cluster_tokens(const moed_partition *p, const moed_corpus *d, int64_t *clusters);
 

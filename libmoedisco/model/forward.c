@@ -105,13 +105,12 @@ static moed_status forward_router(moedi_transformer *t, int64_t layer)
 {
     const moedi_config *c = t->config;
     const moedi_activations *a = &t->layers[layer];
-    const moedi_group *bias = moedi_group_of(t, layer, MOEDI_GROUP_ROUTER_BIAS);
     MOEDI_TRY(forward_router_logits(t, layer));
     MOEDI_OP(t, router, moed_op_router, .probabilities = a->probabilities, .weights = a->weights,
              .lse = a->router_lse, .ids = a->ids, .logits = a->router_logits,
              .losses = moedi_at_wide(t, t->results, 1), .rows = t->tokens_now, .experts = c->experts,
              .top_k = c->top_k, .normalise = c->normalise_top_k, .replay = t->replay,
-             .loss_scale = 1.0 / (double)c->routed_layers, .bias = bias->count ? bias->weight : NULL,
+             .loss_scale = 1.0 / (double)c->routed_layers, .bias = moedi_transformer_selection_bias(t, layer),
              .weight_scale = c->weight_scale, .score = c->score);
     MOEDI_OP(t, dispatch, moed_op_dispatch, .ids = a->ids, .offsets = a->offsets, .slot = a->slot,
              .source = a->source, .rows = t->tokens_now, .experts = c->experts, .top_k = c->top_k);

@@ -721,6 +721,12 @@ void *moedi_transformer_weight(moedi_transformer *t, size_t param)
     return t->weight[param];
 }
 
+void *moedi_transformer_selection_bias(moedi_transformer *t, int64_t layer)
+{
+    const moedi_group *g = moedi_group_of(t, layer, MOEDI_GROUP_ROUTER_BIAS);
+    return g->count ? g->weight : NULL;
+}
+
 void *moedi_transformer_gradient(moedi_transformer *t, size_t param)
 {
     return t->gradient[param] < 0 ? NULL : moedi_at(t, t->gradients, t->gradient[param]);

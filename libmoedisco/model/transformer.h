@@ -99,6 +99,8 @@ void moedi_transformer_bring(moedi_transformer *t, moedi_bring_fn bring, void *u
 void *moedi_transformer_weight(moedi_transformer *t, size_t param);
 void *moedi_transformer_gradient(moedi_transformer *t, size_t param);
 int16_t *moedi_transformer_low(moedi_transformer *t, size_t param);
+/* Device memory of a layer's selection biases (experts, wide); NULL = it has none. */
+void *moedi_transformer_selection_bias(moedi_transformer *t, int64_t layer);
 /* Numbers of a parameter as wide as they are trained, to host memory and back; waits. */
 moed_status moedi_transformer_read(moedi_transformer *t, size_t param, int64_t first, int64_t count, void *wide);
 moed_status moedi_transformer_write(moedi_transformer *t, size_t param, int64_t first, int64_t count, void *wide);

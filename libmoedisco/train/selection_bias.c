@@ -32,14 +32,14 @@ moed_status moedi_selection_biases_check(const moedi_config *c, const moedi_engi
                                 "0 they rest", rate, e->table->name);
 }
 
-moed_status moedi_selection_biases_create(moedi_selection_biases *out, moedi_transformer *t, const moed_layout *l,
-                                          const moed_step_scalars *scalars, double rate)
+moed_status moedi_selection_biases_create(moedi_selection_biases *out, moedi_transformer *t, const moed_step_scalars *scalars,
+                                          double rate)
 {
-    const moedi_config *c = &l->config;
+    const moedi_config *c = moedi_transformer_config(t);
     const moedi_engine *e = moedi_transformer_engine(t);
     void *held = NULL, *offsets = NULL;
     moed_status status = MOED_OK;
-    *out = (moedi_selection_biases){.transformer = t, .layout = l, .scalars = scalars};
+    *out = (moedi_selection_biases){.transformer = t, .scalars = scalars};
     MOEDI_TRY(moedi_selection_biases_check(c, e, rate));
     if (!moves(c, rate)) return MOED_OK;
     MOEDI_GO(moedi_alloc_array(e->context, offsets_count(c), sizeof *out->sums, (void **)&out->sums));
@@ -66,21 +66,14 @@ void moedi_selection_biases_destroy(moedi_selection_biases *b)
 
 /* ---- of each layer ---- */
 
-/* On the device; NULL: the layer has no experts. */
-static void *biases_of(const moedi_selection_biases *b, int64_t layer)
-{
-    const int64_t param = moedi_layout_slot(b->layout, MOEDI_SLOT_ROUTER_BIAS, (int32_t)layer, -1);
-    return param < 0 ? NULL : moedi_transformer_weight(b->transformer, (size_t)param);
-}
-
 moed_status moedi_selection_biases_move(moedi_selection_biases *b, const int64_t *offsets, double share, double band)
 {
-    const moedi_config *c = &b->layout->config;
+    const moedi_config *c = moedi_transformer_config(b->transformer);
     const moedi_engine *e = moedi_transformer_engine(b->transformer);
     if (!b->held) return MOED_OK;
     for (int64_t layer = 0; layer < c->layers; layer++, offsets += c->experts + 1) {
-        const moed_op_balance a = {.bias = biases_of(b, layer), .offsets = offsets, .scalars = b->scalars, .experts = c->experts,
-                                   .share = share, .band = band};
+        const moed_op_balance a = {.bias = moedi_transformer_selection_bias(b->transformer, layer), .offsets = offsets,
+                                   .scalars = b->scalars, .experts = c->experts, .share = share, .band = band};
         if (a.bias) MOEDI_TRY(e->table->balance(e->self, &a));
     }
     return MOED_OK;
@@ -88,7 +81,7 @@ moed_status moedi_selection_biases_move(moedi_selection_biases *b, const int64_t
 
 moed_status moedi_selection_biases_move_by(moedi_selection_biases *b, const int64_t *loads, double band)
 {
-    const moedi_config *c = &b->layout->config;
+    const moedi_config *c = moedi_transformer_config(b->transformer);
     const moedi_engine *e = moedi_transformer_engine(b->transformer);
     int64_t *sums = b->sums;
     if (!b->held) return MOED_OK;
@@ -106,12 +99,12 @@ enum direction { HELD, BACK };
 
 static moed_status copy_all(const moedi_selection_biases *b, enum direction to)
 {
-    const moedi_config *c = &b->layout->config;
+    const moedi_config *c = moedi_transformer_config(b->transformer);
     const moedi_engine *e = moedi_transformer_engine(b->transformer);
     const size_t bytes = (size_t)c->experts * e->wide_item;
     char *held = b->held;
     for (int64_t layer = 0; layer < c->layers; layer++, held += bytes) {
-        void *const own = biases_of(b, layer);
+        void *const own = moedi_transformer_selection_bias(b->transformer, layer);
         if (own) MOEDI_TRY(e->table->copy(e->self, to == HELD ? held : own, to == HELD ? own : held, bytes));
     }
     return MOED_OK;

@@ -6,7 +6,6 @@
 
 typedef struct moedi_selection_biases {
     moedi_transformer *transformer;
-    const moed_layout *layout;
     const moed_step_scalars *scalars; /* device: balance_rate */
     char *held;       /* device (layers, experts) wide: the biases of before, where holding; NULL: none move */
     int64_t *offsets; /* device (layers, experts + 1): of a whole step's choices */
@@ -19,8 +18,8 @@ int64_t moedi_selection_biases_bytes(const moedi_config *c, const moed_backend_i
 /* Whether an engine can move what would have to move: MOED_E_UNSUPPORTED. */
 moed_status moedi_selection_biases_check(const moedi_config *c, const moedi_engine *e, double rate);
 /* rate: balance_rate of the options; at 0, or in a model without such biases, nothing ever moves. */
-moed_status moedi_selection_biases_create(moedi_selection_biases *out, moedi_transformer *t, const moed_layout *l,
-                                          const moed_step_scalars *scalars, double rate);
+moed_status moedi_selection_biases_create(moedi_selection_biases *out, moedi_transformer *t, const moed_step_scalars *scalars,
+                                          double rate);
 void moedi_selection_biases_destroy(moedi_selection_biases *b);
 
 /* By the choices of a part of the step: offsets (layers, experts + 1) on the device, share as moed_op_balance has it, and band.

@@ -108,15 +108,13 @@ static moed_status check_fits(moed_trainer *t, int64_t released)
                           "moments %lld, activations %lld (%s)",
                           (long long)needs.host, (long long)used, (long long)most, (long long)b.gradients,
                           (long long)b.moments, (long long)b.activations, way_to_fit(t));
-    if (c->options.device_limit > 0 && needs.device > c->options.device_limit)
-        return moedi_fail(MOED_E_LIMIT, "training needs %lld bytes on the device, the limit is %lld: weights %lld, gradients "
-                          "%lld, moments %lld, activations %lld (%s)",
-                          (long long)needs.device, (long long)c->options.device_limit, (long long)b.weights,
-                          (long long)b.gradients, (long long)b.moments, (long long)(b.activations + b.workspace), way_to_fit(t));
-    if (room.device_whole > 0 && needs.device > room.device_whole)
-        return moedi_fail(MOED_E_MEMORY, "training needs %lld bytes on %s, which has %lld in all: weights %lld, gradients %lld, "
-                          "moments %lld, activations %lld (%s)",
-                          (long long)needs.device, c->device, (long long)room.device_whole,
+    const int64_t limit = c->options.device_limit, whole = room.device_whole;
+    const int over = limit > 0 && needs.device > limit, beyond = whole > 0 && needs.device > whole;
+    if (over || beyond)
+        return moedi_fail(over ? MOED_E_LIMIT : MOED_E_MEMORY,
+                          "training needs %lld bytes on the device, %s is %lld: weights %lld, gradients %lld, moments %lld, "
+                          "activations %lld (%s)",
+                          (long long)needs.device, over ? "the limit" : "its memory", (long long)(over ? limit : whole),
                           (long long)b.weights, (long long)b.gradients, (long long)b.moments,
                           (long long)(b.activations + b.workspace), way_to_fit(t));
     t->workspace = b.workspace;
@@ -134,8 +132,7 @@ static moed_status build(moed_trainer *t)
     MOEDI_TRY(moedi_findings_create(&t->findings, t->transformer, o->micro_batches));
     MOEDI_TRY(moedi_optimizer_create(&t->optimizer, t->transformer, t->model->layout, t->trained, o->weight_decay, t->policy,
                                      moedi_findings_scalars(&t->findings)));
-    MOEDI_TRY(moedi_selection_biases_create(&t->biases, t->transformer, t->model->layout, moedi_findings_scalars(&t->findings),
-                                            o->balance_rate));
+    MOEDI_TRY(moedi_selection_biases_create(&t->biases, t->transformer, moedi_findings_scalars(&t->findings), o->balance_rate));
     MOEDI_TRY(moedi_staged_create(&t->batch, moedi_transformer_engine(t->transformer), o->rows * o->length));
     t->built = bytes_in_use(t->context) - before;
     return MOED_OK;

@@ -7,13 +7,6 @@
 
 enum { STEPS = 6, STRUCK = 3, EVERY = 2 };
 
-typedef struct scene {
-    moed_context *context;
-    moed_model *model;
-    moed_corpus *corpus;
-    moed_trainer *trainer;
-} scene;
-
 static const char *gpu(void)
 {
     const char *named = getenv("MOED_TEST_DEVICE");
@@ -26,33 +19,29 @@ static moed_status open_device(moed_context **out)
     o.device = gpu(), o.kernels = "bf16";
     return moed_context_create(out, &o);
 }
-static scene scene_open(const char *dir)
+static rig rig_in(moed_context *c, const char *dir)
 {
-    scene s;
+    rig r = {.context = c, .model = tiny_model_of(c, 64, 3, 4, TINY_VOCABULARY), .corpus = tiny_corpus(c, NULL)};
     moed_train_options o = tiny_options(STEPS);
     o.directory = dir, o.checkpoint_every = EVERY;
-    assert_ok(open_device(&s.context));
-    s.model = tiny_model_of(s.context, 64, 3, 4, TINY_VOCABULARY);
-    s.corpus = tiny_corpus(s.context, NULL);
-    assert_ok(moed_trainer_create(&s.trainer, s.context, s.model, s.corpus, NULL, &o));
-    return s;
+    assert_ok(moed_trainer_create(&r.trainer, c, r.model, r.corpus, NULL, &o));
+    return r;
 }
-static void scene_close(scene *s)
+static rig rig_on_device(const char *dir)
 {
-    moed_trainer_destroy(s->trainer);
-    moed_corpus_destroy(s->corpus);
-    moed_model_destroy(s->model);
-    moed_context_destroy(s->context);
+    moed_context *c;
+    assert_ok(open_device(&c));
+    return rig_in(c, dir);
 }
 
 /* ---- what the processes do ---- */
 
 static void run_whole(const char *dir)
 {
-    scene s = scene_open(dir);
-    assert_ok(moed_trainer_run(s.trainer, 0, NULL, NULL));
-    assert_ok(moed_trainer_save(s.trainer));
-    scene_close(&s);
+    rig r = rig_on_device(dir);
+    rig_run(&r, 0);
+    assert_ok(moed_trainer_save(r.trainer));
+    rig_close(&r);
 }
 
 /* Numbers are converted from and to addresses at which no device has memory. */
@@ -68,33 +57,31 @@ static moed_status strike(moed_context *c)
 
 static void run_struck(const char *dir)
 {
-    scene s = scene_open(dir);
+    rig r = rig_on_device(dir);
     moed_context *another = NULL;
-    assert_ok(moed_trainer_run(s.trainer, STRUCK, NULL, NULL));
-    assert_int_equal(strike(s.context), MOED_E_DEVICE);
+    rig_run(&r, STRUCK);
+    assert_int_equal(strike(r.context), MOED_E_DEVICE);
     print_message("struck: %s\n", moed_last_error());
     assert_non_null(strstr(moed_last_error(), "lost to this process: a new one can resume from the last checkpoint"));
-    assert_int_equal(moed_trainer_run(s.trainer, 1, NULL, NULL), MOED_E_DEVICE);
+    assert_int_equal(moed_trainer_run(r.trainer, 1, NULL, NULL), MOED_E_DEVICE);
     print_message("the next step: %s\n", moed_last_error());
-    assert_true(moed_trainer_run(s.trainer, 1, NULL, NULL) != MOED_OK);
-    assert_true(moed_trainer_save(s.trainer) != MOED_OK);
+    assert_true(moed_trainer_run(r.trainer, 1, NULL, NULL) != MOED_OK);
+    assert_true(moed_trainer_save(r.trainer) != MOED_OK);
     print_message("saving: %s\n", moed_last_error());
     assert_true(open_device(&another) != MOED_OK);
     print_message("opening it anew: %s\n", moed_last_error());
     assert_null(another);
-    scene_close(&s);
+    rig_close(&r);
 }
 
 static void run_resumed(const char *dir)
 {
-    scene s = scene_open(dir);
-    moed_report r = empty_report();
-    assert_ok(moed_trainer_resume(s.trainer));
-    assert_ok(moed_trainer_run(s.trainer, 1, &r, NULL));
-    assert_int_equal(r.step, STRUCK / EVERY * EVERY + 1);
-    assert_ok(moed_trainer_run(s.trainer, 0, NULL, NULL));
-    assert_ok(moed_trainer_save(s.trainer));
-    scene_close(&s);
+    rig r = rig_on_device(dir);
+    assert_ok(moed_trainer_resume(r.trainer));
+    assert_int_equal(rig_run(&r, 1).step, STRUCK / EVERY * EVERY + 1);
+    rig_run(&r, 0);
+    assert_ok(moed_trainer_save(r.trainer));
+    rig_close(&r);
 }
 
 /* ---- processes ---- */
@@ -118,16 +105,10 @@ static void in_a_process(void (*work)(const char *), const char *dir)
 /* The weights that a checkpoint of the last step holds, read by the CPU. */
 static float *numbers_of(const char *dir, size_t *count)
 {
-    scene s;
-    moed_train_options o = tiny_options(STEPS);
-    o.directory = dir;
-    s.context = support_context("auto", 1);
-    s.model = tiny_model_of(s.context, 64, 3, 4, TINY_VOCABULARY);
-    s.corpus = tiny_corpus(s.context, NULL);
-    assert_ok(moed_trainer_create(&s.trainer, s.context, s.model, s.corpus, NULL, &o));
-    assert_ok(moed_trainer_resume(s.trainer));
-    float *numbers = model_numbers(s.model, count);
-    scene_close(&s);
+    rig r = rig_in(support_context("auto", 1), dir);
+    assert_ok(moed_trainer_resume(r.trainer));
+    float *numbers = model_numbers(r.model, count);
+    rig_close(&r);
     return numbers;
 }
 
