@@ -1,6 +1,8 @@
 /* backend/cpu/reference/router.c - which experts a token goes to, and the way there and back. */
 #include "reference.h"
 
+#include "backend/balance.h"
+
 /* What the choice is made by. */
 static double preference(const moed_op_router *a, const real *scores, int64_t e)
 {
@@ -136,14 +138,6 @@ MOEDI_REFERENCE(router_backward, router)
     return MOED_OK;
 }
 
-/* From -1 to 1: an expert's load is own / experts of the whole. */
-static double way(int64_t own, int64_t total, double band)
-{
-    if (own == total) return 0;
-    const double away = band > 0 ? (double)(total - own) / ((double)total * band) : own < total ? 1 : -1;
-    return away > 1 ? 1 : away < -1 ? -1 : away;
-}
-
 MOEDI_REFERENCE(balance, balance)
 {
     const int64_t total = a->offsets[a->experts] - a->offsets[0];
@@ -152,8 +146,8 @@ MOEDI_REFERENCE(balance, balance)
     (void)self;
 
     for (int64_t e = 0; e < a->experts; e++) {
-        const int64_t own = (a->offsets[e + 1] - a->offsets[e]) * a->experts; /* against the mean, in whole numbers */
-        bias[e] = (real)((double)bias[e] + rate * way(own, total, a->band));
+        const int64_t own = (a->offsets[e + 1] - a->offsets[e]) * a->experts;
+        bias[e] = (real)((double)bias[e] + rate * moedi_balance_way(own, total, a->band));
     }
     return MOED_OK;
 }

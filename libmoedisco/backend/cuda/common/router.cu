@@ -1,4 +1,5 @@
 /* cuda/common/router.cu - the choice of experts, a warp for a row; its two losses; and the gradients. All of it in float. */
+#include "backend/balance.h"
 #include "numbers.cuh"
 #include "operations.h"
 
@@ -269,22 +270,14 @@ MOEDI_CUDA_DEFINED(router_backward, router)
 
 /* ---- loss-free balancing ---- */
 
-/* From -1 to 1, as the reference has it. */
-__device__ static inline double way(int64_t own, int64_t total, double band)
-{
-    if (own == total) return 0;
-    const double away = band > 0 ? (double)(total - own) / ((double)total * band) : own < total ? 1 : -1;
-    return away > 1 ? 1 : away < -1 ? -1 : away;
-}
-
 static __global__ void balance_kernel(moed_op_balance a)
 {
     const int64_t total = a.offsets[a.experts] - a.offsets[0];
     const double rate = a.scalars->balance_rate * a.share;
     float *bias = static_cast<float *>(a.bias);
     for (int64_t e = threadIdx.x; e < a.experts; e += blockDim.x) {
-        const double moved = __dmul_rn(rate, way((a.offsets[e + 1] - a.offsets[e]) * a.experts, total, a.band)); /* not fused */
-        bias[e] = (float)__dadd_rn((double)bias[e], moved);
+        const int64_t own = (a.offsets[e + 1] - a.offsets[e]) * a.experts;
+        bias[e] = (float)__dadd_rn((double)bias[e], __dmul_rn(rate, moedi_balance_way(own, total, a.band))); /* not fused */
     }
 }
 template <typename T> moed_status moedi_cuda_balance(moedi_cuda *e, const moed_op_balance *a)
